@@ -1,0 +1,266 @@
+"""The recipe: everything that decides a run's result, in one YAML file.
+
+A recipe has a section per stage. Sections are frozen, every field says its unit, an unknown key is an
+error. A stage gets its section only; ``pipeline`` alone sees the whole. Section ``compute`` holds what
+changes speed but no result, so it is in no fingerprint.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wsi_ips.errors import RecipeError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Split = Literal["train", "val", "test"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SlidesSection(Section):
+    """How slides are opened."""
+
+    reader: Literal["auto", "openslide", "tiffslide"] = Field(
+        "auto", description="`auto` takes OpenSlide where it opens the file, else TiffSlide"
+    )
+
+
+class TissueSection(Section):
+    """How tissue is told from glass on a thumbnail."""
+
+    mpp: Positive = Field(8.0, description="scale of the thumbnail, µm/px")
+    smoothing_um: Annotated[float, Field(ge=0)] = Field(
+        16.0, description="median filter before the threshold, diameter in µm"
+    )
+    closing_um: Annotated[float, Field(ge=0)] = Field(
+        32.0, description="gaps up to this width are closed, µm"
+    )
+    min_saturation: Share = Field(
+        0.06, description="lowest saturation (0-1) that counts as stain, whatever Otsu finds"
+    )
+    min_area_um2: Annotated[float, Field(ge=0)] = Field(
+        40_000.0, description="tissue pieces below this area are dropped, µm²"
+    )
+    max_hole_um2: Annotated[float, Field(ge=0)] = Field(
+        20_000.0, description="holes up to this area are filled, µm²"
+    )
+
+
+class TilesSection(Section):
+    """Where tiles lie and at what scale their pixels are read."""
+
+    mpp: Positive = Field(0.5, description="scale of the patches, µm/px; never upsampled")
+    patch_px: Annotated[int, Field(ge=8, le=4096)] = Field(256, description="side of a patch, px")
+    stride_px: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="step between tiles in patch px; empty = patch_px (no overlap)"
+    )
+    min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
+    store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
+
+    @property
+    def stride(self) -> int:
+        """Step between tiles in patch pixels."""
+        return self.patch_px if self.stride_px is None else self.stride_px
+
+
+class LabelsSection(Section):
+    """Which manifest column is learned, and the order of its classes."""
+
+    column: str = Field("label", description="manifest column with the slide label")
+    classes: tuple[str, ...] = Field(
+        ("normal", "tumor"), description="all classes; the last one is the positive class of the heatmap"
+    )
+
+    @model_validator(mode="after")
+    def _two_distinct(self) -> Self:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError("needs at least two different class names")
+        return self
+
+
+class ModelSection(Section):
+    """Encoder and cross-attention pooling."""
+
+    encoder: str = Field(
+        "resnet18",
+        description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, or `timm:NAME`",
+    )
+    pretrained: bool = Field(False, description="start from published weights (needs the network)")
+    weights: Path | None = Field(None, description="encoder weights from a local .safetensors file")
+    norm: Literal["auto", "batch", "group"] = Field(
+        "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
+    )
+    memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
+    heads: Annotated[int, Field(ge=1)] = Field(8, description="attention heads")
+    key_width: Annotated[int, Field(ge=1)] = Field(64, description="width of keys and values per head")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
+
+
+class TrainingSection(Section):
+    """The optimiser's loop."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(20, description="passes over the training slides")
+    batch_slides: Annotated[int, Field(ge=1)] = Field(4, description="slides per step (B)")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="of weights; norms, biases and queries have none"
+    )
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(2.0, description="linear warm-up, epochs")
+    tile_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of a slide's tiles left out of the scan, drawn anew each epoch"
+    )
+    small_bags: Share = Field(
+        0.5,
+        description="weight of a second loss on one to eight of the kept tiles; keeps the single-tile "
+        "probability of the heatmap in distribution",
+    )
+    augment: bool = Field(True, description="flips, right-angle turns and stain jitter, seeded per tile")
+    class_weights: bool = Field(True, description="weigh classes by inverse frequency")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="of the slide label")
+    max_missing_share: Share = Field(
+        0.1, description="refuse to train when a larger share of the training slides yielded no tile"
+    )
+
+
+class HeatmapSection(Section):
+    """Pictures per slide."""
+
+    splits: tuple[Split, ...] = Field(
+        ("test",), description="slides of these splits; slides without a split are always drawn"
+    )
+    mpp: Positive = Field(8.0, description="scale of the picture, µm/px (coarser for huge slides)")
+    max_side_px: Annotated[int, Field(ge=256, le=8192)] = Field(
+        2048, description="longest side of the slide in the picture, px"
+    )
+    opacity: Share = Field(0.75, description="opacity of the highest score")
+    top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
+
+
+class SynthSection(Section):
+    """A cohort that the recipe makes itself (`wsi-ips synth`); empty for real slides."""
+
+    slides: Annotated[int, Field(ge=2)] = Field(60, description="slides, half of them with tumour")
+    size_px0: tuple[int, int] = Field((20_480, 14_336), description="width and height, level-0 px")
+    mpp: Positive = Field(0.5, description="µm per level-0 px")
+    tissue_mm2: tuple[float, float] = Field((4.0, 7.0), description="tissue area, smallest to largest")
+    lesion_mm: tuple[float, float] = Field(
+        (0.5, 1.4), description="diameter of the planted tumours, smallest to largest"
+    )
+    split: tuple[float, float, float] = Field((0.5, 0.1, 0.4), description="train : val : test")
+    pen: Share = Field(0.1, description="share of slides with a pen mark")
+    blur: Share = Field(0.1, description="share of slides with a region out of focus")
+    seed: int | None = Field(None, description="empty = the recipe's seed")
+
+
+class ComputeSection(Section):
+    """What changes speed and memory, never a result."""
+
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` ...")
+    readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
+    chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
+    prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")
+
+
+class Recipe(Section):
+    """A whole run. `wsi-ips run RECIPE` executes it."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
+    output: Path = Field(..., description="run folder, relative to the recipe file")
+    manifest: Path = Field(..., description="manifest CSV, relative to the recipe file")
+    seed: int = Field(0, description="seed of everything random")
+    synth: SynthSection | None = None
+    slides: SlidesSection = SlidesSection()
+    tissue: TissueSection = TissueSection()
+    tiles: TilesSection = TilesSection()
+    labels: LabelsSection = LabelsSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+    heatmap: HeatmapSection = HeatmapSection()
+    compute: ComputeSection = ComputeSection()
+
+    def resolved(self, folder: Path) -> Recipe:
+        """Copy with relative paths taken from a folder (that of the recipe file)."""
+        weights = self.model.weights
+        model = self.model.model_copy(update={"weights": folder / weights if weights else None})
+        paths = {"output": folder / self.output, "manifest": folder / self.manifest, "model": model}
+        return self.model_copy(update=paths)
+
+
+def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe file.
+
+    Parameters
+    ----------
+    path
+        YAML file. Relative paths in it are relative to its folder.
+    overrides
+        Dotted keys with values that replace those of the file, e.g. ``{"training.epochs": 3}``.
+        Relative paths among them are relative to the recipe's folder too.
+
+    Raises
+    ------
+    RecipeError
+        No such file, not YAML, unknown key, or a value out of range; the message names the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: cannot be read ({error.strerror})") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path}: expected sections such as `tiles:` and `model:`, see pipelines/")
+    for key, value in (overrides or {}).items():
+        _set_dotted(values, key, value)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {_explain(error)}") from error
+    return recipe.resolved(path.resolve().parent)
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"recipe key {key}: `{parent}` is not a section")
+        values = inner
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per problem: the dotted key, what is wrong, the nearest known key."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys_at(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"unknown key `{where}`; {hint}")
+        else:
+            lines.append(f"key `{where}`: {problem['msg']} (got {problem['input']!r})")
+    return "; ".join(lines)
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Known keys of the section at a location of the recipe."""
+    fields = Recipe.model_fields
+    for part in location:
+        annotation: Any = fields[str(part)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        fields = next(o for o in options if isinstance(o, type) and issubclass(o, Section)).model_fields
+    return list(fields)

@@ -1,0 +1,78 @@
+"""Every error the package raises on purpose, with one root.
+
+::
+
+    WsiIpsError                    catch this to catch them all
+    ├── RecipeError                a recipe: unknown key, value out of range, unreadable YAML
+    ├── ManifestError              a manifest: missing column, duplicate slide_id, bad row
+    ├── SlideError                 a slide file; the message names the slide
+    │   ├── SlideNotFoundError     no file at the path
+    │   ├── UnsupportedSlideError  no reader opens it, or its pixels are not 8-bit RGB
+    │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
+    │   └── RegionReadError        opened, but a region could not be read
+    ├── AnnotationError            an annotation file
+    ├── TileIndexError             a stored tile index: missing, other schema, damaged
+    ├── ScoresError                a stored score table: missing, other schema, damaged
+    ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
+    ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    └── EvaluationError            figures that cannot be computed from the given numbers
+
+Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
+message names the slide, row or key, says what is wrong, and says what to do.
+"""
+
+
+class WsiIpsError(Exception):
+    """Root of all errors raised on purpose by wsi_ips."""
+
+
+class RecipeError(WsiIpsError, ValueError):
+    """A recipe cannot be read or holds a key or value that is not allowed."""
+
+
+class ManifestError(WsiIpsError, ValueError):
+    """A manifest cannot be read or holds a row that is not allowed."""
+
+
+class SlideError(WsiIpsError):
+    """A slide cannot be used."""
+
+
+class SlideNotFoundError(SlideError, FileNotFoundError):
+    """There is no file at a slide's path."""
+
+
+class UnsupportedSlideError(SlideError, ValueError):
+    """No reader opens the file, or its pixels are not 8-bit RGB."""
+
+
+class ResolutionError(SlideError, ValueError):
+    """A slide has no trusted scale, or no level fine enough for the requested µm/px."""
+
+
+class RegionReadError(SlideError, OSError):
+    """A region of an opened slide could not be read."""
+
+
+class AnnotationError(WsiIpsError, ValueError):
+    """An annotation file cannot be understood."""
+
+
+class TileIndexError(WsiIpsError, ValueError):
+    """A stored tile index is missing, damaged or of another schema."""
+
+
+class ScoresError(WsiIpsError, ValueError):
+    """A stored score table is missing, damaged or of another schema."""
+
+
+class CheckpointError(WsiIpsError, ValueError):
+    """A checkpoint is missing, damaged or was made for other classes."""
+
+
+class TrainingError(WsiIpsError, RuntimeError):
+    """Training cannot start or cannot go on."""
+
+
+class EvaluationError(WsiIpsError, ValueError):
+    """Figures cannot be computed from the numbers given."""

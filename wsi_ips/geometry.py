@@ -1,0 +1,247 @@
+"""Coordinates, sizes, scales and read plans: pure algebra, no I/O.
+
+Conventions (they hold in the whole package)
+--------------------------------------------
+- Points are (x, y), top-left, level-0 pixels of the full slide unless the name says otherwise.
+- Boxes are half-open; sizes are (width, height); arrays are indexed ``[y, x]``.
+- ``_px0`` level-0 pixels, ``_px`` pixels of the level or patch at hand, ``_um`` micrometres,
+  ``_mpp`` micrometres per pixel.
+
+Unit algebra: ``px0 * mpp0 = µm``; ``px_level * downsample = px0``; ``mpp_level = mpp0 * downsample``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+from wsi_ips.errors import ResolutionError
+
+MPP_TOLERANCE = 0.05
+"""A level within this relative distance of the target µm/px is read as it is."""
+
+
+class Point(NamedTuple):
+    """A position, integer pixels."""
+
+    x: int
+    y: int
+
+
+class Size(NamedTuple):
+    """An extent, integer pixels."""
+
+    width: int
+    height: int
+
+
+class Box(NamedTuple):
+    """A half-open rectangle ``[x, x + width) x [y, y + height)``, integer pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """First column right of the box."""
+        return self.x + self.width
+
+    @property
+    def bottom(self) -> int:
+        """First row below the box."""
+        return self.y + self.height
+
+    def contains(self, other: Box) -> bool:
+        """Whether ``other`` lies wholly inside this box."""
+        return (
+            self.x <= other.x
+            and self.y <= other.y
+            and other.right <= self.right
+            and other.bottom <= self.bottom
+        )
+
+
+class Scale(NamedTuple):
+    """A pair of per-axis factors: µm per pixel (mpp), or level-0 pixels per level pixel (downsample)."""
+
+    x: float
+    y: float
+
+    def times(self, other: Scale) -> Scale:
+        """Product per axis, e.g. base mpp times downsample is the mpp of a level."""
+        return Scale(self.x * other.x, self.y * other.y)
+
+    def over(self, other: Scale) -> Scale:
+        """Quotient per axis."""
+        return Scale(self.x / other.x, self.y / other.y)
+
+
+def level_downsample(level0: Size, level: Size) -> Scale:
+    """Level-0 pixels per level pixel, per axis and never truncated (3.9998 is real).
+
+    Parameters
+    ----------
+    level0, level
+        Sizes in pixels of level 0 and of the level.
+    """
+    return Scale(level0.width / level.width, level0.height / level.height)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The scales of a slide: everything a read plan depends on.
+
+    Attributes
+    ----------
+    level_sizes
+        Size in pixels of each level, finest first.
+    mpp
+        µm per level-0 pixel, per axis.
+    """
+
+    level_sizes: tuple[Size, ...]
+    mpp: Scale
+
+    @property
+    def size_px0(self) -> Size:
+        """Size of level 0."""
+        return self.level_sizes[0]
+
+    def downsample(self, level: int) -> Scale:
+        """Level-0 pixels per pixel of a level."""
+        return level_downsample(self.level_sizes[0], self.level_sizes[level])
+
+    def level_mpp(self, level: int) -> Scale:
+        """µm per pixel of a level."""
+        return self.mpp.times(self.downsample(level))
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """How patches of one size at one scale are read from one slide.
+
+    Read ``read_size`` pixels of ``level``; if that differs from ``patch_size``, average them down by
+    area to ``patch_size``. Pixels are never upsampled.
+
+    Attributes
+    ----------
+    level
+        Level to read.
+    downsample
+        Level-0 pixels per pixel of that level, per axis.
+    read_size
+        Pixels to read at that level.
+    patch_size
+        Pixels of the patch that is handed over.
+    requested_mpp
+        µm per patch pixel that was asked for.
+    effective_mpp
+        µm per patch pixel that is delivered: ``mpp0 * downsample * read_size / patch_size``.
+    """
+
+    level: int
+    downsample: Scale
+    read_size: Size
+    patch_size: Size
+    requested_mpp: float
+    effective_mpp: Scale
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the pixels read are averaged down to the patch."""
+        return self.read_size != self.patch_size
+
+    @property
+    def footprint_px0(self) -> Scale:
+        """Width and height of a patch in level-0 pixels (real numbers)."""
+        return Scale(
+            self.read_size.width * self.downsample.x, self.read_size.height * self.downsample.y
+        )
+
+    @property
+    def px0_per_patch_px(self) -> Scale:
+        """Level-0 pixels per patch pixel."""
+        return Scale(
+            self.footprint_px0.x / self.patch_size.width,
+            self.footprint_px0.y / self.patch_size.height,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for stored attributes."""
+        return {
+            "level": self.level,
+            "downsample": list(self.downsample),
+            "read_size": list(self.read_size),
+            "patch_size": list(self.patch_size),
+            "requested_mpp": self.requested_mpp,
+            "effective_mpp": list(self.effective_mpp),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Self:
+        """Inverse of :meth:`to_dict`."""
+        return cls(
+            level=int(stored["level"]),
+            downsample=Scale(*stored["downsample"]),
+            read_size=Size(*stored["read_size"]),
+            patch_size=Size(*stored["patch_size"]),
+            requested_mpp=float(stored["requested_mpp"]),
+            effective_mpp=Scale(*stored["effective_mpp"]),
+        )
+
+
+def plan_read(
+    pyramid: Pyramid, *, target_mpp: float, patch_size: Size, tolerance: float = MPP_TOLERANCE
+) -> ReadPlan:
+    """Choose level, read size and resampling for patches at a target scale.
+
+    A level whose µm/px is within ``tolerance`` of the target on both axes is read as it is (the nearest
+    such level). Otherwise the coarsest level that is finer than the target on both axes is read and
+    averaged down.
+
+    Parameters
+    ----------
+    pyramid
+        Level sizes and base scale of the slide.
+    target_mpp
+        Requested µm per patch pixel.
+    patch_size
+        Patch size in pixels at the target scale.
+    tolerance
+        Largest relative difference at which a level is used without resampling.
+
+    Raises
+    ------
+    ResolutionError
+        The finest level is coarser than the target: image pixels are never upsampled.
+    """
+    levels = range(len(pyramid.level_sizes))
+    ratios = {level: pyramid.level_mpp(level).over(Scale(target_mpp, target_mpp)) for level in levels}
+    near = [k for k in levels if max(abs(r - 1) for r in ratios[k]) <= tolerance]
+    if near:
+        level = min(near, key=lambda k: max(abs(r - 1) for r in ratios[k]))
+        read_size = patch_size
+    else:
+        finer = [k for k in levels if max(ratios[k]) <= 1]
+        if not finer:
+            finest = pyramid.level_mpp(0)
+            raise ResolutionError(
+                f"the finest level has {finest.x:.4g} x {finest.y:.4g} µm/px, coarser than the requested "
+                f"{target_mpp:.4g} µm/px, and pixels are never upsampled: ask for a coarser `mpp`, or "
+                "leave the slide out"
+            )
+        level = max(finer, key=lambda k: max(ratios[k]))
+        read_size = Size(
+            max(1, round(patch_size.width / ratios[level].x)),
+            max(1, round(patch_size.height / ratios[level].y)),
+        )
+    downsample = pyramid.downsample(level)
+    effective = pyramid.mpp.times(
+        Scale(
+            downsample.x * read_size.width / patch_size.width,
+            downsample.y * read_size.height / patch_size.height,
+        )
+    )
+    return ReadPlan(level, downsample, read_size, patch_size, target_mpp, effective)
