@@ -132,6 +132,17 @@ class TrainingSection(Section):
     )
 
 
+class PredictSection(Section):
+    """Which slides are predicted, and by which model."""
+
+    splits: tuple[Split, ...] = Field(
+        ("val", "test"), description="slides of these splits; slides without a split always are"
+    )
+    checkpoint: Path | None = Field(
+        None, description="folder of a trained model to use instead of training one"
+    )
+
+
 class HeatmapSection(Section):
     """Pictures per slide."""
 
@@ -185,15 +196,23 @@ class Recipe(Section):
     labels: LabelsSection = LabelsSection()
     model: ModelSection = ModelSection()
     training: TrainingSection = TrainingSection()
+    predict: PredictSection = PredictSection()
     heatmap: HeatmapSection = HeatmapSection()
     compute: ComputeSection = ComputeSection()
 
     def resolved(self, folder: Path) -> Recipe:
         """Copy with relative paths taken from a folder (that of the recipe file)."""
-        weights = self.model.weights
-        model = self.model.model_copy(update={"weights": folder / weights if weights else None})
-        paths = {"output": folder / self.output, "manifest": folder / self.manifest, "model": model}
-        return self.model_copy(update=paths)
+        weights, checkpoint = self.model.weights, self.predict.checkpoint
+        return self.model_copy(
+            update={
+                "output": folder / self.output,
+                "manifest": folder / self.manifest,
+                "model": self.model.model_copy(update={"weights": folder / weights if weights else None}),
+                "predict": self.predict.model_copy(
+                    update={"checkpoint": folder / checkpoint if checkpoint else None}
+                ),
+            }
+        )
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:

@@ -51,7 +51,17 @@ class ResolutionError(SlideError, ValueError):
 
 
 class RegionReadError(SlideError, OSError):
-    """A region of an opened slide could not be read."""
+    """A region of an opened slide could not be read.
+
+    Attributes
+    ----------
+    slide_id
+        Identity of the slide in its manifest, None where the caller works without one.
+    """
+
+    def __init__(self, message: str, *, slide_id: str | None = None) -> None:
+        super().__init__(message)
+        self.slide_id = slide_id
 
 
 class AnnotationError(WsiIpsError, ValueError):

@@ -1,0 +1,5 @@
+"""The command line: parse, call, print."""
+
+from wsi_ips.cli.app import app, main
+
+__all__ = ["app", "main"]

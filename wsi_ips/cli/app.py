@@ -1,0 +1,221 @@
+"""Commands of ``wsi-ips``."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from wsi_ips import __version__
+from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
+from wsi_ips.cli.tables import print_check, print_status, print_summary
+from wsi_ips.config import Recipe, SynthSection, load_recipe
+from wsi_ips.errors import RecipeError
+
+app = typer.Typer(
+    help="From gigapixel slides to slide labels and heatmaps, learned end to end on pixels. Research use only.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML); see pipelines/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe, e.g. training.epochs=3."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of the slides and of the training.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the slides and the results.")] = Path("runs/demo"),
+    settings: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Make a cohort of synthetic slides and take it all the way to labels, heatmaps and a report.
+
+    No data needed, no GPU needed; a few minutes on two cores.
+    """
+    with explained(debug=debug):
+        folder = output.resolve()
+        overrides = {
+            "output": str(folder),
+            "manifest": str(folder / "cohort" / "manifest.csv"),
+            "seed": seed,
+            **parse_overrides(settings),
+        }
+        with as_file(files("wsi_ips") / "demo.yaml") as path:
+            recipe = load_recipe(path, overrides)
+        _run(recipe)
+
+
+@app.command()
+def check(
+    manifest: Annotated[
+        Path,
+        typer.Argument(metavar="MANIFEST", help="Manifest (CSV), or a folder: CAMELYON16-style or any slides."),
+    ],
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write the manifest found in a folder to this CSV file.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Read the header of every slide of a manifest: can it be opened, by which reader, at what scale?
+
+    Reads no pixels. Exit code 3 where a slide cannot be used.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline.check import check_slides, records_of
+
+        rows = check_slides(records_of(manifest, write_to=write), progress=Bars())
+        print_check(rows)
+        if any(row.problem for row in rows):
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+@app.command()
+def synth(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for slides, annotations, manifest.")],
+    slides: Annotated[int, typer.Option(help="Number of slides; half of them hold tumour.")] = 20,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same files.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A key of the recipe section `synth`, e.g. lesion_mm=[0.2,1.0]."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make synthetic slides with planted tumour, ASAP annotations and a manifest.
+
+    Real files: tiled JPEG pyramids in Aperio form that any viewer opens.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline.synth import make_slides
+
+        values = {"slides": slides, "seed": seed, **parse_overrides(settings)}
+        try:
+            section = SynthSection.model_validate(values)
+        except ValueError as error:
+            raise RecipeError(f"section `synth`: {error}") from error
+        out.print(f"manifest: {make_slides(folder, section, progress=Bars())}", soft_wrap=True)
+
+
+@app.command()
+def tile(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Find the tissue of every slide and store where its tiles lie."""
+    _stages(recipe, settings, debug, "tile")
+
+
+@app.command()
+def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Train on the slides of split `train`, end to end on pixels; tiles first what is not tiled yet."""
+    _stages(recipe, settings, debug, "train")
+
+
+@app.command()
+def predict(
+    recipe: RecipeFile,
+    slides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SLIDE]...", help="slide_id's of the manifest; none = those of predict.splits."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of a trained model to use instead of the run's own.")
+    ] = None,
+    settings: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Label slides and score every tile with the trained model; needs a checkpoint."""
+    pinned = [f"predict.checkpoint={checkpoint.resolve()}"] if checkpoint else []
+    _stages(recipe, [*(settings or []), *pinned], debug, "predict", slides or [])
+
+
+@app.command()
+def heatmap(
+    recipe: RecipeFile,
+    slides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SLIDE]...", help="slide_id's; none = those of heatmap.splits."),
+    ] = None,
+    settings: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Draw probability and attention of predicted slides over their thumbnails."""
+    _stages(recipe, settings, debug, "heatmap", slides or [])
+
+
+@app.command("run")
+def run_all(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """All stages: tile, train, predict, heatmap, report. Run again to go on; nothing is done twice."""
+    with explained(debug=debug):
+        _run(load_recipe(recipe, parse_overrides(settings)))
+
+
+@app.command()
+def status(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Show the state of every slide of a run: ok, empty, failed (with the reason) or pending."""
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+
+        print_status(Run.open(load_recipe(recipe, parse_overrides(settings))).states)
+
+
+def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as a mapping; values are read as YAML.
+
+    Raises
+    ------
+    RecipeError
+        A text without ``=``, or a value that is no YAML.
+    """
+    parsed = {}
+    for text in settings or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {text}: expected KEY=VALUE, e.g. training.epochs=3")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {text}: the value is not valid YAML: {error}") from error
+    return parsed
+
+
+def _run(recipe: Recipe) -> None:
+    from wsi_ips.pipeline import run_pipeline
+
+    outcome = run_pipeline(recipe, Bars())
+    print_summary(outcome)
+    if outcome.failed:
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def _stages(
+    path: Path, settings: list[str] | None, debug: bool, last: str, slides: list[str] | None = None
+) -> None:
+    with explained(debug=debug):
+        from wsi_ips.pipeline import run_until
+
+        run = run_until(load_recipe(path, parse_overrides(settings)), last, Bars(), slides=slides or [])
+        print_status(run.states, only_problems=True)
+        if run.states.count("failed"):
+            raise typer.Exit(EXIT_PARTIAL)

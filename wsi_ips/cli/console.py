@@ -1,0 +1,82 @@
+"""Progress bars, error messages and exit codes of all commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from wsi_ips.errors import WsiIpsError
+
+EXIT_UNEXPECTED, EXIT_CONFIGURATION, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """Progress of the stages as bars; off a terminal one line per stage and note."""
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Draw a bar while the stage runs."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn(f"{title:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        if not out.is_terminal:
+            out.print(f"{title}: {total} {unit}")
+        with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda count: progress.advance(task, count)
+
+    def note(self, text: str) -> None:
+        """Print one line above the bar."""
+        out.print(escape(text), soft_wrap=True)
+
+
+@contextmanager
+def explained(*, debug: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into one clear message and an exit code.
+
+    2: recipe, manifest, checkpoint or training cannot be used; 1: a fault of the program; 130: Ctrl-C.
+    """
+    try:
+        yield
+    except WsiIpsError as error:
+        _tell("Error", error, debug)
+        raise typer.Exit(EXIT_CONFIGURATION) from None
+    except KeyboardInterrupt:
+        err.print("\nStopped. What was finished is kept; the same command goes on from here.")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001
+        _tell(f"Unexpected {type(error).__name__}", error, debug)
+        if not debug:
+            err.print("This is a fault of wsi-ips: run again with --debug and report what it prints.")
+        raise typer.Exit(EXIT_UNEXPECTED) from None
+
+
+def _tell(kind: str, error: Exception, debug: bool) -> None:
+    if debug:
+        err.print_exception()
+    err.print(f"[bold red]{kind}:[/] {escape(str(error))}", soft_wrap=True)

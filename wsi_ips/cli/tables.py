@@ -1,0 +1,72 @@
+"""What commands print at their end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from wsi_ips.cli.console import out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from wsi_ips.pipeline.check import CheckedSlide
+    from wsi_ips.pipeline.stages import Outcome
+    from wsi_ips.pipeline.states import SlideState
+
+COLOURS = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
+
+
+def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -> None:
+    """Table of states and a line of counts."""
+    rows = list(states)
+    shown = [row for row in rows if row.state != "ok"] if only_problems else rows
+    if shown:
+        table = Table("slide", "state", "stage", "tiles", "tissue mm²", "reason", box=None, pad_edge=False)
+        for row in shown:
+            colour = COLOURS[row.state]
+            table.add_row(
+                escape(row.slide_id),
+                f"[{colour}]{row.state}[/]",
+                row.stage,
+                "" if row.tiles is None else str(row.tiles),
+                "" if row.tissue_mm2 is None else f"{row.tissue_mm2:.2f}",
+                escape(row.reason),
+            )
+        out.print(table)
+    counts = Counter(row.state for row in rows)
+    text = ", ".join(f"[{COLOURS[s]}]{counts[s]} {s}[/]" for s in COLOURS if counts[s])
+    out.print(f"{len(rows)} slides: {text}")
+
+
+def print_check(rows: Sequence[CheckedSlide]) -> None:
+    """Table of headers and a line of counts."""
+    table = Table("slide", "reader", "level 0 px", "levels", "µm/px", "from", "problem", box=None, pad_edge=False)
+    for row in rows:
+        size = f"{row.size_px0.width} x {row.size_px0.height}" if row.size_px0 else ""
+        mpp = f"{row.mpp.x:.4g}" if row.mpp else ""
+        table.add_row(
+            escape(row.slide_id),
+            row.reader,
+            size,
+            str(row.levels or ""),
+            mpp,
+            escape(row.mpp_source if row.mpp else ""),
+            f"[red]{escape(row.problem)}[/]",
+        )
+    out.print(table)
+    bad = sum(bool(row.problem) for row in rows)
+    out.print(f"{len(rows)} slides: [green]{len(rows) - bad} usable[/]" + (f", [red]{bad} not[/]" if bad else ""))
+
+
+def print_summary(outcome: Outcome) -> None:
+    """The figures of a run and the page to open."""
+    print_status(outcome.states, only_problems=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in outcome.lines():
+        table.add_row(f"[bold]{escape(name)}[/]", escape(value))
+    out.print(table)
+    out.print(f"[bold]report[/]  {escape(str(outcome.report))}", soft_wrap=True)

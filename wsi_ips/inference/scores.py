@@ -1,0 +1,144 @@
+"""The score table: attention logits and single-tile probability of every tile of a slide.
+
+``scores.zarr/<slide_id>`` is a Zarr v3 group: ``attention_logits`` float32 (N, T, H), ``tile_probability``
+float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first. Attributes: schema version, slide id,
+classes, class probabilities of the slide, fingerprint. Row i is row i of the slide's tile index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.errors import GroupNotFoundError
+
+from wsi_ips.errors import ScoresError
+from wsi_ips.model.selection import selection_score
+from wsi_ips.provenance import atomic_folder
+
+SCHEMA_VERSION = 1
+ROWS_PER_CHUNK = 65_536
+
+
+@dataclass(frozen=True)
+class SlideScores:
+    """Scores of one slide.
+
+    Attributes
+    ----------
+    slide_id
+        Identity of the slide.
+    attention_logits
+        float32, shape (N, T, H); raw, so that any softmax can be taken later.
+    tile_probability
+        float32, shape (N, C): what the model says of each tile alone.
+    kept
+        Ids of the selected tiles, best first, shape (K,).
+    classes
+        Class names, C of them.
+    probability
+        Class probabilities of the slide, C of them.
+    seconds
+        Time the pass over the slide took.
+    fingerprint
+        Of the checkpoint and the tile index behind the scores.
+    """
+
+    slide_id: str
+    attention_logits: NDArray[np.float32]
+    tile_probability: NDArray[np.float32]
+    kept: NDArray[np.int32]
+    classes: tuple[str, ...]
+    probability: tuple[float, ...]
+    seconds: float
+    fingerprint: str
+
+    @property
+    def attention(self) -> NDArray[np.float64]:
+        """Mean attention over queries and heads, softmax over the whole slide, shape (N,); sums to 1."""
+        return selection_score(self.attention_logits)
+
+    @property
+    def positive_probability(self) -> NDArray[np.float32]:
+        """Single-tile probability of the last class, shape (N,)."""
+        return self.tile_probability[:, -1]
+
+    @property
+    def label(self) -> str:
+        """Most probable class of the slide."""
+        return self.classes[int(np.argmax(self.probability))]
+
+
+def write_scores(root: Path, scores: SlideScores) -> None:
+    """Write one slide's scores; a reader sees the old ones or the new ones, never half."""
+    with atomic_folder(root / scores.slide_id) as folder:
+        group = zarr.create_group(
+            store=folder,
+            zarr_format=3,
+            attributes={
+                "schema_version": SCHEMA_VERSION,
+                "slide_id": scores.slide_id,
+                "classes": list(scores.classes),
+                "probability": list(scores.probability),
+                "seconds": scores.seconds,
+                "fingerprint": scores.fingerprint,
+            },
+        )
+        for name in ("attention_logits", "tile_probability", "kept"):
+            values = getattr(scores, name)
+            rows = max(1, min(ROWS_PER_CHUNK, len(values)))
+            group.create_array(name, data=values, chunks=(rows, *values.shape[1:]))
+
+
+def read_scores(root: Path, slide_id: str) -> SlideScores:
+    """Read one slide's scores.
+
+    Raises
+    ------
+    ScoresError
+        Missing, damaged or of another schema.
+    """
+    group = _open(root, slide_id)
+    try:
+        arrays = {
+            name: np.asarray(group[name][:])  # type: ignore[index]
+            for name in ("attention_logits", "tile_probability", "kept")
+        }
+        stored = dict(group.attrs)
+        return SlideScores(
+            slide_id=slide_id,
+            classes=tuple(stored["classes"]),  # type: ignore[arg-type]
+            probability=tuple(stored["probability"]),  # type: ignore[arg-type]
+            seconds=float(stored["seconds"]),  # type: ignore[arg-type]
+            fingerprint=str(stored["fingerprint"]),
+            **arrays,
+        )
+    except (KeyError, ValueError, OSError) as error:
+        raise ScoresError(
+            f"scores of slide {slide_id} in {root}: damaged ({error}); delete them and run `wsi-ips predict`"
+        ) from error
+
+
+def stored_fingerprint(root: Path, slide_id: str) -> str | None:
+    """Fingerprint of a slide's stored scores, None where there are none that can be read."""
+    try:
+        return str(_open(root, slide_id).attrs["fingerprint"])
+    except (ScoresError, KeyError):
+        return None
+
+
+def _open(root: Path, slide_id: str) -> zarr.Group:
+    try:
+        group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
+    except (FileNotFoundError, GroupNotFoundError) as error:
+        raise ScoresError(
+            f"scores of slide {slide_id}: none in {root}; run `wsi-ips predict` first"
+        ) from error
+    if group.attrs.get("schema_version") != SCHEMA_VERSION:
+        raise ScoresError(
+            f"scores of slide {slide_id} in {root}: written by another version; run `wsi-ips predict` again"
+        )
+    return group

@@ -1,0 +1,148 @@
+"""Checkpoints: weights in safetensors, everything else in JSON beside them. No pickle is ever loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from wsi_ips.errors import CheckpointError
+from wsi_ips.model.encoder import EncoderSpec, build_encoder
+from wsi_ips.model.net import IpsNet
+from wsi_ips.provenance import atomic_path, atomic_write_json, fingerprint
+
+SCHEMA_VERSION = 1
+WEIGHTS_NAME = "model.safetensors"
+CARD_NAME = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint must say of itself to be used on other slides.
+
+    Attributes
+    ----------
+    model_id
+        Short name shown on every picture.
+    classes
+        Class names in the order of the head's outputs.
+    encoder
+        Encoder architecture and normalisation.
+    heads, key_width
+        Of the pooling block.
+    memory_size
+        Tiles kept per slide (M).
+    patch_mpp, patch_px
+        Scale and side of the patches it was trained on.
+    fingerprint
+        Of the training that made it.
+    metrics
+        Figures of its epoch.
+    """
+
+    model_id: str
+    classes: tuple[str, ...]
+    encoder: EncoderSpec
+    heads: int
+    key_width: int
+    dropout: float
+    memory_size: int
+    patch_mpp: float
+    patch_px: int
+    fingerprint: str
+    metrics: dict[str, float]
+
+
+def build_net(card: ModelCard) -> IpsNet:
+    """The network a card describes, with fresh weights."""
+    return IpsNet(
+        build_encoder(card.encoder),
+        classes=len(card.classes),
+        heads=card.heads,
+        key_width=card.key_width,
+        dropout=card.dropout,
+    )
+
+
+def save_checkpoint(folder: Path, net: IpsNet, card: ModelCard) -> None:
+    """Write weights, then the card: a folder without a card is no checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+        save_file(weights, temporary)
+    atomic_write_json(folder / CARD_NAME, {"schema_version": SCHEMA_VERSION, **asdict(card)})
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read a checkpoint's card.
+
+    Raises
+    ------
+    CheckpointError
+        Missing, damaged or of another schema.
+    """
+    path = folder / CARD_NAME
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {folder}: there is none; run `wsi-ips train` first") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({error}); train again") from error
+    if stored.pop("schema_version", None) != SCHEMA_VERSION:
+        raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
+    try:
+        encoder = EncoderSpec(**stored.pop("encoder"))
+        return ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path}: damaged ({error}); train again") from error
+
+
+def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[IpsNet, ModelCard]:
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    folder
+        Folder with the weights and the card.
+    classes
+        Classes the caller expects, in order; None takes those of the checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        Missing, damaged, or made for other classes.
+    """
+    card = read_card(folder)
+    if classes is not None and classes != card.classes:
+        raise CheckpointError(
+            f"checkpoint {folder}: made for classes {', '.join(card.classes)}, the recipe has "
+            f"{', '.join(classes)}; set `labels.classes` to those of the checkpoint or train again"
+        )
+    net = build_net(card)
+    path = folder / WEIGHTS_NAME
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: does not fit its card ({error}); train again") from error
+    return net.eval(), card
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """Fingerprint of a checkpoint as an input of later stages: its card and its very weights.
+
+    Raises
+    ------
+    CheckpointError
+        There is none.
+    """
+    card = read_card(folder)
+    try:
+        weights = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder}: no weights ({error}); train again") from error
+    return fingerprint("checkpoint", SCHEMA_VERSION, card.fingerprint, weights)

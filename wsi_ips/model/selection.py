@@ -1,0 +1,241 @@
+"""Exact one-pass selection: score all tiles of all slides, keep the M best of each.
+
+The selection score of tile i is the mean over queries t and heads h of its softmax attention over the
+**whole slide**, ``mean_th exp(s_ith - lse_th)``, with ``lse_th`` the log-sum-exp of all logits of the slide.
+A logit does not depend on other tiles, so the logits of all N tiles (N·T·H floats; 8 MB at 250 000 x 8)
+give the exact top-M at the end, whatever the order of tiles, the size of chunks or the company of other
+slides. This differs from the published greedy rule (Bergner et al., 2023, algorithm 1), which takes the softmax
+inside each buffer and chunk and is therefore no top-M of any fixed score once H > 1.
+
+During the scan a buffer of M patches holds the pixels of the best by the log-sum-exp so far. With H > 1
+the final log-sum-exp can favour a tile that the buffer let go; its pixels are read again by tile number.
+
+Shapes: N tiles of a slide, n tiles of a chunk, M kept at most, T queries, H heads, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from wsi_ips.errors import ScoresError
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
+TileIds = NDArray[np.int64]
+
+
+class Chunk(Protocol):
+    """Patches of one or several slides (``tiles.stream.PatchChunk`` is one)."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """Shape (n, h, w, 3)."""
+        ...
+
+    @property
+    def slot(self) -> NDArray[np.integer]:
+        """Position of each patch's slide in the batch, shape (n,)."""
+        ...
+
+    @property
+    def tile(self) -> NDArray[np.integer]:
+        """Tile id of each patch within its slide, shape (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SlideToScan:
+    """One slide of a batch.
+
+    Attributes
+    ----------
+    slide_id
+        For messages.
+    tiles
+        Number of tiles in its index; tile ids are below it.
+    """
+
+    slide_id: str
+    tiles: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kept tiles of one slide, best first, and the scores of all that were scanned.
+
+    Attributes
+    ----------
+    tiles
+        Kept tile ids, shape (K,) with K = min(M, tiles scanned); equal scores in order of id.
+    pixels
+        Their patches, uint8, shape (K, h, w, 3).
+    score
+        Their selection scores, shape (K,).
+    scanned
+        Ids of all scanned tiles, ascending, shape (S,).
+    logits
+        Attention logits of the scanned tiles, float32, shape (S, T, H).
+    probability
+        Single-tile class probabilities, float32, shape (S, C), or None.
+    """
+
+    tiles: TileIds
+    pixels: Pixels
+    score: Doubles
+    scanned: TileIds
+    logits: Floats
+    probability: Floats | None
+
+
+ScorePatches = Callable[[Pixels, NDArray[np.integer], NDArray[np.integer]], tuple[Floats, Floats | None]]
+"""(pixels (n, h, w, 3), slot (n,), tile (n,)) -> (logits (n, T, H), probability (n, C) or None)."""
+
+ReadAgain = Callable[[int, TileIds], Pixels]
+"""(slot, tile ids (k,)) -> pixels (k, h, w, 3)."""
+
+
+def selection_score(logits: Floats, total: Doubles | None = None) -> Doubles:
+    """Mean softmax attention over queries and heads.
+
+    Parameters
+    ----------
+    logits
+        Shape (n, T, H).
+    total
+        Log-sum-exp over the whole slide, shape (T, H); computed from ``logits`` where None.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape (n,); sums to 1 over the tiles that ``total`` covers.
+    """
+    wide = logits.astype(np.float64)
+    total = logsumexp(wide, axis=0) if total is None else total
+    return np.asarray(np.exp(wide - total).mean(axis=(1, 2)))
+
+
+def best_first(score: Doubles, tiles: TileIds, count: int) -> NDArray[np.intp]:
+    """Positions of the ``count`` highest scores, best first, equal scores by tile id."""
+    return np.lexsort((tiles, -score))[:count]
+
+
+def scan(
+    chunks: Iterable[Chunk],
+    slides: Sequence[SlideToScan],
+    *,
+    score_patches: ScorePatches,
+    memory_size: int,
+    read_again: ReadAgain,
+) -> list[Selection]:
+    """Score every tile of a stream and keep the best of each slide.
+
+    Memory is that of one chunk, M patches per slide, and N·T·H + N·C floats per slide.
+
+    Parameters
+    ----------
+    chunks
+        The stream; any order, any mixture of slides, each tile at most once.
+    slides
+        The batch; ``chunk.slot`` counts in it.
+    score_patches
+        Encoder and scorer.
+    memory_size
+        Tiles kept per slide (M).
+    read_again
+        Reads patches that left the buffer and are winners in the end.
+
+    Raises
+    ------
+    ScoresError
+        A logit is not finite, or a slide yielded no tile.
+    """
+    memories = [_Memory(slide, memory_size) for slide in slides]
+    for chunk in chunks:
+        logits, probability = score_patches(chunk.pixels, chunk.slot, chunk.tile)
+        for slot in np.unique(chunk.slot):
+            here = np.flatnonzero(chunk.slot == slot)
+            memories[slot].add(
+                np.asarray(chunk.tile[here], np.int64),
+                chunk.pixels,
+                here,
+                logits[here],
+                None if probability is None else probability[here],
+            )
+    return [memory.finish(slot, read_again) for slot, memory in enumerate(memories)]
+
+
+class _Memory:
+    """Logits of all tiles of one slide so far, and the pixels of the best M."""
+
+    def __init__(self, slide: SlideToScan, size: int) -> None:
+        self.slide, self.size = slide, size
+        self.seen = np.zeros(slide.tiles, bool)
+        self.logits: Floats | None = None  # (N, T, H), allocated when T and H are known
+        self.probability: Floats | None = None  # (N, C)
+        self.total: Doubles | None = None  # running log-sum-exp, (T, H)
+        self.kept: TileIds = np.empty(0, np.int64)
+        self.pixels: Pixels | None = None  # (M, h, w, 3); row r holds tile kept[r]
+
+    def add(
+        self, tiles: TileIds, pixels: Pixels, rows: NDArray[np.intp], logits: Floats, probability: Floats | None
+    ) -> None:
+        """Take in tiles whose patches are ``pixels[rows]``."""
+        if not np.isfinite(logits).all():
+            raise ScoresError(
+                f"slide {self.slide.slide_id}: attention logits are not finite; the model has diverged: train "
+                "again with a lower `training.learning_rate`"
+            )
+        self._store(tiles, logits, probability)
+        chunk_total = logsumexp(logits.astype(np.float64), axis=0)  # (T, H)
+        self.total = chunk_total if self.total is None else np.logaddexp(self.total, chunk_total)
+        if self.pixels is None:
+            self.pixels = np.empty((min(self.size, self.slide.tiles), *pixels.shape[1:]), np.uint8)
+        candidates = np.concatenate([self.kept, tiles])
+        assert self.logits is not None
+        best = best_first(selection_score(self.logits[candidates], self.total), candidates, self.size)
+        stay = np.zeros(len(self.kept), bool)
+        stay[best[best < len(self.kept)]] = True
+        entering = best[best >= len(self.kept)] - len(self.kept)
+        free = np.concatenate([np.flatnonzero(~stay), np.arange(len(self.kept), len(self.pixels))])
+        self.kept = np.concatenate([self.kept, np.empty(len(best) - len(self.kept), np.int64)])
+        places = free[: len(entering)]
+        self.kept[places] = tiles[entering]
+        for place, source in zip(places, rows[entering], strict=True):
+            self.pixels[place] = pixels[source]
+
+    def finish(self, slot: int, read_again: ReadAgain) -> Selection:
+        """Exact top-M over everything seen."""
+        if self.logits is None or self.pixels is None:
+            raise ScoresError(f"slide {self.slide.slide_id}: no tile was scanned; leave empty slides out")
+        scanned = np.flatnonzero(self.seen).astype(np.int64)
+        logits = self.logits[scanned]
+        score = selection_score(logits)
+        best = best_first(score, scanned, self.size)
+        winners = scanned[best]
+        row_of = {int(tile): row for row, tile in enumerate(self.kept)}
+        pixels = np.empty((len(winners), *self.pixels.shape[1:]), np.uint8)
+        lost = [k for k, tile in enumerate(winners) if int(tile) not in row_of]
+        for k, tile in enumerate(winners):
+            if int(tile) in row_of:
+                pixels[k] = self.pixels[row_of[int(tile)]]
+        if lost:
+            pixels[lost] = read_again(slot, winners[lost])
+        probability = None if self.probability is None else self.probability[scanned]
+        return Selection(winners, pixels, score[best], scanned, logits, probability)
+
+    def _store(self, tiles: TileIds, logits: Floats, probability: Floats | None) -> None:
+        if self.logits is None:
+            self.logits = np.empty((self.slide.tiles, *logits.shape[1:]), np.float32)
+        if probability is not None and self.probability is None:
+            self.probability = np.empty((self.slide.tiles, probability.shape[1]), np.float32)
+        self.seen[tiles] = True
+        self.logits[tiles] = logits
+        if probability is not None and self.probability is not None:
+            self.probability[tiles] = probability

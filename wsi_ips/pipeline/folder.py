@@ -1,0 +1,75 @@
+"""Where everything of a run lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run folder; nothing else in the package spells them."""
+
+    root: Path
+    tile_store: str = "zarr"
+
+    @property
+    def tiles(self) -> Path:
+        """Tile indexes."""
+        return self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+
+    @property
+    def scores(self) -> Path:
+        """Score tables."""
+        return self.root / "scores.zarr"
+
+    @property
+    def model(self) -> Path:
+        """Checkpoint."""
+        return self.root / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """Figures per epoch, a JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def states(self) -> Path:
+        """State of every slide."""
+        return self.root / "slides.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """Prediction of every slide."""
+        return self.root / "predictions.csv"
+
+    @property
+    def summary(self) -> Path:
+        """The figures the command prints at its end."""
+        return self.root / "summary.json"
+
+    @property
+    def facts(self) -> Path:
+        """Provenance of the run."""
+        return self.root / "run.json"
+
+    @property
+    def report(self) -> Path:
+        """The page to open."""
+        return self.root / "report" / "index.html"
+
+    def tissue_picture(self, slide_id: str) -> Path:
+        """Thumbnail with the tissue outline and the tiles."""
+        return self.root / "tissue" / f"{slide_id}.png"
+
+    def overlay(self, slide_id: str, kind: str) -> Path:
+        """Heatmap picture; ``kind`` is ``probability`` or ``attention``."""
+        return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
+
+    def heatmap_record(self, slide_id: str) -> Path:
+        """Fingerprint, files and top tiles of a slide's heatmaps."""
+        return self.root / "heatmaps" / f"{slide_id}.json"
+
+    def traceback(self, slide_id: str) -> Path:
+        """Full traceback of a slide's last failure."""
+        return self.root / "logs" / f"{slide_id}.txt"

@@ -1,0 +1,139 @@
+"""Stage ``predict``: label and tile scores of every slide that is to be predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from wsi_ips.errors import CheckpointError, ManifestError
+from wsi_ips.inference import SlideScores, predict_slide, read_scores, stored_fingerprint, write_scores
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model import ModelCard, load_checkpoint, read_card
+from wsi_ips.model.checkpoint import checkpoint_fingerprint
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import atomic_path, fingerprint
+from wsi_ips.scanning import choose_device
+
+
+def checkpoint_folder(run: Run) -> Path:
+    """The checkpoint the recipe names, else the one the run trains."""
+    return run.recipe.predict.checkpoint or run.folder.model
+
+
+def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
+    """Slides to predict: the named ones, else those of the recipe's splits and those without a split.
+
+    Raises
+    ------
+    ManifestError
+        A name is no slide_id of the manifest.
+    """
+    if names:
+        known = {record.slide_id: record for record in run.records}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ManifestError(
+                f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; add a row for it or check "
+                "the spelling with `wsi-ips status`"
+            )
+        return [known[name] for name in names]
+    wanted = (*run.recipe.predict.splits, None)
+    return [record for record in run.records if record.split in wanted]
+
+
+def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
+    """Fingerprint that a slide's scores must have to be up to date."""
+    return fingerprint("scores", model, run.index(record).fingerprint)
+
+
+def predicted(run: Run) -> list[SlideRecord]:
+    """Slides whose stored scores are up to date with the checkpoint and their tiles."""
+    model = checkpoint_fingerprint(checkpoint_folder(run))
+    return [
+        record
+        for record in run.with_tiles()
+        if stored_fingerprint(run.folder.scores, record.slide_id) == scores_fingerprint(run, record, model)
+    ]
+
+
+def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
+    """Predict all slides whose scores are not up to date; the number of slides worked on.
+
+    Raises
+    ------
+    CheckpointError
+        There is no checkpoint, or it was made for other classes or another scale.
+    """
+    card = read_card(checkpoint_folder(run))
+    check_scale(run, card)
+    net, card = load_checkpoint(checkpoint_folder(run), classes=run.recipe.labels.classes)
+    model = checkpoint_fingerprint(checkpoint_folder(run))
+    due = [
+        record
+        for record in run.with_tiles(to_predict(run, names))
+        if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
+    ]
+    if due:
+        device = choose_device(run.recipe.compute.device)
+        net.to(device)
+        total = sum(run.states[record.slide_id].tiles or 0 for record in due)
+        with run.progress.stage("prediction", total, "tiles") as advance:
+            for record in due:
+
+                def work(record: SlideRecord = record) -> None:
+                    scores = predict_slide(
+                        net,
+                        card,
+                        run.tiles(record),
+                        compute=run.recipe.compute,
+                        device=device,
+                        fingerprint=scores_fingerprint(run, record, model),
+                        on_tiles=advance,
+                    )
+                    write_scores(run.folder.scores, scores)
+
+                run.states.fence(record.slide_id, "predict", work)
+        run.states.save()
+    write_predictions(run)
+    return len(due)
+
+
+def check_scale(run: Run, card: ModelCard) -> None:
+    """Refuse a checkpoint trained at another scale or patch size than the recipe's tiles.
+
+    Raises
+    ------
+    CheckpointError
+        Names both.
+    """
+    tiles = run.recipe.tiles
+    if (card.patch_mpp, card.patch_px) != (tiles.mpp, tiles.patch_px):
+        raise CheckpointError(
+            f"checkpoint {card.model_id}: trained on {card.patch_px} px at {card.patch_mpp} µm/px, the recipe "
+            f"tiles {tiles.patch_px} px at {tiles.mpp} µm/px; set `tiles.mpp` and `tiles.patch_px` to those of the "
+            "checkpoint"
+        )
+
+
+def write_predictions(run: Run) -> None:
+    """Write ``predictions.csv``: one row per predicted slide, in the order of the manifest."""
+    rows = [_row(run, record, read_scores(run.folder.scores, record.slide_id)) for record in predicted(run)]
+    columns = ["slide_id", *[f"probability_{c}" for c in run.recipe.labels.classes]]
+    columns += ["predicted", "label", "split", "tiles", "seconds"]
+    with atomic_path(run.folder.predictions) as temporary:
+        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object]:
+    probabilities = zip(scores.classes, scores.probability, strict=True)
+    return {
+        "slide_id": record.slide_id,
+        **{f"probability_{name}": round(value, 6) for name, value in probabilities},
+        "predicted": scores.label,
+        "label": record.label,
+        "split": record.split,
+        "tiles": len(scores.attention_logits),
+        "seconds": scores.seconds,
+    }

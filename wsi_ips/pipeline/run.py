@@ -1,0 +1,149 @@
+"""A run: recipe, manifest, states and fingerprints, opened once and shared by all stages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from wsi_ips.config import Recipe
+from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
+from wsi_ips.manifest import SlideRecord, read_manifest
+from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.states import StateTable
+from wsi_ips.provenance import fingerprint
+from wsi_ips.slides import SlideReader, content_identity, open_slide
+from wsi_ips.tiles import SlideTiles, TileIndex, read_index
+from wsi_ips.tiles import stored_fingerprint as stored_tiles_fingerprint
+from wsi_ips.tiles.index import SCHEMA_VERSION as TILES_SCHEMA
+
+
+@dataclass
+class Run:
+    """One recipe applied to one manifest.
+
+    Attributes
+    ----------
+    recipe
+        The whole recipe; stages take their section from it.
+    records
+        Rows of the manifest, in order.
+    folder
+        Where everything goes.
+    states
+        State of every slide.
+    progress
+        Who watches.
+    """
+
+    recipe: Recipe
+    records: Sequence[SlideRecord]
+    folder: RunFolder
+    states: StateTable
+    progress: Progress = field(default_factory=Silent)
+
+    @classmethod
+    def open(cls, recipe: Recipe, progress: Progress | None = None) -> Run:
+        """Read the manifest and the states of an earlier run in the same folder.
+
+        Raises
+        ------
+        ManifestError
+            The manifest cannot be used.
+        RecipeError
+            The output path is not a folder.
+        """
+        if recipe.output.exists() and not recipe.output.is_dir():
+            raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
+        manifest = read_manifest(recipe.manifest, label_column=recipe.labels.column)
+        check_labels(manifest.records, recipe.labels.classes, recipe.labels.column)
+        folder = RunFolder(recipe.output, recipe.tiles.store)
+        states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
+        return cls(recipe, manifest.records, folder, states, progress or Silent())
+
+    def opener(self, record: SlideRecord) -> Callable[[], SlideReader]:
+        """A function that opens a slide as the recipe says."""
+        return partial(
+            open_slide, record.path, reader=self.recipe.slides.reader, mpp_override=record.mpp
+        )
+
+    def tiles_fingerprint(self, record: SlideRecord) -> str:
+        """Fingerprint that the slide's tile index must have to be up to date.
+
+        Raises
+        ------
+        SlideNotFoundError
+            There is no file at the slide's path, or at its annotation's.
+        """
+        recipe = self.recipe
+        return fingerprint(
+            "tiles",
+            TILES_SCHEMA,
+            recipe.slides,
+            recipe.tissue,
+            recipe.tiles.model_dump(exclude={"store"}),
+            record.mpp,
+            content_identity(record.path),
+            _file_hash(record.annotation) if record.annotation else None,
+        )
+
+    def is_tiled(self, record: SlideRecord) -> bool:
+        """Whether the slide's stored tile index is up to date."""
+        state = self.states[record.slide_id]
+        if state.state == "pending" or (state.state == "failed" and state.stage == "tile"):
+            return False
+        try:
+            wanted = self.tiles_fingerprint(record)
+        except OSError:
+            return False
+        return stored_tiles_fingerprint(self.folder.tiles, record.slide_id) == wanted
+
+    def with_tiles(self, records: Sequence[SlideRecord] | None = None) -> list[SlideRecord]:
+        """Slides that have tiles: state ``ok``, or failed in a later stage that may be tried again."""
+        chosen = self.records if records is None else records
+        states = [(record, self.states[record.slide_id]) for record in chosen]
+        return [r for r, s in states if s.state == "ok" or (s.state == "failed" and s.stage != "tile")]
+
+    def index(self, record: SlideRecord) -> TileIndex:
+        """The slide's stored tile index."""
+        return read_index(self.folder.tiles, record.slide_id)
+
+    def tiles(self, record: SlideRecord) -> SlideTiles:
+        """The slide's tiles, ready to stream at slot 0."""
+        return SlideTiles(
+            slot=0,
+            slide_id=record.slide_id,
+            index=self.index(record),
+            open=self.opener(record),
+            tiles=None,
+        )
+
+
+def check_labels(records: Sequence[SlideRecord], classes: tuple[str, ...], column: str) -> None:
+    """Refuse labels that are no class of the recipe.
+
+    Raises
+    ------
+    ManifestError
+        Names the slides and the two ways out.
+    """
+    odd = [r for r in records if r.label is not None and r.label not in classes]
+    if odd:
+        shown = ", ".join(f"{r.slide_id}: `{r.label}`" for r in odd[:5])
+        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+        raise ManifestError(
+            f"column `{column}`: labels that are no class of the recipe ({', '.join(classes)}): {shown}{more}; "
+            "correct the manifest or list all classes in `labels.classes`"
+        )
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise SlideNotFoundError(
+            f"annotation {path}: no such file; correct column `annotation` of the manifest"
+        ) from error

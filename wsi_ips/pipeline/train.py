@@ -1,0 +1,153 @@
+"""Stage ``train``: learn from the training slides, keep the best epoch by validation loss."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from wsi_ips.errors import RegionReadError, TrainingError
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model import IpsNet, ModelCard, build_encoder, encoder_spec, read_card, save_checkpoint
+from wsi_ips.model.checkpoint import CARD_NAME
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import fingerprint
+from wsi_ips.scanning import choose_device
+from wsi_ips.training import EpochRecord, LabelledSlide, Trainer
+
+
+def train_stage(run: Run) -> bool:
+    """Train unless the checkpoint is up to date; whether anything was done.
+
+    A training slide whose tiles cannot be read is marked as failed and training starts again without it.
+
+    Raises
+    ------
+    TrainingError
+        Too many training slides yielded no tile, a class has none, or the loss is not finite.
+    """
+    if run.recipe.predict.checkpoint is not None:
+        return False
+    while True:
+        train, val = _labelled(run, "train"), _labelled(run, "val")
+        _check_enough(run, train)
+        wanted = _fingerprint(run, [*train, *val])
+        if (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted:
+            return False
+        try:
+            _fit(run, train, val, wanted)
+        except RegionReadError as error:
+            if error.slide_id is None:
+                raise
+            run.states.fail(error.slide_id, "train", error)
+            run.states.save()
+            run.progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
+            continue
+        return True
+
+
+def _labelled(run: Run, split: str) -> list[SlideRecord]:
+    """Slides of a split with a label and tiles that no earlier training failed to read."""
+    chosen = [r for r in run.records if r.split == split and r.label is not None]
+    return [r for r in run.with_tiles(chosen) if run.states[r.slide_id].stage != "train"]
+
+
+def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
+    listed = [r for r in run.records if r.split == "train" and r.label is not None]
+    if not listed:
+        raise TrainingError(
+            f"manifest {run.recipe.manifest}: no slide has split `train` and a label; fill both columns, or set "
+            "`predict.checkpoint` to use a trained model"
+        )
+    missing = sorted({r.slide_id for r in listed} - {r.slide_id for r in train})
+    share, allowed = len(missing) / len(listed), run.recipe.training.max_missing_share
+    if missing:
+        run.progress.note(
+            f"{len(missing)} of {len(listed)} training slides yielded no tile: {', '.join(missing[:10])}"
+        )
+    if share > allowed:
+        raise TrainingError(
+            f"{len(missing)} of {len(listed)} training slides ({share:.0%}) yielded no tile, more than "
+            f"`training.max_missing_share` allows ({allowed:.0%}): {', '.join(missing[:10])}; see `wsi-ips status` "
+            "for the reasons, mend the slides or raise the limit"
+        )
+
+
+def _fingerprint(run: Run, records: Sequence[SlideRecord]) -> str:
+    recipe = run.recipe
+    inputs = sorted((r.slide_id, r.label, r.split, run.index(r).fingerprint) for r in records)
+    return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs)
+
+
+def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str) -> None:
+    recipe, device = run.recipe, choose_device(run.recipe.compute.device)
+    torch.manual_seed(recipe.seed)
+    section, classes = recipe.model, recipe.labels.classes
+    spec = encoder_spec(
+        section.encoder, norm=section.norm, has_weights=section.pretrained or section.weights is not None
+    )
+    net = IpsNet(
+        build_encoder(spec, pretrained=section.pretrained, weights=section.weights),
+        classes=len(classes),
+        heads=section.heads,
+        key_width=section.key_width,
+        dropout=section.dropout,
+    ).to(device)
+    card = ModelCard(
+        model_id=f"{recipe.name}-{wanted[:8]}",
+        classes=classes,
+        encoder=spec,
+        heads=section.heads,
+        key_width=section.key_width,
+        dropout=section.dropout,
+        memory_size=section.memory_size,
+        patch_mpp=recipe.tiles.mpp,
+        patch_px=recipe.tiles.patch_px,
+        fingerprint=wanted,
+        metrics={},
+    )
+    keeper = _Keeper(run, net, card)
+    (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
+    labelled = [
+        [LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)
+    ]
+    with run.progress.stage("training", recipe.training.epochs * len(train), "slides") as advance:
+        trainer = Trainer(
+            net,
+            memory_size=section.memory_size,
+            section=recipe.training,
+            compute=recipe.compute,
+            seed=recipe.seed,
+            device=device,
+            on_slides=advance,
+        )
+        trainer.fit(labelled[0], labelled[1], classes=len(classes), on_epoch=keeper)
+
+
+class _Keeper:
+    """Writes the figures of each epoch and keeps the checkpoint of the best."""
+
+    def __init__(self, run: Run, net: IpsNet, card: ModelCard) -> None:
+        self.run, self.net, self.card = run, net, card
+        self.best = float("inf")
+        self.began = time.monotonic()
+        run.folder.root.mkdir(parents=True, exist_ok=True)
+        run.folder.metrics.write_text("", encoding="utf-8")
+
+    def __call__(self, record: EpochRecord) -> None:
+        line = {**asdict(record), "seconds": round(time.monotonic() - self.began, 1)}
+        with self.run.folder.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}"
+        self.run.progress.note(
+            f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}"
+        )
+        # Without validation slides the last epoch is kept: a training loss says nothing of the best one.
+        if record.val_loss is None or record.val_loss <= self.best:
+            self.best = float("inf") if record.val_loss is None else record.val_loss
+            metrics = {k: float(v) for k, v in asdict(record).items() if v is not None}
+            card = ModelCard(**{**vars(self.card), "metrics": metrics})
+            save_checkpoint(self.run.folder.model, self.net, card)

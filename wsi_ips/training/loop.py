@@ -1,0 +1,274 @@
+"""The training loop: scan without gradient, learn from the winners with gradient.
+
+One step (Bergner et al., 2023, algorithm 1, with exact selection):
+
+1. stream all tiles of B slides through the network in evaluation mode, keep the M best of each;
+2. encode the winners again with gradient, pool them with a mask, take the loss, step the optimiser.
+
+Shapes: B slides of a step, K ≤ M kept tiles (padded to the longest of the batch, masked), C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.errors import TrainingError
+from wsi_ips.model.net import IpsNet, to_float
+from wsi_ips.model.selection import Selection
+from wsi_ips.scanning import Prepare, embed_winners, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.tiles import SlideTiles
+from wsi_ips.training.augment import augment, tile_keys
+
+GRADIENT_NORM = 1.0
+SMALL_BAG_TILES = 8
+
+
+@dataclass(frozen=True)
+class LabelledSlide:
+    """One slide to learn from: its tiles and the position of its label among the classes."""
+
+    tiles: SlideTiles
+    label: int
+
+    @property
+    def slide_id(self) -> str:
+        """Identity of the slide."""
+        return self.tiles.slide_id
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Figures of one epoch.
+
+    Attributes
+    ----------
+    epoch
+        Counted from 1.
+    loss
+        Mean training loss of the slides.
+    accuracy
+        Share of training slides whose most probable class is theirs, dropout on.
+    val_loss
+        Mean cross-entropy of the validation slides, None without any.
+    learning_rate
+        At the end of the epoch.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    learning_rate: float
+
+
+class Trainer:
+    """Trains one network on one cohort.
+
+    Parameters
+    ----------
+    net
+        Network, already on ``device``.
+    memory_size
+        Tiles kept per slide (M).
+    section, compute
+        Sections ``training`` and ``compute`` of the recipe.
+    seed
+        Seed of order, tile dropout, small bags and augmentation.
+    device
+        Where the network lives.
+    on_slides
+        Called with the number of training slides finished, after each step.
+    """
+
+    def __init__(
+        self,
+        net: IpsNet,
+        *,
+        memory_size: int,
+        section: TrainingSection,
+        compute: ComputeSection,
+        seed: int,
+        device: torch.device,
+        on_slides: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
+        self.seed, self.device, self.on_slides = abs(seed), device, on_slides
+
+    def fit(
+        self,
+        train: Sequence[LabelledSlide],
+        val: Sequence[LabelledSlide],
+        *,
+        classes: int,
+        on_epoch: Callable[[EpochRecord], None],
+    ) -> None:
+        """Run all epochs.
+
+        ``on_epoch`` sees the figures of an epoch while the network holds that epoch's weights.
+
+        Raises
+        ------
+        TrainingError
+            A class without training slides, or a loss that is not finite.
+        """
+        labels = [slide.label for slide in train]
+        weights = class_weights(labels, classes, balanced=self.section.class_weights).to(self.device)
+        optimiser = torch.optim.AdamW(
+            self.net.parameter_groups(self.section.weight_decay), lr=self.section.learning_rate
+        )
+        steps = math.ceil(len(train) / self.section.batch_slides)
+        warmup = round(self.section.warmup_epochs * steps)
+        rate = partial(warmup_cosine, warmup=warmup, total=self.section.epochs * steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        for epoch in range(1, self.section.epochs + 1):
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(train))
+            loss, right = 0.0, 0
+            for part in np.array_split(order, steps):
+                step_loss, step_right = self._step([train[i] for i in part], epoch, weights, optimiser)
+                schedule.step()
+                loss, right = loss + step_loss * len(part), right + step_right
+                self.on_slides(len(part))
+            on_epoch(
+                EpochRecord(
+                    epoch,
+                    loss / len(train),
+                    right / len(train),
+                    self._validate(val) if val else None,
+                    float(schedule.get_last_lr()[0]),
+                )
+            )
+
+    def _step(
+        self, batch: Sequence[LabelledSlide], epoch: int, weights: Tensor, optimiser: torch.optim.Optimizer
+    ) -> tuple[float, int]:
+        """One update; mean loss and number of slides classified rightly."""
+        prepare = self._augmented([slide.slide_id for slide in batch], epoch)
+        selections = scan_slides(
+            self.net,
+            [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)],
+            memory_size=self.memory_size,
+            compute=self.compute,
+            prepare=prepare,
+        )
+        self.net.train()
+        embeddings, mask = embed_winners(self.net, selections, prepare)  # (B, K, D), (B, K)
+        truth = torch.tensor([slide.label for slide in batch], device=self.device)  # (B,)
+        smoothing = self.section.label_smoothing
+        logits = self.net(embeddings, mask)  # (B, C)
+        loss = functional.cross_entropy(logits, truth, weights, label_smoothing=smoothing)
+        if self.section.small_bags:
+            few = self.net(embeddings, self._small_bags(batch, selections, epoch))  # (B, C)
+            extra = functional.cross_entropy(few, truth, weights, label_smoothing=smoothing)
+            loss = loss + self.section.small_bags * extra
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"epoch {epoch}: the loss is {loss.item()}; the last good checkpoint is kept; lower "
+                "`training.learning_rate` and train again"
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM)
+        optimiser.step()
+        return float(loss.detach()), int((logits.argmax(1) == truth).sum())
+
+    def _request(self, slot: int, slide: LabelledSlide, epoch: int) -> SlideTiles:
+        """The slide's tiles of this epoch, a random share of them left out."""
+        request = slide.tiles.at_slot(slot)
+        count = len(request.index)
+        keep = max(1, round(count * (1 - self.section.tile_dropout)))
+        if keep == count:
+            return request
+        chosen = self._rng(slide, epoch, purpose=0).permutation(count)[:keep]
+        return request.only(np.sort(chosen).astype(np.int32))
+
+    def _small_bags(
+        self, batch: Sequence[LabelledSlide], selections: Sequence[Selection], epoch: int
+    ) -> Tensor:
+        """One to eight of the kept tiles of each slide, drawn by attention; mask (B, K)."""
+        longest = max(len(selection.tiles) for selection in selections)
+        mask = np.zeros((len(batch), longest), bool)
+        for row, slide, selection in zip(mask, batch, selections, strict=True):
+            rng = self._rng(slide, epoch, purpose=1)
+            row[draw_small_bag(selection.score, rng)] = True
+        return torch.from_numpy(mask).to(self.device)
+
+    def _rng(self, slide: LabelledSlide, epoch: int, *, purpose: int) -> np.random.Generator:
+        key = tile_keys(seed=self.seed, epoch=epoch, slide_id=slide.slide_id, tiles=np.array([2**40 + purpose]))
+        return np.random.default_rng(int(key[0]))
+
+    def _augmented(self, slide_ids: Sequence[str], epoch: int) -> Prepare:
+        """Augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""
+        if not self.section.augment:
+            return plain_patches(self.device)
+
+        def prepare(
+            pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]
+        ) -> Tensor:
+            keys = np.empty(len(tile), np.uint64)
+            for s in np.unique(slot):
+                rows = slot == s
+                keys[rows] = tile_keys(
+                    seed=self.seed, epoch=epoch, slide_id=slide_ids[s], tiles=tile[rows]
+                )
+            return augment(to_float(torch.from_numpy(pixels).to(self.device)), keys)
+
+        return prepare
+
+    def _validate(self, slides: Sequence[LabelledSlide]) -> float:
+        """Mean cross-entropy of slides, one at a time, without augmentation."""
+        prepare = plain_patches(self.device)
+        total = 0.0
+        for slide in slides:
+            selections = scan_slides(
+                self.net,
+                [slide.tiles.at_slot(0)],
+                memory_size=self.memory_size,
+                compute=self.compute,
+                prepare=prepare,
+            )
+            probability = slide_probabilities(self.net, selections, prepare)[0, slide.label]
+            total -= math.log(max(float(probability), 1e-12))
+        return total / len(slides)
+
+
+def class_weights(labels: Sequence[int], classes: int, *, balanced: bool) -> Tensor:
+    """Weight per class, inverse to its frequency and 1 on average over slides, shape (C,).
+
+    Raises
+    ------
+    TrainingError
+        Fewer than two classes occur.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    if (counts > 0).sum() < 2:
+        raise TrainingError(
+            f"all {len(labels)} training slides have one class (counts {counts.tolist()}): a classifier needs "
+            "two; check columns `label` and `split` of the manifest"
+        )
+    weights = len(labels) / (np.maximum(counts, 1) * (counts > 0).sum())
+    return torch.tensor(weights if balanced else np.ones(classes), dtype=torch.float32)
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
+    """Factor of the learning rate: linear to 1 over ``warmup`` steps, then cosine to 0.001 at ``total``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def draw_small_bag(score: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Positions of one to eight kept tiles, drawn by attention without replacement (Gumbel top-k)."""
+    count = min(len(score), int(rng.integers(1, SMALL_BAG_TILES + 1)))
+    noisy = np.log(np.maximum(score, 1e-30)) + rng.gumbel(size=len(score))
+    return np.argsort(-noisy)[:count]
