@@ -53,7 +53,7 @@ def test_unknown_timm_name_is_a_recipe_error():
 def test_weights_from_a_local_file(tmp_path):
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=True)
     source = build_encoder(spec)
-    save_file(source.trunk.state_dict(), tmp_path / "w.safetensors")
+    save_file({k: v.contiguous() for k, v in source.trunk.state_dict().items()}, tmp_path / "w.safetensors")
     patches = torch.rand(2, 3, 32, 32)
     loaded = build_encoder(spec, weights=tmp_path / "w.safetensors")
     torch.testing.assert_close(loaded.eval()(patches), source.eval()(patches))

@@ -1,0 +1,175 @@
+"""What made a file, and files that are never half written.
+
+"Done" means that a stored fingerprint equals the one computed from what goes in; a file's existence
+means nothing. Every write goes to a temporary sibling and is renamed in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+FINGERPRINT_DIGITS = 16
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-image",
+    "openslide-python",
+    "openslide-bin",
+    "tiffslide",
+    "zarr",
+    "h5py",
+)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Fingerprint of values: the same in every process, on every machine.
+
+    Parameters
+    ----------
+    *parts
+        None, bool, numbers, text, paths, numpy scalars, pydantic models, and lists, tuples and
+        mappings of them. Floats count to their last bit; a tuple equals a list.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Raises
+    ------
+    TypeError
+        A part is of another type.
+    """
+    text = json.dumps(_canonical(list(parts)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def _canonical(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, np.generic):
+        return _canonical(value.item())
+    if isinstance(value, Path):
+        return {"path": value.as_posix()}
+    if isinstance(value, BaseModel):
+        fields = {name: _canonical(getattr(value, name)) for name in type(value).model_fields}
+        return {"model": type(value).__name__, "fields": fields}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {"map": {key: _canonical(item) for key, item in value.items()}}
+    raise TypeError(f"a fingerprint cannot be taken of {type(value).__name__}: {value!r}")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write a file through a temporary sibling: it appears whole or not at all.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to write; renamed to ``path`` when the block ends well, removed when it does not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a folder through a temporary sibling: it appears whole or not at all.
+
+    An older folder at ``path`` is moved aside first and deleted last, so a reader finds the old one, the
+    new one, or for an instant none; never a mixture.
+
+    Yields
+    ------
+    pathlib.Path
+        An empty folder to write into.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = Path(f"{temporary}.old")
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes; the file appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; the file appears whole or not at all."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented; NaN is refused."""
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def run_facts() -> dict[str, Any]:
+    """When, where and with what a run was made; no user name, no machine name, no path."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu_count": os.cpu_count(),
+        "wsi_ips": _version("wsi-ips"),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory this process has had so far, MB (10⁶ bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
