@@ -1,0 +1,18 @@
+"""Slides: open them, read patches and thumbnails at a physical scale."""
+
+from wsi_ips.slides.array_reader import ArrayReader
+from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
+from wsi_ips.slides.identity import content_identity
+from wsi_ips.slides.opening import open_slide
+from wsi_ips.slides.patch import read_patch, read_thumbnail
+
+__all__ = [
+    "RGB",
+    "ArrayReader",
+    "SlideInfo",
+    "SlideReader",
+    "content_identity",
+    "open_slide",
+    "read_patch",
+    "read_thumbnail",
+]

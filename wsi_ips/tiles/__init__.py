@@ -1,0 +1,20 @@
+"""Tiles: the grid, the stored index, and the stream of patches."""
+
+from wsi_ips.tiles.grid import tile_grid
+from wsi_ips.tiles.index import TileIndex, build_index
+from wsi_ips.tiles.store import read_index, slide_ids, stored_fingerprint, write_index
+from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
+
+__all__ = [
+    "PatchChunk",
+    "PatchStream",
+    "SlideTiles",
+    "TileIndex",
+    "build_index",
+    "read_index",
+    "read_tiles",
+    "slide_ids",
+    "stored_fingerprint",
+    "tile_grid",
+    "write_index",
+]

@@ -1,0 +1,144 @@
+"""The loop learns, repeats itself, and stops with advice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cohort import textured_slide
+from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.errors import TrainingError
+from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.scanning import embed_winners, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.training.loop import LabelledSlide, Trainer, class_weights, draw_small_bag, warmup_cosine
+
+COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
+
+
+def small_net() -> IpsNet:
+    torch.manual_seed(0)
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
+    return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.0)
+
+
+def cohort(count: int) -> list[LabelledSlide]:
+    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), i % 2) for i in range(count)]
+
+
+def trainer(net: IpsNet, **section: object) -> Trainer:
+    defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_epochs": 0}
+    return Trainer(
+        net,
+        memory_size=5,
+        section=TrainingSection(**(defaults | section)),
+        compute=COMPUTE,
+        seed=3,
+        device=torch.device("cpu"),
+    )
+
+
+def test_learns_to_tell_slides_apart_by_a_few_tiles():
+    net = small_net()
+    records = []
+    trainer(net, epochs=12, learning_rate=2e-3).fit(cohort(8), [], classes=2, on_epoch=records.append)
+    assert records[-1].loss < 0.5 * records[0].loss
+    prepare = plain_patches(torch.device("cpu"))
+    for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), 0), *cohort(2)[1:]]:
+        kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
+        assert int(slide_probabilities(net, kept, prepare)[0].argmax()) == slide.label
+
+
+def test_the_same_seed_gives_the_same_weights():
+    nets = [small_net(), small_net()]
+    for net in nets:
+        trainer(net, tile_dropout=0.3).fit(cohort(4), [], classes=2, on_epoch=lambda _: None)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_result_of_a_slide_does_not_depend_on_company_or_chunk_size():
+    net, slides = small_net(), cohort(3)
+    prepare = plain_patches(torch.device("cpu"))
+    requests = [slide.tiles.at_slot(i) for i, slide in enumerate(slides)]
+    together = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
+    probabilities = slide_probabilities(net, together, prepare)
+    for i, slide in enumerate(slides):
+        other = COMPUTE.model_copy(update={"chunk_size": 1000})
+        alone = scan_slides(net, [slide.tiles], memory_size=5, compute=other, prepare=prepare)
+        assert alone[0].tiles.tolist() == together[i].tiles.tolist()
+        torch.testing.assert_close(
+            slide_probabilities(net, alone, prepare)[0], probabilities[i], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
+    net = small_net()
+    short = textured_slide("short", label=0, seed=5)
+    requests = [short.only(np.array([2, 4], np.int32)), textured_slide("long", label=1, seed=6).at_slot(1)]
+    prepare = plain_patches(torch.device("cpu"))
+    kept = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
+    embeddings, mask = embed_winners(net, kept, prepare)
+    assert mask.sum(1).tolist() == [2, 5]
+    assert embeddings.requires_grad
+    assert sorted(kept[0].tiles.tolist()) == [2, 4]
+    assert not embeddings[0, 2:].any()
+
+
+def test_tile_dropout_draws_other_tiles_each_epoch():
+    slide = cohort(1)[0]
+    loop = trainer(small_net(), tile_dropout=0.5)
+    first, second = (loop._request(0, slide, epoch).tiles for epoch in (1, 2))
+    assert len(first) == len(second) == round(len(slide.tiles.index) / 2)
+    assert first.tolist() != second.tolist()
+    assert first.tolist() == loop._request(0, slide, 1).tiles.tolist()
+
+
+def test_one_class_only_is_refused_with_the_columns_to_check():
+    slides = [replace(slide, label=1) for slide in cohort(3)]
+    with pytest.raises(TrainingError, match=r"one class.*`label`.*`split`"):
+        trainer(small_net()).fit(slides, [], classes=2, on_epoch=lambda _: None)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice():
+    net = small_net()
+    with torch.no_grad():
+        net.head.bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        trainer(net).fit(cohort(2), [], classes=2, on_epoch=lambda _: None)
+
+
+def test_validation_loss_is_that_of_the_whole_slide():
+    net, slides = small_net(), cohort(2)
+    prepare = plain_patches(torch.device("cpu"))
+    expected = []
+    for slide in slides:
+        kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
+        expected.append(-math.log(float(slide_probabilities(net, kept, prepare)[0, slide.label])))
+    assert trainer(net)._validate(slides) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_class_weights_balance_classes_and_average_to_one():
+    weights = class_weights([0, 0, 0, 1], 2, balanced=True)
+    assert (weights[0] * 3).item() == pytest.approx(weights[1].item())
+    assert (weights[0] * 3 + weights[1]).item() / 4 == pytest.approx(1)
+
+
+def test_schedule_warms_up_then_falls_to_a_thousandth():
+    rates = [warmup_cosine(step, warmup=10, total=100) for step in range(101)]
+    assert rates[9] == 1
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.001)
+
+
+def test_small_bags_follow_attention():
+    score = np.array([0.0, 0.9, 0.1, 0.0])
+    rng = np.random.default_rng(0)
+    bags = [draw_small_bag(score, rng) for _ in range(300)]
+    assert {len(bag) for bag in bags} == {1, 2, 3, 4}
+    ones = [int(bag[0]) for bag in bags if len(bag) == 1]
+    assert ones.count(1) > 0.75 * len(ones)

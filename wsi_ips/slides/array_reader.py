@@ -1,0 +1,68 @@
+"""Reader over pixels in memory: for tests, for arrays of other programs, and as the shipped fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from wsi_ips.errors import UnsupportedSlideError
+from wsi_ips.geometry import Box, Point, Scale, Size
+from wsi_ips.slides.base import RGB, SlideInfo
+from wsi_ips.slides.region import SLACK, level_location, require_inside
+
+
+class ArrayReader:
+    """A slide whose levels are arrays.
+
+    Parameters
+    ----------
+    levels
+        uint8, each of shape (height, width, 3), finest first.
+    mpp
+        µm per level-0 pixel, None for a slide without a scale.
+    name
+        What messages call the slide.
+    bounds
+        Scanned part in level-0 pixels; None is the whole slide.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        A level is not 8-bit RGB.
+    """
+
+    def __init__(
+        self, levels: Sequence[RGB], mpp: Scale | None, name: str = "array", bounds: Box | None = None
+    ) -> None:
+        for level in levels:
+            if level.dtype != "uint8" or level.ndim != 3 or level.shape[2] != 3:
+                raise UnsupportedSlideError(
+                    f"slide {name}: a level of shape {level.shape}, {level.dtype} is not 8-bit RGB"
+                )
+        self._levels, self._closed = list(levels), False
+        sizes = tuple(Size(level.shape[1], level.shape[0]) for level in levels)
+        self.info = SlideInfo(
+            name=name,
+            reader="array",
+            level_sizes=sizes,
+            mpp=mpp,
+            mpp_source="given" if mpp else "none was given",
+            bounds=bounds or Box(0, 0, *sizes[0]),
+            properties={},
+        )
+
+    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
+        """See :class:`wsi_ips.slides.base.SlideReader`."""
+        require_inside(self.info, location_px0, level, size_px, closed=self._closed)
+        x, y = (int(v + SLACK) for v in level_location(self.info, location_px0, level))
+        return self._levels[level][y : y + size_px.height, x : x + size_px.width].copy()
+
+    def close(self) -> None:
+        """Later reads are errors, as with a file."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

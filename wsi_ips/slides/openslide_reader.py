@@ -1,0 +1,110 @@
+"""Reader over OpenSlide: SVS, NDPI, MRXS, SCN, DICOM, tiled TIFF and more.
+
+Colour profiles (ICC) are left alone on purpose: the pixels are those that other tools and published
+weights have seen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
+
+from wsi_ips.errors import RegionReadError, UnsupportedSlideError
+from wsi_ips.geometry import Box, Point, Scale, Size
+from wsi_ips.slides.base import RGB, SlideInfo
+from wsi_ips.slides.region import require_inside
+from wsi_ips.slides.scale import trusted_mpp
+
+OPAQUE = 255
+
+
+class OpenSlideReader:
+    """A slide opened by OpenSlide; safe to read from several threads.
+
+    Parameters
+    ----------
+    path
+        The slide.
+    mpp_override
+        Scale from the manifest; it wins over the file's.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        OpenSlide does not open the file.
+    """
+
+    def __init__(self, path: Path, *, mpp_override: Scale | None = None) -> None:
+        try:
+            slide = openslide.OpenSlide(path)
+        except OpenSlideUnsupportedFormatError as error:
+            raise UnsupportedSlideError(f"slide {path.name}: not a format OpenSlide knows") from error
+        except OpenSlideError as error:
+            raise UnsupportedSlideError(f"slide {path.name}: OpenSlide refuses it: {error}") from error
+        self._slide = slide
+        self._closed = False
+        properties = {name: str(value) for name, value in slide.properties.items()}
+        mpp, source = trusted_mpp(properties, prefix="openslide")
+        self.info = SlideInfo(
+            name=path.name,
+            reader="openslide",
+            level_sizes=tuple(Size(*size) for size in slide.level_dimensions),
+            mpp=mpp_override or mpp,
+            mpp_source="override" if mpp_override else source,
+            bounds=_bounds(properties, Size(*slide.dimensions)),
+            properties=properties,
+        )
+        self._background = _background(properties)
+
+    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
+        """See :class:`wsi_ips.slides.base.SlideReader`."""
+        require_inside(self.info, location_px0, level, size_px, closed=self._closed)
+        try:
+            image = self._slide.read_region(tuple(location_px0), level, tuple(size_px))
+        except (OpenSlideError, ValueError) as error:
+            raise RegionReadError(
+                f"slide {self.info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at "
+                f"level-0 {tuple(location_px0)}: {error}; the file is damaged there"
+            ) from error
+        return _over_background(np.asarray(image), self._background)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._closed = True
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _over_background(rgba: NDArray[np.uint8], background: NDArray[np.uint8]) -> RGB:
+    """Pixels the scanner left out are transparent; they get the file's background colour."""
+    rgb = np.ascontiguousarray(rgba[..., :3])
+    alpha = rgba[..., 3]
+    if alpha.min() < OPAQUE:
+        weight = alpha[..., None].astype(np.float32) / OPAQUE
+        rgb = np.rint(rgb * weight + background * (1 - weight)).astype(np.uint8)
+    return rgb
+
+
+def _background(properties: dict[str, str]) -> NDArray[np.uint8]:
+    colour = properties.get("openslide.background-color", "FFFFFF")
+    return np.frombuffer(bytes.fromhex(colour), np.uint8)
+
+
+def _bounds(properties: dict[str, str], size: Size) -> Box:
+    """Scanned part of the slide, cut to the slide."""
+    names = ("x", "y", "width", "height")
+    stated = [properties.get(f"openslide.bounds-{name}") for name in names]
+    if any(value is None for value in stated):
+        return Box(0, 0, *size)
+    x, y, width, height = (int(float(str(value))) for value in stated)
+    return Box(x, y, min(width, size.width - x), min(height, size.height - y))

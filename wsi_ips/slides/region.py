@@ -1,0 +1,47 @@
+"""The edge policy of all readers: a region lies inside its level, or it is an error."""
+
+from __future__ import annotations
+
+import math
+
+from wsi_ips.errors import RegionReadError
+from wsi_ips.geometry import Point, Size, level_downsample
+from wsi_ips.slides.base import SlideInfo
+
+SLACK = 1e-6
+"""Relative rounding allowed when level-0 pixels are divided by a downsample."""
+
+
+def level_location(info: SlideInfo, location_px0: Point, level: int) -> tuple[float, float]:
+    """A level-0 position in pixels of a level, as real numbers."""
+    downsample = level_downsample(info.size_px0, info.level_sizes[level])
+    return location_px0.x / downsample.x, location_px0.y / downsample.y
+
+
+def require_inside(
+    info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool
+) -> None:
+    """Refuse a region that leaves its level, an unknown level, or a closed slide.
+
+    Raises
+    ------
+    RegionReadError
+        Names the slide and the region.
+    """
+    if closed:
+        raise RegionReadError(f"slide {info.name}: read after it was closed")
+    if not 0 <= level < len(info.level_sizes):
+        raise RegionReadError(f"slide {info.name}: no level {level}; it has {len(info.level_sizes)}")
+    x, y = level_location(info, location_px0, level)
+    width, height = info.level_sizes[level]
+    inside = (
+        min(x, y) >= 0
+        and min(size_px) >= 1
+        and math.floor(x + SLACK) + size_px.width <= width
+        and math.floor(y + SLACK) + size_px.height <= height
+    )
+    if not inside:
+        raise RegionReadError(
+            f"slide {info.name}: region of {size_px.width} x {size_px.height} px at level-0 {tuple(location_px0)} "
+            f"is not inside level {level} ({width} x {height} px)"
+        )
