@@ -1,0 +1,157 @@
+"""Where the tissue, the fat, the stroma and the planted regions of a synthetic slide lie. Pure, seeded.
+
+Fields are signed distances in cells (positive inside) on a grid of cells of 32 level-0 pixels; the value of
+cell (row, column) stands for the middle of that cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage import measure
+
+from wsi_ips.geometry import Size
+
+CELL_PX = 32
+Field = NDArray[np.float32]
+BlobKind = Literal["follicle", "tumour"]
+
+
+@dataclass(frozen=True)
+class PlannedBlob:
+    """A region to plant: benign follicle or tumour, of a diameter (of the circle of equal area) in mm."""
+
+    kind: BlobKind
+    diameter_mm: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Fields of one slide, each of shape (rows, columns) of cells.
+
+    Attributes
+    ----------
+    tissue, stroma, fat, follicle, tumour
+        Signed distance to the edge of each, in cells.
+    lesions
+        Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
+    """
+
+    tissue: Field
+    stroma: Field
+    fat: Field
+    follicle: Field
+    tumour: Field
+    lesions: tuple[NDArray[np.float64], ...]
+
+
+def plan_layout(
+    rng: Generator, *, size_px0: Size, mpp: float, tissue_mm2: float, blobs: Sequence[PlannedBlob]
+) -> Layout:
+    """Draw a slide's layout.
+
+    Parameters
+    ----------
+    rng
+        Source of chance.
+    size_px0
+        Size of level 0.
+    mpp
+        µm per level-0 pixel.
+    tissue_mm2
+        Tissue area.
+    blobs
+        Regions to plant, each wholly inside the tissue where it fits.
+    """
+    shape = (-(-size_px0.height // CELL_PX), -(-size_px0.width // CELL_PX))
+    cell_mm = CELL_PX * mpp / 1000
+    tissue = _tissue(rng, shape, tissue_mm2 / cell_mm**2)
+    stroma = np.asarray(6 * (smooth_noise(rng, shape, 0.9 / cell_mm) - 0.7), np.float32)
+    fat = np.asarray(8 * (smooth_noise(rng, shape, 0.5 / cell_mm) - 1.9), np.float32)
+    planted: dict[BlobKind, list[Field]] = {"follicle": [], "tumour": []}
+    room = tissue.copy()
+    for blob in sorted(blobs, key=lambda b: -b.diameter_mm):
+        field, centre = _blob(rng, room, blob.diameter_mm / 2 / cell_mm)
+        field = np.minimum(field, tissue + 1)
+        planted[blob.kind].append(field)
+        room = np.minimum(room, -field - 2)
+        room[centre] = -99
+    nothing = np.full(shape, -99, np.float32)
+    tumour = np.maximum.reduce([nothing, *planted["tumour"]])
+    follicle = np.maximum.reduce([nothing, *planted["follicle"]])
+    blob_any = np.maximum(tumour, follicle)
+    return Layout(
+        tissue=tissue,
+        stroma=np.minimum(stroma, -blob_any - 1),
+        fat=np.minimum(fat, -blob_any - 3),
+        follicle=follicle,
+        tumour=tumour,
+        lesions=tuple(outline for field in planted["tumour"] for outline in _outlines(field)),
+    )
+
+
+def smooth_noise(rng: Generator, shape: tuple[int, int], wavelength_cells: float) -> Field:
+    """Noise of about unit deviation and a given wavelength."""
+    height, width = (max(4, int(side / wavelength_cells * 2) + 4) for side in shape)
+    coarse = rng.normal(size=(height, width)).astype(np.float32)
+    fine = np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+    return np.asarray(fine / max(1e-6, float(coarse.std()) * 0.75), np.float32)
+
+
+def signed_distance(mask: NDArray[np.bool_]) -> Field:
+    """Distance to the edge of a mask, positive inside, zero between the last cell in and the first out."""
+    inside = ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(~mask)
+    return np.asarray(np.where(mask, inside - 0.5, 0.5 - outside), np.float32)
+
+
+def _tissue(rng: Generator, shape: tuple[int, int], area_cells: float) -> Field:
+    """One lobed piece, off centre, away from the edges of the glass."""
+    height, width = shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    cy, cx = height * rng.uniform(0.42, 0.58), width * rng.uniform(0.40, 0.60)
+    angle, ratio = rng.uniform(0, np.pi), rng.uniform(1.1, 1.7)
+    u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / ratio**0.5
+    v = ((y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)) * ratio**0.5
+    radius = (area_cells / np.pi) ** 0.5
+    field = 1 - np.hypot(u, v) / radius
+    field += 0.30 * smooth_noise(rng, shape, 1.3 * radius) + 0.05 * smooth_noise(rng, shape, 0.2 * radius)
+    margin = np.minimum(np.minimum(x, width - 1 - x), np.minimum(y, height - 1 - y))
+    field[margin < 12] = -9
+    cut = np.partition(field.ravel(), -int(area_cells))[-int(area_cells)]
+    labels = measure.label(field > cut)
+    largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    return signed_distance(ndimage.binary_fill_holes(labels == largest))
+
+
+def _blob(rng: Generator, room: Field, radius: float) -> tuple[Field, tuple[int, int]]:
+    """A lobed blob where there is room; its field and centre."""
+    fits = np.flatnonzero(room.ravel() > 1.25 * radius)
+    flat = int(rng.choice(fits)) if len(fits) else int(np.argmax(room))
+    cy, cx = divmod(flat, room.shape[1])
+    y, x = np.mgrid[: room.shape[0], : room.shape[1]].astype(np.float32)
+    angle = np.arctan2(y - cy, x - cx)
+    waves = sum(
+        rng.uniform(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6)
+    )
+    lobed = 1 + np.asarray(waves, np.float32)
+    lobed /= float(np.sqrt((lobed**2).mean()))  # equal area
+    return np.asarray(radius * lobed - np.hypot(x - cx, y - cy), np.float32), (cy, cx)
+
+
+def _outlines(field: Field) -> list[NDArray[np.float64]]:
+    """Zero contours of a field as x, y in level-0 pixels, simplified to an eighth of a cell."""
+    padded = np.pad(field, 1, constant_values=-99)
+    outlines = []
+    for contour in measure.find_contours(padded, 0):
+        ring = measure.approximate_polygon(contour, 0.125)[:-1, ::-1]
+        if len(ring) >= 3:
+            outlines.append((ring - 1 + 0.5) * CELL_PX)
+    return outlines

@@ -1,0 +1,446 @@
+"""Synthetic slides: real files with H&E-like tissue and planted tumour.
+
+A slide is a mosaic of 256 px tiles. Where a tile shows one texture only, it is one of that texture's
+variants and its JPEG is stored once for the whole slide; only tiles where textures meet are drawn.
+
+The label cannot be read from the side: positive and negative slides come in pairs of one stain, tissue area
+and one law of planted regions; on a negative all regions are benign follicles, on a positive some are
+tumour. Tumour texture is brought to the mean colour of the follicle, and every file holds the
+variants of all textures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+from wsi_ips.annotations import write_asap
+from wsi_ips.geometry import Size
+from wsi_ips.provenance import atomic_path
+from wsi_ips.slides.aperio import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
+from wsi_ips.slides.base import RGB
+from wsi_ips.slides.histology import TEXTURES, VARIANTS, Floats, Stain, TextureName, make_texture, match_mean_colour
+from wsi_ips.slides.layout import CELL_PX, Field, Layout, PlannedBlob, plan_layout, smooth_noise
+
+SCHEMA_VERSION = 1
+LEVEL_STEP = 4
+SMALLEST_LEVEL_PX = 1024
+CELLS = TILE_PX // CELL_PX
+EDGE_CELLS = {"stroma": 2.0, "fat": 0.5, "follicle": 1.0, "tumour": 1.0, "tissue": 0.4}
+"""Width of the soft edge of each field, cells."""
+PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
+
+
+@dataclass(frozen=True)
+class SyntheticSlide:
+    """Plan of one slide; the same plan gives the same file, byte for byte.
+
+    Attributes
+    ----------
+    slide_id
+        Identity.
+    seed
+        Seed of the layout.
+    size_px0
+        Width and height of level 0.
+    mpp
+        µm per level-0 pixel.
+    tissue_mm2
+        Tissue area.
+    blobs
+        Planted regions.
+    stain
+        Colour of the slide.
+    bank
+        Which set of texture variants; training and held-out slides share no nucleus.
+    pen
+        Colour of a pen mark, or None.
+    blur
+        Whether a region is out of focus.
+    """
+
+    slide_id: str
+    seed: int
+    size_px0: Size
+    mpp: float
+    tissue_mm2: float
+    blobs: tuple[PlannedBlob, ...]
+    stain: Stain
+    bank: int = 0
+    pen: tuple[int, int, int] | None = None
+    blur: bool = False
+
+    @property
+    def label(self) -> int:
+        """1 where any planted region is tumour."""
+        return int(any(blob.kind == "tumour" for blob in self.blobs))
+
+
+def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.float64], ...]:
+    """Write a slide.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
+    """
+    rng = np.random.default_rng([plan.seed, 7])
+    layout = plan_layout(
+        rng, size_px0=plan.size_px0, mpp=plan.mpp, tissue_mm2=plan.tissue_mm2, blobs=plan.blobs
+    )
+    painter = _Painter(plan, layout, rng)
+    levels = _pyramid(painter)
+    write_aperio(path, levels[0], thumbnail=levels[1], mpp=plan.mpp)
+    return layout.lesions
+
+
+class _Painter:
+    """Draws the tiles of level 0."""
+
+    def __init__(self, plan: SyntheticSlide, layout: Layout, rng: Generator) -> None:
+        self.plan = plan
+        self.rows, self.columns = tile_counts(plan.size_px0)
+        self.glass = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
+        self.glass[:] = np.array(plan.stain.glass, np.uint8)
+        self.textures = _coloured(plan)
+        self.variant = rng.integers(0, VARIANTS, (self.rows, self.columns))
+        self.fields = {
+            name: _padded(getattr(layout, name), self.rows, self.columns)
+            for name in ("stroma", "fat", "follicle", "tumour", "tissue")
+        }
+        shape = layout.tissue.shape
+        self.pen = _padded(_pen_field(rng, shape), self.rows, self.columns) if plan.pen else None
+        self.blur = _padded(_blur_field(rng, layout.tissue), self.rows, self.columns) if plan.blur else None
+
+    def tiles(self) -> Iterator[tuple[int, int, TextureName | RGB]]:
+        """Row, column and what a tile shows, for all tiles that are not plain glass."""
+        crops = {name: _extremes(field) for name, field in self.fields.items()}
+        special = np.zeros((self.rows, self.columns), bool)
+        for extra in (self.pen, self.blur):
+            if extra is not None:
+                special |= _extremes(extra)[1] > -1
+        for row, column in np.argwhere((crops["tissue"][1] > -1) | special).tolist():
+            ranges = {name: (low[row, column], high[row, column]) for name, (low, high) in crops.items()}
+            texture = None if special[row, column] else _pure(ranges)
+            yield row, column, texture or self._drawn(row, column)
+
+    def _drawn(self, row: int, column: int) -> RGB:
+        """A tile where textures meet."""
+        variant = int(self.variant[row, column])
+        image = Image.fromarray(self.textures["lymphoid"][variant])
+        for name in ("stroma", "fat", "follicle", "tumour"):
+            weight = self._weight(name, row, column)
+            if weight is not None:
+                image = Image.composite(Image.fromarray(self.textures[name][variant]), image, weight)
+        weight = self._weight("tissue", row, column)
+        image = Image.composite(image, Image.fromarray(self.glass), weight) if weight else Image.fromarray(self.glass)
+        if self.blur is not None and (weight := _soft(self.blur, row, column, 3.0)):
+            image = Image.composite(image.filter(ImageFilter.GaussianBlur(2.5 / self.plan.mpp)), image, weight)
+        if self.pen is not None and (weight := _soft(self.pen, row, column, 0.6)):
+            image = Image.composite(Image.new("RGB", image.size, self.plan.pen), image, weight.point(lambda v: v * 0.85))
+        return np.asarray(image)
+
+    def _weight(self, name: str, row: int, column: int) -> Image.Image | None:
+        return _soft(self.fields[name], row, column, EDGE_CELLS[name])
+
+
+def _pure(ranges: dict[str, tuple[float, float]]) -> TextureName | None:
+    """The one texture a tile shows, None where two meet."""
+
+    def inside(name: str) -> bool:
+        return ranges[name][0] > EDGE_CELLS[name]
+
+    def outside(name: str) -> bool:
+        return ranges[name][1] < -EDGE_CELLS[name]
+
+    if not inside("tissue"):
+        return None
+    for name in ("tumour", "follicle", "fat", "stroma"):
+        if inside(name):
+            return name
+        if not outside(name):
+            return None
+    return "lymphoid"
+
+
+def _pyramid(painter: _Painter) -> tuple[list[EncodedLevel], RGB]:
+    """All levels, encoded, and a thumbnail."""
+    plan = painter.plan
+    tiles = [encode_jpeg(painter.glass)]
+    shared = {}
+    for name in TEXTURES:  # all of them, used or not: what a file holds must not tell its label
+        for variant in range(VARIANTS):
+            shared[name, variant] = len(tiles)
+            tiles.append(encode_jpeg(painter.textures[name][variant]))
+    small = {key: _reduced(painter.textures[key[0]][key[1]]) for key in shared}
+    place = np.zeros((painter.rows, painter.columns), np.int32)
+    canvas: dict[tuple[int, int], RGB] = {}
+    for row, column, shown in painter.tiles():
+        if isinstance(shown, str):
+            key = (shown, int(painter.variant[row, column]))
+            place[row, column], piece = shared[key], small[key]
+        else:
+            place[row, column] = len(tiles)
+            tiles.append(encode_jpeg(shown))
+            piece = _reduced(shown)
+        _paste(canvas, row, column, piece, painter.glass)
+    levels = [EncodedLevel(plan.size_px0, place, tiles)]
+    size = Size(plan.size_px0.width // LEVEL_STEP, plan.size_px0.height // LEVEL_STEP)
+    while True:
+        levels.append(_encoded(canvas, size, levels[0].tiles[0]))
+        if max(size) <= SMALLEST_LEVEL_PX:
+            return levels, _assembled(canvas, size, painter.glass)
+        coarser: dict[tuple[int, int], RGB] = {}
+        for (row, column), pixels in canvas.items():
+            _paste(coarser, row, column, _reduced(pixels), painter.glass)
+        canvas, size = coarser, Size(size.width // LEVEL_STEP, size.height // LEVEL_STEP)
+
+
+def _paste(canvas: dict[tuple[int, int], RGB], row: int, column: int, piece: RGB, glass: RGB) -> None:
+    """Put a reduced tile into the tile of the next level that covers it."""
+    key, side = (row // LEVEL_STEP, column // LEVEL_STEP), TILE_PX // LEVEL_STEP
+    target = canvas.setdefault(key, glass.copy())
+    y, x = row % LEVEL_STEP * side, column % LEVEL_STEP * side
+    target[y : y + side, x : x + side] = piece
+
+
+def _encoded(canvas: dict[tuple[int, int], RGB], size: Size, glass: bytes) -> EncodedLevel:
+    place = np.zeros(tile_counts(size), np.int32)
+    tiles = [glass]
+    for (row, column), pixels in sorted(canvas.items()):
+        if row < place.shape[0] and column < place.shape[1]:
+            place[row, column] = len(tiles)
+            tiles.append(encode_jpeg(pixels))
+    return EncodedLevel(size, place, tiles)
+
+
+def _assembled(canvas: dict[tuple[int, int], RGB], size: Size, glass: RGB) -> RGB:
+    rows, columns = tile_counts(size)
+    lines = [np.concatenate([canvas.get((r, c), glass) for c in range(columns)], 1) for r in range(rows)]
+    return np.ascontiguousarray(np.concatenate(lines, 0)[: size.height, : size.width])
+
+
+def _reduced(pixels: RGB) -> RGB:
+    return np.asarray(Image.fromarray(pixels).reduce(LEVEL_STEP))
+
+
+@lru_cache(4)
+def _bank(number: int, mpp: float) -> dict[TextureName, Floats]:
+    """One set of texture variants."""
+    return {
+        name: make_texture(name, np.random.default_rng([number, i]), mpp=mpp)
+        for i, name in enumerate(TEXTURES)
+    }
+
+
+def _coloured(plan: SyntheticSlide) -> dict[TextureName, RGB]:
+    textures = {name: plan.stain.colour(values) for name, values in _bank(plan.bank, plan.mpp).items()}
+    textures["tumour"] = match_mean_colour(textures["tumour"], textures["follicle"])
+    return textures
+
+
+def _padded(field: Field, rows: int, columns: int) -> Field:
+    """A field with one cell around and whole tiles."""
+    right, below = columns * CELLS - field.shape[1], rows * CELLS - field.shape[0]
+    return np.pad(field, ((1, 1 + below), (1, 1 + right)), mode="edge")
+
+
+def _extremes(field: Field) -> tuple[Field, Field]:
+    """Lowest and highest value that matters to each tile, shape (rows, columns)."""
+    window = np.lib.stride_tricks.sliding_window_view(field, (CELLS + 2, CELLS + 2))[::CELLS, ::CELLS]
+    return window.min(axis=(2, 3)), window.max(axis=(2, 3))
+
+
+def _soft(field: Field, row: int, column: int, edge: float) -> Image.Image | None:
+    """Weight 0-255 of a field on a tile, None where it is 0 all over."""
+    crop = field[row * CELLS : (row + 1) * CELLS + 2, column * CELLS : (column + 1) * CELLS + 2]
+    if crop.max() < -edge:
+        return None
+    box = (1, 1, CELLS + 1, CELLS + 1)
+    fine = Image.fromarray(crop).resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR, box=box)
+    weight = np.clip(np.asarray(fine) / edge + 0.5, 0, 1)
+    return Image.fromarray(np.rint(weight * 255).astype(np.uint8))
+
+
+def _pen_field(rng: Generator, shape: tuple[int, int]) -> Field:
+    """A stroke across the glass; signed distance in cells."""
+    height, width = shape
+    t = np.linspace(0, 1, 200)
+    start, end = rng.uniform(0.1, 0.9, (2, 2)) * [height, width]
+    bend = rng.uniform(-0.2, 0.2, 2) * [height, width]
+    path = start + (end - start) * t[:, None] + bend * np.sin(np.pi * t)[:, None]
+    on = np.zeros(shape, bool)
+    y, x = np.clip(np.rint(path).astype(int), 0, [height - 1, width - 1]).T
+    on[y, x] = True
+    return np.asarray(5.0 - ndimage.distance_transform_edt(~on), np.float32)
+
+
+def _blur_field(rng: Generator, tissue: Field) -> Field:
+    """A round region of the tissue out of focus; signed distance in cells."""
+    inside = np.argwhere(tissue > 0)
+    cy, cx = inside[rng.integers(len(inside))]
+    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
+    radius = rng.uniform(0.15, 0.3) * np.sqrt(len(inside))
+    noise = 0.15 * radius * smooth_noise(rng, tissue.shape, radius)
+    return np.asarray(radius - np.hypot(x - cx, y - cy) + noise, np.float32)
+
+
+def plan_cohort(
+    *,
+    slides: int,
+    size_px0: tuple[int, int],
+    mpp: float,
+    tissue_mm2: tuple[float, float],
+    lesion_mm: tuple[float, float],
+    split: tuple[float, float, float],
+    pen: float,
+    blur: float,
+    seed: int,
+) -> list[tuple[SyntheticSlide, str]]:
+    """Plans of all slides with their split, in the order of their ids.
+
+    Slides come in pairs of one positive and one negative with the same stain, area and planted sizes;
+    a pair lies in one split.
+    """
+    rng = np.random.default_rng([seed, 1])
+    numbers = iter((rng.permutation(slides) + 1).tolist())
+    pairs = -(-slides // 2)
+    shares = np.cumsum(split) / sum(split)
+    plans = []
+    for pair in range(pairs):
+        part = ("train", "val", "test")[int(np.searchsorted(shares, (pair + 0.5) / pairs, "right"))]
+        diameters = np.exp(rng.uniform(*np.log(lesion_mm), int(rng.integers(1, 4))))
+        area, stain = float(rng.uniform(*tissue_mm2)), draw_stain(rng)
+        for label in (1, 0)[: 2 if 2 * pair + 1 < slides else 1]:
+            malignant = int(rng.integers(1, len(diameters) + 1)) if label else 0
+            kinds = rng.permutation(["tumour"] * malignant + ["follicle"] * (len(diameters) - malignant))
+            number = next(numbers)
+            plan = SyntheticSlide(
+                slide_id=f"slide_{number:03d}",
+                seed=int(rng.integers(2**31)),
+                size_px0=Size(*size_px0),
+                mpp=mpp,
+                tissue_mm2=area,
+                blobs=tuple(PlannedBlob(k, float(d)) for k, d in zip(kinds.tolist(), diameters, strict=True)),
+                stain=stain,
+                bank=2 * seed + (part != "train"),
+                pen=PEN_COLOURS[int(rng.integers(len(PEN_COLOURS)))] if rng.random() < pen else None,
+                blur=bool(rng.random() < blur),
+            )
+            plans.append((plan, part))
+    return sorted(plans, key=lambda entry: entry[0].slide_id)
+
+
+def draw_stain(rng: Generator) -> Stain:
+    """Pale to dark, reddish to bluish."""
+    hue = rng.normal(0, 0.035, (2, 3)).round(4)
+    return Stain(
+        haematoxylin=float(np.exp(rng.normal(0, 0.18))),
+        eosin=float(np.exp(rng.normal(0, 0.22))),
+        hue=(tuple(hue[0].tolist()), tuple(hue[1].tolist())),  # type: ignore[arg-type]
+        glass=tuple((242 - rng.integers(0, 9, 3)).tolist()),
+    )
+
+
+def make_cohort(
+    folder: Path,
+    *,
+    slides: int,
+    size_px0: tuple[int, int],
+    mpp: float,
+    tissue_mm2: tuple[float, float],
+    lesion_mm: tuple[float, float],
+    split: tuple[float, float, float],
+    pen: float,
+    blur: float,
+    seed: int,
+    classes: tuple[str, str] = ("normal", "tumor"),
+    progress: Callable[[int, int], None] | None = None,
+    workers: int = 2,
+) -> Path:
+    """Write a cohort: ``slides/*.svs``, ``annotations/*.xml``, ``manifest.csv``.
+
+    Files depend on the arguments and the seed only, not on ``workers``.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    slides
+        Number of slides; every second one is positive.
+    size_px0
+        Width and height of level 0.
+    mpp
+        µm per level-0 pixel.
+    tissue_mm2, lesion_mm
+        Smallest and largest tissue area, and diameter of planted regions.
+    split
+        Shares of train, val and test.
+    pen, blur
+        Share of slides with a pen mark, and with a region out of focus.
+    seed
+        Seed of everything.
+    classes
+        Label of negative and of positive slides.
+    progress
+        Called with the number of slides done and in all.
+    workers
+        Processes.
+
+    Returns
+    -------
+    pathlib.Path
+        The manifest.
+    """
+    plans = plan_cohort(
+        slides=slides,
+        size_px0=size_px0,
+        mpp=mpp,
+        tissue_mm2=tissue_mm2,
+        lesion_mm=lesion_mm,
+        split=split,
+        pen=pen,
+        blur=blur,
+        seed=seed,
+    )
+    for name in ("slides", "annotations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    jobs = [(plan, folder) for plan, _ in plans]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(_write_files, jobs), 1):
+            if progress:
+                progress(done, len(plans))
+    rows = [_manifest_row(plan, part, classes) for plan, part in plans]
+    with atomic_path(folder / "manifest.csv") as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    return folder / "manifest.csv"
+
+
+def _write_files(job: tuple[SyntheticSlide, Path]) -> None:
+    plan, folder = job
+    lesions = write_synthetic_slide(plan, folder / "slides" / f"{plan.slide_id}.svs")
+    if plan.label:
+        write_asap(folder / "annotations" / f"{plan.slide_id}.xml", lesions)
+
+
+def _manifest_row(plan: SyntheticSlide, part: str, classes: tuple[str, str]) -> dict[str, object]:
+    tumours = [blob.diameter_mm for blob in plan.blobs if blob.kind == "tumour"]
+    return {
+        "slide_id": plan.slide_id,
+        "path": f"slides/{plan.slide_id}.svs",
+        "label": classes[plan.label],
+        "split": part,
+        "annotation": f"annotations/{plan.slide_id}.xml" if plan.label else "",
+        "lesion_mm": round(max(tumours), 3) if tumours else "",
+    }
