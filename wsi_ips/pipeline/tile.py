@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from shapely.geometry.base import BaseGeometry
+
 from wsi_ips.annotations import Regions, read_asap
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import atomic_path
-from wsi_ips.results import draw_tissue
 from wsi_ips.slides import content_identity, read_thumbnail
-from wsi_ips.tiles import TileIndex, build_index, write_index
-from wsi_ips.tissue import TissueMask, segment_tissue
+from wsi_ips.tiles import build_index, write_index
+from wsi_ips.tissue import segment_tissue
 
 
 def tile_stage(run: Run) -> int:
@@ -58,7 +58,6 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
             slide_identity=content_identity(record.path),
             fingerprint=wanted,
         )
-    _draw(run, record, thumbnail, mask, index)
     write_index(run.folder.tiles, index)
     area_mm2 = mask.area_um2(pyramid.mpp) / 1e6
     run.states.update(
@@ -69,4 +68,18 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
         mpp=round(pyramid.mpp.x, 5),
         tiles=len(index),
         tissue_mm2=round(area_mm2, 3),
+    )
+
+
+def _truth(record: SlideRecord, regions: Regions | None) -> BaseGeometry | None:
+    """Annotated tumour; nothing where the slide has no annotation."""
+    return None if regions is None else regions.tumour
+
+
+def _why_empty(area_mm2: float, min_tissue_fraction: float) -> str:
+    if area_mm2 == 0:
+        return "no tissue found; look at the thumbnail, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
+    return (
+        f"{area_mm2:.3f} mm² of tissue, but no tile holds {min_tissue_fraction:.0%} of it; lower "
+        "`tiles.min_tissue_fraction`, or tile finer"
     )

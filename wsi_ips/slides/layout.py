@@ -79,7 +79,7 @@ def plan_layout(
     room = tissue.copy()
     for blob in sorted(blobs, key=lambda b: -b.diameter_mm):
         field, centre = _blob(rng, room, blob.diameter_mm / 2 / cell_mm)
-        field = np.minimum(field, tissue + 1)
+        field = np.minimum(field, tissue - 0.5)
         planted[blob.kind].append(field)
         room = np.minimum(room, -field - 2)
         room[centre] = -99
