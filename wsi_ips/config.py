@@ -119,6 +119,11 @@ class TrainingSection(Section):
     tile_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of a slide's tiles left out of the scan, drawn anew each epoch"
     )
+    exploration: Share = Field(
+        0.5,
+        description="share of the kept tiles that is drawn at random instead of by attention; falls linearly "
+        "to 0 at the last epoch. Without it a lesion that starts with low attention is never seen",
+    )
     small_bags: Share = Field(
         0.5,
         description="weight of a second loss on one to eight of the kept tiles; keeps the single-tile "

@@ -66,10 +66,6 @@ class RunFolder:
         """Heatmap picture; ``kind`` is ``probability`` or ``attention``."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
 
-    def heatmap_record(self, slide_id: str) -> Path:
-        """Fingerprint, files and top tiles of a slide's heatmaps."""
-        return self.root / "heatmaps" / f"{slide_id}.json"
-
     def traceback(self, slide_id: str) -> Path:
         """Full traceback of a slide's last failure."""
         return self.root / "logs" / f"{slide_id}.txt"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 
 from shapely.geometry.base import BaseGeometry
@@ -10,14 +10,17 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.annotations import Regions, read_asap
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import atomic_path
+from wsi_ips.results import draw_tissue
 from wsi_ips.slides import content_identity, read_thumbnail
 from wsi_ips.tiles import build_index, write_index
 from wsi_ips.tissue import segment_tissue
 
 
-def tile_stage(run: Run) -> int:
-    """Tile all slides whose index is not up to date; the number of slides worked on."""
-    due = [record for record in run.records if not run.is_tiled(record)]
+def tile_stage(run: Run, only: Container[str] | None = None) -> int:
+    """Tile all slides (or only some, by slide_id) whose index is not up to date; the number worked on."""
+    records = [r for r in run.records if only is None or r.slide_id in only]
+    due = [record for record in records if not run.is_tiled(record)]
     if not due:
         return 0
     with (
@@ -58,6 +61,15 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
             slide_identity=content_identity(record.path),
             fingerprint=wanted,
         )
+    picture = draw_tissue(
+        thumbnail,
+        mask.mask,
+        index.boxes_px0,
+        px0_width=pyramid.size_px0.width,
+        caption=f"{record.slide_id} · {len(index)} tiles · {mask.method}",
+    )
+    with atomic_path(run.folder.tissue_picture(record.slide_id)) as temporary:
+        picture.save(temporary, "PNG")
     write_index(run.folder.tiles, index)
     area_mm2 = mask.area_um2(pyramid.mpp) / 1e6
     run.states.update(

@@ -4,7 +4,7 @@ from wsi_ips.slides.array_reader import ArrayReader
 from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
 from wsi_ips.slides.identity import content_identity
 from wsi_ips.slides.opening import open_slide
-from wsi_ips.slides.patch import read_patch, read_thumbnail
+from wsi_ips.slides.patch import read_area, read_patch, read_thumbnail
 
 __all__ = [
     "RGB",
@@ -13,6 +13,7 @@ __all__ = [
     "SlideReader",
     "content_identity",
     "open_slide",
+    "read_area",
     "read_patch",
     "read_thumbnail",
 ]

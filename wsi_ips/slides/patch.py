@@ -7,8 +7,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from wsi_ips.geometry import Point, ReadPlan, Scale, Size
+from wsi_ips.geometry import Box, Point, ReadPlan, Scale, Size, level_downsample
 from wsi_ips.slides.base import RGB, SlideReader
+from wsi_ips.slides.region import SLACK
 
 STRIP_PX = 2**24
 """Most pixels read at a time for a thumbnail (48 MB as RGB)."""
@@ -41,20 +42,7 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan) -> RGB:
 
 
 def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 8192) -> tuple[RGB, Scale]:
-    """Read the whole slide at a coarse scale.
-
-    The coarsest level that is finer than the target is averaged down by area, in strips, so that memory
-    stays bounded also for a large slide with a single level. Pixels are never upsampled: a slide
-    coarser than the target is read as it is.
-
-    Parameters
-    ----------
-    reader
-        The slide.
-    target_mpp
-        Requested µm/px.
-    max_side_px
-        Longest side at most; a coarser scale is taken where needed.
+    """Read the whole slide at a coarse scale; see :func:`read_area`.
 
     Returns
     -------
@@ -62,25 +50,55 @@ def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 81
         uint8, shape (height, width, 3); covers all of level 0.
     mpp
         µm per thumbnail pixel, per axis.
+    """
+    return read_area(reader, Box(0, 0, *reader.info.size_px0), target_mpp, max_side_px)
+
+
+def read_area(
+    reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px: int = 8192
+) -> tuple[RGB, Scale]:
+    """Read a box of the slide at a coarse scale.
+
+    The coarsest level that is fine enough is averaged down by area, in strips, so that memory stays
+    bounded also for a large slide with a single level. Pixels are never upsampled: where the slide is
+    coarser than the target it is read as it is.
+
+    Parameters
+    ----------
+    reader
+        The slide.
+    area_px0
+        What to read, inside level 0.
+    target_mpp
+        Requested µm/px.
+    max_side_px
+        Longest side at most; a coarser scale is taken where needed.
+
+    Returns
+    -------
+    pixels
+        uint8, shape (height, width, 3); covers the box exactly.
+    mpp
+        µm per pixel, per axis.
 
     Raises
     ------
     ResolutionError
         The slide has no scale.
     RegionReadError
-        The file cannot deliver it.
+        The box is not inside the slide, or the file cannot deliver it.
     """
     pyramid = reader.info.pyramid
-    width_um, height_um = pyramid.size_px0.width * pyramid.mpp.x, pyramid.size_px0.height * pyramid.mpp.y
+    width_um, height_um = area_px0.width * pyramid.mpp.x, area_px0.height * pyramid.mpp.y
     target = max(target_mpp, max(width_um, height_um) / max_side_px)
     size = Size(
-        min(pyramid.size_px0.width, max(1, round(width_um / target))),
-        min(pyramid.size_px0.height, max(1, round(height_um / target))),
+        min(area_px0.width, max(1, round(width_um / target))),
+        min(area_px0.height, max(1, round(height_um / target))),
     )
-    fine = [k for k, s in enumerate(pyramid.level_sizes) if s.width >= size.width and s.height >= size.height]
-    level = max(fine, default=0)
-    thumbnail = _shrunk_level(reader, level, size)
-    return thumbnail, Scale(width_um / size.width, height_um / size.height)
+    wanted = Scale(area_px0.width / size.width, area_px0.height / size.height)
+    fine = [k for k in range(len(pyramid.level_sizes)) if max(pyramid.downsample(k).over(wanted)) <= 1.001]
+    pixels = _shrunk(reader, area_px0, max(fine, default=0), size)
+    return pixels, Scale(width_um / size.width, height_um / size.height)
 
 
 def area_average(pixels: RGB, size: Size) -> RGB:
@@ -88,20 +106,25 @@ def area_average(pixels: RGB, size: Size) -> RGB:
     return np.asarray(Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BOX))
 
 
-def _shrunk_level(reader: SlideReader, level: int, size: Size) -> RGB:
-    """A level averaged down to ``size``, read in strips of whole output rows."""
-    source = reader.info.level_sizes[level]
+def _shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
+    """A box of a level averaged down to ``size``, read in strips of whole output rows."""
+    info = reader.info
+    downsample = level_downsample(info.size_px0, info.level_sizes[level])
+    left, right = area_px0.x / downsample.x, area_px0.right / downsample.x  # level pixels, real
+    first_column = math.floor(left + SLACK)
+    columns = min(info.level_sizes[level].width, math.ceil(right - SLACK)) - first_column
+    top, ratio = area_px0.y / downsample.y, area_px0.height / downsample.y / size.height
+    rows = max(1, math.floor(STRIP_PX / columns / ratio))
     out = np.empty((size.height, size.width, 3), np.uint8)
-    ratio = source.height / size.height  # source rows per output row
-    rows = max(1, math.floor(STRIP_PX / source.width / ratio))
-    downsample_y = reader.info.size_px0.height / source.height
-    for top in range(0, size.height, rows):
-        bottom = min(size.height, top + rows)
-        first, last = math.floor(top * ratio), min(source.height, math.ceil(bottom * ratio))
-        location = Point(0, math.ceil(first * downsample_y - 1e-6))
-        strip = Image.fromarray(reader.read_region(location, level, Size(source.width, last - first)))
-        box = (0.0, top * ratio - first, float(source.width), bottom * ratio - first)
-        out[top:bottom] = np.asarray(
-            strip.resize((size.width, bottom - top), Image.Resampling.BOX, box=box)
-        )
+    for start in range(0, size.height, rows):
+        end = min(size.height, start + rows)
+        upper, lower = top + start * ratio, top + end * ratio
+        first = math.floor(upper + SLACK)
+        last = min(info.level_sizes[level].height, math.ceil(lower - SLACK))
+        location = Point(math.ceil(first_column * downsample.x - SLACK), math.ceil(first * downsample.y - SLACK))
+        strip = reader.read_region(location, level, Size(columns, last - first))
+        box = (left - first_column, upper - first, right - first_column, lower - first)
+        inside = (max(0.0, box[0]), max(0.0, box[1]), min(columns, box[2]), min(last - first, box[3]))
+        resized = Image.fromarray(strip).resize((size.width, end - start), Image.Resampling.BOX, box=inside)
+        out[start:end] = np.asarray(resized)
     return out

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,13 +24,14 @@ from torch.nn import functional
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.model.selection import Selection
+from wsi_ips.model.selection import Selection, selection_score
 from wsi_ips.scanning import Prepare, embed_winners, plain_patches, scan_slides, slide_probabilities
-from wsi_ips.tiles import SlideTiles
+from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 
 GRADIENT_NORM = 1.0
 SMALL_BAG_TILES = 8
+START_SLIDES, START_TILES = 16, 256
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Trainer:
         optimiser = torch.optim.AdamW(
             self.net.parameter_groups(self.section.weight_decay), lr=self.section.learning_rate
         )
+        self._start_encoder(train)
         steps = math.ceil(len(train) / self.section.batch_slides)
         warmup = round(self.section.warmup_epochs * steps)
         rate = partial(warmup_cosine, warmup=warmup, total=self.section.epochs * steps)
@@ -148,18 +150,30 @@ class Trainer:
                 )
             )
 
+    @torch.no_grad()
+    def _start_encoder(self, slides: Sequence[LabelledSlide]) -> None:
+        """Show the encoder some tiles of several slides before the first step."""
+        rng = np.random.default_rng([self.seed, 0])
+        chosen = rng.permutation(len(slides))[:START_SLIDES]
+        each = max(2, START_TILES // len(chosen))
+        pixels = []
+        for number in chosen:
+            tiles = slides[number].tiles
+            drawn = np.sort(rng.permutation(len(tiles.index))[:each])
+            pixels.append(read_tiles(tiles.only(drawn.astype(np.int32))))
+        self.net.eval()
+        self.net.encoder.start(to_float(torch.from_numpy(np.concatenate(pixels)).to(self.device)))
+
     def _step(
         self, batch: Sequence[LabelledSlide], epoch: int, weights: Tensor, optimiser: torch.optim.Optimizer
     ) -> tuple[float, int]:
         """One update; mean loss and number of slides classified rightly."""
         prepare = self._augmented([slide.slide_id for slide in batch], epoch)
-        selections = scan_slides(
-            self.net,
-            [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)],
-            memory_size=self.memory_size,
-            compute=self.compute,
-            prepare=prepare,
+        requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
+        kept = scan_slides(
+            self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
         )
+        selections = [self._explored(*entry, epoch) for entry in zip(batch, requests, kept, strict=True)]
         self.net.train()
         embeddings, mask = embed_winners(self.net, selections, prepare)  # (B, K, D), (B, K)
         truth = torch.tensor([slide.label for slide in batch], device=self.device)  # (B,)
@@ -190,6 +204,26 @@ class Trainer:
             return request
         chosen = self._rng(slide, epoch, purpose=0).permutation(count)[:keep]
         return request.only(np.sort(chosen).astype(np.int32))
+
+    def _explored(
+        self, slide: LabelledSlide, request: SlideTiles, kept: Selection, epoch: int
+    ) -> Selection:
+        """Replace the last of the kept tiles by random ones of the scan; fewer from epoch to epoch."""
+        share = self.section.exploration * (1 - (epoch - 1) / max(1, self.section.epochs - 1))
+        others = np.setdiff1d(kept.scanned, kept.tiles)
+        count = min(round(share * len(kept.tiles)), len(others))
+        if count == 0:
+            return kept
+        drawn = np.sort(self._rng(slide, epoch, purpose=2).permutation(others)[:count])
+        stay = slice(0, len(kept.tiles) - count)
+        pixels = read_tiles(request.only(drawn.astype(np.int32)))
+        score = selection_score(kept.logits)[np.searchsorted(kept.scanned, drawn)]
+        return replace(
+            kept,
+            tiles=np.concatenate([kept.tiles[stay], drawn]),
+            pixels=np.concatenate([kept.pixels[stay], pixels]),
+            score=np.concatenate([kept.score[stay], score]),
+        )
 
     def _small_bags(
         self, batch: Sequence[LabelledSlide], selections: Sequence[Selection], epoch: int

@@ -1,0 +1,109 @@
+"""Stage ``heatmap``: probability and attention of predicted slides over their H&E."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import shapely
+
+from wsi_ips.annotations import read_asap
+from wsi_ips.geometry import Box
+from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model import read_card
+from wsi_ips.pipeline.predict import checkpoint_folder, predicted
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import fingerprint
+from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
+from wsi_ips.results.overlay import Kind
+from wsi_ips.slides import read_area
+from wsi_ips.tiles import TileIndex
+
+SCHEMA_VERSION = 1
+KINDS: tuple[Kind, ...] = ("probability", "attention")
+MARGIN = 0.06
+"""Share of the tiled area shown around it."""
+
+
+def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
+    """Predicted slides to draw: the named ones, else those of the recipe's splits and those without one."""
+    wanted = (*run.recipe.heatmap.splits, None)
+    return [r for r in predicted(run) if (r.slide_id in names if names else r.split in wanted)]
+
+
+def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
+    """Draw all slides whose pictures are not up to date; the number of slides worked on."""
+    model_id = read_card(checkpoint_folder(run)).model_id
+    due = []
+    for record in to_draw(run, names):
+        scores = read_scores(run.folder.scores, record.slide_id)
+        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint)
+        if not all(_drawn_from(run, record, kind) == wanted for kind in KINDS):
+            due.append((record, scores, wanted))
+    if due:
+        with run.progress.stage("heatmaps", len(due), "slides") as advance:
+            for entry in due:
+                run.states.fence(
+                    entry[0].slide_id, "heatmap", lambda entry=entry: _draw(run, *entry, model_id)  # type: ignore[misc]
+                )
+                advance(1)
+        run.states.save()
+    return len(due)
+
+
+def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
+    section, index = run.recipe.heatmap, run.index(record)
+    with run.opener(record)() as reader:
+        area = tiled_area(index)
+        pixels, mpp = read_area(reader, area, section.mpp, section.max_side_px)
+    view = View(pixels, area, mpp)
+    caption = Caption(
+        slide_id=record.slide_id,
+        class_name=scores.classes[-1],
+        probability=scores.probability[-1],
+        model_id=model_id,
+        outlines=_outlines(record),
+    )
+    values = {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
+    for kind in KINDS:
+        raster = tile_raster(
+            index.x,
+            index.y,
+            values[kind],
+            bounds=index.bounds,
+            stride_px0=index.stride_px0,
+            footprint_px0=index.plan.footprint_px0,
+        )
+        picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
+        facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
+        write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
+
+
+def tiled_area(index: TileIndex) -> Box:
+    """Box around all tiles with a margin, cut to the slide."""
+    width, height = index.plan.footprint_px0
+    margin = int(max(np.ptp(index.x) + width, np.ptp(index.y) + height) * MARGIN)
+    left, top = max(0, int(index.x.min()) - margin), max(0, int(index.y.min()) - margin)
+    right = min(index.size_px0.width, int(index.x.max() + width) + margin)
+    bottom = min(index.size_px0.height, int(index.y.max() + height) + margin)
+    return Box(left, top, right - left, bottom - top)
+
+
+def _outlines(record: SlideRecord) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+    """Outer rings of the annotated lesions."""
+    if record.annotation is None:
+        return ()
+    return tuple(
+        shapely.get_coordinates(lesion.exterior)[:-1] for lesion in read_asap(record.annotation).lesions()
+    )
+
+
+def _drawn_from(run: Run, record: SlideRecord, kind: Kind) -> str | None:
+    path = run.folder.overlay(record.slide_id, kind)
+    try:
+        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(stored.get("fingerprint")) if path.exists() else None

@@ -1,0 +1,125 @@
+"""All stages in order: tile, train, predict, heatmap, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.config import Recipe
+from wsi_ips.pipeline.heatmap import heatmap_stage
+from wsi_ips.pipeline.predict import predict_stage, to_predict
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.report import headline, report_stage
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.states import SlideState
+from wsi_ips.pipeline.synth import synth_stage
+from wsi_ips.pipeline.tile import tile_stage
+from wsi_ips.pipeline.train import train_stage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole run came to.
+
+    Attributes
+    ----------
+    summary
+        As in ``summary.json``.
+    states
+        State of every slide.
+    report
+        The page to open.
+    failed
+        Slides that failed.
+    worked
+        Whether anything was computed; False where all was up to date.
+    """
+
+    summary: dict[str, Any]
+    states: Iterable[SlideState]
+    report: Path
+    failed: int
+    worked: bool
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Headline figures for the terminal."""
+        return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
+
+
+def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
+    """Run all stages; what is up to date is left as it is.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe.
+    progress
+        Who watches; nobody by default.
+
+    Raises
+    ------
+    WsiIpsError
+        The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
+        used is no error: it ends as ``failed`` in ``slides.csv``.
+    """
+    began = time.monotonic()
+    watcher = progress or Silent()
+    worked = synth_stage(recipe, watcher)
+    run = Run.open(recipe, watcher)
+    worked = bool(tile_stage(run)) or worked
+    worked = train_stage(run) or worked
+    worked = bool(predict_stage(run)) or worked
+    worked = bool(heatmap_stage(run)) or worked
+    stored = None if worked else _stored_summary(run)
+    summary = stored or report_stage(run, seconds=time.monotonic() - began)
+    if stored:
+        watcher.note("everything is up to date; nothing was computed")
+    return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
+
+
+def run_until(
+    recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()
+) -> Run:
+    """Run one stage and what it needs before it.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe.
+    last
+        ``tile``, ``train`` (tiles first), ``predict`` (tiles first, needs a checkpoint) or ``heatmap`` (needs
+        predictions).
+    progress
+        Who watches; nobody by default.
+    slides
+        Only these slides, for ``predict`` and ``heatmap``.
+    """
+    watcher = progress or Silent()
+    synth_stage(recipe, watcher)
+    run = Run.open(recipe, watcher)
+    if last == "heatmap":
+        heatmap_stage(run, slides)
+        return run
+    if last == "predict":
+        chosen = {record.slide_id for record in to_predict(run, slides)}
+        tile_stage(run, only=chosen)
+        predict_stage(run, slides)
+        return run
+    tile_stage(run)
+    if last == "train":
+        train_stage(run)
+    return run
+
+
+def _stored_summary(run: Run) -> dict[str, Any] | None:
+    """The summary of the run as it stands, None where it or the page is missing or older than the states."""
+    try:
+        stored: dict[str, Any] = json.loads(run.folder.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    counted = all(stored.get(f"slides_{s}") == run.states.count(s) for s in ("ok", "empty", "failed"))  # type: ignore[arg-type]
+    return stored if counted and run.folder.report.exists() else None
