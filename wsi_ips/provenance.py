@@ -11,9 +11,10 @@ import json
 import os
 import platform
 import resource
+import secrets
 import shutil
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,9 @@ import numpy as np
 from pydantic import BaseModel
 
 FINGERPRINT_DIGITS = 16
+CHECKOUT = Path(__file__).parents[1]
+"""Where the package lies; a git checkout during development, else a folder of installed packages."""
+
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -67,7 +71,7 @@ def _canonical(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return {"float": value.hex()}
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return _canonical(value.item())
     if isinstance(value, Path):
         return {"path": value.as_posix()}
@@ -91,12 +95,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         Where to write; renamed to ``path`` when the block ends well, removed when it does not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _sibling(path)
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -115,17 +117,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         An empty folder to write into.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    old = Path(f"{temporary}.old")
+    temporary, old = _sibling(path), _sibling(path)
     try:
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        _swap(temporary, path, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``path``, which goes to ``old``; back again if that fails."""
+    if path.exists():
+        path.replace(old)
+    try:
+        new.replace(path)
+    except OSError:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+
+
+def _sibling(path: Path) -> Path:
+    """A free hidden name beside ``path`` with the same suffix; made with it, files get the usual permissions."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -152,6 +168,7 @@ def run_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu_count": os.cpu_count(),
         "wsi_ips": _version("wsi-ips"),
+        "commit": _commit(),
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 
@@ -169,7 +186,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _commit() -> str | None:
+    """Commit of the checkout the package runs from, ``-dirty`` where files differ from it; None when installed."""
+    if not (CHECKOUT / ".git").exists():
+        return None
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
