@@ -45,13 +45,12 @@ def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
     Raises
     ------
     EvaluationError
-        No tumour tile, or tumour tiles only, or a score that is not finite.
+        No tumour tile, or tumour tiles only; a number that is not finite; different lengths.
     """
+    _check(tumour_fraction, score)
     truth = tumour_fraction > TUMOUR_TILE
     if not truth.any() or truth.all():
         raise EvaluationError(f"{int(truth.sum())} of {len(truth)} tiles are tumour: a tile AUC needs both kinds")
-    if not np.isfinite(score).all():
-        raise EvaluationError("tile scores are not finite; predict again")
     return TileFigures(
         auc=float(metrics.roc_auc_score(truth, score)),
         pr_auc=float(metrics.average_precision_score(truth, score)),
@@ -61,7 +60,16 @@ def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
 
 
 def pointing_hit(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> bool:
-    """Pointing game: whether the tile of the highest score (the first of equals) is a tumour tile."""
+    """Pointing game: whether the tile of the highest score (the first of equals) is a tumour tile.
+
+    A slide without a tumour tile is a miss; leave slides without tumour out.
+
+    Raises
+    ------
+    EvaluationError
+        No tile; a number that is not finite; different lengths.
+    """
+    _check(tumour_fraction, score)
     return bool(tumour_fraction[int(np.argmax(score))] > TUMOUR_TILE)
 
 
@@ -78,5 +86,20 @@ def false_alarm_mm2(
         Area of one stride cell, mm².
     threshold
         Scores from here on are called tumour.
+
+    Raises
+    ------
+    EvaluationError
+        No tile; a number that is not finite; different lengths.
     """
+    _check(tissue_fraction, score)
     return float(tissue_fraction[score >= threshold].sum() * tile_mm2)
+
+
+def _check(fraction: NDArray[np.floating], score: NDArray[np.floating]) -> None:
+    if fraction.shape != score.shape or fraction.ndim != 1 or not len(score):
+        raise EvaluationError(f"{fraction.shape} fractions and {score.shape} scores: one of each per tile is needed")
+    if not np.isfinite(score).all():
+        raise EvaluationError(f"{int((~np.isfinite(score)).sum())} tile scores are not finite; predict again")
+    if not np.isfinite(fraction).all():
+        raise EvaluationError(f"{int((~np.isfinite(fraction)).sum())} tile fractions are not finite; tile again")

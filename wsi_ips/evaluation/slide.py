@@ -43,7 +43,8 @@ def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float =
     scale so that it stays inside 0-1. Where the classes are separated wholly the variance is 0 and says
     nothing; then the interval is the exact binomial one (Clopper and Pearson, 1934) of ``min(P, N)``
     pairs, each of a positive and a negative of its own, all in the right order: conservative, and never
-    of zero width.
+    of zero width. Where the variance is 0 for want of anything to compare (all scores equal, or a single
+    case of a class) the interval is 0-1, method ``undetermined``.
 
     Parameters
     ----------
@@ -59,10 +60,12 @@ def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float =
     EvaluationError
         One class only, different lengths, or a score that is not finite.
     """
-    positive, negative = _split(truth, score)
+    positive, negative = split_scores(truth, score)
     value, variance = _delong(positive, negative)
     tail = (1 - confidence) / 2
     counts = (len(positive), len(negative))
+    if variance <= 0 and 0 < value < 1:
+        return Interval(value, 0.0, 1.0, *counts, "undetermined")
     if variance <= 0:
         pairs = min(counts)
         low = tail ** (1 / pairs) if value == 1 else 0.0
@@ -82,7 +85,7 @@ def roc_curve(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     EvaluationError
         As :func:`auc_with_interval`.
     """
-    _split(truth, score)
+    split_scores(truth, score)
     false, true, _ = metrics.roc_curve(np.asarray(truth), np.asarray(score, np.float64))
     return false, true
 
@@ -103,8 +106,16 @@ def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5)
     -------
     dict
         ``sensitivity``, ``specificity``, ``balanced_accuracy``, ``pr_auc`` (average precision), ``brier``.
+
+    Raises
+    ------
+    EvaluationError
+        As :func:`auc_with_interval`; or a score that is no probability.
     """
-    positive, negative = _split(truth, score)
+    positive, negative = split_scores(truth, score)
+    lowest, highest = min(positive.min(), negative.min()), max(positive.max(), negative.max())
+    if lowest < 0 or highest > 1:
+        raise EvaluationError(f"scores reach from {lowest:.4g} to {highest:.4g}; probabilities lie in 0-1")
     sensitivity = float((positive >= threshold).mean())
     specificity = float((negative < threshold).mean())
     labels, scores = np.asarray(truth), np.asarray(score, np.float64)
@@ -117,19 +128,25 @@ def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5)
     }
 
 
-def _split(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Scores of positives and of negatives."""
+def split_scores(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
+    """Scores of positives and of negatives, checked.
+
+    Raises
+    ------
+    EvaluationError
+        As :func:`auc_with_interval`.
+    """
     labels, scores = np.asarray(truth), np.asarray(score, np.float64)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise EvaluationError(f"truth of shape {labels.shape} and scores of shape {scores.shape} do not match")
     if not np.isfinite(scores).all():
         raise EvaluationError(f"{int((~np.isfinite(scores)).sum())} scores are not finite; predict again")
     if not np.isin(labels, (0, 1)).all():
-        raise EvaluationError("truth must be 0 or 1")
+        raise EvaluationError("truth must be 0 or 1 for every case")
     positive, negative = scores[labels == 1], scores[labels == 0]
     if not len(positive) or not len(negative):
         raise EvaluationError(
-            f"{len(positive)} positive and {len(negative)} negative cases: an ROC curve needs both"
+            f"{len(positive)} positive and {len(negative)} negative cases: figures that compare the two need both"
         )
     return positive, negative
 

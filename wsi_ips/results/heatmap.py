@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import Box, Point, Scale
+
+SLACK = 1e-6
+"""Rounding of real strides, in cells."""
+OFF_GRID_PX0 = 1.0
+"""A tile may stand this far from its place on the grid: corners are rounded to whole level-0 pixels."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +26,22 @@ class Raster:
     ----------
     values
         float32, shape (rows, columns); NaN where there is no tile.
+    starts
+        Whether a tile has its top-left corner in a cell, bool, shape (rows, columns).
     origin_px0
         Top-left corner of cell (0, 0), level-0 pixels.
     cell_px0
         Width and height of a cell in level-0 pixels (the stride, real numbers).
+    tile_px0
+        Width and height of a tile in level-0 pixels: more than a cell where tiles overlap, less where the
+        grid leaves gaps.
     """
 
     values: NDArray[np.float32]
+    starts: NDArray[np.bool_]
     origin_px0: Point
     cell_px0: Scale
+    tile_px0: Scale
 
     def sample(self, x_px0: NDArray[np.float64], y_px0: NDArray[np.float64]) -> NDArray[np.float32]:
         """Values on the grid of some columns and rows of the slide; no interpolation.
@@ -40,14 +54,17 @@ class Raster:
         Returns
         -------
         numpy.ndarray
-            float32, shape (height, width); NaN outside the raster and where there is no tile.
+            float32, shape (height, width); NaN at every position that no tile covers, also inside a cell.
         """
-        column = np.floor((x_px0 - self.origin_px0.x) / self.cell_px0.x).astype(np.intp)
-        row = np.floor((y_px0 - self.origin_px0.y) / self.cell_px0.y).astype(np.intp)
-        rows, columns = self.values.shape
-        out = self.values[np.clip(row, 0, rows - 1)[:, None], np.clip(column, 0, columns - 1)[None]]
-        inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None]
-        return np.where(inside, out, np.float32(np.nan))
+        column, across = _cells((x_px0 - self.origin_px0.x) / self.cell_px0.x)
+        row, down = _cells((y_px0 - self.origin_px0.y) / self.cell_px0.y)
+        cells_x, cells_y = self.tile_px0.x / self.cell_px0.x, self.tile_px0.y / self.cell_px0.y
+        covered = np.zeros((len(row), len(column)), bool)
+        for dy in range(_reach(cells_y)):
+            for dx in range(_reach(cells_x)):
+                near = (down + dy < cells_y + SLACK)[:, None] & (across + dx < cells_x + SLACK)[None]
+                covered |= near & _at(self.starts, row - dy, column - dx, False)
+        return np.where(covered, _at(self.values, row, column, np.nan), np.float32(np.nan))
 
 
 def tile_raster(
@@ -64,36 +81,82 @@ def tile_raster(
     Parameters
     ----------
     x, y
-        Top-left corners of the tiles in level-0 pixels, shape (N,).
+        Top-left corners of the tiles in level-0 pixels, shape (N,); N may be 0.
     score
         One number per tile, shape (N,).
     bounds
         Box the grid was laid over; its corner is the grid's origin.
     stride_px0, footprint_px0
         Step between tiles and size of a tile, level-0 pixels.
+
+    Raises
+    ------
+    ScoresError
+        A score is not finite, or there are not as many scores as tiles.
+    TileIndexError
+        A tile stands off the grid that bounds and stride describe: the map would be misplaced.
     """
-    reach = [max(1, int(np.ceil(f / s - 1e-6))) for f, s in zip(footprint_px0, stride_px0, strict=True)]
-    column = np.rint((np.asarray(x) - bounds.x) / stride_px0.x).astype(np.intp)
-    row = np.rint((np.asarray(y) - bounds.y) / stride_px0.y).astype(np.intp)
-    shape = (int(row.max(initial=0)) + reach[1], int(column.max(initial=0)) + reach[0])
-    total, weight = np.zeros(shape), np.zeros(shape)
-    for dy in range(reach[1]):
-        for dx in range(reach[0]):
-            covered = _overlap(dx, footprint_px0.x / stride_px0.x) * _overlap(dy, footprint_px0.y / stride_px0.y)
-            np.add.at(total, (row + dy, column + dx), covered * np.asarray(score, np.float64))
+    scores = np.asarray(score, np.float64)
+    if scores.shape != np.shape(x) or not np.isfinite(scores).all():
+        raise ScoresError(f"{np.size(x)} tiles need as many finite scores; predict the slide again")
+    column = _grid_steps(np.asarray(x), bounds.x, stride_px0.x, "x")
+    row = _grid_steps(np.asarray(y), bounds.y, stride_px0.y, "y")
+    cells = footprint_px0.over(stride_px0)
+    shape = (int(row.max(initial=0)) + _reach(cells.y), int(column.max(initial=0)) + _reach(cells.x))
+    total, weight, starts = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
+    starts[row, column] = True
+    for dy in range(_reach(cells.y)):
+        for dx in range(_reach(cells.x)):
+            covered = min(1.0, cells.x - dx) * min(1.0, cells.y - dy)
+            np.add.at(total, (row + dy, column + dx), covered * scores)
             np.add.at(weight, (row + dy, column + dx), covered)
     values = np.full(shape, np.nan, np.float32)
     np.divide(total, weight, out=values, where=weight > 0, casting="unsafe")
-    return Raster(values, Point(bounds.x, bounds.y), stride_px0)
+    return Raster(values, starts, Point(bounds.x, bounds.y), stride_px0, footprint_px0)
 
 
 def attention_rank(attention: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rank of each tile within its slide, 0 (least) to 1 (most); equal attention has equal rank."""
+    """Rank of each tile within its slide, 0 (least) to 1 (most); equal attention has equal rank.
+
+    Raises
+    ------
+    ScoresError
+        An attention is not finite.
+    """
+    if not np.isfinite(attention).all():
+        raise ScoresError("attention is not finite; predict the slide again")
     if len(attention) == 1:
         return np.ones(1, np.float32)
-    return ((stats.rankdata(attention) - 1) / (len(attention) - 1)).astype(np.float32)
+    return np.asarray((stats.rankdata(attention) - 1) / (len(attention) - 1), np.float32)
 
 
-def _overlap(step: int, cells: float) -> float:
-    """Share of the cell ``step`` cells on that a tile of ``cells`` cells covers along one axis."""
-    return min(1.0, cells - step) if cells > 1 else 1.0
+def _grid_steps(corner: NDArray[np.integer], origin: int, stride: float, axis: str) -> NDArray[np.intp]:
+    """Column or row of each tile."""
+    steps = np.rint((corner - origin) / stride).astype(np.intp)
+    off = np.abs(corner - origin - steps * stride)
+    if (steps < 0).any() or (off > OFF_GRID_PX0).any():
+        raise TileIndexError(
+            f"tiles stand up to {off.max():.1f} level-0 px off the grid that begins at {axis} = {origin} with a step "
+            f"of {stride:.6g}; tile the slide again"
+        )
+    return steps
+
+
+def _cells(position: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Cell that each position falls into, and where inside it (0-1)."""
+    cell = np.floor(position)
+    return cell.astype(np.intp), position - cell
+
+
+def _reach(cells: float) -> int:
+    """Cells that a tile of this many cells touches along one axis."""
+    return max(1, int(np.ceil(cells - SLACK)))
+
+
+def _at(grid: NDArray[Any], row: NDArray[np.intp], column: NDArray[np.intp], outside: float) -> NDArray[Any]:
+    """Values of a grid at rows times columns, ``outside`` beyond its edge."""
+    rows, columns = grid.shape
+    out = grid[np.clip(row, 0, rows - 1)[:, None], np.clip(column, 0, columns - 1)[None]]  # a copy
+    out[(row < 0) | (row >= rows), :] = outside
+    out[:, (column < 0) | (column >= columns)] = outside
+    return out

@@ -15,25 +15,27 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from wsi_ips.geometry import Box, Scale
+from wsi_ips.errors import ScoresError
+from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.provenance import atomic_path, atomic_write_json
+from wsi_ips.results import frame as page_frame
+from wsi_ips.results.frame import RESEARCH, Frame, probability_text
 from wsi_ips.results.heatmap import Raster
 from wsi_ips.slides import RGB
 
 Kind = Literal["probability", "attention"]
+SCHEMA_VERSION = 1
 COLOURS = {"probability": "viridis", "attention": "cividis"}
+TITLES = {"probability": "Tumour probability map", "attention": "Attention map, relative within this slide"}
 LEGENDS = {
-    "probability": ("tumour probability of each tile alone", "0", "0.5", "1"),
+    "probability": ("tumour probability of each tile alone", "0", "0.25", "0.5", "0.75", "1"),
     "attention": ("attention rank, relative within this slide", "least", "median", "most"),
 }
-RESEARCH = "Research use only"
-HEADER_PX, FOOTER_PX, MARGIN_PX, SMALLEST_WIDTH_PX = 56, 84, 16, 760
-INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
-SCALE_BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+OVERSHOOT = 1e-4
+"""Scores may leave 0-1 by rounding, never by more."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class View:
     def centres_px0(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Level-0 positions of the middles of columns and rows."""
         height, width = self.pixels.shape[:2]
-        x = self.area_px0.x + (np.arange(width) + 0.5) * self.px0_per_px.x
-        y = self.area_px0.y + (np.arange(height) + 0.5) * self.px0_per_px.y
+        x = self.area_px0.x + (np.arange(width, dtype=np.float64) + 0.5) * self.px0_per_px.x
+        y = self.area_px0.y + (np.arange(height, dtype=np.float64) + 0.5) * self.px0_per_px.y
         return x, y
 
 
@@ -104,39 +106,56 @@ def colour_map(view: View, raster: Raster, *, kind: Kind, opacity: float) -> RGB
         Chooses the colours; opacity is proportional to a probability, and to the square of a rank.
     opacity
         Opacity of a score of 1.
+
+    Raises
+    ------
+    ScoresError
+        A score outside 0-1: the scale of colours is fixed.
     """
     values = raster.sample(*view.centres_px0())  # (height, width)
     known = np.isfinite(values)
-    score = np.where(known, np.clip(values, 0, 1), 0)
-    alpha = opacity * (score if kind == "probability" else score**2)[..., None]
-    colours = _palette(kind)[np.rint(score * 255).astype(np.uint8)]  # (height, width, 3)
-    mixed = np.rint(view.pixels * (1 - alpha) + colours * alpha).astype(np.uint8)
-    return np.where(known[..., None], mixed, view.pixels)
+    if (np.abs(values[known] - 0.5) > 0.5 + OVERSHOOT).any():
+        raise ScoresError(f"{kind} map: scores reach {values[known].min():.4g} to {values[known].max():.4g}, not 0-1")
+    out = view.pixels.copy()
+    out[known] = _blend(view.pixels[known], values[known], kind, opacity)
+    return out
 
 
 def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: Kind, opacity: float) -> Image.Image:
-    """The finished picture: header, map, footer with legend and scale bar."""
+    """The finished picture: header, map, legend, scale bar.
+
+    The legend shows the colours as they look on this slide: over the tone of its tissue, at their opacity.
+    """
+    frame = Frame(Size(view.pixels.shape[1], view.pixels.shape[0]))
     coloured = Image.fromarray(colour_map(view, raster, kind=kind, opacity=opacity))
-    _draw_outlines(coloured, view, caption.outlines)
-    width = max(SMALLEST_WIDTH_PX, coloured.width + 2 * MARGIN_PX)
-    page = Image.new("RGB", (width, HEADER_PX + coloured.height + FOOTER_PX), PAPER)
-    page.paste(coloured, (MARGIN_PX, HEADER_PX))
-    draw = ImageDraw.Draw(page)
-    _header(draw, width, caption)
-    _footer(draw, page, HEADER_PX + coloured.height, view, kind, bool(caption.outlines))
+    _draw_outlines(coloured, view, caption.outlines, frame)
+    page = frame.blank()
+    page.paste(coloured, (frame.map_box.x, frame.map_box.y))
+    rows = (
+        (caption.slide_id, ""),
+        (TITLES[kind], f"slide: {caption.class_name} {probability_text(caption.probability)}"),
+        (f"model {caption.model_id}", RESEARCH),
+    )
+    page_frame.draw_header(page, frame, rows)
+    title, *marks = LEGENDS[kind]
+    page_frame.draw_legend(page, frame, title, _legend_bar(view, raster, kind, opacity), marks)
+    page_frame.draw_scale_bar(page, frame, view.mpp.x)
+    if caption.outlines:
+        page_frame.draw_key(page, frame, "annotated tumour")
     return page
 
 
 def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerprint: str) -> dict[str, Any]:
-    """What places a picture on its slide.
+    """What places a picture on its slide, and what its colours stand for.
 
     ``to_level0`` maps a PNG pixel (column, row), counted at its middle, to level-0 pixels:
-    ``x = a * (column + 0.5) + c``, ``y = e * (row + 0.5) + f``.
+    ``x = a * (column + 0.5) + c``, ``y = e * (row + 0.5) + f``; :func:`wsi_ips.results.alignment.page_position`
+    goes back.
     """
-    scale = view.px0_per_px
-    height, width = view.pixels.shape[:2]
+    scale, box = view.px0_per_px, Frame(Size(view.pixels.shape[1], view.pixels.shape[0])).map_box
     finite = raster.values[np.isfinite(raster.values)]
     return {
+        "schema_version": SCHEMA_VERSION,
         "slide_id": caption.slide_id,
         "kind": kind,
         "meaning": LEGENDS[kind][0],
@@ -144,18 +163,20 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
         "class": caption.class_name,
         "model_id": caption.model_id,
         "fingerprint": fingerprint,
-        "map_box_px": [MARGIN_PX, HEADER_PX, width, height],
+        "map_box_px": list(box),
         "to_level0": {
             "a": scale.x,
-            "c": view.area_px0.x - MARGIN_PX * scale.x,
+            "c": view.area_px0.x - box.x * scale.x,
             "e": scale.y,
-            "f": view.area_px0.y - HEADER_PX * scale.y,
+            "f": view.area_px0.y - box.y * scale.y,
         },
         "mpp": list(view.mpp),
         "cell_px0": list(raster.cell_px0),
+        "tile_px0": list(raster.tile_px0),
+        "colours": COLOURS[kind],
         "colour_range": [0.0, 1.0],
-        "value_range": [float(finite.min()), float(finite.max())],
-        "tiles": len(finite),
+        "value_range": [float(finite.min()), float(finite.max())] if len(finite) else None,
+        "tiles": int(raster.starts.sum()),
         "note": RESEARCH,
     }
 
@@ -167,67 +188,33 @@ def write_overlay(path: Path, picture: Image.Image, facts: dict[str, Any]) -> No
     atomic_write_json(path.with_suffix(".json"), facts)
 
 
-def _header(draw: ImageDraw.ImageDraw, width: int, caption: Caption) -> None:
-    draw.text((MARGIN_PX, 8), _fitted(caption.slide_id, width - 330, 20), INK, font(20, bold=True))
-    right = f"{caption.class_name} probability {caption.probability:.3f}"
-    draw.text((width - MARGIN_PX, 8), right, INK, font(20, bold=True), anchor="ra")
-    draw.text((MARGIN_PX, 34), f"model {caption.model_id}", SOFT_INK, font(13))
-    draw.text((width - MARGIN_PX, 34), RESEARCH, SOFT_INK, font(13), anchor="ra")
+def _blend(pixels: RGB, score: NDArray[np.floating], kind: Kind, opacity: float) -> RGB:
+    """Colours over pixels of shape (n, 3); opacity follows the score of shape (n,)."""
+    score = np.clip(score, 0, 1)
+    alpha = opacity * (score if kind == "probability" else score**2)[:, None]
+    colours = _palette(kind)[np.rint(score * 255).astype(np.uint8)]
+    return np.asarray(np.rint(pixels * (1 - alpha) + colours * alpha), np.uint8)
 
 
-def _footer(
-    draw: ImageDraw.ImageDraw, page: Image.Image, top: int, view: View, kind: Kind, outlined: bool
-) -> None:
-    title, *marks = LEGENDS[kind]
-    left, bar_width = MARGIN_PX, 300
-    draw.text((left, top + 10), title, INK, font(13))
-    bar = Image.fromarray(np.repeat(_palette(kind)[None], 14, axis=0)).resize((bar_width, 14))
-    page.paste(bar, (left, top + 32))
-    for position, mark, anchor in zip((0, 0.5, 1), marks, ("la", "ma", "ra"), strict=True):
-        draw.text((left + position * bar_width, top + 52), mark, INK, font(12), anchor=anchor)
-    if outlined:
-        x = left + bar_width + 36
-        draw.line([(x, top + 39), (x + 24, top + 39)], (0, 0, 0), 2)
-        draw.text((x + 32, top + 39), "annotated tumour", INK, font(12), anchor="lm")
-    _scale_bar(draw, page.width - MARGIN_PX, top + 39, view)
+def _legend_bar(view: View, raster: Raster, kind: Kind, opacity: float) -> RGB:
+    """All colours over the median tone of the tiled tissue, shape (256, 3)."""
+    tiled = np.isfinite(raster.sample(*view.centres_px0()))
+    tone = np.median(view.pixels[tiled], axis=0) if tiled.any() else np.full(3, 255.0)
+    return _blend(np.tile(tone.astype(np.uint8), (256, 1)), np.linspace(0, 1, 256), kind, opacity)
 
 
-def _scale_bar(draw: ImageDraw.ImageDraw, right: int, y: int, view: View) -> None:
-    """The longest round length that fits a quarter of the picture."""
-    fitting = [um for um in SCALE_BARS_UM if um / view.mpp.x <= max(60, view.pixels.shape[1] / 4)]
-    length_um = fitting[-1] if fitting else SCALE_BARS_UM[0]
-    length = length_um / view.mpp.x
-    draw.rectangle([right - length, y - 3, right, y + 2], INK)
-    text = f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
-    draw.text((right - length / 2, y + 8), text, INK, font(13), anchor="ma")
-
-
-def _draw_outlines(picture: Image.Image, view: View, outlines: tuple[NDArray[np.float64], ...]) -> None:
+def _draw_outlines(picture: Image.Image, view: View, outlines: tuple[NDArray[np.float64], ...], frame: Frame) -> None:
     draw = ImageDraw.Draw(picture)
     for outline in outlines:
+        if len(outline) < 2:
+            continue
         points = (np.asarray(outline) - [view.area_px0.x, view.area_px0.y]) / list(view.px0_per_px)
-        ring = [tuple(p) for p in points.tolist()]
-        draw.line([*ring, ring[0]], (0, 0, 0), 2)
+        ring = [(x, y) for x, y in points.tolist()]
+        page_frame.draw_outline(draw, [*ring, ring[0]], frame)
 
 
+@lru_cache(2)
 def _palette(kind: Kind) -> NDArray[np.uint8]:
     """256 colours, shape (256, 3)."""
     colours = matplotlib.colormaps[COLOURS[kind]](np.arange(256))[:, :3]
-    return np.rint(colours * 255).astype(np.uint8)
-
-
-def _fitted(text: str, width: int, size: int) -> str:
-    """Text cut to a width."""
-    letters = font(size, bold=True)
-    if letters.getlength(text) <= width:
-        return text
-    while text and letters.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
-
-
-@lru_cache(16)
-def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows µ."""
-    properties = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
-    return ImageFont.truetype(font_manager.findfont(properties, fallback_to_default=True), size)
+    return np.asarray(np.rint(colours * 255), np.uint8)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from wsi_ips.results.overlay import INK, PAPER, SOFT_INK, font
+from wsi_ips.results.frame import INK, PAPER, SOFT_INK, font
 from wsi_ips.slides import RGB
 
 EDGE, TILE = (0, 110, 60), (30, 90, 200)

@@ -1,0 +1,133 @@
+"""The page around a picture: header, legend, scale bar, letters. Draws; decides nothing about scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from matplotlib import font_manager
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from wsi_ips.geometry import Box, Size
+
+INK, SOFT_INK, PAPER, HAIRLINE = (25, 25, 28), (95, 95, 100), (255, 255, 255), (200, 202, 208)
+RESEARCH = "Research use only"
+SCALE_BARS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where things stand on a page; lengths in pixels of the page.
+
+    Letters grow with the map, so that they can still be read where the page is shown small.
+
+    Attributes
+    ----------
+    map_size
+        Size of the map on the page.
+    """
+
+    map_size: Size
+
+    def px(self, length: float) -> int:
+        """A length given for a map 1000 px wide."""
+        return round(length * max(1.0, self.map_size.width / 1000, self.map_size.height / 1400))
+
+    @property
+    def page_size(self) -> Size:
+        """Size of the whole page."""
+        width = max(self.px(560), self.map_size.width + 2 * self.px(16))
+        return Size(width, self.map_box.bottom + self.px(88))
+
+    @property
+    def map_box(self) -> Box:
+        """Where the map stands: in the middle between the edges."""
+        width = max(self.px(560), self.map_size.width + 2 * self.px(16))
+        return Box((width - self.map_size.width) // 2, self.px(84), *self.map_size)
+
+    def blank(self) -> Image.Image:
+        """An empty page with a hairline around the map."""
+        page = Image.new("RGB", self.page_size, PAPER)
+        box = self.map_box
+        ImageDraw.Draw(page).rectangle([box.x - 1, box.y - 1, box.right, box.bottom], outline=HAIRLINE)
+        return page
+
+
+def probability_text(probability: float) -> str:
+    """Three digits, and never a certainty that rounding made up."""
+    if 0.9995 <= probability < 1:
+        return "> 0.999"
+    return "< 0.001" if 0 < probability < 0.0005 else f"{probability:.3f}"
+
+
+def draw_header(page: Image.Image, frame: Frame, rows: Sequence[tuple[str, str]]) -> None:
+    """Three rows of text above the map, each with a left and a right part; the first two are large.
+
+    A left part that does not fit is cut with an ellipsis: the right part (figure, warning) always stands whole.
+    """
+    draw, margin = ImageDraw.Draw(page), frame.px(16)
+    tops, sizes, inks = (10, 38, 60), (20, 15, 12), (INK, INK, SOFT_INK)
+    for (left, right), top, size, ink in zip(rows, tops, sizes, inks, strict=True):
+        letters = font(frame.px(size), bold=top == tops[0])
+        room = page.width - 2 * margin - letters.getlength(right) - frame.px(16)
+        draw.text((margin, frame.px(top)), fitted(left, room, letters), ink, letters)
+        draw.text((page.width - margin, frame.px(top)), right, ink, letters, anchor="ra")
+
+
+def draw_legend(page: Image.Image, frame: Frame, title: str, bar: NDArray[np.uint8], marks: Sequence[str]) -> None:
+    """Colour bar below the map; ``bar`` is uint8 of shape (n, 3), lowest first, ``marks`` stand evenly along it."""
+    draw, left, top, letters = ImageDraw.Draw(page), frame.px(16), frame.map_box.bottom, font(frame.px(12))
+    width, height = frame.px(250), frame.px(14)
+    draw.text((left, top + frame.px(10)), title, INK, letters)
+    upper = top + frame.px(32)
+    page.paste(Image.fromarray(np.ascontiguousarray(bar[None])).resize((width, height)), (left, upper))
+    draw.rectangle([left - 1, upper - 1, left + width, upper + height], outline=SOFT_INK)
+    anchors = ("la", *["ma"] * (len(marks) - 2), "ra")
+    for position, mark, anchor in zip(np.linspace(0, width, len(marks)), marks, anchors, strict=True):
+        draw.text((left + position, upper + height + frame.px(5)), mark, INK, letters, anchor=anchor)
+
+
+def draw_scale_bar(page: Image.Image, frame: Frame, um_per_px: float) -> None:
+    """The longest round length that fits a quarter of the map, below its right corner."""
+    draw, right, top = ImageDraw.Draw(page), page.width - frame.px(16), frame.map_box.bottom + frame.px(34)
+    room = min(frame.px(200), max(frame.px(40), frame.map_size.width / 4))
+    fitting = [um for um in SCALE_BARS_UM if um / um_per_px <= room]
+    length_um = fitting[-1] if fitting else SCALE_BARS_UM[0]
+    length, half = length_um / um_per_px, frame.px(3)
+    draw.rectangle([right - round(length), top - half, right - 1, top + half - 1], INK)
+    text = f"{length_um} µm" if length_um < 1000 else f"{length_um // 1000} mm"
+    draw.text((right - length / 2, top + frame.px(7)), text, INK, font(frame.px(12)), anchor="ma")
+
+
+def draw_key(page: Image.Image, frame: Frame, text: str) -> None:
+    """Name of the outlines: a line as they are drawn, and what they are."""
+    draw, letters = ImageDraw.Draw(page), font(frame.px(12))
+    right, y = page.width - frame.px(16), frame.map_box.bottom + frame.px(16)
+    draw.text((right, y), text, INK, letters, anchor="rm")
+    start = right - letters.getlength(text) - frame.px(36)
+    draw_outline(draw, [(start, y), (start + frame.px(28), y)], frame)
+
+
+def draw_outline(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], frame: Frame) -> None:
+    """A thin black line with a light edge: seen on dark and on pale tissue."""
+    draw.line(points, (255, 255, 255), frame.px(1) + 2, joint="curve")
+    draw.line(points, (0, 0, 0), frame.px(1), joint="curve")
+
+
+def fitted(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
+    """Text cut to a width with an ellipsis."""
+    if letters.getlength(text) <= width:
+        return text
+    while text and letters.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@lru_cache(32)
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and knows µ."""
+    properties = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+    return ImageFont.truetype(font_manager.findfont(properties, fallback_to_default=True), size)
