@@ -1,0 +1,19 @@
+"""The manifest: one row per slide, and the folders it can be made from."""
+
+from wsi_ips.manifest.discovery import SLIDE_SUFFIXES, Discovery, discover_camelyon16, discover_folder, discover_slides
+from wsi_ips.manifest.reading import Manifest, read_manifest
+from wsi_ips.manifest.record import SlideRecord
+from wsi_ips.manifest.schema import manifest_schema, write_schema
+
+__all__ = [
+    "SLIDE_SUFFIXES",
+    "Discovery",
+    "Manifest",
+    "SlideRecord",
+    "discover_camelyon16",
+    "discover_folder",
+    "discover_slides",
+    "manifest_schema",
+    "read_manifest",
+    "write_schema",
+]

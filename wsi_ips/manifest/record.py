@@ -1,0 +1,88 @@
+"""One slide of a manifest: its columns and what each may hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from wsi_ips.geometry import Scale
+
+MAX_NAME_BYTES = 120
+"""Longest slide_id in UTF-8: with what the package adds it stays below the 255 bytes of file systems."""
+FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'
+"""Characters that some file system does not take in a name."""
+SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
+
+
+def _folder_name(value: str) -> str:
+    if not value or value.startswith((".", "__")) or value.endswith((".", " ")) or re.search(FORBIDDEN, value):
+        raise ValueError("cannot be a folder name; use letters, digits, blanks, - and _")
+    if len(value.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"longer than {MAX_NAME_BYTES} bytes; shorten it")
+    return value
+
+
+def _forward_slashes(value: object) -> object:
+    if isinstance(value, str) and "\\" in value and os.sep == "/":
+        raise ValueError("holds a backslash; write folders with /")
+    return value
+
+
+def _scale(value: object) -> object:
+    """``0.25`` or ``0.25,0.26`` (x, y) as a scale."""
+    if isinstance(value, int | float):
+        return Scale(value, value)
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\d+,\d+", value):
+        # From `1,25` nobody can tell 1.25 from x = 1, y = 25, and either may be meant.
+        raise ValueError("may be a decimal comma; write 0.25 with a point, or x,y as 0.25,0.26")
+    try:
+        parts = [float(part) for part in re.split("[,;]", value)]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 2):
+        raise ValueError("not a scale; write µm per level-0 pixel as one number, 0.25, or as x,y: 0.25,0.26")
+    return Scale(parts[0], parts[-1])
+
+
+def _possible(scale: Scale) -> Scale:
+    if not all(SMALLEST_MPP <= axis <= LARGEST_MPP for axis in scale):
+        raise ValueError(
+            f"no scale of a slide; write µm per level-0 pixel, between {SMALLEST_MPP:g} and {LARGEST_MPP:g} "
+            "(0.25 is usual at 40x)"
+        )
+    return scale
+
+
+class SlideRecord(BaseModel):
+    """One row of a manifest. Further columns are kept out of it and never an error."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    slide_id: Annotated[str, AfterValidator(_folder_name)] = Field(
+        description="Name of the slide, unique in the file; becomes a folder name"
+    )
+    path: Annotated[Path, BeforeValidator(_forward_slashes)] = Field(
+        description="The slide's file, relative to the manifest or absolute"
+    )
+    label: str | None = Field(
+        None,
+        description="Slide label, one of the recipe's classes; empty = not known. The recipe may name another column",
+    )
+    patient_id: str | None = Field(None, description="Slides of one patient stay in one split")
+    split: Literal["train", "val", "test"] | None = Field(None, description="Part of the cohort; empty = predict only")
+    mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_possible)] | None = Field(
+        None, description="µm per level-0 pixel; wins over what the file says; one number or `x,y`"
+    )
+    annotation: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+        None, description="ASAP XML with the outlined tumour, relative to the manifest or absolute"
+    )
+
+
+REQUIRED = tuple(name for name, info in SlideRecord.model_fields.items() if info.is_required())
+"""Columns that a manifest must have and that no row leaves empty."""
