@@ -10,8 +10,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wsi_ips.evaluation import Interval
 from wsi_ips.provenance import atomic_write_text
+from wsi_ips.results.frame import probability_text
+from wsi_ips.results.roc import SIDE, roc_points
 
-ROC_PX = 260
+METRIC_NAMES = {
+    "auc": ("Area under the ROC curve", "chance that a slide with is ranked above one without; 0.5 is chance, 1 best"),
+    "sensitivity": ("Sensitivity", "share of slides with that were called"),
+    "specificity": ("Specificity", "share of slides without that were not called"),
+    "balanced_accuracy": ("Balanced accuracy", "mean of the two; 0.5 is chance"),
+    "pr_auc": ("Average precision", "mean share of true calls over all thresholds"),
+    "brier": ("Brier score", "mean squared error of the probability; 0 is best"),
+}
+"""How the figures of :func:`wsi_ips.evaluation.slide_intervals` are called on the page, and what they mean."""
+
+
+PROBLEMS = ("failed", "empty")
+"""States shown before everything else, in this order."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,8 @@ class SlideEntry:
     tiles, tissue_mm2
         What was analysed.
     overlays
-        JPEG pictures: probability, attention; empty where not drawn.
+        JPEG pictures: probability, attention; empty where not drawn. Some 1400 px on their longer side
+        are worth enlarging; the letters on them grow with the picture.
     top
         Tiles with the highest probability.
     tile_um
@@ -109,6 +124,11 @@ class ReportData:
         Name and value of what made the run.
     recipe
         The recipe as YAML.
+    metrics
+        Names and figures with their intervals, in the order they are shown: what
+        :func:`wsi_ips.evaluation.slide_intervals` gives, other names as they are.
+    threshold
+        Probability from which on a slide is called positive.
     """
 
     title: str
@@ -120,6 +140,8 @@ class ReportData:
     slides: tuple[SlideEntry, ...]
     facts: tuple[tuple[str, str], ...]
     recipe: str
+    metrics: tuple[tuple[str, Interval], ...] = ()
+    threshold: float = 0.5
 
 
 def render_report(data: ReportData) -> str:
@@ -127,19 +149,18 @@ def render_report(data: ReportData) -> str:
     environment = Environment(
         loader=PackageLoader("wsi_ips.results"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["data_uri"] = _data_uri
-    predicted = sorted(
-        (s for s in data.slides if s.probability is not None), key=lambda s: -(s.probability or 0.0)
-    )
+    environment.filters.update(data_uri=_data_uri, probability=probability_text)
+    predicted = sorted((s for s in data.slides if s.probability is not None), key=lambda s: -(s.probability or 0.0))
     counts = {state: sum(s.state == state for s in data.slides) for state in ("ok", "empty", "failed", "pending")}
     return environment.get_template("report.html.j2").render(
         data=data,
         predicted=predicted,
-        problems=[s for s in data.slides if s.state in ("failed", "empty")],
+        problems=sorted((s for s in data.slides if s.state in PROBLEMS), key=lambda s: PROBLEMS.index(s.state)),
         drawn=[s for s in predicted if s.overlays],
         counts=counts,
-        roc_points=_polyline(*data.roc) if data.roc[0] else "",
-        roc_px=ROC_PX,
+        metrics=[(*METRIC_NAMES.get(name, (name, "")), interval) for name, interval in data.metrics],
+        roc_points=roc_points(*data.roc) if data.roc[0] else "",
+        roc_px=SIDE,
     )
 
 
@@ -147,11 +168,6 @@ def write_report(path: Path, data: ReportData) -> None:
     """Write the page; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, render_report(data))
-
-
-def _polyline(false: tuple[float, ...], true: tuple[float, ...]) -> str:
-    points = zip(false, true, strict=True)
-    return " ".join(f"{x * ROC_PX:.1f},{(1 - y) * ROC_PX:.1f}" for x, y in points)
 
 
 def _data_uri(jpeg: bytes) -> str:
