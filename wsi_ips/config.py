@@ -12,19 +12,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsi_ips.errors import RecipeError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
 
 
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys."""
+def _low_to_high(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the smallest must come first")
+    return pair
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_low_to_high)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SlidesSection(Section):
@@ -42,18 +54,12 @@ class TissueSection(Section):
     smoothing_um: Annotated[float, Field(ge=0)] = Field(
         16.0, description="median filter before the threshold, diameter in µm"
     )
-    closing_um: Annotated[float, Field(ge=0)] = Field(
-        32.0, description="gaps up to this width are closed, µm"
-    )
-    min_saturation: Share = Field(
-        0.06, description="lowest saturation (0-1) that counts as stain, whatever Otsu finds"
-    )
+    closing_um: Annotated[float, Field(ge=0)] = Field(32.0, description="gaps up to this width are closed, µm")
+    min_saturation: Share = Field(0.06, description="lowest saturation (0-1) that counts as stain, whatever Otsu finds")
     min_area_um2: Annotated[float, Field(ge=0)] = Field(
         40_000.0, description="tissue pieces below this area are dropped, µm²"
     )
-    max_hole_um2: Annotated[float, Field(ge=0)] = Field(
-        20_000.0, description="holes up to this area are filled, µm²"
-    )
+    max_hole_um2: Annotated[float, Field(ge=0)] = Field(20_000.0, description="holes up to this area are filled, µm²")
 
 
 class TilesSection(Section):
@@ -109,7 +115,7 @@ class ModelSection(Section):
 class TrainingSection(Section):
     """The optimiser's loop."""
 
-    epochs: Annotated[int, Field(ge=1)] = Field(20, description="passes over the training slides")
+    epochs: Annotated[int, Field(ge=1)] = Field(30, description="passes over the training slides")
     batch_slides: Annotated[int, Field(ge=1)] = Field(4, description="slides per step (B)")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
@@ -119,15 +125,20 @@ class TrainingSection(Section):
     tile_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of a slide's tiles left out of the scan, drawn anew each epoch"
     )
+    warm_start_epochs: Annotated[int, Field(ge=0)] = Field(
+        10,
+        description="first epochs learn from a few random tiles of many slides instead of the best of a few: no "
+        "scan, so they take seconds, and selection starts from an attention that already means something",
+    )
     exploration: Share = Field(
         0.5,
-        description="share of the kept tiles that is drawn at random instead of by attention; falls linearly "
-        "to 0 at the last epoch. Without it a lesion that starts with low attention is never seen",
+        description="after the warm start: share of the kept tiles that is drawn at random instead of by "
+        "attention; falls linearly to 0 at the last epoch",
     )
-    small_bags: Share = Field(
-        0.5,
-        description="weight of a second loss on one to eight of the kept tiles; keeps the single-tile "
-        "probability of the heatmap in distribution",
+    tile_loss: Annotated[float, Field(ge=0)] = Field(
+        1.0,
+        description="weight of a second loss on each kept tile alone (by attention; evenly on slides of the first "
+        "class, which hold nothing else); it teaches the single-tile probability of the heatmap",
     )
     augment: bool = Field(True, description="flips, right-angle turns and stain jitter, seeded per tile")
     class_weights: bool = Field(True, description="weigh classes by inverse frequency")
@@ -143,9 +154,7 @@ class PredictSection(Section):
     splits: tuple[Split, ...] = Field(
         ("val", "test"), description="slides of these splits; slides without a split always are"
     )
-    checkpoint: Path | None = Field(
-        None, description="folder of a trained model to use instead of training one"
-    )
+    checkpoint: Path | None = Field(None, description="folder of a trained model to use instead of training one")
 
 
 class HeatmapSection(Section):
@@ -166,16 +175,14 @@ class SynthSection(Section):
     """A cohort that the recipe makes itself (`wsi-ips synth`); empty for real slides."""
 
     slides: Annotated[int, Field(ge=2)] = Field(60, description="slides, half of them with tumour")
-    size_px0: tuple[int, int] = Field((20_480, 14_336), description="width and height, level-0 px")
+    size_px0: tuple[Pixels, Pixels] = Field((20_480, 14_336), description="width and height, level-0 px")
     mpp: Positive = Field(0.5, description="µm per level-0 px")
-    tissue_mm2: tuple[float, float] = Field((4.0, 7.0), description="tissue area, smallest to largest")
-    lesion_mm: tuple[float, float] = Field(
-        (0.5, 1.4), description="diameter of the planted tumours, smallest to largest"
-    )
-    split: tuple[float, float, float] = Field((0.5, 0.1, 0.4), description="train : val : test")
+    tissue_mm2: Range = Field((4.0, 7.0), description="tissue area, smallest to largest")
+    lesion_mm: Range = Field((0.8, 1.8), description="diameter of the planted tumours, smallest to largest")
+    split: tuple[Positive, Weight, Weight] = Field((0.5, 0.1, 0.4), description="train : val : test")
     pen: Share = Field(0.1, description="share of slides with a pen mark")
     blur: Share = Field(0.1, description="share of slides with a region out of focus")
-    seed: int | None = Field(None, description="empty = the recipe's seed")
+    seed: Seed | None = Field(None, description="empty = the recipe's seed")
 
 
 class ComputeSection(Section):
@@ -193,7 +200,7 @@ class Recipe(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
     output: Path = Field(..., description="run folder, relative to the recipe file")
     manifest: Path = Field(..., description="manifest CSV, relative to the recipe file")
-    seed: int = Field(0, description="seed of everything random")
+    seed: Seed = Field(0, description="seed of everything random")
     synth: SynthSection | None = None
     slides: SlidesSection = SlidesSection()
     tissue: TissueSection = TissueSection()
@@ -206,16 +213,17 @@ class Recipe(Section):
     compute: ComputeSection = ComputeSection()
 
     def resolved(self, folder: Path) -> Recipe:
-        """Copy with relative paths taken from a folder (that of the recipe file)."""
-        weights, checkpoint = self.model.weights, self.predict.checkpoint
+        """Copy with relative paths taken from a folder (that of the recipe file) and ``~`` as the home."""
+
+        def located(path: Path | None) -> Path | None:
+            return None if path is None else folder / path.expanduser()
+
         return self.model_copy(
             update={
-                "output": folder / self.output,
-                "manifest": folder / self.manifest,
-                "model": self.model.model_copy(update={"weights": folder / weights if weights else None}),
-                "predict": self.predict.model_copy(
-                    update={"checkpoint": folder / checkpoint if checkpoint else None}
-                ),
+                "output": located(self.output),
+                "manifest": located(self.manifest),
+                "model": self.model.model_copy(update={"weights": located(self.model.weights)}),
+                "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
             }
         )
 
@@ -234,14 +242,16 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Raises
     ------
     RecipeError
-        No such file, not YAML, unknown key, or a value out of range; the message names the key.
+        No such file, not YAML, a key unknown or there twice, or a value out of range; names the key.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"recipe {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path}: not UTF-8 text; a recipe is a YAML file") from error
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -253,6 +263,19 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     except ValidationError as error:
         raise RecipeError(f"recipe {path}: {_explain(error)}") from error
     return recipe.resolved(path.resolve().parent)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader that refuses a key given twice; YAML's own would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key `{key.value}` stands there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
@@ -275,8 +298,11 @@ def _explain(error: ValidationError) -> str:
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
             lines.append(f"unknown key `{where}`; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"key `{where}` is missing; add it")
         else:
-            lines.append(f"key `{where}`: {problem['msg']} (got {problem['input']!r})")
+            text = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"key `{where}`: {text} (got {problem['input']!r})")
     return "; ".join(lines)
 
 

@@ -55,12 +55,7 @@ class Box(NamedTuple):
 
     def contains(self, other: Box) -> bool:
         """Whether ``other`` lies wholly inside this box."""
-        return (
-            self.x <= other.x
-            and self.y <= other.y
-            and other.right <= self.right
-            and other.bottom <= self.bottom
-        )
+        return self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
 
 
 class Scale(NamedTuple):
@@ -156,9 +151,7 @@ class ReadPlan:
     @property
     def footprint_px0(self) -> Scale:
         """Width and height of a patch in level-0 pixels (real numbers)."""
-        return Scale(
-            self.read_size.width * self.downsample.x, self.read_size.height * self.downsample.y
-        )
+        return Scale(self.read_size.width * self.downsample.x, self.read_size.height * self.downsample.y)
 
     @property
     def px0_per_patch_px(self) -> Scale:
@@ -192,9 +185,7 @@ class ReadPlan:
         )
 
 
-def plan_read(
-    pyramid: Pyramid, *, target_mpp: float, patch_size: Size, tolerance: float = MPP_TOLERANCE
-) -> ReadPlan:
+def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, tolerance: float = MPP_TOLERANCE) -> ReadPlan:
     """Choose level, read size and resampling for patches at a target scale.
 
     A level whose µm/px is within ``tolerance`` of the target on both axes is read as it is (the nearest

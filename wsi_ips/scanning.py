@@ -8,6 +8,7 @@ Shapes: n patches, B slides, K ≤ M kept tiles, T queries, H heads, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -104,9 +105,21 @@ def scan_slides(
         )
 
 
-def embed_winners(
-    net: IpsNet, selections: Sequence[Selection], prepare: Prepare
-) -> tuple[Tensor, Tensor]:
+class KeptTiles(Protocol):
+    """Tiles of one slide to learn or classify from; a :class:`Selection` is one."""
+
+    @property
+    def tiles(self) -> NDArray[np.int64]:
+        """Tile ids, shape (K,)."""
+        ...
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Their patches, shape (K, h, w, 3)."""
+        ...
+
+
+def embed_tiles(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare) -> tuple[Tensor, Tensor]:
     """Encode the kept tiles of a batch; carries gradient where gradients are on.
 
     Returns
@@ -116,12 +129,12 @@ def embed_winners(
     mask
         bool, shape (B, K), True where a tile is.
     """
-    counts = [len(selection.tiles) for selection in selections]
-    slots = np.repeat(np.arange(len(selections)), counts)
+    counts = [len(entry.tiles) for entry in kept]
+    slots = np.repeat(np.arange(len(kept)), counts)
     patches = prepare(
-        np.concatenate([selection.pixels for selection in selections]),
+        np.concatenate([entry.pixels for entry in kept]),
         slots,
-        np.concatenate([selection.tiles for selection in selections]),
+        np.concatenate([entry.tiles for entry in kept]),
     )
     embedded = net.encoder(patches)  # (sum K, D)
     mask = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]  # (B, K)
@@ -132,8 +145,8 @@ def embed_winners(
 
 
 @torch.inference_mode()
-def slide_probabilities(net: IpsNet, selections: Sequence[Selection], prepare: Prepare) -> Tensor:
+def slide_probabilities(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare) -> Tensor:
     """Class probabilities of slides from their kept tiles, shape (B, C)."""
     net.eval()
-    embeddings, mask = embed_winners(net, selections, prepare)
+    embeddings, mask = embed_tiles(net, kept, prepare)
     return torch.softmax(net(embeddings, mask), dim=1)

@@ -46,9 +46,7 @@ def test_forward_is_the_published_formula(block):
     for k in range(4):
         for t in range(2):
             for h in range(3):
-                assert logits[0, k, t, h].item() == pytest.approx(
-                    (query[t, h] @ key[k, h]).item() / math.sqrt(5)
-                )
+                assert logits[0, k, t, h].item() == pytest.approx((query[t, h] @ key[k, h]).item() / math.sqrt(5))
     value = (tiles[0] @ block.to_value.weight.T).view(4, 3, 5)
     attended = torch.einsum("kth,khe->the", logits[0].softmax(0), value).reshape(2, 15)
     x = block.norm_attention(block.queries + attended @ block.to_out.weight.T)

@@ -62,6 +62,4 @@ def test_weights_from_a_local_file(tmp_path):
 def test_weights_that_do_not_fit_name_the_file(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"w\.safetensors"):
-        build_encoder(
-            encoder_spec("resnet18-2", norm="auto", has_weights=True), weights=tmp_path / "w.safetensors"
-        )
+        build_encoder(encoder_spec("resnet18-2", norm="auto", has_weights=True), weights=tmp_path / "w.safetensors")

@@ -37,9 +37,7 @@ def test_geometry_is_a_turn_or_mirror_and_colour_a_power():
     patch = torch.linspace(0.1, 0.9, 3 * 4 * 4).view(1, 3, 4, 4)
     for key in keys()[:30]:
         out = augment(patch, np.array([key]), jitter=0.0)[0]
-        positions = [
-            torch.rot90(p, k, (1, 2)) for k in range(4) for p in (patch[0], patch[0].flip(2))
-        ]
+        positions = [torch.rot90(p, k, (1, 2)) for k in range(4) for p in (patch[0], patch[0].flip(2))]
         assert any(torch.allclose(out, p) for p in positions)
     restained = augment(patch, keys()[:1], jitter=0.2).log() / augment(patch, keys()[:1], jitter=0.0).log()
     per_channel = restained[0].flatten(1)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cohort import textured_slide
+from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.scanning import embed_winners, plain_patches, scan_slides, slide_probabilities
-from wsi_ips.training.loop import LabelledSlide, Trainer, class_weights, draw_small_bag, warmup_cosine
+from wsi_ips.scanning import embed_tiles, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.tiles import read_tiles
+from wsi_ips.training.loop import LabelledSlide, Trainer, class_weights, selection_weights, warmup_cosine
 
 COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
 
@@ -30,7 +31,7 @@ def cohort(count: int) -> list[LabelledSlide]:
 
 
 def trainer(net: IpsNet, **section: object) -> Trainer:
-    defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_epochs": 0}
+    defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_epochs": 0, "warm_start_epochs": 0}
     return Trainer(
         net,
         memory_size=5,
@@ -44,7 +45,7 @@ def trainer(net: IpsNet, **section: object) -> Trainer:
 def test_learns_to_tell_slides_apart_by_a_few_tiles():
     net = small_net()
     records = []
-    trainer(net, epochs=12, learning_rate=2e-3).fit(cohort(8), [], classes=2, on_epoch=records.append)
+    trainer(net, epochs=14, warm_start_epochs=7).fit(cohort(8), [], classes=2, on_epoch=records.append)
     assert records[-1].loss < 0.5 * records[0].loss
     prepare = plain_patches(torch.device("cpu"))
     for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), 0), *cohort(2)[1:]]:
@@ -70,9 +71,7 @@ def test_the_result_of_a_slide_does_not_depend_on_company_or_chunk_size():
         other = COMPUTE.model_copy(update={"chunk_size": 1000})
         alone = scan_slides(net, [slide.tiles], memory_size=5, compute=other, prepare=prepare)
         assert alone[0].tiles.tolist() == together[i].tiles.tolist()
-        torch.testing.assert_close(
-            slide_probabilities(net, alone, prepare)[0], probabilities[i], rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(slide_probabilities(net, alone, prepare)[0], probabilities[i], rtol=1e-5, atol=1e-5)
 
 
 def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
@@ -81,7 +80,7 @@ def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
     requests = [short.only(np.array([2, 4], np.int32)), textured_slide("long", label=1, seed=6).at_slot(1)]
     prepare = plain_patches(torch.device("cpu"))
     kept = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
-    embeddings, mask = embed_winners(net, kept, prepare)
+    embeddings, mask = embed_tiles(net, kept, prepare)
     assert mask.sum(1).tolist() == [2, 5]
     assert embeddings.requires_grad
     assert sorted(kept[0].tiles.tolist()) == [2, 4]
@@ -135,10 +134,44 @@ def test_schedule_warms_up_then_falls_to_a_thousandth():
     assert rates[100] == pytest.approx(0.001)
 
 
-def test_small_bags_follow_attention():
-    score = np.array([0.0, 0.9, 0.1, 0.0])
-    rng = np.random.default_rng(0)
-    bags = [draw_small_bag(score, rng) for _ in range(300)]
-    assert {len(bag) for bag in bags} == {1, 2, 3, 4}
-    ones = [int(bag[0]) for bag in bags if len(bag) == 1]
-    assert ones.count(1) > 0.75 * len(ones)
+def test_selection_weights_sum_to_one_per_slide_and_skip_padding():
+    logits = torch.randn(2, 4, 1, 3)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    weights = selection_weights(logits, mask)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2))
+    assert weights[0, 2:].tolist() == [0, 0]
+
+
+def test_warm_start_draws_random_tiles_and_does_not_scan(monkeypatch):
+    monkeypatch.setattr("wsi_ips.training.loop.scan_slides", lambda *_, **__: pytest.fail("scanned"))
+    loop, slides = trainer(small_net(), warm_start_epochs=2), cohort(1)
+    first, second = (loop._kept(slides, epoch, None)[0] for epoch in (1, 2))
+    assert len(first.tiles) == 5
+    assert first.tiles.tolist() != second.tiles.tolist()
+    assert first.pixels.shape == (5, PATCH_PX, PATCH_PX, 3)
+
+
+def test_exploration_falls_to_nothing_at_the_last_epoch():
+    net, slide = small_net(), cohort(1)[0]
+    loop = trainer(net, epochs=5, warm_start_epochs=0, exploration=0.8)
+    prepare = plain_patches(torch.device("cpu"))
+    best = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)[0]
+    kept = [loop._explored(slide, best, epoch) for epoch in range(1, 6)]
+    shared = [len(np.intersect1d(k.tiles, best.tiles)) for k in kept]
+    assert shared == [1, 2, 3, 4, 5]
+    for entry in kept:
+        assert len(np.unique(entry.tiles)) == 5
+        pixels = read_tiles(slide.tiles.only(entry.tiles.astype(np.int32)))
+        np.testing.assert_array_equal(entry.pixels, pixels)
+
+
+def test_the_tile_loss_blames_only_attended_tiles_of_positive_slides():
+    net = small_net().eval()
+    loop = trainer(net, warm_start_epochs=0)
+    embeddings = torch.randn(2, 3, net.encoder.width)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    weights = selection_weights(net.pooling.logits(embeddings), mask)
+    alone = net.head(net.pooling.alone(embeddings.flatten(0, 1))[:, 0]).log_softmax(1)
+    expected = -(alone[:3, 0].mean() + (alone[3:, 1] * weights[1]).sum()) / 2
+    found = loop._tile_loss(embeddings, mask, torch.tensor([0, 1]), torch.nn.functional.cross_entropy, 1)
+    torch.testing.assert_close(found, expected)

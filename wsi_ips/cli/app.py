@@ -79,7 +79,7 @@ def check(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Read the header of every slide of a manifest: can it be opened, by which reader, at what scale?
+    """Read the header of every slide of a manifest: can it be opened, by which reader, at what scale.
 
     Reads no pixels. Exit code 3 where a slide cannot be used.
     """
@@ -100,7 +100,9 @@ def synth(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A key of the recipe section `synth`, e.g. lesion_mm=[0.2,1.0]."
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of the recipe section `synth`, e.g. lesion_mm=[0.2,1.0].",
         ),
     ] = None,
     debug: Debug = False,
@@ -209,9 +211,7 @@ def _run(recipe: Recipe) -> None:
         raise typer.Exit(EXIT_PARTIAL)
 
 
-def _stages(
-    path: Path, settings: list[str] | None, debug: bool, last: str, slides: list[str] | None = None
-) -> None:
+def _stages(path: Path, settings: list[str] | None, debug: bool, last: str, slides: list[str] | None = None) -> None:
     with explained(debug=debug):
         from wsi_ips.pipeline import run_until
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from wsi_ips.pipeline.check import CheckedSlide
     from wsi_ips.pipeline.stages import Outcome
-    from wsi_ips.pipeline.states import SlideState
+    from wsi_ips.pipeline.states import SlideState, State
 
-COLOURS = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
+COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
 
 
 def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -> None:
@@ -38,7 +38,7 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
             )
         out.print(table)
     counts = Counter(row.state for row in rows)
-    text = ", ".join(f"[{COLOURS[s]}]{counts[s]} {s}[/]" for s in COLOURS if counts[s])
+    text = ", ".join(f"[{colour}]{counts[s]} {s}[/]" for s, colour in COLOURS.items() if counts[s])
     out.print(f"{len(rows)} slides: {text}")
 
 

@@ -134,9 +134,7 @@ def _open(root: Path, slide_id: str) -> zarr.Group:
     try:
         group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
     except (FileNotFoundError, GroupNotFoundError) as error:
-        raise ScoresError(
-            f"scores of slide {slide_id}: none in {root}; run `wsi-ips predict` first"
-        ) from error
+        raise ScoresError(f"scores of slide {slide_id}: none in {root}; run `wsi-ips predict` first") from error
     if group.attrs.get("schema_version") != SCHEMA_VERSION:
         raise ScoresError(
             f"scores of slide {slide_id} in {root}: written by another version; run `wsi-ips predict` again"

@@ -54,8 +54,8 @@ class CrossAttentionPooling(nn.Module):
         torch.Tensor
             Shape (..., T, H): ``q · k / sqrt(E)``.
         """
-        query = self.to_query(self.queries).unflatten(-1, (self.heads, self.key_width))  # (T, H, E)
-        key = self.to_key(embeddings).unflatten(-1, (self.heads, self.key_width))  # (..., H, E)
+        query = self._per_head(self.to_query(self.queries))  # (T, H, E)
+        key = self._per_head(self.to_key(embeddings))  # (..., H, E)
         return torch.einsum("the,...he->...th", query, key) / math.sqrt(self.key_width)
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class CrossAttentionPooling(nn.Module):
         """
         logits = self.logits(embeddings).masked_fill(~mask[:, :, None, None], -torch.inf)  # (B, K, T, H)
         attention = self.attention_dropout(logits.softmax(dim=1))  # (B, K, T, H)
-        values = self._values(embeddings)  # (B, K, H, E)
+        values = self._per_head(self.to_value(embeddings))  # (B, K, H, E)
         return self._finish(torch.einsum("bkth,bkhe->bthe", attention, values).flatten(2))  # (B, T, D)
 
     def alone(self, embeddings: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ class CrossAttentionPooling(nn.Module):
         torch.Tensor
             Shape (n, T, D); equal to :meth:`forward` on n slides of one tile in evaluation mode.
         """
-        pooled = self._values(embeddings).flatten(1)  # (n, H·E)
+        pooled = self.to_value(embeddings)  # (n, H·E)
         return self._finish(pooled[:, None].expand(-1, len(self.queries), -1))  # (n, T, D)
 
-    def _values(self, embeddings: Tensor) -> Tensor:
-        values: Tensor = self.to_value(embeddings)  # (..., H·E)
-        return values.unflatten(-1, (self.heads, self.key_width))  # (..., H, E)
+    def _per_head(self, projected: Tensor) -> Tensor:
+        """(..., H·E) to (..., H, E)."""
+        return projected.reshape(*projected.shape[:-1], self.heads, self.key_width)
 
     def _finish(self, pooled: Tensor) -> Tensor:
         x = self.norm_attention(self.queries + self.dropout(self.to_out(pooled)))  # (B, T, D)

@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trunk = trunk.to(memory_format=torch.channels_last)
         self.standardise = Standardise(width)
         self.spec = spec
         self.width = width
@@ -140,9 +140,7 @@ class Encoder(nn.Module):
         return self
 
 
-def encoder_spec(
-    name: str, *, norm: Literal["auto", "batch", "group"], has_weights: bool
-) -> EncoderSpec:
+def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weights: bool) -> EncoderSpec:
     """Resolve ``norm: auto`` and check the name.
 
     Raises
@@ -158,8 +156,7 @@ def encoder_spec(
         )
     if norm == "group" and (has_weights or not is_resnet):
         raise RecipeError(
-            f"key `model.norm`: `group` fits a ResNet trained from scratch, not `{name}` with given weights; "
-            "use `auto`"
+            f"key `model.norm`: `group` fits a ResNet trained from scratch, not `{name}` with given weights; use `auto`"
         )
     group = norm == "group" or (norm == "auto" and is_resnet and not has_weights)
     return EncoderSpec(name, "group" if group else "batch", frozen_statistics=has_weights)
@@ -212,9 +209,7 @@ def _resnet(spec: EncoderSpec, match: re.Match[str], pretrained: bool) -> Encode
             "`model.weights`, or set `model.pretrained: false`"
         ) from error
     stages = [full.layer1, full.layer2, full.layer3, full.layer4][: int(match["stages"] or 4)]
-    trunk = nn.Sequential(
-        full.conv1, full.bn1, full.relu, full.maxpool, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    trunk = nn.Sequential(full.conv1, full.bn1, full.relu, full.maxpool, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     last = stages[-1][-1]
     width = (getattr(last, "conv3", None) or last.conv2).out_channels
     return Encoder(trunk, spec=spec, width=width)
@@ -222,6 +217,7 @@ def _resnet(spec: EncoderSpec, match: re.Match[str], pretrained: bool) -> Encode
 
 def _timm(spec: EncoderSpec, pretrained: bool) -> Encoder:
     import timm
+    from timm.data.config import resolve_data_config
 
     name = spec.name.removeprefix("timm:")
     try:
@@ -230,5 +226,11 @@ def _timm(spec: EncoderSpec, pretrained: bool) -> Encoder:
         raise RecipeError(f"key `model.encoder`: timm cannot build `{name}`: {error}") from error
     except OSError as error:
         raise CheckpointError(f"encoder {spec.name}: weights cannot be fetched: {error}") from error
-    data = timm.data.resolve_data_config({}, model=trunk)
-    return Encoder(trunk, spec=spec, width=trunk.num_features, mean=data["mean"], std=data["std"])
+    data = resolve_data_config({}, model=trunk)
+    return Encoder(
+        trunk,
+        spec=spec,
+        width=int(trunk.num_features),  # type: ignore[arg-type]
+        mean=data["mean"],
+        std=data["std"],
+    )

@@ -39,9 +39,7 @@ class IpsNet(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.pooling = CrossAttentionPooling(
-            encoder.width, heads=heads, key_width=key_width, dropout=dropout
-        )
+        self.pooling = CrossAttentionPooling(encoder.width, heads=heads, key_width=key_width, dropout=dropout)
         self.head = nn.Linear(encoder.width, classes)
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -80,7 +78,8 @@ class IpsNet(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
         """Parameters for the optimiser: norms, biases and queries have no weight decay."""
-        decayed, free = [], []
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
         for name, parameter in self._trainable():
             is_free = parameter.ndim < 2 or name.endswith("pooling.queries")
             (free if is_free else decayed).append(parameter)

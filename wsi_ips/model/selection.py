@@ -184,7 +184,12 @@ class _Memory:
         self.pixels: Pixels | None = None  # (M, h, w, 3); row r holds tile kept[r]
 
     def add(
-        self, tiles: TileIds, pixels: Pixels, rows: NDArray[np.intp], logits: Floats, probability: Floats | None
+        self,
+        tiles: TileIds,
+        pixels: Pixels,
+        rows: NDArray[np.intp],
+        logits: Floats,
+        probability: Floats | None,
     ) -> None:
         """Take in tiles whose patches are ``pixels[rows]``."""
         if not np.isfinite(logits).all():

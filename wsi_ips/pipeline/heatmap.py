@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from wsi_ips.annotations import read_asap
 from wsi_ips.geometry import Box
@@ -44,10 +46,9 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
             due.append((record, scores, wanted))
     if due:
         with run.progress.stage("heatmaps", len(due), "slides") as advance:
-            for entry in due:
-                run.states.fence(
-                    entry[0].slide_id, "heatmap", lambda entry=entry: _draw(run, *entry, model_id)  # type: ignore[misc]
-                )
+            for record, scores, wanted in due:
+                draw = partial(_draw, run, record, scores, wanted, model_id)
+                run.states.fence(record.slide_id, "heatmap", draw)
                 advance(1)
         run.states.save()
     return len(due)
@@ -91,13 +92,11 @@ def tiled_area(index: TileIndex) -> Box:
     return Box(left, top, right - left, bottom - top)
 
 
-def _outlines(record: SlideRecord) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+def _outlines(record: SlideRecord) -> tuple[NDArray[np.float64], ...]:
     """Outer rings of the annotated lesions."""
     if record.annotation is None:
         return ()
-    return tuple(
-        shapely.get_coordinates(lesion.exterior)[:-1] for lesion in read_asap(record.annotation).lesions()
-    )
+    return tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in read_asap(record.annotation).lesions())
 
 
 def _drawn_from(run: Run, record: SlideRecord, kind: Kind) -> str | None:

@@ -119,14 +119,14 @@ def check_scale(run: Run, card: ModelCard) -> None:
 
 def write_predictions(run: Run) -> None:
     """Write ``predictions.csv``: one row per predicted slide, in the order of the manifest."""
-    rows = [_row(run, record, read_scores(run.folder.scores, record.slide_id)) for record in predicted(run)]
+    rows = [_row(record, read_scores(run.folder.scores, record.slide_id)) for record in predicted(run)]
     columns = ["slide_id", *[f"probability_{c}" for c in run.recipe.labels.classes]]
     columns += ["predicted", "label", "split", "tiles", "seconds"]
     with atomic_path(run.folder.predictions) as temporary:
         pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object]:
+def _row(record: SlideRecord, scores: SlideScores) -> dict[str, object]:
     probabilities = zip(scores.classes, scores.probability, strict=True)
     return {
         "slide_id": record.slide_id,

@@ -8,16 +8,25 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Interval, TileFigures, auc_with_interval, roc_curve, slide_metrics, tile_figures
+from wsi_ips.evaluation import (
+    Interval,
+    TileFigures,
+    auc_with_interval,
+    roc_curve,
+    slide_metrics,
+    tile_figures,
+)
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.pipeline.heatmap import KINDS
 from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.states import STATES
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb, run_facts
 from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, write_report
 from wsi_ips.results.overlay import Kind
@@ -48,15 +57,18 @@ def compute_figures(run: Run) -> Figures:
     truth = np.array([r.label == positive for r in test], int)
     score = np.array([s.probability[-1] for s in scores])
     notes: list[str] = []
-    auc, roc, at_half = None, ((), ()), {}
+    auc: Interval | None = None
+    roc: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    at_half: dict[str, float] = {}
     try:
         auc = auc_with_interval(truth, score)
-        roc = tuple(tuple(v.tolist()) for v in roc_curve(truth, score))
+        false, true = roc_curve(truth, score)
+        roc = (tuple(false.tolist()), tuple(true.tolist()))
         at_half = slide_metrics(truth, score)
     except EvaluationError as error:
         notes.append(f"no slide AUC: {error}")
     tiles = _tile_figures(run, test, scores, notes)
-    return Figures(auc, roc, at_half, *tiles, tuple(notes))  # type: ignore[arg-type]
+    return Figures(auc, roc, at_half, *tiles, tuple(notes))
 
 
 def _tile_figures(
@@ -66,7 +78,9 @@ def _tile_figures(
 
     Known are annotated slides, and slides of the first class: they hold no tumour.
     """
-    fractions, probability, attention = [], [], []
+    fractions: list[NDArray[np.floating]] = []
+    probability: list[NDArray[np.floating]] = []
+    attention: list[NDArray[np.floating]] = []
     for record, entry in zip(test, scores, strict=True):
         known = run.index(record).tumour_fraction
         if known is None and record.label != run.recipe.labels.classes[0]:
@@ -104,7 +118,7 @@ def _summary(run: Run, figures: Figures, seconds: float) -> dict[str, Any]:
         "name": run.recipe.name,
         "seed": run.recipe.seed,
         "slides": len(run.records),
-        **{f"slides_{state}": run.states.count(state) for state in ("ok", "empty", "failed", "pending")},  # type: ignore[arg-type]
+        **{f"slides_{state}": run.states.count(state) for state in STATES},
         "test_auc": auc.value if auc else None,
         "test_auc_low": auc.low if auc else None,
         "test_auc_high": auc.high if auc else None,
@@ -219,4 +233,3 @@ def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-

@@ -66,9 +66,7 @@ class Run:
 
     def opener(self, record: SlideRecord) -> Callable[[], SlideReader]:
         """A function that opens a slide as the recipe says."""
-        return partial(
-            open_slide, record.path, reader=self.recipe.slides.reader, mpp_override=record.mpp
-        )
+        return partial(open_slide, record.path, reader=self.recipe.slides.reader, mpp_override=record.mpp)
 
     def tiles_fingerprint(self, record: SlideRecord) -> str:
         """Fingerprint that the slide's tile index must have to be up to date.

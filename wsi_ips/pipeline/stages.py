@@ -15,7 +15,7 @@ from wsi_ips.pipeline.predict import predict_stage, to_predict
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.report import headline, report_stage
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.states import SlideState
+from wsi_ips.pipeline.states import STATES, SlideState
 from wsi_ips.pipeline.synth import synth_stage
 from wsi_ips.pipeline.tile import tile_stage
 from wsi_ips.pipeline.train import train_stage
@@ -81,9 +81,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
 
 
-def run_until(
-    recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()
-) -> Run:
+def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
     """Run one stage and what it needs before it.
 
     Parameters
@@ -121,5 +119,5 @@ def _stored_summary(run: Run) -> dict[str, Any] | None:
         stored: dict[str, Any] = json.loads(run.folder.summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    counted = all(stored.get(f"slides_{s}") == run.states.count(s) for s in ("ok", "empty", "failed"))  # type: ignore[arg-type]
+    counted = all(stored.get(f"slides_{s}") == run.states.count(s) for s in STATES)
     return stored if counted and run.folder.report.exists() else None

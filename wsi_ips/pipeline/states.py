@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from wsi_ips.provenance import atomic_path, atomic_write_text
 
 Stage = Literal["tile", "train", "predict", "heatmap"]
 State = Literal["pending", "ok", "empty", "failed"]
+STATES: tuple[State, ...] = ("ok", "empty", "failed", "pending")
 T = TypeVar("T")
 
 SAVE_EVERY_S = 2.0
@@ -122,9 +123,7 @@ class StateTable:
         self.update(slide_id, stage=stage, seconds=seconds, attempts=attempts, **done)
         return result
 
-    def fail(
-        self, slide_id: str, stage: Stage, error: Exception, *, seconds: float = 0.0, attempts: int = 1
-    ) -> None:
+    def fail(self, slide_id: str, stage: Stage, error: Exception, *, seconds: float = 0.0, attempts: int = 1) -> None:
         """Mark a slide as failed and keep the traceback beside."""
         text = str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}"
         log = self._logs(slide_id)
@@ -141,7 +140,7 @@ class StateTable:
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame([asdict(row) for row in self._rows.values()], columns=_columns())
+        table = pd.DataFrame([asdict(row) for row in self._rows.values()], columns=_columns(), dtype=object)
         with atomic_path(self._path) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
         self._saved = time.monotonic()
@@ -149,23 +148,18 @@ class StateTable:
 
 def read_states(path: Path) -> list[SlideState]:
     """Read a table of states."""
-    table = pd.read_csv(path, dtype={"slide_id": str, "reason": str}, keep_default_na=False)
-    table = table.replace({"": None})
-    return [SlideState(**_typed(row)) for row in table.to_dict("records")]
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows = table[[name for name in _columns() if name in table]].to_dict("records")
+    return [SlideState(**{str(name): _typed(str(name), text) for name, text in row.items()}) for row in rows]
 
 
-def _typed(row: dict[str, object]) -> dict[str, object]:
-    typed: dict[str, object] = {}
-    for name, value in row.items():
-        if name not in _columns():
-            continue
-        if name in ("tiles", "attempts"):
-            typed[name] = None if value is None else int(float(str(value)))
-        elif name in ("mpp", "tissue_mm2", "seconds"):
-            typed[name] = None if value is None else float(str(value))
-        else:
-            typed[name] = "" if value is None else str(value)
-    return typed
+def _typed(name: str, text: str) -> Any:
+    """A cell of the table as its field's type; an empty cell of a number is None."""
+    if name in ("tiles", "attempts"):
+        return int(text) if text else None
+    if name in ("mpp", "tissue_mm2", "seconds"):
+        return float(text) if text else None
+    return text
 
 
 def _columns() -> list[str]:

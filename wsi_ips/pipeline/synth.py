@@ -9,7 +9,7 @@ from pathlib import Path
 from wsi_ips.config import Recipe, SynthSection
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.provenance import atomic_write_json, fingerprint
-from wsi_ips.slides.synthetic import SCHEMA_VERSION, make_cohort
+from wsi_ips.slides.synthetic import SCHEMA_VERSION, CohortPlan, make_cohort
 
 RECORD_NAME = "cohort.json"
 
@@ -39,8 +39,7 @@ def make_slides(
     with progress.stage("synthetic slides", section.slides, "slides") as advance:
         manifest = make_cohort(
             folder,
-            **section.model_dump(exclude={"seed"}),
-            seed=section.seed or 0,
+            CohortPlan(**section.model_dump() | {"seed": section.seed or 0}),
             classes=(classes[0], classes[-1]),
             progress=lambda _done, _total: advance(1),
             workers=os.cpu_count() or 1,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 
-from shapely.geometry.base import BaseGeometry
-
-from wsi_ips.annotations import Regions, read_asap
+from wsi_ips.annotations import read_asap
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path
@@ -57,7 +55,7 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
             patch_px=recipe.tiles.patch_px,
             stride_px=recipe.tiles.stride,
             min_tissue_fraction=recipe.tiles.min_tissue_fraction,
-            tumour_region=_truth(record, regions),
+            tumour_region=None if regions is None else regions.tumour,
             slide_identity=content_identity(record.path),
             fingerprint=wanted,
         )
@@ -83,14 +81,9 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
     )
 
 
-def _truth(record: SlideRecord, regions: Regions | None) -> BaseGeometry | None:
-    """Annotated tumour; nothing where the slide has no annotation."""
-    return None if regions is None else regions.tumour
-
-
 def _why_empty(area_mm2: float, min_tissue_fraction: float) -> str:
     if area_mm2 == 0:
-        return "no tissue found; look at the thumbnail, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
+        return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
     return (
         f"{area_mm2:.3f} mm² of tissue, but no tile holds {min_tissue_fraction:.0%} of it; lower "
         "`tiles.min_tissue_fraction`, or tile finer"

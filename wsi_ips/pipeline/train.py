@@ -65,9 +65,7 @@ def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
     missing = sorted({r.slide_id for r in listed} - {r.slide_id for r in train})
     share, allowed = len(missing) / len(listed), run.recipe.training.max_missing_share
     if missing:
-        run.progress.note(
-            f"{len(missing)} of {len(listed)} training slides yielded no tile: {', '.join(missing[:10])}"
-        )
+        run.progress.note(f"{len(missing)} of {len(listed)} training slides yielded no tile: {', '.join(missing[:10])}")
     if share > allowed:
         raise TrainingError(
             f"{len(missing)} of {len(listed)} training slides ({share:.0%}) yielded no tile, more than "
@@ -111,9 +109,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     )
     keeper = _Keeper(run, net, card)
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    labelled = [
-        [LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)
-    ]
+    labelled = [[LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)]
     with run.progress.stage("training", recipe.training.epochs * len(train), "slides") as advance:
         trainer = Trainer(
             net,

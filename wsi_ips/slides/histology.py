@@ -1,9 +1,9 @@
 """H&E-like textures: concentrations of haematoxylin and eosin on seamless tiles, and their colour.
 
 A texture is a set of interchangeable variants of one 256 px tile. Nuclei that cross the tile's border and the
-background are the same in all variants of a texture (on a torus), so any two may lie side by side without a
-seam; nuclei inside differ. Colour follows Beer and Lambert: ``I = exp(-(H·h + E·e))`` per channel, with the stain
-vector of haematoxylin by Ruifrok and Johnston (2001) and a redder eosin, closer to scanned slides.
+background are the same in all variants of a texture (on a torus), so any two may lie side by side without
+a seam; nuclei inside differ. Colour follows Beer and Lambert: ``I = exp(-(H·h + E·e))`` per channel, with the
+stain vector of haematoxylin by Ruifrok and Johnston (2001) and a redder eosin, closer to scanned slides.
 
 Pure, seeded. Lengths are µm; arrays are [y, x].
 """
@@ -100,7 +100,7 @@ class Stain:
         vectors = np.stack([HAEMATOXYLIN, EOSIN]) + np.array(self.hue, np.float32)
         vectors *= np.array([[self.haematoxylin], [self.eosin]], np.float32)
         light = np.exp(-(concentration @ vectors)) * np.array(self.glass, np.float32)
-        return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(light), 0, 255), np.uint8)
 
 
 def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int = VARIANTS) -> Floats:
@@ -130,7 +130,8 @@ def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int
         return np.repeat(_fat(rng, mpp)[None], variants, axis=0)
     border = [_scatter(rng, cells, mpp) for cells in recipe.cells]
     out = np.empty((variants, TILE_PX, TILE_PX, 2), np.float32)
-    for variant in out:
+    for number in range(variants):
+        variant = out[number]
         variant[..., 0] = 0.06
         variant[..., 1] = ground
         for cells, fixed in zip(recipe.cells, border, strict=True):
@@ -229,7 +230,8 @@ def _fat(rng: Generator, mpp: float) -> Floats:
     """Empty vacuoles between thin walls, shape (256, 256, 2)."""
     count = max(4, round((TILE_PX * mpp / 55) ** 2))
     seeds = rng.uniform(0, TILE_PX, (count, 2))
-    around = np.concatenate([seeds + [dx, dy] for dx in (-TILE_PX, 0, TILE_PX) for dy in (-TILE_PX, 0, TILE_PX)])
+    shifts = np.array([-TILE_PX, 0, TILE_PX])
+    around = np.concatenate([seeds + np.array([dx, dy]) for dx in shifts for dy in shifts])  # on the torus
     y, x = np.mgrid[:TILE_PX, :TILE_PX]
     distance = np.sort(np.hypot(x[..., None] - around[:, 0], y[..., None] - around[:, 1]), axis=-1)
     wall = np.exp(-(((distance[..., 1] - distance[..., 0]) * mpp / 2.2) ** 2))

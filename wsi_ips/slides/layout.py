@@ -138,9 +138,7 @@ def _blob(rng: Generator, room: Field, radius: float) -> tuple[Field, tuple[int,
     cy, cx = divmod(flat, room.shape[1])
     y, x = np.mgrid[: room.shape[0], : room.shape[1]].astype(np.float32)
     angle = np.arctan2(y - cy, x - cx)
-    waves = sum(
-        rng.uniform(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6)
-    )
+    waves = sum(rng.uniform(0, 0.35 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
     lobed = 1 + np.asarray(waves, np.float32)
     lobed /= float(np.sqrt((lobed**2).mean()))  # equal area
     return np.asarray(radius * lobed - np.hypot(x - cx, y - cy), np.float32), (cy, cx)

@@ -65,7 +65,7 @@ class OpenSlideReader:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
         try:
-            image = self._slide.read_region(tuple(location_px0), level, tuple(size_px))
+            image = self._slide.read_region((location_px0.x, location_px0.y), level, (size_px.width, size_px.height))
         except (OpenSlideError, ValueError) as error:
             raise RegionReadError(
                 f"slide {self.info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at "
@@ -75,8 +75,9 @@ class OpenSlideReader:
 
     def close(self) -> None:
         """Release the file."""
-        self._closed = True
-        self._slide.close()
+        if not self._closed:
+            self._closed = True
+            self._slide.close()
 
     def __enter__(self) -> Self:
         return self

@@ -54,9 +54,7 @@ def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 81
     return read_area(reader, Box(0, 0, *reader.info.size_px0), target_mpp, max_side_px)
 
 
-def read_area(
-    reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px: int = 8192
-) -> tuple[RGB, Scale]:
+def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px: int = 8192) -> tuple[RGB, Scale]:
     """Read a box of the slide at a coarse scale.
 
     The coarsest level that is fine enough is averaged down by area, in strips, so that memory stays
@@ -103,7 +101,7 @@ def read_area(
 
 def area_average(pixels: RGB, size: Size) -> RGB:
     """Average down to a size; every source pixel counts by the area it covers."""
-    return np.asarray(Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BOX))
 
 
 def _shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:

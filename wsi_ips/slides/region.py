@@ -18,9 +18,7 @@ def level_location(info: SlideInfo, location_px0: Point, level: int) -> tuple[fl
     return location_px0.x / downsample.x, location_px0.y / downsample.y
 
 
-def require_inside(
-    info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool
-) -> None:
+def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool) -> None:
     """Refuse a region that leaves its level, an unknown level, or a closed slide.
 
     Raises

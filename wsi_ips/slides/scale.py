@@ -38,5 +38,8 @@ def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | 
         return None, f"{names[0]} = {texts[0]} is no number"
     low, high = MPP_RANGE
     if not all(math.isfinite(v) and low <= v <= high for v in (x, y)):
-        return None, f"{names[0]} = {x:.6g} is no scale of a slide but a default of the software that wrote it"
+        return (
+            None,
+            f"{names[0]} = {x:.6g} is no scale of a slide but a default of the software that wrote it",
+        )
     return Scale(x, y), names[0].removesuffix("-x")

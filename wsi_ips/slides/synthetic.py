@@ -30,7 +30,15 @@ from wsi_ips.geometry import Size
 from wsi_ips.provenance import atomic_path
 from wsi_ips.slides.aperio import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
 from wsi_ips.slides.base import RGB
-from wsi_ips.slides.histology import TEXTURES, VARIANTS, Floats, Stain, TextureName, make_texture, match_mean_colour
+from wsi_ips.slides.histology import (
+    TEXTURES,
+    VARIANTS,
+    Floats,
+    Stain,
+    TextureName,
+    make_texture,
+    match_mean_colour,
+)
 from wsi_ips.slides.layout import CELL_PX, Field, Layout, PlannedBlob, plan_layout, smooth_noise
 
 SCHEMA_VERSION = 1
@@ -96,9 +104,7 @@ def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.
         Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
     """
     rng = np.random.default_rng([plan.seed, 7])
-    layout = plan_layout(
-        rng, size_px0=plan.size_px0, mpp=plan.mpp, tissue_mm2=plan.tissue_mm2, blobs=plan.blobs
-    )
+    layout = plan_layout(rng, size_px0=plan.size_px0, mpp=plan.mpp, tissue_mm2=plan.tissue_mm2, blobs=plan.blobs)
     painter = _Painter(plan, layout, rng)
     levels = _pyramid(painter)
     write_aperio(path, levels[0], thumbnail=levels[1], mpp=plan.mpp)
@@ -148,7 +154,9 @@ class _Painter:
         if self.blur is not None and (weight := _soft(self.blur, row, column, 3.0)):
             image = Image.composite(image.filter(ImageFilter.GaussianBlur(2.5 / self.plan.mpp)), image, weight)
         if self.pen is not None and (weight := _soft(self.pen, row, column, 0.6)):
-            image = Image.composite(Image.new("RGB", image.size, self.plan.pen), image, weight.point(lambda v: v * 0.85))
+            image = Image.composite(
+                Image.new("RGB", image.size, self.plan.pen), image, weight.point(lambda v: v * 0.85)
+            )
         return np.asarray(image)
 
     def _weight(self, name: str, row: int, column: int) -> Image.Image | None:
@@ -238,10 +246,7 @@ def _reduced(pixels: RGB) -> RGB:
 @lru_cache(4)
 def _bank(number: int, mpp: float) -> dict[TextureName, Floats]:
     """One set of texture variants."""
-    return {
-        name: make_texture(name, np.random.default_rng([number, i]), mpp=mpp)
-        for i, name in enumerate(TEXTURES)
-    }
+    return {name: make_texture(name, np.random.default_rng([number, i]), mpp=mpp) for i, name in enumerate(TEXTURES)}
 
 
 def _coloured(plan: SyntheticSlide) -> dict[TextureName, RGB]:
@@ -296,87 +301,12 @@ def _blur_field(rng: Generator, tissue: Field) -> Field:
     return np.asarray(radius - np.hypot(x - cx, y - cy) + noise, np.float32)
 
 
-def plan_cohort(
-    *,
-    slides: int,
-    size_px0: tuple[int, int],
-    mpp: float,
-    tissue_mm2: tuple[float, float],
-    lesion_mm: tuple[float, float],
-    split: tuple[float, float, float],
-    pen: float,
-    blur: float,
-    seed: int,
-) -> list[tuple[SyntheticSlide, str]]:
-    """Plans of all slides with their split, in the order of their ids.
+@dataclass(frozen=True)
+class CohortPlan:
+    """What a cohort is made of.
 
-    Slides come in pairs of one positive and one negative with the same stain, area and planted sizes;
-    a pair lies in one split.
-    """
-    rng = np.random.default_rng([seed, 1])
-    numbers = iter((rng.permutation(slides) + 1).tolist())
-    pairs = -(-slides // 2)
-    shares = np.cumsum(split) / sum(split)
-    plans = []
-    for pair in range(pairs):
-        part = ("train", "val", "test")[int(np.searchsorted(shares, (pair + 0.5) / pairs, "right"))]
-        diameters = np.exp(rng.uniform(*np.log(lesion_mm), int(rng.integers(1, 4))))
-        area, stain = float(rng.uniform(*tissue_mm2)), draw_stain(rng)
-        for label in (1, 0)[: 2 if 2 * pair + 1 < slides else 1]:
-            malignant = int(rng.integers(1, len(diameters) + 1)) if label else 0
-            kinds = rng.permutation(["tumour"] * malignant + ["follicle"] * (len(diameters) - malignant))
-            number = next(numbers)
-            plan = SyntheticSlide(
-                slide_id=f"slide_{number:03d}",
-                seed=int(rng.integers(2**31)),
-                size_px0=Size(*size_px0),
-                mpp=mpp,
-                tissue_mm2=area,
-                blobs=tuple(PlannedBlob(k, float(d)) for k, d in zip(kinds.tolist(), diameters, strict=True)),
-                stain=stain,
-                bank=2 * seed + (part != "train"),
-                pen=PEN_COLOURS[int(rng.integers(len(PEN_COLOURS)))] if rng.random() < pen else None,
-                blur=bool(rng.random() < blur),
-            )
-            plans.append((plan, part))
-    return sorted(plans, key=lambda entry: entry[0].slide_id)
-
-
-def draw_stain(rng: Generator) -> Stain:
-    """Pale to dark, reddish to bluish."""
-    hue = rng.normal(0, 0.035, (2, 3)).round(4)
-    return Stain(
-        haematoxylin=float(np.exp(rng.normal(0, 0.18))),
-        eosin=float(np.exp(rng.normal(0, 0.22))),
-        hue=(tuple(hue[0].tolist()), tuple(hue[1].tolist())),  # type: ignore[arg-type]
-        glass=tuple((242 - rng.integers(0, 9, 3)).tolist()),
-    )
-
-
-def make_cohort(
-    folder: Path,
-    *,
-    slides: int,
-    size_px0: tuple[int, int],
-    mpp: float,
-    tissue_mm2: tuple[float, float],
-    lesion_mm: tuple[float, float],
-    split: tuple[float, float, float],
-    pen: float,
-    blur: float,
-    seed: int,
-    classes: tuple[str, str] = ("normal", "tumor"),
-    progress: Callable[[int, int], None] | None = None,
-    workers: int = 2,
-) -> Path:
-    """Write a cohort: ``slides/*.svs``, ``annotations/*.xml``, ``manifest.csv``.
-
-    Files depend on the arguments and the seed only, not on ``workers``.
-
-    Parameters
+    Attributes
     ----------
-    folder
-        Where to write.
     slides
         Number of slides; every second one is positive.
     size_px0
@@ -391,6 +321,84 @@ def make_cohort(
         Share of slides with a pen mark, and with a region out of focus.
     seed
         Seed of everything.
+    """
+
+    slides: int
+    size_px0: tuple[int, int]
+    mpp: float
+    tissue_mm2: tuple[float, float]
+    lesion_mm: tuple[float, float]
+    split: tuple[float, float, float]
+    pen: float
+    blur: float
+    seed: int
+
+
+def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
+    """Plans of all slides with their split, in the order of their ids.
+
+    Slides come in pairs of one positive and one negative with the same stain, area and planted sizes;
+    a pair lies in one split.
+    """
+    rng = np.random.default_rng([cohort.seed, 1])
+    numbers = iter((rng.permutation(cohort.slides) + 1).tolist())
+    pairs = -(-cohort.slides // 2)
+    shares = np.cumsum(cohort.split) / sum(cohort.split)
+    plans = []
+    for pair in range(pairs):
+        part = ("train", "val", "test")[int(np.searchsorted(shares, (pair + 0.5) / pairs, "right"))]
+        low, high = np.log(cohort.lesion_mm).tolist()
+        diameters = np.exp(rng.uniform(low, high, int(rng.integers(1, 4))))
+        area, stain = float(rng.uniform(*cohort.tissue_mm2)), draw_stain(rng)
+        for label in (1, 0)[: 2 if 2 * pair + 1 < cohort.slides else 1]:
+            malignant = int(rng.integers(1, len(diameters) + 1)) if label else 0
+            kinds = rng.permutation(["tumour"] * malignant + ["follicle"] * (len(diameters) - malignant))
+            number = next(numbers)
+            plan = SyntheticSlide(
+                slide_id=f"slide_{number:03d}",
+                seed=int(rng.integers(2**31)),
+                size_px0=Size(*cohort.size_px0),
+                mpp=cohort.mpp,
+                tissue_mm2=area,
+                blobs=tuple(PlannedBlob(k, float(d)) for k, d in zip(kinds.tolist(), diameters, strict=True)),
+                stain=stain,
+                bank=2 * cohort.seed + (part != "train"),
+                pen=PEN_COLOURS[int(rng.integers(len(PEN_COLOURS)))] if rng.random() < cohort.pen else None,
+                blur=bool(rng.random() < cohort.blur),
+            )
+            plans.append((plan, part))
+    return sorted(plans, key=lambda entry: entry[0].slide_id)
+
+
+def draw_stain(rng: Generator) -> Stain:
+    """Pale to dark, reddish to bluish."""
+    hue = rng.normal(0, 0.02, (2, 3)).round(4)
+    return Stain(
+        haematoxylin=float(np.exp(rng.normal(0, 0.12))),
+        eosin=float(np.exp(rng.normal(0, 0.15))),
+        hue=(tuple(hue[0].tolist()), tuple(hue[1].tolist())),
+        glass=tuple((242 - rng.integers(0, 9, 3)).tolist()),
+    )
+
+
+def make_cohort(
+    folder: Path,
+    cohort: CohortPlan,
+    *,
+    classes: tuple[str, str] = ("normal", "tumor"),
+    progress: Callable[[int, int], None] | None = None,
+    workers: int = 2,
+) -> Path:
+    """Write a cohort: ``slides/*.svs``, ``annotations/*.xml``, ``manifest.csv``.
+
+    Files depend on the plan only, not on ``workers``.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    cohort
+        What to make.
     classes
         Label of negative and of positive slides.
     progress
@@ -403,17 +411,7 @@ def make_cohort(
     pathlib.Path
         The manifest.
     """
-    plans = plan_cohort(
-        slides=slides,
-        size_px0=size_px0,
-        mpp=mpp,
-        tissue_mm2=tissue_mm2,
-        lesion_mm=lesion_mm,
-        split=split,
-        pen=pen,
-        blur=blur,
-        seed=seed,
-    )
+    plans = plan_slides(cohort)
     for name in ("slides", "annotations"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     jobs = [(plan, folder) for plan, _ in plans]

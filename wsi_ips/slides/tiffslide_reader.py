@@ -78,7 +78,11 @@ class TiffSlideReader:
             with self._lock:
                 # Without padding, so that nothing outside the level can ever come back as black pixels.
                 pixels = self._slide.read_region(
-                    tuple(location_px0), level, tuple(size_px), as_array=True, padding=False
+                    (location_px0.x, location_px0.y),
+                    level,
+                    (size_px.width, size_px.height),
+                    as_array=True,
+                    padding=False,
                 )
             if pixels.shape[:2] != (size_px.height, size_px.width):
                 raise ValueError(f"got {pixels.shape[1]} x {pixels.shape[0]} px")
@@ -92,8 +96,9 @@ class TiffSlideReader:
     def close(self) -> None:
         """Release the file."""
         with self._lock:
-            self._closed = True
-            self._slide.close()
+            if not self._closed:
+                self._closed = True
+                self._slide.close()
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +109,7 @@ class TiffSlideReader:
 
 def _require_rgb(slide: tiffslide.TiffSlide, name: str) -> None:
     """Refuse pixels that are not 8-bit RGB: read as RGB they would be another picture."""
-    page = slide.ts_tifffile.pages[0]
+    page = slide.ts_tifffile.pages.first
     if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4):
         raise UnsupportedSlideError(
             f"slide {name}: its pixels are {page.samplesperpixel} x {page.dtype}, not 8-bit RGB; this is no "

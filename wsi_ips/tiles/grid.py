@@ -46,4 +46,4 @@ def stride_px0(plan: ReadPlan, *, stride_px: int) -> Scale:
 def _starts(length: int, footprint: float, stride: float) -> NDArray[np.int64]:
     count = max(0, math.floor((length - footprint) / stride) + 2)
     starts = np.rint(np.arange(count) * stride).astype(np.int64)
-    return starts[starts + footprint <= length + 1e-6]
+    return np.asarray(starts[starts + footprint <= length + 1e-6])

@@ -64,8 +64,7 @@ def read_index(root: Path, slide_id: str, rows: slice | None = None) -> TileInde
     lengths = {len(values) for values in columns.values()}
     if len(lengths) != 1 or (rows is None and len(index) != attributes["tiles"]):
         raise TileIndexError(
-            f"tile index of slide {slide_id} in {root}: columns of different length; delete it and run "
-            "`wsi-ips tile`"
+            f"tile index of slide {slide_id} in {root}: columns of different length; delete it and run `wsi-ips tile`"
         )
     return index
 

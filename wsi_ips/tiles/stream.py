@@ -102,9 +102,7 @@ class PatchStream:
         Chunks read ahead of the consumer.
     """
 
-    def __init__(
-        self, requests: Sequence[SlideTiles], *, chunk_size: int, readers: int, prefetch_chunks: int
-    ) -> None:
+    def __init__(self, requests: Sequence[SlideTiles], *, chunk_size: int, readers: int, prefetch_chunks: int) -> None:
         self._requests = list(requests)
         self._chunk_size = chunk_size
         self._ahead = max(readers, -(-prefetch_chunks * chunk_size // RUN_TILES))

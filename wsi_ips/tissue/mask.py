@@ -50,7 +50,7 @@ class TissueMask:
         top, bottom = y / self.px0_per_mask_px.y, (y + height) / self.px0_per_mask_px.y
         inside = self._area(right, bottom) - self._area(left, bottom) - self._area(right, top)
         inside += self._area(left, top)
-        return np.clip(inside / ((right - left) * (bottom - top)), 0, 1).astype(np.float32)
+        return np.asarray(np.clip(inside / ((right - left) * (bottom - top)), 0, 1), np.float32)
 
     def area_um2(self, mpp: Scale) -> float:
         """Tissue area in µm², from the scale of level 0."""

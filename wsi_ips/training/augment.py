@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-STAIN_JITTER = 0.2
+STAIN_JITTER = 0.1
 """Largest relative change of optical density per colour channel."""
 
 

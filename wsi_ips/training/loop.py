@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,14 +24,15 @@ from torch.nn import functional
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.model.selection import Selection, selection_score
-from wsi_ips.scanning import Prepare, embed_winners, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.model.selection import Selection
+from wsi_ips.scanning import Prepare, embed_tiles, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 
 GRADIENT_NORM = 1.0
-SMALL_BAG_TILES = 8
 START_SLIDES, START_TILES = 16, 256
+WARM_START_TILES = 4
+"""Random tiles per slide and step of the warm start."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class LabelledSlide:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Tiles of one slide to learn from: ids, shape (K,), and patches, uint8, shape (K, h, w, 3)."""
+
+    tiles: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class EpochRecord:
     """Figures of one epoch.
 
@@ -60,7 +69,7 @@ class EpochRecord:
     accuracy
         Share of training slides whose most probable class is theirs, dropout on.
     val_loss
-        Mean cross-entropy of the validation slides, None without any.
+        Mean cross-entropy of the validation slides; None without any and in the warm start.
     learning_rate
         At the end of the epoch.
     """
@@ -84,7 +93,7 @@ class Trainer:
     section, compute
         Sections ``training`` and ``compute`` of the recipe.
     seed
-        Seed of order, tile dropout, small bags and augmentation.
+        Seed of order, tile dropout, random tiles and augmentation.
     device
         Where the network lives.
     on_slides
@@ -128,14 +137,14 @@ class Trainer:
             self.net.parameter_groups(self.section.weight_decay), lr=self.section.learning_rate
         )
         self._start_encoder(train)
-        steps = math.ceil(len(train) / self.section.batch_slides)
-        warmup = round(self.section.warmup_epochs * steps)
-        rate = partial(warmup_cosine, warmup=warmup, total=self.section.epochs * steps)
+        steps = [self._steps(len(train), epoch) for epoch in range(1, self.section.epochs + 1)]
+        warmup = round(self.section.warmup_epochs * steps[0])
+        rate = partial(warmup_cosine, warmup=warmup, total=sum(steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
         for epoch in range(1, self.section.epochs + 1):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(train))
             loss, right = 0.0, 0
-            for part in np.array_split(order, steps):
+            for part in np.array_split(order, steps[epoch - 1]):
                 step_loss, step_right = self._step([train[i] for i in part], epoch, weights, optimiser)
                 schedule.step()
                 loss, right = loss + step_loss * len(part), right + step_right
@@ -145,10 +154,21 @@ class Trainer:
                     epoch,
                     loss / len(train),
                     right / len(train),
-                    self._validate(val) if val else None,
+                    self._validate(val) if val and self._validates(epoch) else None,
                     float(schedule.get_last_lr()[0]),
                 )
             )
+
+    def _steps(self, slides: int, epoch: int) -> int:
+        """Steps of an epoch; in the warm start the same number of tiles is spread over more slides."""
+        batch = self.section.batch_slides
+        if epoch <= self.section.warm_start_epochs:
+            batch = max(batch, batch * self.memory_size // WARM_START_TILES)
+        return math.ceil(slides / batch)
+
+    def _validates(self, epoch: int) -> bool:
+        """In the warm start nothing is selected by attention yet, so there is nothing to choose between."""
+        return epoch > self.section.warm_start_epochs or epoch == self.section.epochs
 
     @torch.no_grad()
     def _start_encoder(self, slides: Sequence[LabelledSlide]) -> None:
@@ -169,31 +189,71 @@ class Trainer:
     ) -> tuple[float, int]:
         """One update; mean loss and number of slides classified rightly."""
         prepare = self._augmented([slide.slide_id for slide in batch], epoch)
-        requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
-        kept = scan_slides(
-            self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
-        )
-        selections = [self._explored(*entry, epoch) for entry in zip(batch, requests, kept, strict=True)]
+        kept = self._kept(batch, epoch, prepare)
         self.net.train()
-        embeddings, mask = embed_winners(self.net, selections, prepare)  # (B, K, D), (B, K)
+        embeddings, mask = embed_tiles(self.net, kept, prepare)  # (B, K, D), (B, K)
         truth = torch.tensor([slide.label for slide in batch], device=self.device)  # (B,)
-        smoothing = self.section.label_smoothing
+        criterion = partial(functional.cross_entropy, weight=weights, label_smoothing=self.section.label_smoothing)
         logits = self.net(embeddings, mask)  # (B, C)
-        loss = functional.cross_entropy(logits, truth, weights, label_smoothing=smoothing)
-        if self.section.small_bags:
-            few = self.net(embeddings, self._small_bags(batch, selections, epoch))  # (B, C)
-            extra = functional.cross_entropy(few, truth, weights, label_smoothing=smoothing)
-            loss = loss + self.section.small_bags * extra
+        loss = criterion(logits, truth)
+        if self.section.tile_loss:
+            loss = loss + self.section.tile_loss * self._tile_loss(embeddings, mask, truth, criterion, epoch)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"epoch {epoch}: the loss is {loss.item()}; the last good checkpoint is kept; lower "
                 "`training.learning_rate` and train again"
             )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM)
         optimiser.step()
         return float(loss.detach()), int((logits.argmax(1) == truth).sum())
+
+    def _tile_loss(
+        self, embeddings: Tensor, mask: Tensor, truth: Tensor, criterion: Callable[..., Tensor], epoch: int
+    ) -> Tensor:
+        """Loss of each kept tile alone against the slide's label.
+
+        Tiles of a slide of the first class count evenly, for they are all of it; tiles of another class
+        count by attention, for only some of them are. In the warm start, when attention means nothing yet, all
+        count evenly. Weights carry no gradient and sum to 1 per slide.
+        """
+        attention = selection_weights(self.net.pooling.logits(embeddings.detach()), mask).detach()  # (B, K)
+        evenly = mask / mask.sum(1, keepdim=True)  # (B, K)
+        even = (truth[:, None] == 0) | (epoch <= self.section.warm_start_epochs)  # (B, 1)
+        share = torch.where(even, evenly, attention)[mask]  # (sum K,)
+        alone = self.net.head(self.net.pooling.alone(embeddings[mask])[:, 0])  # (sum K, C)
+        each = criterion(alone, truth[:, None].expand_as(mask)[mask], reduction="none")  # (sum K,)
+        return (each * share).sum() / len(truth)
+
+    def _kept(self, batch: Sequence[LabelledSlide], epoch: int, prepare: Prepare) -> list[Kept]:
+        """Tiles to learn from: random ones in the warm start, later the best and some random ones."""
+        if epoch <= self.section.warm_start_epochs:
+            return [self._random(slide, epoch) for slide in batch]
+        requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
+        selections = scan_slides(
+            self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
+        )
+        return [self._explored(slide, found, epoch) for slide, found in zip(batch, selections, strict=True)]
+
+    def _random(self, slide: LabelledSlide, epoch: int) -> Kept:
+        """A few random tiles: what tells one slide from another (stain) averages out over many slides."""
+        order = self._rng(slide, epoch, purpose=1).permutation(len(slide.tiles.index))
+        drawn = np.sort(order[:WARM_START_TILES])
+        return Kept(drawn, read_tiles(slide.tiles.only(drawn.astype(np.int32))))
+
+    def _explored(self, slide: LabelledSlide, best: Selection, epoch: int) -> Kept:
+        """Replace the last of the best tiles by random ones of the scan; fewer from epoch to epoch."""
+        first, last = self.section.warm_start_epochs + 1, self.section.epochs
+        share = self.section.exploration * (last - epoch) / max(1, last - first)
+        others = np.setdiff1d(best.scanned, best.tiles)
+        count = min(round(share * len(best.tiles)), len(others))
+        if count == 0:
+            return Kept(best.tiles, best.pixels)
+        drawn = np.sort(self._rng(slide, epoch, purpose=2).permutation(others)[:count])
+        pixels = read_tiles(slide.tiles.only(drawn.astype(np.int32)))
+        stay = len(best.tiles) - count
+        return Kept(np.concatenate([best.tiles[:stay], drawn]), np.concatenate([best.pixels[:stay], pixels]))
 
     def _request(self, slot: int, slide: LabelledSlide, epoch: int) -> SlideTiles:
         """The slide's tiles of this epoch, a random share of them left out."""
@@ -205,37 +265,6 @@ class Trainer:
         chosen = self._rng(slide, epoch, purpose=0).permutation(count)[:keep]
         return request.only(np.sort(chosen).astype(np.int32))
 
-    def _explored(
-        self, slide: LabelledSlide, request: SlideTiles, kept: Selection, epoch: int
-    ) -> Selection:
-        """Replace the last of the kept tiles by random ones of the scan; fewer from epoch to epoch."""
-        share = self.section.exploration * (1 - (epoch - 1) / max(1, self.section.epochs - 1))
-        others = np.setdiff1d(kept.scanned, kept.tiles)
-        count = min(round(share * len(kept.tiles)), len(others))
-        if count == 0:
-            return kept
-        drawn = np.sort(self._rng(slide, epoch, purpose=2).permutation(others)[:count])
-        stay = slice(0, len(kept.tiles) - count)
-        pixels = read_tiles(request.only(drawn.astype(np.int32)))
-        score = selection_score(kept.logits)[np.searchsorted(kept.scanned, drawn)]
-        return replace(
-            kept,
-            tiles=np.concatenate([kept.tiles[stay], drawn]),
-            pixels=np.concatenate([kept.pixels[stay], pixels]),
-            score=np.concatenate([kept.score[stay], score]),
-        )
-
-    def _small_bags(
-        self, batch: Sequence[LabelledSlide], selections: Sequence[Selection], epoch: int
-    ) -> Tensor:
-        """One to eight of the kept tiles of each slide, drawn by attention; mask (B, K)."""
-        longest = max(len(selection.tiles) for selection in selections)
-        mask = np.zeros((len(batch), longest), bool)
-        for row, slide, selection in zip(mask, batch, selections, strict=True):
-            rng = self._rng(slide, epoch, purpose=1)
-            row[draw_small_bag(selection.score, rng)] = True
-        return torch.from_numpy(mask).to(self.device)
-
     def _rng(self, slide: LabelledSlide, epoch: int, *, purpose: int) -> np.random.Generator:
         key = tile_keys(seed=self.seed, epoch=epoch, slide_id=slide.slide_id, tiles=np.array([2**40 + purpose]))
         return np.random.default_rng(int(key[0]))
@@ -245,15 +274,11 @@ class Trainer:
         if not self.section.augment:
             return plain_patches(self.device)
 
-        def prepare(
-            pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]
-        ) -> Tensor:
+        def prepare(pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor:
             keys = np.empty(len(tile), np.uint64)
             for s in np.unique(slot):
                 rows = slot == s
-                keys[rows] = tile_keys(
-                    seed=self.seed, epoch=epoch, slide_id=slide_ids[s], tiles=tile[rows]
-                )
+                keys[rows] = tile_keys(seed=self.seed, epoch=epoch, slide_id=slide_ids[s], tiles=tile[rows])
             return augment(to_float(torch.from_numpy(pixels).to(self.device)), keys)
 
         return prepare
@@ -301,8 +326,20 @@ def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
     return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def draw_small_bag(score: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Positions of one to eight kept tiles, drawn by attention without replacement (Gumbel top-k)."""
-    count = min(len(score), int(rng.integers(1, SMALL_BAG_TILES + 1)))
-    noisy = np.log(np.maximum(score, 1e-30)) + rng.gumbel(size=len(score))
-    return np.argsort(-noisy)[:count]
+def selection_weights(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean attention of the kept tiles over queries and heads; sums to 1 per slide.
+
+    Parameters
+    ----------
+    logits
+        Shape (B, K, T, H).
+    mask
+        bool, shape (B, K).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (B, K); 0 where there is no tile.
+    """
+    masked = logits.masked_fill(~mask[:, :, None, None], -torch.inf)
+    return masked.softmax(dim=1).mean(dim=(2, 3))

@@ -1,0 +1,87 @@
+"""Read plans: a table of literal cases and properties that must hold for any slide."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from wsi_ips.errors import ResolutionError
+from wsi_ips.geometry import Box, Pyramid, ReadPlan, Scale, Size, plan_read
+
+CASES = [
+    # level sizes, mpp, target, patch -> level, read size, effective mpp
+    ([(40_000, 30_000)], (0.25, 0.25), 0.25, 256, 0, (256, 256), (0.25, 0.25)),
+    ([(40_000, 30_000)], (0.25, 0.25), 0.5, 256, 0, (512, 512), (0.5, 0.5)),
+    ([(40_000, 30_000), (10_000, 7_500)], (0.25, 0.25), 0.5, 256, 0, (512, 512), (0.5, 0.5)),
+    ([(40_000, 30_000), (10_000, 7_500)], (0.25, 0.25), 1.0, 256, 1, (256, 256), (1.0, 1.0)),
+    ([(40_000, 30_000), (10_000, 7_500)], (0.25, 0.25), 1.04, 256, 1, (256, 256), (1.0, 1.0)),
+    ([(40_000, 30_000), (10_000, 7_500)], (0.25, 0.25), 1.10, 256, 1, (282, 282), (1.1015625, 1.1015625)),
+    ([(40_001, 30_003), (10_000, 7_500)], (0.25, 0.25), 2.0, 64, 1, (128, 128), (2.00005, 2.0002)),
+    ([(40_000, 30_000), (20_000, 15_000)], (0.23, 0.26), 0.5, 100, 1, (109, 96), (0.5014, 0.4992)),
+    ([(1_000, 2_000)], (0.499, 0.499), 0.5, 224, 0, (224, 224), (0.499, 0.499)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "mpp", "target", "patch", "level", "read", "effective"), CASES)
+def test_literal_cases(sizes, mpp, target, patch, level, read, effective):
+    pyramid = Pyramid(tuple(Size(*size) for size in sizes), Scale(*mpp))
+    plan = plan_read(pyramid, target_mpp=target, patch_size=Size(patch, patch))
+    assert plan.level == level
+    assert plan.read_size == read
+    assert plan.effective_mpp == pytest.approx(effective, rel=1e-4)
+
+
+def test_pixels_are_never_upsampled():
+    pyramid = Pyramid((Size(1000, 900),), Scale(0.5, 0.5))
+    with pytest.raises(ResolutionError, match=r"0.5 x 0.5 µm/px.*never upsampled"):
+        plan_read(pyramid, target_mpp=0.25, patch_size=Size(64, 64))
+
+
+pyramids = st.builds(
+    lambda width, height, factors, x, y: Pyramid(
+        (Size(width, height), *[Size(int(width / f), int(height / f)) for f in sorted(factors)]), Scale(x, y)
+    ),
+    st.integers(5_000, 120_000),
+    st.integers(5_000, 120_000),
+    st.lists(st.floats(1.9, 40), max_size=4),
+    st.floats(0.1, 1.0),
+    st.floats(0.1, 1.0),
+)
+
+
+@given(pyramids, st.floats(0.1, 16), st.integers(16, 1024))
+def test_what_is_delivered_is_what_was_asked_for(pyramid, target, patch):
+    assume(max(pyramid.mpp) <= target)
+    plan = plan_read(pyramid, target_mpp=target, patch_size=Size(patch, patch))
+    for axis in (0, 1):
+        # Off by the tolerance where the level is taken as it is, by half a read pixel where it is resampled.
+        allowed = max(0.05, 0.5 / plan.read_size[axis]) + 1e-9
+        assert abs(plan.effective_mpp[axis] / target - 1) <= allowed
+        # What a patch covers in µm is the same through level pixels and through patch pixels.
+        covered = plan.footprint_px0[axis] * pyramid.mpp[axis]
+        assert covered == pytest.approx(patch * plan.effective_mpp[axis])
+    if plan.resamples:
+        assert min(a / b for a, b in zip(plan.read_size, plan.patch_size, strict=True)) > 1 / 1.06
+
+
+@given(pyramids, st.floats(0.1, 16))
+def test_a_plan_survives_storage(pyramid, target):
+    assume(max(pyramid.mpp) <= target)
+    plan = plan_read(pyramid, target_mpp=target, patch_size=Size(64, 48))
+    assert ReadPlan.from_dict(plan.to_dict()) == plan
+
+
+@given(pyramids, st.integers(0, 100_000))
+def test_level_pixels_and_level_0_agree_to_half_a_pixel(pyramid, position):
+    for level in range(len(pyramid.level_sizes)):
+        downsample = pyramid.downsample(level)
+        there = round(position / downsample.x)
+        assert abs(there * downsample.x - position) <= downsample.x / 2 + 1e-6
+
+
+def test_boxes_are_half_open():
+    box = Box(2, 3, 10, 20)
+    assert (box.right, box.bottom) == (12, 23)
+    assert box.contains(Box(2, 3, 10, 20))
+    assert not box.contains(Box(3, 3, 10, 20))

@@ -1,0 +1,175 @@
+"""Recipes: what may stand in them, and what is said of what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from wsi_ips.config import Recipe, Section, load_recipe
+from wsi_ips.errors import RecipeError
+
+LEAST: dict[str, Any] = {"output": "runs/a", "manifest": "manifest.csv"}
+
+
+def recipe(folder: Path, values: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(LEAST | values), encoding="utf-8")
+    return load_recipe(path, overrides)
+
+
+def complaint(folder: Path, values: dict[str, Any], overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(RecipeError) as caught:
+        recipe(folder, values, overrides)
+    return str(caught.value)
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    values = {
+        "output": "../runs/a",
+        "manifest": "/data/manifest.csv",
+        "model": {"weights": "w.safetensors"},
+        "predict": {"checkpoint": "../model"},
+    }
+    recipe(folder, values)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    loaded = load_recipe(Path("pipelines/recipe.yaml"), {"predict.checkpoint": "~/model"})
+    assert loaded.output.resolve() == tmp_path / "runs" / "a"
+    assert loaded.manifest == Path("/data/manifest.csv")
+    assert loaded.model.weights == folder / "w.safetensors"
+    assert loaded.predict.checkpoint == Path("/home/someone/model")
+    assert load_recipe(Path("pipelines/recipe.yaml")).predict.checkpoint == folder / "../model"
+
+
+def test_paths_left_out_stay_left_out(tmp_path: Path) -> None:
+    loaded = recipe(tmp_path, {})
+    assert loaded.model.weights is None
+    assert loaded.predict.checkpoint is None
+
+
+def test_overrides_win_and_reach_sections_that_the_file_leaves_out(tmp_path: Path) -> None:
+    overrides = {"training.epochs": 3, "tiles.mpp": 2, "synth.slides": 8, "name": "b", "output": "elsewhere"}
+    loaded = recipe(tmp_path, {"training": {"epochs": 9, "batch_slides": 2}}, overrides)
+    assert (loaded.training.epochs, loaded.training.batch_slides) == (3, 2)
+    assert loaded.tiles.mpp == 2.0
+    assert loaded.synth is not None
+    assert loaded.synth.slides == 8
+    assert (loaded.name, loaded.output) == ("b", tmp_path / "elsewhere")
+
+
+def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
+    assert "`seed` is not a section" in complaint(tmp_path, {"seed": 1}, {"seed.value": 1})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"traning": {}}, "unknown key `traning`; did you mean `training`?"),
+        ({"training": {"epoch": 3}}, "unknown key `training.epoch`; did you mean `epochs`?"),
+        ({"synth": {"slide": 3}}, "unknown key `synth.slide`; did you mean `slides`?"),
+        ({"compute": {"xyz": 3}}, "unknown key `compute.xyz`; known keys: device, readers, chunk_size"),
+    ],
+)
+def test_an_unknown_key_gets_a_hint(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    assert message in complaint(tmp_path, values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tiles.mpp", 0),
+        ("tiles.mpp", ".5 um"),
+        ("tiles.patch_px", 7),
+        ("tiles.patch_px", 64.5),
+        ("tiles.stride_px", 0),
+        ("tiles.min_tissue_fraction", 1.1),
+        ("tiles.store", "npy"),
+        ("tissue.closing_um", float("inf")),
+        ("labels.classes", ["tumor"]),
+        ("labels.classes", ["a", "a"]),
+        ("model.memory_size", 0),
+        ("training.tile_dropout", 1),
+        ("training.learning_rate", float("nan")),
+        ("training.max_missing_share", -0.1),
+        ("predict.splits", ["all"]),
+        ("heatmap.opacity", 2),
+        ("compute.readers", 0),
+        ("synth.lesion_mm", [1.0, 0.5]),
+        ("synth.tissue_mm2", [0, 1]),
+        ("synth.size_px0", [0, 100]),
+        ("synth.split", [0, 0, 1]),
+        ("name", "a/b"),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_key(tmp_path: Path, key: str, value: object) -> None:
+    section = key.partition(".")[0]
+    text = complaint(tmp_path, {}, {key: value})
+    assert f"key `{section if key == 'labels.classes' else key}" in text
+    assert "(got " in text
+    assert "Value error" not in text
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    text = complaint(tmp_path, {"tiles": {"mpp": -1, "patch": 3}, "seed": "x"})
+    assert all(key in text for key in ("`tiles.mpp`", "`tiles.patch`", "`seed`"))
+
+
+def test_what_must_be_there_is_asked_for_without_printing_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("manifest: m.csv\nmodel:\n  heads: 2\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: key `output` is missing; add it$"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "expected sections"),
+        (b"- a\n", "expected sections"),
+        (b"output: [a\n", "not valid YAML"),
+        (b"output: !!python/object:os.system a\n", "not valid YAML"),
+        (b"output: \xe4\n", "not UTF-8"),
+        (b"output: a\nmanifest: b\noutput: c\n", "key `output` stands there twice"),
+        (b"output: a\ntiles:\n  mpp: 1\n  mpp: 2\n", "key `mpp` stands there twice"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(data)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_numbers_as_yaml_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output: a\nmanifest: b\ntraining:\n  learning_rate: 3e-4\n")  # text to YAML 1.1
+    assert load_recipe(path).training.learning_rate == 3e-4
+
+
+def test_the_stride_is_the_patch_unless_given(tmp_path: Path) -> None:
+    assert recipe(tmp_path, {"tiles": {"patch_px": 64}}).tiles.stride == 64
+    assert recipe(tmp_path, {"tiles": {"patch_px": 64, "stride_px": 32}}).tiles.stride == 32
+
+
+def test_a_recipe_does_not_change_under_a_run(tmp_path: Path) -> None:
+    loaded = recipe(tmp_path, {})
+    with pytest.raises(ValidationError):
+        loaded.tiles.mpp = 1.0  # type: ignore[misc]
+
+
+def test_every_field_of_every_section_says_what_it_is() -> None:
+    for section in Section.__subclasses__():
+        for name, field in section.model_fields.items():
+            nested = isinstance(field.default, Section) or name == "synth"
+            assert nested or field.description, f"{section.__name__}.{name}"
