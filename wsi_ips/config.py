@@ -163,11 +163,11 @@ class HeatmapSection(Section):
     splits: tuple[Split, ...] = Field(
         ("test",), description="slides of these splits; slides without a split are always drawn"
     )
-    mpp: Positive = Field(8.0, description="scale of the picture, µm/px (coarser for huge slides)")
+    mpp: Positive = Field(4.0, description="scale of the picture, µm/px (coarser for large tissue)")
     max_side_px: Annotated[int, Field(ge=256, le=8192)] = Field(
-        2048, description="longest side of the slide in the picture, px"
+        1600, description="longest side of the tissue in the picture, px"
     )
-    opacity: Share = Field(0.75, description="opacity of the highest score")
+    opacity: Share = Field(0.6, description="opacity of the highest score")
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from PIL import Image
 
 from wsi_ips.annotations import read_asap
+from wsi_ips.errors import EvaluationError
 from wsi_ips.geometry import Box
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
@@ -19,12 +22,14 @@ from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
+from wsi_ips.results.alignment import alignment_correlation
 from wsi_ips.results.overlay import Kind
 from wsi_ips.slides import read_area
-from wsi_ips.tiles import TileIndex
+from wsi_ips.tiles import TileIndex, read_tiles
 
 SCHEMA_VERSION = 1
 KINDS: tuple[Kind, ...] = ("probability", "attention")
+ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
 MARGIN = 0.06
 """Share of the tiled area shown around it."""
 
@@ -79,6 +84,7 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         )
         picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
         facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
+        facts["alignment"] = _alignment(run, record, scores, picture, facts)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
 
 
@@ -90,6 +96,26 @@ def tiled_area(index: TileIndex) -> Box:
     right = min(index.size_px0.width, int(index.x.max() + width) + margin)
     bottom = min(index.size_px0.height, int(index.y.max() + height) + margin)
     return Box(left, top, right - left, bottom - top)
+
+
+def _alignment(
+    run: Run, record: SlideRecord, scores: SlideScores, picture: Image.Image, facts: dict[str, Any]
+) -> float | None:
+    """Self-test: the most suspicious tiles, read again, against what the picture shows at their place.
+
+    About 1 where the map lies on its tissue; None where nothing can be compared.
+    """
+    index = run.index(record)
+    best = np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES]
+    patches = read_tiles(run.tiles(record).only(best.astype(np.int32)))
+    try:
+        found = alignment_correlation(np.asarray(picture), facts, patches, index.x[best], index.y[best])
+    except EvaluationError as error:
+        run.progress.note(str(error))
+        return None
+    if found < LEAST_ALIGNMENT:
+        run.progress.note(f"slide {record.slide_id}: the map may be off its tissue (alignment {found:.2f}); report it")
+    return round(found, 4)
 
 
 def _outlines(record: SlideRecord) -> tuple[NDArray[np.float64], ...]:

@@ -17,6 +17,7 @@ from wsi_ips.evaluation import (
     TileFigures,
     auc_with_interval,
     roc_curve,
+    slide_intervals,
     slide_metrics,
     tile_figures,
 )
@@ -32,7 +33,7 @@ from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, write_repor
 from wsi_ips.results.overlay import Kind
 from wsi_ips.tiles import TileIndex, read_tiles
 
-PICTURE_PX, TILE_SHOWN_PX = 900, 128
+PICTURE_PX, TILE_SHOWN_PX = 1100, 128
 MOST_PICTURES = 60
 """Slides with pictures on the page; the others have theirs in the run folder."""
 
@@ -44,6 +45,7 @@ class Figures:
     auc: Interval | None
     roc: tuple[tuple[float, ...], tuple[float, ...]]
     at_half: dict[str, float]
+    intervals: tuple[tuple[str, Interval], ...]
     tile_probability: TileFigures | None
     tile_attention: TileFigures | None
     notes: tuple[str, ...]
@@ -60,15 +62,17 @@ def compute_figures(run: Run) -> Figures:
     auc: Interval | None = None
     roc: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     at_half: dict[str, float] = {}
+    intervals: tuple[tuple[str, Interval], ...] = ()
     try:
         auc = auc_with_interval(truth, score)
         false, true = roc_curve(truth, score)
         roc = (tuple(false.tolist()), tuple(true.tolist()))
         at_half = slide_metrics(truth, score)
+        intervals = tuple(slide_intervals(truth, score).items())
     except EvaluationError as error:
         notes.append(f"no slide AUC: {error}")
     tiles = _tile_figures(run, test, scores, notes)
-    return Figures(auc, roc, at_half, *tiles, tuple(notes))
+    return Figures(auc, roc, at_half, intervals, *tiles, tuple(notes))
 
 
 def _tile_figures(
@@ -180,6 +184,7 @@ def _report_data(run: Run, figures: Figures, summary: dict[str, Any], facts: dic
             ("patches", f"{card.patch_px} px at {card.patch_mpp} µm/px"),
             ("training fingerprint", card.fingerprint),
         ),
+        metrics=figures.intervals,
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True),
     )
 

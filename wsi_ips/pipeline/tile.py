@@ -63,7 +63,7 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
         thumbnail,
         mask.mask,
         index.boxes_px0,
-        px0_width=pyramid.size_px0.width,
+        px0_size=pyramid.size_px0,
         caption=f"{record.slide_id} · {len(index)} tiles · {mask.method}",
     )
     with atomic_path(run.folder.tissue_picture(record.slide_id)) as temporary:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from wsi_ips.geometry import Size
 from wsi_ips.results.frame import INK, PAPER, SOFT_INK, font
 from wsi_ips.slides import RGB
 
@@ -19,7 +20,7 @@ def draw_tissue(
     mask: NDArray[np.bool_],
     boxes_px0: NDArray[np.float64],
     *,
-    px0_width: int,
+    px0_size: Size,
     caption: str,
 ) -> Image.Image:
     """Thumbnail with the outline of the tissue (green) and the tiles (blue); glass is left pale.
@@ -30,8 +31,8 @@ def draw_tissue(
         The slide and its mask, of one shape (height, width).
     boxes_px0
         Tiles x, y, width, height in level-0 pixels, shape (N, 4).
-    px0_width
-        Width of level 0.
+    px0_size
+        Size of level 0.
     caption
         Line below the picture.
     """
@@ -40,7 +41,7 @@ def draw_tissue(
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image).copy()
     pixels[~small] = (pixels[~small].astype(np.uint16) + 255) // 2
-    scale = image.width / px0_width
+    scale = np.array([image.width / px0_size.width, image.height / px0_size.height] * 2)
     tiled = Image.fromarray(pixels)
     draw = ImageDraw.Draw(tiled, "RGBA")
     for x, y, width, height in (boxes_px0 * scale).tolist():

@@ -1,0 +1,148 @@
+"""Commands: help people understand, one clear message per mistake, exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.pyramids import gradient_pyramid, write_pyramid
+from wsi_ips.cli import app
+
+COMMANDS = ("demo", "check", "tile", "train", "predict", "heatmap", "run", "status", "synth")
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "250"})
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert len(flat(result.output)) > 150
+
+
+def test_no_command_shows_the_list():
+    assert all(command in invoke().output for command in COMMANDS)
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """A manifest of one good slide and five that are not, and a recipe."""
+    write_pyramid(tmp_path / "good.tif", gradient_pyramid())
+    write_pyramid(tmp_path / "default scale.tif", gradient_pyramid(), mpp=(352.778, 352.778))
+    (tmp_path / "text.svs").write_text("not a slide")
+    (tmp_path / "nothing.svs").write_bytes(b"")
+    Image.fromarray(np.zeros((300, 400), np.uint8)).save(tmp_path / "grey.tif")
+    names = ["good.tif", "default scale.tif", "text.svs", "nothing.svs", "grey.tif", "missing.svs"]
+    table = pd.DataFrame({"slide_id": [Path(n).stem for n in names], "path": names})
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    recipe = {"output": "out", "manifest": "manifest.csv", "tiles": {"mpp": 0.5, "patch_px": 64}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+REASONS = {
+    "default scale": "no scale of a slide",
+    "text": "no reader opens it",
+    "nothing": "0 bytes",
+    "grey": "not 8-bit RGB",
+    "missing": "no such file",
+}
+
+
+def test_check_names_what_is_wrong_with_each_slide(cohort):
+    result = invoke("check", cohort / "manifest.csv")
+    assert result.exit_code == 3
+    assert "1 usable" in result.output
+    for reason in REASONS.values():
+        assert reason in flat(result.output)
+
+
+def test_tile_finishes_the_good_slides_and_exits_partial(cohort):
+    result = invoke("tile", cohort / "recipe.yaml")
+    assert result.exit_code == 3
+    states = pd.read_csv(cohort / "out" / "slides.csv").set_index("slide_id")
+    assert states.loc["good", "state"] == "ok"
+    for name, reason in REASONS.items():
+        assert states.loc[name, "state"] == "failed"
+        assert reason in states.loc[name, "reason"]
+    assert "Traceback" not in result.output
+
+
+def test_status_shows_every_slide(cohort):
+    invoke("tile", cohort / "recipe.yaml")
+    result = invoke("status", cohort / "recipe.yaml")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ("good", *REASONS))
+
+
+def test_a_scale_in_the_manifest_mends_a_slide_without_one(cohort):
+    table = pd.read_csv(cohort / "manifest.csv")
+    table["mpp"] = ["", "0.25", "", "", "", ""]
+    table.head(2).to_csv(cohort / "manifest.csv", index=False)
+    assert invoke("tile", cohort / "recipe.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("output: out\nmanifest: manifest.csv\ntilez: {mpp: 1}\n", ["unknown key `tilez`", "`tiles`"]),
+        ("output: out\nmanifest: manifest.csv\ntiles: {mppp: 1}\n", ["tiles.mppp", "`mpp`"]),
+        ("output: out\nmanifest: manifest.csv\ntiles: {mpp: -1}\n", ["tiles.mpp", "greater than 0"]),
+        ("output: out\nmanifest: nowhere.csv\n", ["nowhere.csv"]),
+        ("{", ["not valid YAML"]),
+    ],
+)
+def test_a_bad_recipe_is_one_message_and_exit_code_2(cohort, text, messages):
+    (cohort / "bad.yaml").write_text(text)
+    result = invoke("run", cohort / "bad.yaml")
+    assert result.exit_code == 2
+    assert all(message in flat(result.output) for message in messages)
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_traceback(cohort):
+    (cohort / "bad.yaml").write_text("output: out\n")
+    assert "Traceback" in invoke("run", cohort / "bad.yaml", "--debug").output
+
+
+def test_set_needs_a_key_and_a_value(cohort):
+    result = invoke("tile", cohort / "recipe.yaml", "--set", "tiles.mpp")
+    assert result.exit_code == 2
+    assert "KEY=VALUE" in result.output
+
+
+def test_run_without_training_slides_says_what_to_fill_in(cohort):
+    result = invoke("run", cohort / "recipe.yaml")
+    assert result.exit_code == 2
+    assert "split `train`" in flat(result.output)
+
+
+def test_synth_makes_slides_that_check_accepts(tmp_path):
+    settings = ["size_px0=[4096,3072]", "tissue_mm2=[0.5,0.6]", "lesion_mm=[0.2,0.3]", "blur=1.0", "pen=1.0"]
+    arguments = [a for s in settings for a in ("--set", s)]
+    made = invoke("synth", tmp_path / "cohort", "--slides", 2, "--seed", 3, *arguments)
+    assert made.exit_code == 0, made.output
+    result = invoke("check", tmp_path / "cohort" / "manifest.csv")
+    assert result.exit_code == 0
+    assert "2 usable" in result.output
+
+
+def test_a_folder_becomes_a_manifest(cohort):
+    folder = cohort / "slides"
+    folder.mkdir()
+    write_pyramid(folder / "one.tif", gradient_pyramid())
+    result = invoke("check", folder, "--write", cohort / "found.csv")
+    assert result.exit_code == 0
+    assert pd.read_csv(cohort / "found.csv")["slide_id"].tolist() == ["one"]
