@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,9 @@ def real_data() -> Path:
     if not (folder / "slides").is_dir():
         pytest.skip(f"no real slides at {folder}; set WSI_IPS_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_per_test_process() -> None:
+    """Small tensors are slower with threads, and two processes with threads each fight for the cores."""
+    torch.set_num_threads(1)

@@ -48,6 +48,7 @@ def cohort(tmp_path: Path) -> Path:
     table = pd.DataFrame({"slide_id": [Path(n).stem for n in names], "path": names})
     table.to_csv(tmp_path / "manifest.csv", index=False)
     recipe = {"output": "out", "manifest": "manifest.csv", "tiles": {"mpp": 0.5, "patch_px": 64}}
+    recipe["tissue"] = {"mpp": 2.0, "min_area_um2": 100.0}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return tmp_path
 

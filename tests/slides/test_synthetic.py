@@ -46,7 +46,7 @@ def test_opens_in_both_readers_with_scale_and_pyramid(written):
     assert one.properties["openslide.vendor"] == "aperio"
     assert "thumbnail" in one.associated_images
     for level in range(3):
-        where = ((2000, 1800), level, (150, 120))
+        where = ((0, 0), level, (437, 312)) if level else ((2000, 1800), 0, (450, 320))
         a = np.asarray(one.read_region(*where).convert("RGB")).astype(int)
         b = other.read_region(*where, as_array=True).astype(int)
         assert abs(a - b).max() <= 2
@@ -59,7 +59,8 @@ def test_coarser_levels_show_the_same_slide(written):
         x0 = Point(2048, 1536)
         fine = reader.read_region(x0, 0, Size(1024, 512)).reshape(128, 4, 256, 4, 3).mean((1, 3))
         coarse = reader.read_region(x0, 1, Size(256, 128)).astype(float)
-    assert abs(fine - coarse).mean() < 3
+    aligned, shifted = abs(fine - coarse).mean(), abs(fine[:, 1:] - coarse[:, :-1]).mean()
+    assert aligned < 0.5 * shifted
 
 
 def test_the_outline_is_where_the_tumour_is(written):
@@ -132,7 +133,9 @@ def test_the_label_cannot_be_read_from_the_side(tmp_path: Path):
             pixels, _ = read_thumbnail(reader, 16.0)
         tissue = np.ptp(pixels, axis=2) > 25
         colours = pixels[tissue].mean(0)
-        rows.append([(tmp_path / row.path).stat().st_size, tissue.sum(), *colours, np.ptp(pixels[tissue], axis=1).mean()])
+        rows.append(
+            [(tmp_path / row.path).stat().st_size, tissue.sum(), *colours, np.ptp(pixels[tissue], axis=1).mean()]
+        )
         if row.annotation:
             assert not read_asap(tmp_path / row.annotation).tumour.is_empty
     truth = table["label"] == "tumor"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,7 +85,8 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         )
         picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
         facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
-        facts["alignment"] = _alignment(run, record, scores, picture, facts)
+        plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
+        facts["alignment"] = _alignment(run, record, scores, plain, facts)  # outlines would cover texture
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
 
 

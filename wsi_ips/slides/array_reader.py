@@ -8,7 +8,7 @@ from typing import Any, Self
 from wsi_ips.errors import UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.slides.base import RGB, SlideInfo
-from wsi_ips.slides.region import SLACK, level_location, require_inside
+from wsi_ips.slides.region import level_pixel, require_inside
 
 
 class ArrayReader:
@@ -54,7 +54,7 @@ class ArrayReader:
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
-        x, y = (int(v + SLACK) for v in level_location(self.info, location_px0, level))
+        x, y = level_pixel(self.info, location_px0, level, size_px)
         return self._levels[level][y : y + size_px.height, x : x + size_px.width].copy()
 
     def close(self) -> None:

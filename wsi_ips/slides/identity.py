@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from wsi_ips.errors import SlideNotFoundError
+
 BLOCK_BYTES = 65_536
 BLOCKS = 16
 
@@ -17,9 +19,13 @@ def content_identity(path: Path) -> str:
 
     Raises
     ------
+    SlideNotFoundError
+        There is no such file.
     OSError
         The file cannot be read.
     """
+    if not path.exists():
+        raise SlideNotFoundError(f"slide {path}: no such file; correct column `path` of the manifest")
     digest = hashlib.sha256()
     files = [path]
     if path.suffix.lower() == ".mrxs":

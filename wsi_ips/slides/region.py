@@ -18,6 +18,13 @@ def level_location(info: SlideInfo, location_px0: Point, level: int) -> tuple[fl
     return location_px0.x / downsample.x, location_px0.y / downsample.y
 
 
+def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size) -> Point:
+    """The pixel of a level nearest to a level-0 position from which a region still fits into the level."""
+    x, y = level_location(info, location_px0, level)
+    width, height = info.level_sizes[level]
+    return Point(min(round(x), width - size_px.width), min(round(y), height - size_px.height))
+
+
 def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool) -> None:
     """Refuse a region that leaves its level, an unknown level, or a closed slide.
 

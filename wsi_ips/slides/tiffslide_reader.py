@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import tiffslide
 from wsi_ips.errors import RegionReadError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.slides.base import RGB, SlideInfo
-from wsi_ips.slides.region import require_inside
+from wsi_ips.slides.region import level_pixel, require_inside
 from wsi_ips.slides.scale import trusted_mpp
 
 FOREIGN_ERRORS = (
@@ -74,11 +75,13 @@ class TiffSlideReader:
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
+        x, y = level_pixel(self.info, location_px0, level, size_px)
+        mean = self._slide.level_downsamples[level]  # TiffSlide divides by it and truncates
         try:
             with self._lock:
                 # Without padding, so that nothing outside the level can ever come back as black pixels.
                 pixels = self._slide.read_region(
-                    (location_px0.x, location_px0.y),
+                    (math.ceil(x * mean), math.ceil(y * mean)),
                     level,
                     (size_px.width, size_px.height),
                     as_array=True,

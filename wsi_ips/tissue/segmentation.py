@@ -13,6 +13,9 @@ from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.mask import TissueMask
 
+MOST_SATURATION = 0.2
+"""A higher threshold splits tissue from tissue: where there is little glass Otsu has nothing else to split."""
+
 DARK = 40
 """Pixels darker than this in all channels (0-255) are no tissue: ink, coverslip edge, scan gaps."""
 
@@ -57,7 +60,7 @@ def segment_tissue(
     step_um = math.sqrt(mpp.x * mpp.y)
     saturation = ndimage.median_filter(_saturation(thumbnail), size=max(1, round(smoothing_um / step_um)))
     otsu = float(filters.threshold_otsu(saturation)) if np.ptp(saturation) > 0 else 1.0
-    threshold = max(otsu, min_saturation)
+    threshold = float(np.clip(otsu, min_saturation, MOST_SATURATION))
     mask = (saturation > threshold) & (thumbnail.max(axis=2) > DARK)
     radius = round(closing_um / step_um / 2)
     if radius:
@@ -67,7 +70,7 @@ def segment_tissue(
     mask = _without_small(mask, math.ceil(min_area_um2 / pixel_um2))
     mask = ~_without_small(~mask, math.floor(max_hole_um2 / pixel_um2) + 1)
     height, width = mask.shape
-    rung = "Otsu" if otsu >= min_saturation else "floor"
+    rung = "Otsu" if threshold == otsu else "floor" if threshold == min_saturation else "ceiling"
     return TissueMask(
         mask=mask,
         px0_per_mask_px=Scale(px0_size.width / width, px0_size.height / height),
