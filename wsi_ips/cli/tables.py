@@ -25,7 +25,7 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
     rows = list(states)
     shown = [row for row in rows if row.state != "ok"] if only_problems else rows
     if shown:
-        table = Table("slide", "state", "stage", "tiles", "tissue mm²", "reason", box=None, pad_edge=False)
+        table = Table("slide", "state", "stage", "tiles", "tissue mm²", box=None, pad_edge=False)
         for row in shown:
             colour = COLOURS[row.state]
             table.add_row(
@@ -34,17 +34,24 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
                 row.stage,
                 "" if row.tiles is None else str(row.tiles),
                 "" if row.tissue_mm2 is None else f"{row.tissue_mm2:.2f}",
-                escape(row.reason),
             )
         out.print(table)
+        _print_reasons([(row.slide_id, row.reason) for row in shown])
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"[{colour}]{counts[s]} {s}[/]" for s, colour in COLOURS.items() if counts[s])
     out.print(f"{len(rows)} slides: {text}")
 
 
+def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
+    """One paragraph per slide with a reason: a column of a table would be a few letters wide."""
+    for slide_id, reason in reasons:
+        if reason:
+            out.print(f"[bold]{escape(slide_id)}[/]: {escape(reason)}", soft_wrap=True)
+
+
 def print_check(rows: Sequence[CheckedSlide]) -> None:
     """Table of headers and a line of counts."""
-    table = Table("slide", "reader", "level 0 px", "levels", "µm/px", "from", "problem", box=None, pad_edge=False)
+    table = Table("slide", "reader", "level 0 px", "levels", "µm/px", "from", "", box=None, pad_edge=False)
     for row in rows:
         size = f"{row.size_px0.width} x {row.size_px0.height}" if row.size_px0 else ""
         mpp = f"{row.mpp.x:.4g}" if row.mpp else ""
@@ -55,9 +62,10 @@ def print_check(rows: Sequence[CheckedSlide]) -> None:
             str(row.levels or ""),
             mpp,
             escape(row.mpp_source if row.mpp else ""),
-            f"[red]{escape(row.problem)}[/]",
+            "[red]not usable[/]" if row.problem else "",
         )
     out.print(table)
+    _print_reasons([(row.slide_id, row.problem) for row in rows])
     bad = sum(bool(row.problem) for row in rows)
     out.print(f"{len(rows)} slides: [green]{len(rows) - bad} usable[/]" + (f", [red]{bad} not[/]" if bad else ""))
 
