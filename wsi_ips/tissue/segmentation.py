@@ -60,7 +60,7 @@ def segment_tissue(
     step_um = math.sqrt(mpp.x * mpp.y)
     saturation = ndimage.median_filter(_saturation(thumbnail), size=max(1, round(smoothing_um / step_um)))
     otsu = float(filters.threshold_otsu(saturation)) if np.ptp(saturation) > 0 else 1.0
-    threshold = float(np.clip(otsu, min_saturation, MOST_SATURATION))
+    threshold = max(min_saturation, min(otsu, MOST_SATURATION))
     mask = (saturation > threshold) & (thumbnail.max(axis=2) > DARK)
     radius = round(closing_um / step_um / 2)
     if radius:
