@@ -42,7 +42,7 @@ class Section(BaseModel):
 class SlidesSection(Section):
     """How slides are opened."""
 
-    reader: Literal["auto", "openslide", "tiffslide"] = Field(
+    reader: Literal["auto", "direct", "openslide", "tiffslide"] = Field(
         "auto", description="`auto` takes OpenSlide where it opens the file, else TiffSlide"
     )
 
@@ -192,6 +192,10 @@ class ComputeSection(Section):
     readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
     chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
     prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")
+    open_slides: Annotated[int, Field(ge=1)] = Field(32, description="slides kept open between reads")
+    tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
+        128, description="decoded tiles kept for their neighbours, all slides together, MiB"
+    )
 
 
 class Recipe(Section):

@@ -149,6 +149,13 @@ class ReadPlan:
         return self.read_size != self.patch_size
 
     @property
+    def whole_factor(self) -> int | None:
+        """Read pixels per patch pixel where that is one whole number on both axes, else None."""
+        factor = self.read_size.width // self.patch_size.width
+        whole = self.read_size == Size(self.patch_size.width * factor, self.patch_size.height * factor)
+        return factor if whole else None
+
+    @property
     def footprint_px0(self) -> Scale:
         """Width and height of a patch in level-0 pixels (real numbers)."""
         return Scale(self.read_size.width * self.downsample.x, self.read_size.height * self.downsample.y)
@@ -190,7 +197,8 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
 
     A level whose µm/px is within ``tolerance`` of the target on both axes is read as it is (the nearest
     such level). Otherwise the coarsest level that is finer than the target on both axes is read and
-    averaged down.
+    averaged down: by a whole factor where one meets the target within ``tolerance``, for then every patch
+    pixel is the mean of the same number of level pixels; else by the real ratio.
 
     Parameters
     ----------
@@ -201,7 +209,7 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
     patch_size
         Patch size in pixels at the target scale.
     tolerance
-        Largest relative difference at which a level is used without resampling.
+        Largest relative difference at which a level, or a whole multiple of it, is taken for the target.
 
     Raises
     ------
@@ -224,10 +232,7 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
                 "leave the slide out"
             )
         level = max(finer, key=lambda k: max(ratios[k]))
-        read_size = Size(
-            max(1, round(patch_size.width / ratios[level].x)),
-            max(1, round(patch_size.height / ratios[level].y)),
-        )
+        read_size = _read_size(patch_size, ratios[level], tolerance)
     downsample = pyramid.downsample(level)
     effective = pyramid.mpp.times(
         Scale(
@@ -236,3 +241,11 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
         )
     )
     return ReadPlan(level, downsample, read_size, patch_size, target_mpp, effective)
+
+
+def _read_size(patch_size: Size, ratio: Scale, tolerance: float) -> Size:
+    """Level pixels under a patch; ``ratio`` is the level's µm/px over the target's, below 1."""
+    factor = round(1 / max(ratio))
+    if max(abs(r * factor - 1) for r in ratio) <= tolerance:
+        return Size(patch_size.width * factor, patch_size.height * factor)
+    return Size(max(1, round(patch_size.width / ratio.x)), max(1, round(patch_size.height / ratio.y)))

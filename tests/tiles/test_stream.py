@@ -11,7 +11,7 @@ from tests.cohort import PATCH_PX, textured_pixels, textured_slide
 from wsi_ips.errors import RegionReadError, SlideError
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import PatchStream, SlideTiles, read_tiles
+from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, read_tiles
 
 
 def requests(count: int = 3) -> list[SlideTiles]:
@@ -23,7 +23,7 @@ def requests(count: int = 3) -> list[SlideTiles]:
 def collect(slides, **settings):
     defaults = {"chunk_size": 8, "readers": 2, "prefetch_chunks": 1}
     with PatchStream(slides, **(defaults | settings)) as stream:
-        return list(stream)
+        return [PatchChunk(*(part.copy() for part in chunk)) for chunk in stream]  # their memory is used again
 
 
 def reading_threads() -> list[str]:

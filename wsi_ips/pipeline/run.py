@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
@@ -15,7 +17,7 @@ from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
 from wsi_ips.provenance import fingerprint
-from wsi_ips.slides import SlideReader, content_identity, open_slide
+from wsi_ips.slides import SlidePool, SlideReader, TileCache, content_identity, open_slide
 from wsi_ips.tiles import SlideTiles, TileIndex, read_index
 from wsi_ips.tiles import stored_fingerprint as stored_tiles_fingerprint
 from wsi_ips.tiles.index import SCHEMA_VERSION as TILES_SCHEMA
@@ -37,6 +39,8 @@ class Run:
         State of every slide.
     progress
         Who watches.
+    pool
+        Slides that are open; leaving a ``with`` block closes them.
     """
 
     recipe: Recipe
@@ -44,6 +48,7 @@ class Run:
     folder: RunFolder
     states: StateTable
     progress: Progress = field(default_factory=Silent)
+    pool: SlidePool = field(default_factory=SlidePool)
 
     @classmethod
     def open(cls, recipe: Recipe, progress: Progress | None = None) -> Run:
@@ -62,11 +67,22 @@ class Run:
         check_labels(manifest.records, recipe.labels.classes, recipe.labels.column)
         folder = RunFolder(recipe.output, recipe.tiles.store)
         states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
-        return cls(recipe, manifest.records, folder, states, progress or Silent())
+        pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
+        return cls(recipe, manifest.records, folder, states, progress or Silent(), pool)
 
-    def opener(self, record: SlideRecord) -> Callable[[], SlideReader]:
-        """A function that opens a slide as the recipe says."""
-        return partial(open_slide, record.path, reader=self.recipe.slides.reader, mpp_override=record.mpp)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.pool.close()
+
+    def opener(self, record: SlideRecord) -> Callable[[], AbstractContextManager[SlideReader]]:
+        """A function that gives an open slide, opened as the recipe says, for a ``with`` block."""
+
+        def opened(cache: TileCache) -> SlideReader:
+            return open_slide(record.path, reader=self.recipe.slides.reader, mpp_override=record.mpp, cache=cache)
+
+        return partial(self.pool.lease, record.slide_id, opened)
 
     def tiles_fingerprint(self, record: SlideRecord) -> str:
         """Fingerprint that the slide's tile index must have to be up to date.

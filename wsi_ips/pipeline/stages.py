@@ -69,13 +69,13 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     began = time.monotonic()
     watcher = progress or Silent()
     worked = synth_stage(recipe, watcher)
-    run = Run.open(recipe, watcher)
-    worked = bool(tile_stage(run)) or worked
-    worked = train_stage(run) or worked
-    worked = bool(predict_stage(run)) or worked
-    worked = bool(heatmap_stage(run)) or worked
-    stored = None if worked else _stored_summary(run)
-    summary = stored or report_stage(run, seconds=time.monotonic() - began)
+    with Run.open(recipe, watcher) as run:
+        worked = bool(tile_stage(run)) or worked
+        worked = train_stage(run) or worked
+        worked = bool(predict_stage(run)) or worked
+        worked = bool(heatmap_stage(run)) or worked
+        stored = None if worked else _stored_summary(run)
+        summary = stored or report_stage(run, seconds=time.monotonic() - began)
     if stored:
         watcher.note("everything is up to date; nothing was computed")
     return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
@@ -98,18 +98,17 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     """
     watcher = progress or Silent()
     synth_stage(recipe, watcher)
-    run = Run.open(recipe, watcher)
-    if last == "heatmap":
-        heatmap_stage(run, slides)
-        return run
-    if last == "predict":
-        chosen = {record.slide_id for record in to_predict(run, slides)}
-        tile_stage(run, only=chosen)
-        predict_stage(run, slides)
-        return run
-    tile_stage(run)
-    if last == "train":
-        train_stage(run)
+    with Run.open(recipe, watcher) as run:
+        if last == "heatmap":
+            heatmap_stage(run, slides)
+        elif last == "predict":
+            chosen = {record.slide_id for record in to_predict(run, slides)}
+            tile_stage(run, only=chosen)
+            predict_stage(run, slides)
+        else:
+            tile_stage(run)
+        if last == "train":
+            train_stage(run)
     return run
 
 

@@ -1,16 +1,21 @@
 """Slides: open them, read patches and thumbnails at a physical scale."""
 
 from wsi_ips.slides.array_reader import ArrayReader
-from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
+from wsi_ips.slides.base import RGB, DecodingReader, SlideInfo, SlideReader
+from wsi_ips.slides.cache import TileCache
 from wsi_ips.slides.identity import content_identity
 from wsi_ips.slides.opening import open_slide
 from wsi_ips.slides.patch import read_area, read_patch, read_thumbnail
+from wsi_ips.slides.pool import SlidePool
 
 __all__ = [
     "RGB",
     "ArrayReader",
+    "DecodingReader",
     "SlideInfo",
+    "SlidePool",
     "SlideReader",
+    "TileCache",
     "content_identity",
     "open_slide",
     "read_area",

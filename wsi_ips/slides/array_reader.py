@@ -49,6 +49,7 @@ class ArrayReader:
             mpp_source="given" if mpp else "none was given",
             bounds=bounds or Box(0, 0, *sizes[0]),
             properties={},
+            pixels_by="memory",
         )
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:

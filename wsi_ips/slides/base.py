@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ResolutionError
-from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size
+from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size, level_downsample
 
 RGB = NDArray[np.uint8]
 """Pixels, shape (height, width, 3), 0-255."""
@@ -35,6 +35,8 @@ class SlideInfo:
         Scanned part of the slide in level-0 pixels (the whole slide where the file states none).
     properties
         The file's own metadata, as text.
+    pixels_by
+        Who decodes the pixels, and why, e.g. ``direct: JPEG tiles of 256 x 256 px, YCbCr``.
     """
 
     name: str
@@ -44,11 +46,16 @@ class SlideInfo:
     mpp_source: str
     bounds: Box
     properties: dict[str, str]
+    pixels_by: str
 
     @property
     def size_px0(self) -> Size:
         """Size of level 0."""
         return self.level_sizes[0]
+
+    def downsample(self, level: int) -> Scale:
+        """Level-0 pixels per pixel of a level; known also where the scale is not."""
+        return level_downsample(self.size_px0, self.level_sizes[level])
 
     @property
     def pyramid(self) -> Pyramid:
@@ -108,3 +115,33 @@ class SlideReader(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: Any) -> None: ...
+
+
+@runtime_checkable
+class DecodingReader(SlideReader, Protocol):
+    """A reader that decodes into the caller's memory and can shrink while it decodes."""
+
+    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
+        """Whether :meth:`read_into` can shrink this region of a level by ``factor``."""
+        ...
+
+    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
+        """Read ``factor`` times the size of ``out`` and shrink it to ``out``.
+
+        Parameters
+        ----------
+        out
+            uint8, shape (height, width, 3), contiguous.
+        location_px0
+            Top-left corner in level-0 pixels of the full slide.
+        level
+            Level to read.
+        factor
+            Level pixels per pixel of ``out``.
+
+        Raises
+        ------
+        RegionReadError
+            The region is not inside the level, or the file cannot deliver it.
+        """
+        ...

@@ -17,7 +17,8 @@ from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
 from wsi_ips.errors import RegionReadError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.slides.base import RGB, SlideInfo
-from wsi_ips.slides.region import require_inside
+from wsi_ips.slides.cache import TileCache
+from wsi_ips.slides.region import level_pixel, require_inside
 from wsi_ips.slides.scale import trusted_mpp
 
 OPAQUE = 255
@@ -32,6 +33,8 @@ class OpenSlideReader:
         The slide.
     mpp_override
         Scale from the manifest; it wins over the file's.
+    cache
+        Shared with other slides; OpenSlide's own, for this slide alone, where None.
 
     Raises
     ------
@@ -39,13 +42,15 @@ class OpenSlideReader:
         OpenSlide does not open the file.
     """
 
-    def __init__(self, path: Path, *, mpp_override: Scale | None = None) -> None:
+    def __init__(self, path: Path, *, mpp_override: Scale | None = None, cache: TileCache | None = None) -> None:
         try:
             slide = openslide.OpenSlide(path)
         except OpenSlideUnsupportedFormatError as error:
             raise UnsupportedSlideError(f"slide {path.name}: not a format OpenSlide knows") from error
         except OpenSlideError as error:
             raise UnsupportedSlideError(f"slide {path.name}: OpenSlide refuses it: {error}") from error
+        if cache is not None:
+            slide.set_cache(cache.for_openslide)
         self._slide = slide
         self._closed = False
         properties = {name: str(value) for name, value in slide.properties.items()}
@@ -58,14 +63,19 @@ class OpenSlideReader:
             mpp_source="override" if mpp_override else source,
             bounds=_bounds(properties, Size(*slide.dimensions)),
             properties=properties,
+            pixels_by="openslide",
         )
         self._background = _background(properties)
+        self._downsamples = slide.level_downsamples
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
+        x, y = level_pixel(self.info, location_px0, level, size_px)
+        # OpenSlide divides by one downsample for both axes and renders between pixels; this hits the pixel.
+        mean = self._downsamples[level]
         try:
-            image = self._slide.read_region((location_px0.x, location_px0.y), level, (size_px.width, size_px.height))
+            image = self._slide.read_region((round(x * mean), round(y * mean)), level, tuple(size_px))
         except (OpenSlideError, ValueError) as error:
             raise RegionReadError(
                 f"slide {self.info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at "

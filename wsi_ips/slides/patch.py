@@ -7,16 +7,20 @@ import math
 import numpy as np
 from PIL import Image
 
-from wsi_ips.geometry import Box, Point, ReadPlan, Scale, Size, level_downsample
-from wsi_ips.slides.base import RGB, SlideReader
+from wsi_ips.geometry import Box, Point, ReadPlan, Scale, Size
+from wsi_ips.slides.base import RGB, DecodingReader, SlideReader
 from wsi_ips.slides.region import SLACK
 
 STRIP_PX = 2**24
 """Most pixels read at a time for a thumbnail (48 MB as RGB)."""
 
 
-def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan) -> RGB:
+def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RGB | None = None) -> RGB:
     """Read one patch.
+
+    Where the plan averages 2 x 2, 4 x 4 or 8 x 8 pixels and the reader decodes JPEG tiles itself, the decoder does it:
+    on H&E it differs from the mean by about one grey level (``benchmarks/reading.py``), for it leaves out
+    frequencies instead of averaging pixels.
 
     Parameters
     ----------
@@ -26,6 +30,8 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan) -> RGB:
         Top-left corner, level-0 pixels.
     plan
         Level, read size and patch size.
+    out
+        Memory for the patch, contiguous; new memory where None.
 
     Returns
     -------
@@ -37,8 +43,17 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan) -> RGB:
     RegionReadError
         The file cannot deliver the region.
     """
+    if out is None:
+        out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
+    factor = plan.whole_factor
+    if isinstance(reader, DecodingReader) and (
+        factor == 1 or (factor and reader.shrinks(location_px0, plan.level, plan.read_size, factor))
+    ):
+        reader.read_into(out, location_px0, plan.level, factor=factor)
+        return out
     pixels = reader.read_region(location_px0, plan.level, plan.read_size)
-    return area_average(pixels, plan.patch_size) if plan.resamples else pixels
+    out[:] = area_average(pixels, plan.patch_size) if plan.resamples else pixels
+    return out
 
 
 def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 8192) -> tuple[RGB, Scale]:
@@ -107,7 +122,7 @@ def area_average(pixels: RGB, size: Size) -> RGB:
 def _shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
     """A box of a level averaged down to ``size``, read in strips of whole output rows."""
     info = reader.info
-    downsample = level_downsample(info.size_px0, info.level_sizes[level])
+    downsample = info.downsample(level)
     left, right = area_px0.x / downsample.x, area_px0.right / downsample.x  # level pixels, real
     first_column = math.floor(left + SLACK)
     columns = min(info.level_sizes[level].width, math.ceil(right - SLACK)) - first_column

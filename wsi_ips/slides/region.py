@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from wsi_ips.errors import RegionReadError
-from wsi_ips.geometry import Point, Size, level_downsample
+from wsi_ips.geometry import Point, Size
 from wsi_ips.slides.base import SlideInfo
 
 SLACK = 1e-6
@@ -14,7 +14,7 @@ SLACK = 1e-6
 
 def level_location(info: SlideInfo, location_px0: Point, level: int) -> tuple[float, float]:
     """A level-0 position in pixels of a level, as real numbers."""
-    downsample = level_downsample(info.size_px0, info.level_sizes[level])
+    downsample = info.downsample(level)
     return location_px0.x / downsample.x, location_px0.y / downsample.y
 
 
@@ -23,6 +23,12 @@ def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size)
     x, y = level_location(info, location_px0, level)
     width, height = info.level_sizes[level]
     return Point(min(round(x), width - size_px.width), min(round(y), height - size_px.height))
+
+
+def level0_position(info: SlideInfo, pixel: Point, level: int) -> Point:
+    """The level-0 pixel nearest to a pixel of a level; :func:`level_pixel` leads back to it."""
+    downsample = info.downsample(level)
+    return Point(math.ceil(pixel.x * downsample.x - SLACK), math.ceil(pixel.y * downsample.y - SLACK))
 
 
 def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool) -> None:

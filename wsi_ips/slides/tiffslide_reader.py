@@ -70,6 +70,7 @@ class TiffSlideReader:
             mpp_source="override" if mpp_override else source,
             bounds=Box(0, 0, *sizes[0]),
             properties=properties,
+            pixels_by="tiffslide",
         )
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:

@@ -1,8 +1,9 @@
 """The patch stream: pixels of many tiles of many slides, in order, in bounded memory.
 
-The request is cut into runs of neighbouring tiles of one slide. A few threads read runs ahead (decoders
-release the GIL); the consumer takes them in the order of the request and packs them into chunks. At most
-``prefetch_chunks`` chunks' worth of runs are read ahead, whatever the slides' size: that is the back-pressure.
+The request is cut into runs of neighbouring tiles of one slide that end up in one chunk. A few threads read runs
+ahead, straight into the chunk's memory (decoders release the GIL); the consumer gets chunks in the order of
+the request. There are as many chunk buffers as chunks may be read ahead and held, and they go round: that is the
+bound on memory and the back-pressure, whatever the size of the slides.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import RegionReadError, SlideError
-from wsi_ips.geometry import Point
+from wsi_ips.geometry import Point, Size
 from wsi_ips.slides import SlideReader, read_patch
 from wsi_ips.tiles.index import TileIndex
 
@@ -26,6 +28,8 @@ RUN_TILES = 32
 """Tiles a thread reads at a stretch."""
 
 Pixels = NDArray[np.uint8]
+Allocate = Callable[[tuple[int, ...]], Pixels]
+"""Shape -> uint8 memory of that shape, contiguous."""
 
 
 class PatchChunk(NamedTuple):
@@ -59,7 +63,8 @@ class SlideTiles:
     index
         Where its tiles lie.
     open
-        Opens the slide; called in a reading thread when its first tile is due.
+        Opens the slide, for a ``with`` block: a reader, or the lease of one from a ``SlidePool``. Called in a
+        reading thread when the first tile is due, left after the last.
     tiles
         Tile ids to read, in this order, int32; None is all.
     """
@@ -67,7 +72,7 @@ class SlideTiles:
     slot: int
     slide_id: str
     index: TileIndex
-    open: Callable[[], SlideReader]
+    open: Callable[[], AbstractContextManager[SlideReader]]
     tiles: NDArray[np.int32] | None
 
     @property
@@ -100,15 +105,31 @@ class PatchStream:
         Reading threads.
     prefetch_chunks
         Chunks read ahead of the consumer.
+    held_chunks
+        How many chunks the consumer looks at together: a chunk's memory is filled anew once that many later
+        ones have been asked for. Whoever keeps a chunk longer copies it.
+    allocate
+        Makes the chunk buffers, e.g. in page-locked memory.
     """
 
-    def __init__(self, requests: Sequence[SlideTiles], *, chunk_size: int, readers: int, prefetch_chunks: int) -> None:
-        self._requests = list(requests)
-        self._chunk_size = chunk_size
-        self._ahead = max(readers, -(-prefetch_chunks * chunk_size // RUN_TILES))
+    def __init__(
+        self,
+        requests: Sequence[SlideTiles],
+        *,
+        chunk_size: int,
+        readers: int,
+        prefetch_chunks: int,
+        held_chunks: int = 1,
+        allocate: Allocate | None = None,
+    ) -> None:
+        self._requests = [request for request in requests if len(request.wanted)]
+        self._patch_size = _one_patch_size(self._requests)
+        self._chunk_size = min(chunk_size, sum(len(request.wanted) for request in self._requests))
+        self._buffers_left, self._held_chunks = prefetch_chunks + held_chunks, held_chunks
+        self._allocate = allocate or _new_memory
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="wsi-ips-read")
-        self._slides: list[_OpenSlide] = []
-        self._pending: deque[tuple[SlideTiles, NDArray[np.int32], Future[Pixels]]] = deque()
+        self._stopping = threading.Event()
+        self._slides: list[_SlideInUse] = []
 
     def __enter__(self) -> Self:
         return self
@@ -118,14 +139,14 @@ class PatchStream:
 
     def close(self) -> None:
         """Stop the threads and close the slides; no thread is left when it returns."""
+        self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
         for slide in self._slides:
             slide.close()
         self._slides.clear()
 
     def __iter__(self) -> Iterator[PatchChunk]:
-        """Chunks in order.
+        """Chunks in order; see ``held_chunks`` for how long their memory is theirs.
 
         Raises
         ------
@@ -134,78 +155,120 @@ class PatchStream:
         SlideError
             A slide cannot be opened.
         """
-        buffer: _ChunkBuffer | None = None
-        runs = self._runs()
-        for _ in range(self._ahead):
-            self._submit_next(runs)
-        while self._pending:
-            request, tiles, future = self._pending.popleft()
-            pixels = future.result()
-            self._submit_next(runs)
-            buffer = buffer or _ChunkBuffer(self._chunk_size, pixels.shape[1:])
-            yield from buffer.add(pixels, request.slot, tiles)
-        if buffer is not None:
-            yield from buffer.rest()
+        plans = self._plans()
+        free: deque[_Buffer] = deque()
+        filling: deque[_Buffer] = deque()
+        held: deque[_Buffer] = deque()
+        while True:
+            self._fill(plans, free, filling)
+            if not filling:
+                return
+            buffer = filling.popleft()
+            for future in buffer.reading:
+                future.result()
+            held.append(buffer)
+            yield buffer.chunk
+            if len(held) >= self._held_chunks:
+                free.append(held.popleft())
 
-    def _runs(self) -> Iterator[tuple[_OpenSlide, NDArray[np.int32]]]:
+    def _fill(self, plans: Iterator[list[_Run]], free: deque[_Buffer], filling: deque[_Buffer]) -> None:
+        """Start reading into every free buffer; buffers are made when they are first needed."""
+        while free or self._buffers_left:
+            plan = next(plans, None)
+            if plan is None:
+                return
+            if free:
+                buffer = free.popleft()
+            else:
+                self._buffers_left -= 1
+                size = self._patch_size
+                buffer = _Buffer(self._allocate((self._chunk_size, size.height, size.width, 3)))
+            buffer.start(plan, self._pool, self._stopping)
+            filling.append(buffer)
+
+    def _plans(self) -> Iterator[list[_Run]]:
+        """The runs of each chunk."""
+        plan: list[_Run] = []
+        row = 0
         for request in self._requests:
-            tiles = request.wanted
-            count = -(-len(tiles) // RUN_TILES)
-            slide = _OpenSlide(request, runs=count)
-            self._slides.append(slide)
-            for run in range(count):
-                yield slide, tiles[run * RUN_TILES : (run + 1) * RUN_TILES]
-
-    def _submit_next(self, runs: Iterator[tuple[_OpenSlide, NDArray[np.int32]]]) -> None:
-        entry = next(runs, None)
-        if entry is not None:
-            slide, tiles = entry
-            self._slides = [s for s in self._slides if not s.finished]
-            self._pending.append((slide.request, tiles, self._pool.submit(slide.read, tiles)))
+            wanted, start = request.wanted, 0
+            slide = _SlideInUse(request, tiles_left=len(wanted))
+            self._slides = [s for s in self._slides if not s.finished] + [slide]
+            while start < len(wanted):
+                count = min(RUN_TILES, len(wanted) - start, self._chunk_size - row)
+                plan.append(_Run(slide, wanted[start : start + count], row))
+                start, row = start + count, row + count
+                if row == self._chunk_size:
+                    yield plan
+                    plan, row = [], 0
+        if plan:
+            yield plan
 
 
 def read_tiles(request: SlideTiles) -> Pixels:
     """Read the wanted tiles of one slide at once, uint8, shape (n, h, w, 3)."""
-    slide = _OpenSlide(request, runs=1)
-    return slide.read(request.wanted)
+    size, wanted = request.index.plan.patch_size, request.wanted
+    pixels = np.empty((len(wanted), size.height, size.width, 3), np.uint8)
+    if len(wanted):
+        slide = _SlideInUse(request, tiles_left=len(wanted))
+        try:
+            slide.read(wanted, pixels, threading.Event())
+        finally:
+            slide.close()
+    return pixels
 
 
-class _OpenSlide:
-    """A slide that is opened by the first run and closed by the last."""
+def _one_patch_size(requests: Sequence[SlideTiles]) -> Size:
+    sizes = {request.index.plan.patch_size for request in requests}
+    if len(sizes) > 1:
+        raise ValueError(f"all patches of a stream have one size; these requests have {sorted(sizes)}")
+    return next(iter(sizes), Size(0, 0))
 
-    def __init__(self, request: SlideTiles, *, runs: int) -> None:
-        self.request, self._runs_left = request, runs
+
+def _new_memory(shape: tuple[int, ...]) -> Pixels:
+    return np.empty(shape, np.uint8)
+
+
+class _SlideInUse:
+    """A slide that is opened by the first run and left by the last."""
+
+    def __init__(self, request: SlideTiles, *, tiles_left: int) -> None:
+        self.request, self._tiles_left = request, tiles_left
+        self._opened = ExitStack()
         self._reader: SlideReader | None = None
+        self._error: SlideError | None = None
         self._lock = threading.Lock()
 
     @property
     def finished(self) -> bool:
-        return self._runs_left <= 0
+        return self._tiles_left <= 0
 
-    def read(self, tiles: NDArray[np.int32]) -> Pixels:
-        """Patches of some tiles; one array per run."""
-        reader = self._opened()
-        size = self.request.index.plan.patch_size
-        pixels = np.empty((len(tiles), size.height, size.width, 3), np.uint8)
-        for row, tile in enumerate(tiles):
-            pixels[row] = self._patch(reader, int(tile))
+    def read(self, tiles: NDArray[np.int32], out: Pixels, stopping: threading.Event) -> None:
+        """Read patches into ``out``, shape (n, h, w, 3), one after the other, unless it is time to stop."""
+        try:
+            reader = self._enter()
+            for row, tile in enumerate(tiles):
+                if stopping.is_set():
+                    return
+                self._patch(reader, int(tile), out[row])
+        except SlideError as error:
+            self._error = error  # other threads may still be reading: the slide is left when all have stopped
+            raise
         with self._lock:
-            self._runs_left -= 1
-            last = self._runs_left == 0
-        if last:
+            self._tiles_left -= len(tiles)
+        if self.finished:
             self.close()
-        return pixels
 
     def close(self) -> None:
+        """Leave the slide; no thread may be reading it. A lease is told of the error that ended it."""
         with self._lock:
-            reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
+            self._reader, error = None, self._error
+            self._opened.__exit__(type(error) if error else None, error, None)
 
-    def _opened(self) -> SlideReader:
+    def _enter(self) -> SlideReader:
         with self._lock:
             if self._reader is None:
-                self._reader = self.request.open()
+                self._reader = self._opened.enter_context(self.request.open())
                 self._check_same_levels(self._reader)
             return self._reader
 
@@ -219,11 +282,11 @@ class _OpenSlide:
                 f"{index.size_px0.height} px; run `wsi-ips tile` again"
             )
 
-    def _patch(self, reader: SlideReader, tile: int) -> Pixels:
+    def _patch(self, reader: SlideReader, tile: int, out: Pixels) -> None:
         index = self.request.index
         location = Point(int(index.x[tile]), int(index.y[tile]))
         try:
-            return read_patch(reader, location, index.plan)
+            read_patch(reader, location, index.plan, out)
         except RegionReadError as error:
             width, height = index.plan.footprint_px0
             raise RegionReadError(
@@ -233,31 +296,33 @@ class _OpenSlide:
             ) from error
 
 
-class _ChunkBuffer:
-    """Packs runs into chunks of a fixed size; each chunk has pixels of its own."""
+class _Run(NamedTuple):
+    """Tiles of one slide and the row of the chunk where the first of them goes."""
 
-    def __init__(self, size: int, shape: tuple[int, ...]) -> None:
-        self._size, self._shape = size, shape
-        self._start()
+    slide: _SlideInUse
+    tiles: NDArray[np.int32]
+    row: int
 
-    def _start(self) -> None:
-        self._pixels = np.empty((self._size, *self._shape), np.uint8)
-        self._slot = np.empty(self._size, np.int32)
-        self._tile = np.empty(self._size, np.int32)
+
+class _Buffer:
+    """Memory of one chunk, filled again and again."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self._slot, self._tile = (np.empty(len(pixels), np.int32) for _ in range(2))
         self._filled = 0
+        self.reading: list[Future[None]] = []
 
-    def add(self, pixels: Pixels, slot: int, tiles: NDArray[np.int32]) -> Iterator[PatchChunk]:
-        taken = 0
-        while taken < len(tiles):
-            count = min(len(tiles) - taken, self._size - self._filled)
-            here, there = slice(self._filled, self._filled + count), slice(taken, taken + count)
-            self._pixels[here], self._slot[here], self._tile[here] = pixels[there], slot, tiles[there]
-            self._filled, taken = self._filled + count, taken + count
-            if self._filled == self._size:
-                yield from self.rest()
+    def start(self, plan: list[_Run], pool: ThreadPoolExecutor, stopping: threading.Event) -> None:
+        """Let the pool read the runs of a chunk."""
+        self.reading = []
+        for slide, tiles, row in plan:
+            rows = slice(row, row + len(tiles))
+            self._slot[rows], self._tile[rows], self._filled = slide.request.slot, tiles, row + len(tiles)
+            self.reading.append(pool.submit(slide.read, tiles, self._pixels[rows], stopping))
 
-    def rest(self) -> Iterator[PatchChunk]:
-        if self._filled:
-            n = self._filled
-            yield PatchChunk(self._pixels[:n], self._slot[:n], self._tile[:n])
-            self._start()
+    @property
+    def chunk(self) -> PatchChunk:
+        """What was read."""
+        n = self._filled
+        return PatchChunk(self._pixels[:n], self._slot[:n], self._tile[:n])

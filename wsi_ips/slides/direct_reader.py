@@ -1,0 +1,198 @@
+"""Reader of tiled JPEG slides that fetches and decodes the stored tiles itself.
+
+OpenSlide decodes to RGBA, composes, and converts, which takes several times as long as the decoder needs. Here the
+bytes of a tile go from the file to libjpeg-turbo and its pixels to where the caller wants them. Everything but
+pixels (levels, scale, bounds, metadata) comes from the reader that this one wraps, which also delivers what was
+not scanned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from wsi_ips.errors import RegionReadError, UnsupportedSlideError
+from wsi_ips.geometry import Box, Point, Size
+from wsi_ips.slides.base import RGB, SlideReader
+from wsi_ips.slides.cache import TileCache
+from wsi_ips.slides.jpeg_tiles import FACTORS, JpegTiles, decode, find_jpeg_tiles
+from wsi_ips.slides.region import level0_position, level_pixel, require_inside
+
+VENDORS = ("aperio", "generic-tiff", "philips")
+"""Makers whose tiles lie side by side as stored; others overlap them, or leave the order to metadata."""
+LARGEST_DIFFERENCE = 2
+"""Grey levels by which the tile that is compared on opening may differ from the wrapped reader's."""
+
+
+class _Place(NamedTuple):
+    """A stored tile and what is wanted of it, pixels after shrinking."""
+
+    row: int
+    column: int
+    box: Box
+    """Position of the whole tile in the output; may hang over its edges."""
+
+
+class DirectReader:
+    """A slide whose levels are JPEG tiles; safe to read from several threads.
+
+    Parameters
+    ----------
+    path
+        The slide.
+    base
+        The same slide, opened by another reader; closed with this one.
+    cache
+        Where tiles that several patches share are kept.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        The slide is not stored in a way that can be read directly, or the pixels would not be those of the
+        wrapped reader; the message says why. ``base`` is left open.
+    """
+
+    def __init__(self, path: Path, base: SlideReader, *, cache: TileCache | None = None) -> None:
+        info = base.info
+        vendor = info.properties.get(f"{info.reader}.vendor", "unknown")
+        if vendor not in VENDORS and info.reader == "openslide":
+            raise UnsupportedSlideError(f"slide {path.name}: tiles of {vendor} are placed by its own rules")
+        self._levels = find_jpeg_tiles(path, info.level_sizes, jfif_is_ycbcr=info.reader == "tiffslide")
+        self._base, self._cache, self._closed = base, cache or TileCache(), False
+        tiles = self._levels[0]
+        self.info = replace(
+            info,
+            pixels_by=f"direct: JPEG tiles of {tiles.tile.width} x {tiles.tile.height} px, {tiles.components}",
+        )
+        self._file = os.open(path, os.O_RDONLY)
+        try:
+            self._require_same_pixels()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
+        """See :class:`wsi_ips.slides.base.SlideReader`."""
+        require_inside(self.info, location_px0, level, size_px, closed=self._closed)
+        out = np.empty((size_px.height, size_px.width, 3), np.uint8)
+        self._read(out, location_px0, level, 1)
+        return out
+
+    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
+        """See :class:`wsi_ips.slides.base.DecodingReader`."""
+        if factor not in FACTORS or not 0 <= level < len(self._levels):
+            return False
+        x, y = level_pixel(self.info, location_px0, level, size_px)
+        return not any(value % factor for value in (x, y, *self._levels[level].tile))
+
+    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
+        """See :class:`wsi_ips.slides.base.DecodingReader`."""
+        size = Size(out.shape[1] * factor, out.shape[0] * factor)
+        require_inside(self.info, location_px0, level, size, closed=self._closed)
+        self._read(out, location_px0, level, factor)
+
+    def close(self) -> None:
+        """Release the file."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._file)
+            self._cache.forget(id(self))
+            self._base.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _read(self, out: RGB, location_px0: Point, level: int, factor: int) -> None:
+        """The region is inside the level."""
+        size = Size(out.shape[1] * factor, out.shape[0] * factor)
+        at = level_pixel(self.info, location_px0, level, size)
+        try:
+            for place in _places(self._levels[level], at, size, factor):
+                self._paste(out, level, place, factor)
+        except (ValueError, OSError) as error:
+            raise RegionReadError(
+                f"slide {self.info.name}: cannot read {size.width} x {size.height} px of level {level} at level-0 "
+                f"{tuple(location_px0)}: {error}; the file is damaged there (`slides.reader: openslide` reads what "
+                "OpenSlide makes of it)"
+            ) from error
+
+    def _paste(self, out: RGB, level: int, place: _Place, factor: int) -> None:
+        height, width = out.shape[:2]
+        key = (level, place.row, place.column, factor)
+        tile = self._cache.get(id(self), key)
+        if tile is None and place.box == Box(0, 0, width, height):
+            self._decode(level, place, factor, out)  # the patch is the tile: no copy
+            return
+        if tile is None:
+            tile = self._decode(level, place, factor)
+            if not Box(0, 0, width, height).contains(place.box):
+                self._cache.put(id(self), key, tile)  # the rest of it belongs to the neighbours
+        x, y = place.box.x, place.box.y
+        top, left = max(0, y), max(0, x)
+        bottom, right = min(height, place.box.bottom), min(width, place.box.right)
+        out[top:bottom, left:right] = tile[top - y : bottom - y, left - x : right - x]
+
+    def _decode(self, level: int, place: _Place, factor: int, out: RGB | None = None) -> RGB:
+        tiles = self._levels[level]
+        number = place.row * tiles.columns + place.column
+        count, offset = int(tiles.byte_counts[number]), int(tiles.offsets[number])
+        if count == 0:
+            return self._not_scanned(level, place, factor, out)
+        stream = os.pread(self._file, count, offset)
+        if len(stream) != count:
+            raise ValueError(f"tile {number} of the level goes beyond the end of the file")
+        return decode(tiles.complete(stream), tiles.tile, factor=factor, out=out)
+
+    def _not_scanned(self, level: int, place: _Place, factor: int, out: RGB | None) -> RGB:
+        """A tile without a stream: what the wrapped reader shows there, white beyond the level's edge."""
+        tiles = self._levels[level]
+        x, y = place.column * tiles.tile.width, place.row * tiles.tile.height
+        size = Size(min(tiles.tile.width, tiles.size.width - x), min(tiles.tile.height, tiles.size.height - y))
+        there = level0_position(self.info, Point(x, y), level)
+        whole = np.full((tiles.tile.height, tiles.tile.width, 3), 255, np.uint8)
+        whole[: size.height, : size.width] = self._base.read_region(there, level, size)
+        height, width = whole.shape[0] // factor, whole.shape[1] // factor
+        shrunk = whole.reshape(height, factor, width, factor, 3).mean((1, 3)).round().astype(np.uint8)
+        if out is None:
+            return shrunk
+        out[:] = shrunk
+        return out
+
+    def _require_same_pixels(self) -> None:
+        """Compare a tile from the middle of the finest and the coarsest level with the wrapped reader's."""
+        for level in {0, len(self._levels) - 1}:
+            tiles = self._levels[level]
+            stored = np.flatnonzero(tiles.byte_counts)
+            if not len(stored):
+                continue
+            row, column = divmod(int(stored[len(stored) // 2]), tiles.columns)
+            x, y = column * tiles.tile.width, row * tiles.tile.height
+            size = Size(min(tiles.tile.width, tiles.size.width - x), min(tiles.tile.height, tiles.size.height - y))
+            there = level0_position(self.info, Point(x, y), level)
+            try:
+                ours, theirs = self.read_region(there, level, size), self._base.read_region(there, level, size)
+            except RegionReadError as error:
+                raise UnsupportedSlideError(f"{error}") from error
+            difference = int(np.abs(ours.astype(np.int16) - theirs).max())
+            if difference > LARGEST_DIFFERENCE:
+                raise UnsupportedSlideError(
+                    f"slide {self.info.name}: read directly, level {level} differs from {self.info.reader}'s pixels by "
+                    f"up to {difference} grey levels"
+                )
+
+
+def _places(tiles: JpegTiles, at: Point, size: Size, factor: int) -> Iterator[_Place]:
+    """The tiles under a region, row by row."""
+    width, height = tiles.tile.width, tiles.tile.height
+    for row in range(at.y // height, (at.y + size.height - 1) // height + 1):
+        for column in range(at.x // width, (at.x + size.width - 1) // width + 1):
+            left, top = (column * width - at.x) // factor, (row * height - at.y) // factor
+            yield _Place(row, column, Box(left, top, width // factor, height // factor))

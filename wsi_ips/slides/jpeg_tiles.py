@@ -1,0 +1,196 @@
+"""JPEG tiles of a TIFF: where they lie in the file, and their pixels.
+
+Sources: TIFF 6.0 and its Technical Note 2 (abbreviated streams with shared tables, tag 347), the BigTIFF note, Adobe
+Technical Note 5116 (marker APP14: how the components are meant).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import tifffile
+from numpy.typing import NDArray
+
+from wsi_ips.errors import UnsupportedSlideError
+from wsi_ips.geometry import Size
+from wsi_ips.slides.base import RGB
+
+JPEG = 7
+RGB_COMPONENTS, YCBCR_COMPONENTS = 2, 6
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
+JFIF = b"\xff\xe0"
+FACTORS = (2, 4, 8)
+"""By how much the decoder can shrink while it decodes (it transforms fewer coefficients)."""
+
+
+@dataclass(frozen=True)
+class JpegTiles:
+    """One level stored as JPEG tiles.
+
+    Attributes
+    ----------
+    size
+        Size of the level in pixels.
+    tile
+        Size of every tile in pixels, also of those that hang over the right and lower edge.
+    offsets, byte_counts
+        Where each tile's stream lies in the file, int64, shape (tile rows * tile columns,). A count of 0 is
+        a tile that was not scanned.
+    prefix
+        What goes before the stream in place of its first two bytes: start of image, how the components are
+        meant, shared tables.
+    components
+        ``YCbCr`` or ``RGB``.
+    """
+
+    size: Size
+    tile: Size
+    offsets: NDArray[np.int64]
+    byte_counts: NDArray[np.int64]
+    prefix: bytes
+    components: str
+
+    @property
+    def columns(self) -> int:
+        """Tiles side by side."""
+        return -(-self.size.width // self.tile.width)
+
+    @property
+    def rows(self) -> int:
+        """Tiles on top of each other."""
+        return -(-self.size.height // self.tile.height)
+
+    def complete(self, stream: bytes) -> bytes:
+        """A stream that any decoder understands."""
+        return self.prefix + stream[2:]
+
+
+def decode(stream: bytes, size: Size, *, factor: int = 1, out: RGB | None = None) -> RGB:
+    """Decode a complete stream.
+
+    Parameters
+    ----------
+    stream
+        JPEG.
+    size
+        Size in pixels that the stream must have.
+    factor
+        1, or one of :data:`FACTORS`: shrink by it.
+    out
+        Contiguous memory to decode into, uint8, shape (height / factor, width / factor, 3).
+
+    Raises
+    ------
+    ValueError
+        The stream is damaged, or of another size.
+    """
+    pixels = simplejpeg.decode_jpeg(stream, "RGB", min_factor=factor, buffer=out, strict=True)
+    expected = (-(-size.height // factor), -(-size.width // factor), 3)
+    if pixels.shape != expected:
+        raise ValueError(f"the JPEG has {pixels.shape[1]} x {pixels.shape[0]} px instead of {expected[1]} x {expected[0]}")
+    return np.asarray(pixels)
+
+
+def find_jpeg_tiles(path: Path, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr: bool) -> tuple[JpegTiles, ...]:
+    """JPEG tiles of each level of a slide.
+
+    Parameters
+    ----------
+    path
+        TIFF or BigTIFF.
+    level_sizes
+        Sizes of the levels, as another reader sees them.
+    jfif_is_ycbcr
+        What holds where a stream with a JFIF marker lies in a directory that says RGB: the marker (as for
+        TiffSlide) or the directory (as for OpenSlide).
+
+    Raises
+    ------
+    UnsupportedSlideError
+        A level is not stored as 8-bit JPEG tiles; says which and what it is.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = _pages(path.name, list(_tiled(tiff)), level_sizes)
+            return tuple(
+                _level(f"slide {path.name}: level {n}", page, size, jfif_is_ycbcr=jfif_is_ycbcr and _has_jfif(tiff, page))
+                for n, (page, size) in enumerate(zip(pages, level_sizes, strict=True))
+            )
+    except (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(error, UnsupportedSlideError):
+            raise
+        raise UnsupportedSlideError(f"slide {path.name}: no TIFF that can be read directly: {error}") from error
+
+
+def _tiled(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    for page in tiff.pages:
+        if page.is_tiled:
+            yield page
+        yield from (sub for sub in page.pages or () if sub.is_tiled)
+
+
+def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
+    """The directory of each level: one after the other where they fit so, else the only one of its size."""
+    in_order = directories[: len(sizes)]
+    if len(directories) == len(sizes) and all(map(_shows, in_order, sizes)):
+        return in_order
+    pages = []
+    for number, size in enumerate(sizes):
+        same = [page for page in directories if (page.imagewidth, page.imagelength) == size]
+        if len(same) != 1:
+            raise UnsupportedSlideError(
+                f"slide {name}: level {number} is stored in {len(same) or 'no'} tiled directories of its size"
+            )
+        pages += same
+    return pages
+
+
+def _level(name: str, page: tifffile.TiffPage, size: Size, *, jfif_is_ycbcr: bool) -> JpegTiles:
+    if page.compression != JPEG:
+        raise UnsupportedSlideError(f"{name} is {_compression(page)}, not JPEG")
+    sampled = (page.samplesperpixel, page.bitspersample, int(page.planarconfig), page.tiledepth)
+    if sampled != (3, 8, 1, 1) or page.photometric not in (RGB_COMPONENTS, YCBCR_COMPONENTS):
+        raise UnsupportedSlideError(f"{name} is not 8-bit RGB or YCbCr")
+    is_ycbcr = page.photometric == YCBCR_COMPONENTS or jfif_is_ycbcr
+    tiles = JpegTiles(
+        size=size,
+        tile=Size(page.tilewidth, page.tilelength),
+        offsets=np.asarray(page.dataoffsets, np.int64),
+        byte_counts=np.asarray(page.databytecounts, np.int64),
+        prefix=_prefix(page.jpegtables, is_ycbcr=is_ycbcr),
+        components="YCbCr" if is_ycbcr else "RGB",
+    )
+    if len(tiles.offsets) != tiles.rows * tiles.columns or len(tiles.byte_counts) != len(tiles.offsets):
+        raise UnsupportedSlideError(f"{name} has {len(tiles.offsets)} tiles where its size asks for another number")
+    return tiles
+
+
+def _shows(page: tifffile.TiffPage, size: Size) -> bool:
+    """Whether a directory holds a level: of its size, or of whole tiles around it (Philips pads)."""
+    width, height = page.imagewidth, page.imagelength
+    padded = (-(-size.width // page.tilewidth) * page.tilewidth, -(-size.height // page.tilelength) * page.tilelength)
+    return (width, height) in (tuple(size), padded)
+
+
+def _compression(page: tifffile.TiffPage) -> str:
+    return str(getattr(page.compression, "name", page.compression)).replace("_", " ")
+
+
+def _has_jfif(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
+    stored = [offset for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count]
+    if not stored:
+        return False
+    tiff.filehandle.seek(stored[0])
+    return bytes(tiff.filehandle.read(4)[2:]) == JFIF
+
+
+def _prefix(tables: bytes | None, *, is_ycbcr: bool) -> bytes:
+    """Start of image, APP14 with the meaning of the components, and the shared tables without their frame."""
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
+    if not tables:
+        return SOI + adobe
+    return SOI + adobe + tables.removeprefix(SOI).removesuffix(EOI)
