@@ -1,7 +1,7 @@
 """Slides: open them, read patches and thumbnails at a physical scale."""
 
 from wsi_ips.slides.array_reader import ArrayReader
-from wsi_ips.slides.base import RGB, DecodingReader, SlideInfo, SlideReader
+from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
 from wsi_ips.slides.cache import TileCache
 from wsi_ips.slides.identity import content_identity
 from wsi_ips.slides.opening import open_slide
@@ -11,7 +11,6 @@ from wsi_ips.slides.pool import SlidePool
 __all__ = [
     "RGB",
     "ArrayReader",
-    "DecodingReader",
     "SlideInfo",
     "SlidePool",
     "SlideReader",

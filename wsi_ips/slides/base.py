@@ -115,33 +115,3 @@ class SlideReader(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: Any) -> None: ...
-
-
-@runtime_checkable
-class DecodingReader(SlideReader, Protocol):
-    """A reader that decodes into the caller's memory and can shrink while it decodes."""
-
-    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
-        """Whether :meth:`read_into` can shrink this region of a level by ``factor``."""
-        ...
-
-    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
-        """Read ``factor`` times the size of ``out`` and shrink it to ``out``.
-
-        Parameters
-        ----------
-        out
-            uint8, shape (height, width, 3), contiguous.
-        location_px0
-            Top-left corner in level-0 pixels of the full slide.
-        level
-            Level to read.
-        factor
-            Level pixels per pixel of ``out``.
-
-        Raises
-        ------
-        RegionReadError
-            The region is not inside the level, or the file cannot deliver it.
-        """
-        ...

@@ -84,14 +84,29 @@ class DirectReader:
         return out
 
     def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
-        """See :class:`wsi_ips.slides.base.DecodingReader`."""
+        """Whether :meth:`read_into` can shrink this region of a level by ``factor``."""
         if factor not in FACTORS or not 0 <= level < len(self._levels):
             return False
         x, y = level_pixel(self.info, location_px0, level, size_px)
         return not any(value % factor for value in (x, y, *self._levels[level].tile))
 
     def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
-        """See :class:`wsi_ips.slides.base.DecodingReader`."""
+        """Read ``factor`` times the size of ``out`` and let the decoder shrink it to ``out``.
+
+        Parameters
+        ----------
+        out
+            uint8, shape (height, width, 3), contiguous.
+        location_px0, level
+            As in :meth:`read_region`.
+        factor
+            Level pixels per pixel of ``out``: 1, or one for which :meth:`shrinks` holds.
+
+        Raises
+        ------
+        RegionReadError
+            The region is not inside the level, or the file cannot deliver it.
+        """
         size = Size(out.shape[1] * factor, out.shape[0] * factor)
         require_inside(self.info, location_px0, level, size, closed=self._closed)
         self._read(out, location_px0, level, factor)
@@ -129,10 +144,12 @@ class DirectReader:
         key = (level, place.row, place.column, factor)
         tile = self._cache.get(id(self), key)
         if tile is None and place.box == Box(0, 0, width, height):
-            self._decode(level, place, factor, out)  # the patch is the tile: no copy
+            self._decode(level, place, factor, out)  # the patch is a stored tile: no copy
             return
         if tile is None:
-            tile = self._decode(level, place, factor)
+            size = self._levels[level].tile
+            tile = self._cache.blank((size.height // factor, size.width // factor, 3))
+            self._decode(level, place, factor, tile)
             if not Box(0, 0, width, height).contains(place.box):
                 self._cache.put(id(self), key, tile)  # the rest of it belongs to the neighbours
         x, y = place.box.x, place.box.y
@@ -140,18 +157,19 @@ class DirectReader:
         bottom, right = min(height, place.box.bottom), min(width, place.box.right)
         out[top:bottom, left:right] = tile[top - y : bottom - y, left - x : right - x]
 
-    def _decode(self, level: int, place: _Place, factor: int, out: RGB | None = None) -> RGB:
+    def _decode(self, level: int, place: _Place, factor: int, out: RGB) -> None:
         tiles = self._levels[level]
         number = place.row * tiles.columns + place.column
         count, offset = int(tiles.byte_counts[number]), int(tiles.offsets[number])
         if count == 0:
-            return self._not_scanned(level, place, factor, out)
+            self._not_scanned(level, place, factor, out)
+            return
         stream = os.pread(self._file, count, offset)
         if len(stream) != count:
             raise ValueError(f"tile {number} of the level goes beyond the end of the file")
-        return decode(tiles.complete(stream), tiles.tile, factor=factor, out=out)
+        decode(tiles.complete(stream), tiles.tile, factor=factor, out=out)
 
-    def _not_scanned(self, level: int, place: _Place, factor: int, out: RGB | None) -> RGB:
+    def _not_scanned(self, level: int, place: _Place, factor: int, out: RGB) -> None:
         """A tile without a stream: what the wrapped reader shows there, white beyond the level's edge."""
         tiles = self._levels[level]
         x, y = place.column * tiles.tile.width, place.row * tiles.tile.height
@@ -160,11 +178,7 @@ class DirectReader:
         whole = np.full((tiles.tile.height, tiles.tile.width, 3), 255, np.uint8)
         whole[: size.height, : size.width] = self._base.read_region(there, level, size)
         height, width = whole.shape[0] // factor, whole.shape[1] // factor
-        shrunk = whole.reshape(height, factor, width, factor, 3).mean((1, 3)).round().astype(np.uint8)
-        if out is None:
-            return shrunk
-        out[:] = shrunk
-        return out
+        out[:] = whole.reshape(height, factor, width, factor, 3).mean((1, 3)).round()
 
     def _require_same_pixels(self) -> None:
         """Compare a tile from the middle of the finest and the coarsest level with the wrapped reader's."""

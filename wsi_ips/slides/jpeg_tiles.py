@@ -69,7 +69,7 @@ class JpegTiles:
         return self.prefix + stream[2:]
 
 
-def decode(stream: bytes, size: Size, *, factor: int = 1, out: RGB | None = None) -> RGB:
+def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
     """Decode a complete stream.
 
     Parameters
@@ -88,11 +88,11 @@ def decode(stream: bytes, size: Size, *, factor: int = 1, out: RGB | None = None
     ValueError
         The stream is damaged, or of another size.
     """
-    pixels = simplejpeg.decode_jpeg(stream, "RGB", min_factor=factor, buffer=out, strict=True)
-    expected = (-(-size.height // factor), -(-size.width // factor), 3)
+    expected = (size.height // factor, size.width // factor, 3)
+    least = {} if factor == 1 else {"min_height": expected[0], "min_width": expected[1]}
+    pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=out, strict=True, **least)
     if pixels.shape != expected:
         raise ValueError(f"the JPEG has {pixels.shape[1]} x {pixels.shape[0]} px instead of {expected[1]} x {expected[0]}")
-    return np.asarray(pixels)
 
 
 def find_jpeg_tiles(path: Path, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr: bool) -> tuple[JpegTiles, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
+from PIL.Image import Image
 
 from wsi_ips.errors import RegionReadError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
@@ -81,7 +82,7 @@ class OpenSlideReader:
                 f"slide {self.info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at "
                 f"level-0 {tuple(location_px0)}: {error}; the file is damaged there"
             ) from error
-        return _over_background(np.asarray(image), self._background)
+        return _over_background(image, self._background)
 
     def close(self) -> None:
         """Release the file."""
@@ -96,14 +97,13 @@ class OpenSlideReader:
         self.close()
 
 
-def _over_background(rgba: NDArray[np.uint8], background: NDArray[np.uint8]) -> RGB:
-    """Pixels the scanner left out are transparent; they get the file's background colour."""
-    rgb = np.ascontiguousarray(rgba[..., :3])
-    alpha = rgba[..., 3]
-    if alpha.min() < OPAQUE:
-        weight = alpha[..., None].astype(np.float32) / OPAQUE
-        rgb = np.rint(rgb * weight + background * (1 - weight)).astype(np.uint8)
-    return rgb
+def _over_background(image: Image, background: NDArray[np.uint8]) -> RGB:
+    """RGBA to RGB; pixels the scanner left out are transparent and get the file's background colour."""
+    if image.getchannel("A").getextrema()[0] == OPAQUE:
+        return np.array(image.convert("RGB"))  # three times as fast as a slice of the array
+    rgba = np.asarray(image)
+    weight = rgba[..., 3:].astype(np.float32) / OPAQUE
+    return np.rint(rgba[..., :3] * weight + background * (1 - weight)).astype(np.uint8)
 
 
 def _background(properties: dict[str, str]) -> NDArray[np.uint8]:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from wsi_ips.geometry import Box, Point, ReadPlan, Scale, Size
-from wsi_ips.slides.base import RGB, DecodingReader, SlideReader
+from wsi_ips.slides.base import RGB, SlideReader
+from wsi_ips.slides.direct_reader import DirectReader
 from wsi_ips.slides.region import SLACK
 
 STRIP_PX = 2**24
@@ -46,7 +47,7 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RG
     if out is None:
         out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
     factor = plan.whole_factor
-    if isinstance(reader, DecodingReader) and (
+    if isinstance(reader, DirectReader) and (
         factor == 1 or (factor and reader.shrinks(location_px0, plan.level, plan.read_size, factor))
     ):
         reader.read_into(out, location_px0, plan.level, factor=factor)

@@ -1,0 +1,381 @@
+"""Rate of reading patches: ours against OpenSlide's ``read_region`` to RGB, and against others where they are installed.
+
+All contenders of a case read the same patches of the same slide, a few hundred at a time, in turns, on one core (but
+for the cases that say otherwise). A ratio is the median over the turns of rate / OpenSlide's rate in the same turn.
+
+    python benchmarks/reading.py [--quick] [--texture DIR] [--json FILE]
+
+``--texture`` takes a folder of H&E images (default: ``textures`` in ``WSI_IPS_DATA``, else the texture of synthetic
+slides). Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openslide
+import psutil
+import simplejpeg
+import tiffslide
+from numpy.typing import NDArray
+from PIL import Image
+from reading_slides import write_slide, write_uncompressed
+
+from wsi_ips.geometry import Point, Pyramid, ReadPlan, Scale, Size, plan_read
+from wsi_ips.slides import SlidePool, open_slide, read_patch
+from wsi_ips.slides.jpeg_tiles import find_jpeg_tiles
+from wsi_ips.tiles import PatchStream, SlideTiles
+from wsi_ips.tiles.index import TileIndex
+
+MPP = 0.25
+Corners = NDArray[np.int32]
+Contender = Callable[[Corners], None]
+"""Reads patches at level-0 corners, shape (n, 2)."""
+
+
+def plan_of(path: Path, patch: int, mpp: float = MPP) -> ReadPlan:
+    """Read plan of a slide of one level."""
+    with open_slide(path, mpp_override=MPP) as reader:
+        return plan_read(Pyramid(reader.info.level_sizes, Scale(MPP, MPP)), target_mpp=mpp, patch_size=Size(patch, patch))
+
+
+def grid(path: Path, plan: ReadPlan, offset: int = 0) -> Corners:
+    """Row-major corners of a full grid."""
+    with open_slide(path, mpp_override=MPP) as reader:
+        width, height = reader.info.size_px0
+    step = plan.read_size.width
+    xs, ys = (np.arange(offset, side - step + 1, step) for side in (width, height))
+    return np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2).astype(np.int32)
+
+
+def ours(path: Path, plan: ReadPlan, reader_name: str = "auto") -> Contender:
+    """Our reader."""
+    reader = open_slide(path, reader=reader_name, mpp_override=MPP)  # type: ignore[arg-type]
+    out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            read_patch(reader, Point(int(x), int(y)), plan, out)
+
+    return read
+
+
+def _resized(pixels: NDArray[np.uint8], plan: ReadPlan) -> NDArray[np.uint8]:
+    if not plan.resamples:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(tuple(plan.patch_size), Image.Resampling.BOX))
+
+
+def with_openslide(path: Path, plan: ReadPlan) -> Contender:
+    """``read_region`` and ``convert("RGB")``, as most pipelines do."""
+    slide = openslide.OpenSlide(path)
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            image = slide.read_region((int(x), int(y)), 0, tuple(plan.read_size)).convert("RGB")
+            if plan.resamples:
+                image = image.resize(tuple(plan.patch_size), Image.Resampling.BOX)
+            np.asarray(image)
+
+    return read
+
+
+def with_tiffslide(path: Path, plan: ReadPlan) -> Contender:
+    slide = tiffslide.TiffSlide(path)
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            _resized(slide.read_region((int(x), int(y)), 0, tuple(plan.read_size), as_array=True), plan)
+
+    return read
+
+
+def with_pyvips(path: Path, plan: ReadPlan) -> Contender:
+    import pyvips
+
+    region = pyvips.Region.new(pyvips.Image.tiffload(str(path)))
+    width, height = plan.read_size
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            pixels = np.frombuffer(region.fetch(int(x), int(y), width, height), np.uint8)
+            _resized(pixels.reshape(height, width, -1)[..., :3], plan)
+
+    return read
+
+
+def with_cucim(path: Path, plan: ReadPlan) -> Contender:
+    import cucim
+
+    slide = cucim.CuImage(str(path))
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            _resized(np.asarray(slide.read_region((int(x), int(y)), tuple(plan.read_size), 0)), plan)
+
+    return read
+
+
+def with_large_image(path: Path, plan: ReadPlan) -> Contender:
+    import large_image_source_tiff
+
+    source = large_image_source_tiff.open(str(path))
+    width, height = plan.read_size
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            region = {"left": int(x), "top": int(y), "width": width, "height": height}
+            _resized(source.getRegion(region=region, format="numpy")[0][..., :3], plan)
+
+    return read
+
+
+def with_fastslide(path: Path, plan: ReadPlan) -> Contender:
+    import fastslide
+
+    slide = fastslide.FastSlide.from_file_path(str(path))
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            _resized(np.asarray(slide.read_region((int(x), int(y)), 0, tuple(plan.read_size))), plan)
+
+    return read
+
+
+def bare_decoder(path: Path, plan: ReadPlan) -> Contender:
+    """pread and simplejpeg, tile after tile, into the same memory: the limit of this binding."""
+    with open_slide(path, mpp_override=MPP) as reader:
+        tiles = find_jpeg_tiles(path, reader.info.level_sizes, jfif_is_ycbcr=False)[0]
+    file = os.open(path, os.O_RDONLY)
+    out = np.empty((tiles.tile.height, tiles.tile.width, 3), np.uint8)
+
+    def read(corners: Corners) -> None:
+        for x, y in corners:
+            n = int(y) // tiles.tile.height * tiles.columns + int(x) // tiles.tile.width
+            stream = os.pread(file, int(tiles.byte_counts[n]), int(tiles.offsets[n]))
+            simplejpeg.decode_jpeg(tiles.complete(stream), "RGB", buffer=out)
+
+    return read
+
+
+PEERS: dict[str, Callable[[Path, ReadPlan], Contender]] = {
+    "tiffslide": with_tiffslide,
+    "pyvips": with_pyvips,
+    "cucim": with_cucim,
+    "large_image": with_large_image,
+    "fastslide": with_fastslide,
+}
+
+
+def installed(path: Path, plan: ReadPlan, corners: Corners) -> dict[str, Contender]:
+    """The peers that can be imported and read this slide; says why the others cannot."""
+    found = {}
+    for name, make in PEERS.items():
+        try:
+            contender = make(path, plan)
+            contender(corners[:2])
+        except Exception as error:  # noqa: BLE001 - whatever a peer raises, it is left out and named
+            print(f"  {name}: left out ({type(error).__name__}: {str(error)[:90]})", flush=True)
+            continue
+        found[name] = contender
+    return found
+
+
+def rates(contenders: dict[str, Contender], corners: Corners, *, turns: int, per_turn: int) -> dict[str, list[float]]:
+    """Patches per second of each contender in each turn; all read the same corners of a turn."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns):
+        start = turn * per_turn % max(1, len(corners) - per_turn + 1)
+        part = corners[start : start + per_turn]
+        for name, contender in contenders.items():
+            began = time.perf_counter()
+            contender(part)
+            found[name].append(len(part) / (time.perf_counter() - began))
+    return found
+
+
+def ratio(found: dict[str, list[float]], name: str, peer: str) -> float:
+    """Median over the turns."""
+    return statistics.median(a / b for a, b in zip(found[name], found[peer], strict=True))
+
+
+class Table:
+    """Rows as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+
+    def add(self, case: str, ours: float, peer: float, peer_name: str, ratio: float, unit: str = "patches/s") -> None:
+        self.rows.append(
+            {"case": case, "ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio, "unit": unit}
+        )
+        print(f"{case:<44} {ours:>9.0f} {peer:>9.0f}  {peer_name:<22} {ratio:>6.2f}  {unit}", flush=True)
+
+    def add_all(self, case: str, found: dict[str, list[float]]) -> None:
+        mean = {name: statistics.median(values) for name, values in found.items()}
+        for name in found:
+            if name != "ours":
+                self.add(case, mean["ours"], mean[name], name, ratio(found, "ours", name))
+
+
+def compare(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace) -> None:
+    """One case on one core; the bare decoder joins where a patch is a stored tile."""
+    contenders = {"openslide": with_openslide(path, plan), "ours": ours(path, plan)}
+    if case.startswith("aligned"):
+        contenders["bare decoder"] = bare_decoder(path, plan)
+    contenders |= installed(path, plan, corners)
+    table.add_all(case, rates(contenders, corners, turns=size.turns, per_turn=size.per_turn))
+
+
+def two_threads(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace) -> None:
+    """One reader shared by two threads against one thread."""
+    reader = open_slide(path, mpp_override=MPP)
+
+    def read(part: Corners) -> None:
+        out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
+        for x, y in part:
+            read_patch(reader, Point(int(x), int(y)), plan, out)
+
+    def two(part: Corners) -> None:
+        threads = [threading.Thread(target=read, args=(half,)) for half in np.array_split(part, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    found = rates({"one thread": read, "ours": two}, corners, turns=size.turns, per_turn=2 * size.per_turn)
+    table.add_all(case, found)
+
+
+def index_of(path: Path, plan: ReadPlan, corners: Corners) -> TileIndex:
+    """An index of all corners, without tissue."""
+    with open_slide(path, mpp_override=MPP) as reader:
+        info = reader.info
+    return TileIndex(
+        slide_id=path.stem,
+        x=np.ascontiguousarray(corners[:, 0]),
+        y=np.ascontiguousarray(corners[:, 1]),
+        tissue_fraction=np.ones(len(corners), np.float32),
+        tumour_fraction=None,
+        flags=np.zeros(len(corners), np.uint8),
+        size_px0=info.size_px0,
+        bounds=info.bounds,
+        mpp=info.pyramid.mpp,
+        mpp_source=info.mpp_source,
+        reader=info.reader,
+        plan=plan,
+        stride_px=plan.patch_size.width,
+        tissue_method="none",
+        slide_identity="",
+        fingerprint="",
+    )
+
+
+def streaming(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace) -> None:
+    """The stream with one reading thread, feeding a consumer that does nothing, against the bare reader."""
+    index, pool = index_of(path, plan, corners), SlidePool()
+    request = SlideTiles(0, path.stem, index, lambda: pool.lease(path, lambda c: open_slide(path, mpp_override=MPP, cache=c)), None)
+    every = np.arange(len(corners), dtype=np.int32)
+    lookup = {tuple(corner): number for number, corner in enumerate(corners.tolist())}
+
+    def stream(part: Corners) -> None:
+        first = lookup[tuple(part[0].tolist())]
+        wanted = request.only(every[first : first + len(part)])
+        with PatchStream([wanted], chunk_size=256, readers=1, prefetch_chunks=2) as chunks:
+            assert sum(len(chunk.tile) for chunk in chunks) == len(part)
+
+    found = rates({"reader": ours(path, plan), "ours": stream}, corners, turns=size.turns, per_turn=4 * size.per_turn)
+    table.add_all(case, found)
+
+
+def many_slides(table: Table, path: Path, plan: ReadPlan, corners: Corners, slides: int) -> None:
+    """Resident memory while so many slides are streamed, each under its own name: after ten, and at the end."""
+    index, pool, process = index_of(path, plan, corners), SlidePool(), psutil.Process()
+    names = []
+    for number in range(slides):
+        link = path.with_name(f"slide_{number}{path.suffix}")
+        link.hardlink_to(path)
+        names.append(link)
+    few = np.arange(0, len(corners), max(1, len(corners) // 400), dtype=np.int32)
+
+    def opener(link: Path) -> Callable[[], object]:
+        return lambda: pool.lease(link, lambda c: open_slide(link, mpp_override=MPP, cache=c))
+
+    requests = [SlideTiles(n, link.stem, index, opener(link), few) for n, link in enumerate(names)]  # type: ignore[arg-type]
+    after: dict[int, float] = {}
+    with PatchStream(requests, chunk_size=256, readers=2, prefetch_chunks=2) as stream:
+        for chunk in stream:
+            after[int(chunk.slot[-1])] = process.memory_info().rss / 2**20
+    table.add(f"RSS after {slides} slides", after[slides - 1], after[10], "after 10 slides", after[slides - 1] / after[10], "MB")
+
+
+def shrink_difference(path: Path, plan: ReadPlan, corners: Corners) -> str:
+    """Grey levels between decoding at half scale and the mean of 2 x 2 pixels."""
+    direct, plain = open_slide(path, mpp_override=MPP), open_slide(path, reader="openslide", mpp_override=MPP)
+    differences = []
+    for x, y in corners[:: max(1, len(corners) // 200)]:
+        where = Point(int(x), int(y))
+        differences.append(read_patch(direct, where, plan).astype(float) - read_patch(plain, where, plan))
+    all_ = np.stack(differences)
+    rms = float(np.sqrt((all_**2).mean()))
+    return f"mean |difference| {np.abs(all_).mean():.2f} grey levels, PSNR {20 * np.log10(255 / rms):.1f} dB, mean {all_.mean():+.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small slides and few turns: that it runs, not how fast")
+    parser.add_argument("--texture", type=Path, help="folder of H&E images")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    arguments = parser.parse_args()
+    data = os.environ.get("WSI_IPS_DATA")
+    texture = arguments.texture or (Path(data) / "textures" if data else None)
+    size = argparse.Namespace(turns=3, per_turn=50) if arguments.quick else argparse.Namespace(turns=9, per_turn=300)
+    side, slides = (3840, 12) if arguments.quick else (23_040, 200)
+    table = Table()
+    print(f"texture: {texture or 'synthetic'}; one core but for threads; {os.cpu_count()} cores here")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ycbcr, rgb, deflate = folder / "ycbcr.svs", folder / "rgb.svs", folder / "deflate.tif"
+        write_slide(ycbcr, side=side, tile=256, rgb=False, quality=80, mpp=MPP, folder=texture)
+        write_slide(rgb, side=side, tile=240, rgb=True, quality=70, mpp=MPP, folder=texture)
+        write_uncompressed(deflate, side=3840, tile=256, mpp=MPP, folder=texture)
+        print(f"{'case':<44} {'ours':>9} {'peer':>9}  {'peer':<22} {'ratio':>6}")
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})
+        plan = plan_of(ycbcr, 256)
+        compare(table, "aligned 256 px, YCbCr 4:2:0", ycbcr, plan, grid(ycbcr, plan), size)
+        plan = plan_of(rgb, 240)
+        compare(table, "aligned 240 px, RGB", rgb, plan, grid(rgb, plan), size)
+        plan = plan_of(ycbcr, 224)
+        compare(table, "full grid of 224 px off the tiles, YCbCr", ycbcr, plan, grid(ycbcr, plan, 3), size)
+        plan = plan_of(ycbcr, 256, 0.5)
+        compare(table, "0.5 µm/px from 0.25, 256 px, YCbCr", ycbcr, plan, grid(ycbcr, plan), size)
+        print(f"  half-scale decoding against area averaging: {shrink_difference(ycbcr, plan, grid(ycbcr, plan))}")
+        plan = plan_of(deflate, 256)
+        found = rates(
+            {"openslide": with_openslide(deflate, plan), "ours": ours(deflate, plan)},
+            np.tile(grid(deflate, plan), (10, 1)),
+            turns=size.turns,
+            per_turn=size.per_turn // 2,
+        )
+        table.add_all("not direct: deflate, 256 px", found)
+        os.sched_setaffinity(0, cores)
+        plan = plan_of(ycbcr, 256)
+        two_threads(table, "two threads, aligned 256 px", ycbcr, plan, grid(ycbcr, plan), size)
+        streaming(table, "stream, one reading thread, aligned 256 px", ycbcr, plan, grid(ycbcr, plan), size)
+        many_slides(table, ycbcr, plan, grid(ycbcr, plan), slides)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table.rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
