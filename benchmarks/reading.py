@@ -1,4 +1,4 @@
-"""Rate of reading patches: ours against OpenSlide's ``read_region`` to RGB, and against others where they are installed.
+"""Rate of reading patches: ours against OpenSlide's ``read_region`` to RGB, and others where they are installed.
 
 All contenders of a case read the same patches of the same slide, a few hundred at a time, in turns, on one core (but
 for the cases that say otherwise). A ratio is the median over the turns of rate / OpenSlide's rate in the same turn.
@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import openslide
-import psutil
 import simplejpeg
 import tiffslide
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from reading_slides import write_slide, write_uncompressed
 from wsi_ips.geometry import Point, Pyramid, ReadPlan, Scale, Size, plan_read
 from wsi_ips.slides import SlidePool, open_slide, read_patch
 from wsi_ips.slides.jpeg_tiles import find_jpeg_tiles
+from wsi_ips.slides.source import LocalFile
 from wsi_ips.tiles import PatchStream, SlideTiles
 from wsi_ips.tiles.index import TileIndex
 
@@ -45,7 +45,9 @@ Contender = Callable[[Corners], None]
 def plan_of(path: Path, patch: int, mpp: float = MPP) -> ReadPlan:
     """Read plan of a slide of one level."""
     with open_slide(path, mpp_override=MPP) as reader:
-        return plan_read(Pyramid(reader.info.level_sizes, Scale(MPP, MPP)), target_mpp=mpp, patch_size=Size(patch, patch))
+        return plan_read(
+            Pyramid(reader.info.level_sizes, Scale(MPP, MPP)), target_mpp=mpp, patch_size=Size(patch, patch)
+        )
 
 
 def grid(path: Path, plan: ReadPlan, offset: int = 0) -> Corners:
@@ -90,6 +92,7 @@ def with_openslide(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_tiffslide(path: Path, plan: ReadPlan) -> Contender:
+    """TiffSlide, as an array."""
     slide = tiffslide.TiffSlide(path)
 
     def read(corners: Corners) -> None:
@@ -100,6 +103,7 @@ def with_tiffslide(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_pyvips(path: Path, plan: ReadPlan) -> Contender:
+    """A region of libvips."""
     import pyvips
 
     region = pyvips.Region.new(pyvips.Image.tiffload(str(path)))
@@ -114,6 +118,7 @@ def with_pyvips(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_cucim(path: Path, plan: ReadPlan) -> Contender:
+    """cuCIM on the CPU, one location at a time."""
     import cucim
 
     slide = cucim.CuImage(str(path))
@@ -126,6 +131,7 @@ def with_cucim(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_large_image(path: Path, plan: ReadPlan) -> Contender:
+    """The TIFF source of large_image."""
     import large_image_source_tiff
 
     source = large_image_source_tiff.open(str(path))
@@ -140,6 +146,7 @@ def with_large_image(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_fastslide(path: Path, plan: ReadPlan) -> Contender:
+    """fastslide."""
     import fastslide
 
     slide = fastslide.FastSlide.from_file_path(str(path))
@@ -151,10 +158,10 @@ def with_fastslide(path: Path, plan: ReadPlan) -> Contender:
     return read
 
 
-def bare_decoder(path: Path, plan: ReadPlan) -> Contender:
-    """pread and simplejpeg, tile after tile, into the same memory: the limit of this binding."""
+def bare_decoder(path: Path) -> Contender:
+    """Pread and simplejpeg, tile after tile, into the same memory: the limit of this binding."""
     with open_slide(path, mpp_override=MPP) as reader:
-        tiles = find_jpeg_tiles(path, reader.info.level_sizes, jfif_is_ycbcr=False)[0]
+        tiles = find_jpeg_tiles(path.name, LocalFile(path), reader.info.level_sizes, jfif_is_ycbcr=False)[0]
     file = os.open(path, os.O_RDONLY)
     out = np.empty((tiles.tile.height, tiles.tile.width, 3), np.uint8)
 
@@ -215,12 +222,14 @@ class Table:
         self.rows: list[dict[str, object]] = []
 
     def add(self, case: str, ours: float, peer: float, peer_name: str, ratio: float, unit: str = "patches/s") -> None:
+        """One row; printed at once."""
         self.rows.append(
             {"case": case, "ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio, "unit": unit}
         )
         print(f"{case:<44} {ours:>9.0f} {peer:>9.0f}  {peer_name:<22} {ratio:>6.2f}  {unit}", flush=True)
 
     def add_all(self, case: str, found: dict[str, list[float]]) -> None:
+        """A row for each peer."""
         mean = {name: statistics.median(values) for name, values in found.items()}
         for name in found:
             if name != "ours":
@@ -231,12 +240,14 @@ def compare(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corner
     """One case on one core; the bare decoder joins where a patch is a stored tile."""
     contenders = {"openslide": with_openslide(path, plan), "ours": ours(path, plan)}
     if case.startswith("aligned"):
-        contenders["bare decoder"] = bare_decoder(path, plan)
+        contenders["bare decoder"] = bare_decoder(path)
     contenders |= installed(path, plan, corners)
     table.add_all(case, rates(contenders, corners, turns=size.turns, per_turn=size.per_turn))
 
 
-def two_threads(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace) -> None:
+def two_threads(
+    table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace
+) -> None:
     """One reader shared by two threads against one thread."""
     reader = open_slide(path, mpp_override=MPP)
 
@@ -283,7 +294,9 @@ def index_of(path: Path, plan: ReadPlan, corners: Corners) -> TileIndex:
 def streaming(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace) -> None:
     """The stream with one reading thread, feeding a consumer that does nothing, against the bare reader."""
     index, pool = index_of(path, plan, corners), SlidePool()
-    request = SlideTiles(0, path.stem, index, lambda: pool.lease(path, lambda c: open_slide(path, mpp_override=MPP, cache=c)), None)
+    request = SlideTiles(
+        0, path.stem, index, lambda: pool.lease(path, lambda c: open_slide(path, mpp_override=MPP, cache=c)), None
+    )
     every = np.arange(len(corners), dtype=np.int32)
     lookup = {tuple(corner): number for number, corner in enumerate(corners.tolist())}
 
@@ -297,9 +310,15 @@ def streaming(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corn
     table.add_all(case, found)
 
 
+def rss_mb() -> float:
+    """Resident memory of this process now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def many_slides(table: Table, path: Path, plan: ReadPlan, corners: Corners, slides: int) -> None:
     """Resident memory while so many slides are streamed, each under its own name: after ten, and at the end."""
-    index, pool, process = index_of(path, plan, corners), SlidePool(), psutil.Process()
+    index, pool = index_of(path, plan, corners), SlidePool()
     names = []
     for number in range(slides):
         link = path.with_name(f"slide_{number}{path.suffix}")
@@ -314,8 +333,15 @@ def many_slides(table: Table, path: Path, plan: ReadPlan, corners: Corners, slid
     after: dict[int, float] = {}
     with PatchStream(requests, chunk_size=256, readers=2, prefetch_chunks=2) as stream:
         for chunk in stream:
-            after[int(chunk.slot[-1])] = process.memory_info().rss / 2**20
-    table.add(f"RSS after {slides} slides", after[slides - 1], after[10], "after 10 slides", after[slides - 1] / after[10], "MB")
+            after[int(chunk.slot[-1])] = rss_mb()
+    table.add(
+        f"RSS after {slides} slides",
+        after[slides - 1],
+        after[10],
+        "after 10 slides",
+        after[slides - 1] / after[10],
+        "MB",
+    )
 
 
 def shrink_difference(path: Path, plan: ReadPlan, corners: Corners) -> str:
@@ -327,10 +353,12 @@ def shrink_difference(path: Path, plan: ReadPlan, corners: Corners) -> str:
         differences.append(read_patch(direct, where, plan).astype(float) - read_patch(plain, where, plan))
     all_ = np.stack(differences)
     rms = float(np.sqrt((all_**2).mean()))
-    return f"mean |difference| {np.abs(all_).mean():.2f} grey levels, PSNR {20 * np.log10(255 / rms):.1f} dB, mean {all_.mean():+.3f}"
+    mean, bias, psnr = np.abs(all_).mean(), all_.mean(), 20 * np.log10(255 / rms)
+    return f"mean |difference| {mean:.2f} grey levels, bias {bias:+.2f}, PSNR {psnr:.1f} dB"
 
 
 def main() -> None:
+    """Write the slides, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small slides and few turns: that it runs, not how fast")
     parser.add_argument("--texture", type=Path, help="folder of H&E images")

@@ -196,6 +196,8 @@ class ComputeSection(Section):
     tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
         128, description="decoded tiles kept for their neighbours, all slides together, MiB"
     )
+    remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
+    remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")
 
 
 class Recipe(Section):

@@ -89,7 +89,8 @@ def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
     values = {name: row.cells[column] for name, column in names.items() if row.cells.get(column)}
     record = SlideRecord.model_validate(values)
     annotation = folder / record.annotation if record.annotation else None
-    return record.model_copy(update={"path": folder / record.path, "annotation": annotation})
+    path = record.path if isinstance(record.path, str) else folder / record.path
+    return record.model_copy(update={"path": path, "annotation": annotation})
 
 
 def _explain(number: int, problem: Any, label_column: str) -> str:
@@ -126,7 +127,11 @@ def _in_two_splits(records: Sequence[Numbered]) -> Iterator[Problem]:
         records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
     )
     yield from _leaks(
-        records, lambda r: os.path.normpath(r.path), "path", "file {}", "keep one of the rows, or correct a path"
+        records,
+        lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
+        "path",
+        "file {}",
+        "keep one of the rows, or correct a path",
     )
 
 

@@ -32,6 +32,10 @@ def _forward_slashes(value: object) -> object:
     return value
 
 
+def _path_unless_url(value: Path | str) -> Path | str:
+    return value if isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]*://", value) else Path(value)
+
+
 def _scale(value: object) -> object:
     """``0.25`` or ``0.25,0.26`` (x, y) as a scale."""
     if isinstance(value, int | float):
@@ -67,8 +71,8 @@ class SlideRecord(BaseModel):
     slide_id: Annotated[str, AfterValidator(_folder_name)] = Field(
         description="Name of the slide, unique in the file; becomes a folder name"
     )
-    path: Annotated[Path, BeforeValidator(_forward_slashes)] = Field(
-        description="The slide's file, relative to the manifest or absolute"
+    path: Annotated[Path | str, BeforeValidator(_forward_slashes), AfterValidator(_path_unless_url)] = Field(
+        description="The slide's file, relative to the manifest or absolute; or a URL (https://, s3://, gs://)"
     )
     label: str | None = Field(
         None,

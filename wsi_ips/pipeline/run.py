@@ -17,7 +17,7 @@ from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
 from wsi_ips.provenance import fingerprint
-from wsi_ips.slides import SlidePool, SlideReader, TileCache, content_identity, open_slide
+from wsi_ips.slides import Remote, SlidePool, SlideReader, TileCache, content_identity, open_slide
 from wsi_ips.tiles import SlideTiles, TileIndex, read_index
 from wsi_ips.tiles import stored_fingerprint as stored_tiles_fingerprint
 from wsi_ips.tiles.index import SCHEMA_VERSION as TILES_SCHEMA
@@ -76,11 +76,22 @@ class Run:
     def __exit__(self, *_: Any) -> None:
         self.pool.close()
 
+    @property
+    def remote(self) -> Remote:
+        """How patient to be with slides behind a URL."""
+        return Remote(self.recipe.compute.remote_timeout_s, self.recipe.compute.remote_attempts)
+
     def opener(self, record: SlideRecord) -> Callable[[], AbstractContextManager[SlideReader]]:
         """A function that gives an open slide, opened as the recipe says, for a ``with`` block."""
 
         def opened(cache: TileCache) -> SlideReader:
-            return open_slide(record.path, reader=self.recipe.slides.reader, mpp_override=record.mpp, cache=cache)
+            return open_slide(
+                record.path,
+                reader=self.recipe.slides.reader,
+                mpp_override=record.mpp,
+                cache=cache,
+                remote=self.remote,
+            )
 
         return partial(self.pool.lease, record.slide_id, opened)
 
@@ -100,7 +111,7 @@ class Run:
             recipe.tissue,
             recipe.tiles.model_dump(exclude={"store"}),
             record.mpp,
-            content_identity(record.path),
+            content_identity(record.path, self.remote),
             _file_hash(record.annotation) if record.annotation else None,
         )
 

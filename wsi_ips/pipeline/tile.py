@@ -56,7 +56,7 @@ def _tile_slide(run: Run, record: SlideRecord) -> None:
             stride_px=recipe.tiles.stride,
             min_tissue_fraction=recipe.tiles.min_tissue_fraction,
             tumour_region=None if regions is None else regions.tumour,
-            slide_identity=content_identity(record.path),
+            slide_identity=content_identity(record.path, run.remote),
             fingerprint=wanted,
         )
     picture = draw_tissue(

@@ -4,13 +4,14 @@ from wsi_ips.slides.array_reader import ArrayReader
 from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
 from wsi_ips.slides.cache import TileCache
 from wsi_ips.slides.identity import content_identity
-from wsi_ips.slides.opening import open_slide
+from wsi_ips.slides.opening import Remote, open_slide
 from wsi_ips.slides.patch import read_area, read_patch, read_thumbnail
 from wsi_ips.slides.pool import SlidePool
 
 __all__ = [
     "RGB",
     "ArrayReader",
+    "Remote",
     "SlideInfo",
     "SlidePool",
     "SlideReader",

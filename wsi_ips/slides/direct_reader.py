@@ -8,20 +8,19 @@ not scanned.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from wsi_ips.errors import RegionReadError, UnsupportedSlideError
+from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Size
 from wsi_ips.slides.base import RGB, SlideReader
 from wsi_ips.slides.cache import TileCache
 from wsi_ips.slides.jpeg_tiles import FACTORS, JpegTiles, decode, find_jpeg_tiles
 from wsi_ips.slides.region import level0_position, level_pixel, require_inside
+from wsi_ips.slides.source import ByteSource
 
 VENDORS = ("aperio", "generic-tiff", "philips")
 """Makers whose tiles lie side by side as stored; others overlap them, or leave the order to metadata."""
@@ -43,10 +42,10 @@ class DirectReader:
 
     Parameters
     ----------
-    path
-        The slide.
     base
-        The same slide, opened by another reader; closed with this one.
+        The slide, opened by another reader; closed with this one.
+    source
+        Its bytes; closed with this one.
     cache
         Where tiles that several patches share are kept.
 
@@ -54,27 +53,22 @@ class DirectReader:
     ------
     UnsupportedSlideError
         The slide is not stored in a way that can be read directly, or the pixels would not be those of the
-        wrapped reader; the message says why. ``base`` is left open.
+        wrapped reader; the message says why. ``base`` and ``source`` are left open.
     """
 
-    def __init__(self, path: Path, base: SlideReader, *, cache: TileCache | None = None) -> None:
+    def __init__(self, base: SlideReader, source: ByteSource, *, cache: TileCache | None = None) -> None:
         info = base.info
         vendor = info.properties.get(f"{info.reader}.vendor", "unknown")
         if vendor not in VENDORS and info.reader == "openslide":
-            raise UnsupportedSlideError(f"slide {path.name}: tiles of {vendor} are placed by its own rules")
-        self._levels = find_jpeg_tiles(path, info.level_sizes, jfif_is_ycbcr=info.reader == "tiffslide")
-        self._base, self._cache, self._closed = base, cache or TileCache(), False
+            raise UnsupportedSlideError(f"slide {info.name}: tiles of {vendor} are placed by its own rules")
+        self._levels = find_jpeg_tiles(info.name, source, info.level_sizes, jfif_is_ycbcr=info.reader == "tiffslide")
+        self._base, self._source, self._cache, self._closed = base, source, cache or TileCache(), False
         tiles = self._levels[0]
         self.info = replace(
             info,
             pixels_by=f"direct: JPEG tiles of {tiles.tile.width} x {tiles.tile.height} px, {tiles.components}",
         )
-        self._file = os.open(path, os.O_RDONLY)
-        try:
-            self._require_same_pixels()
-        except BaseException:
-            os.close(self._file)
-            raise
+        self._require_same_pixels()
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
@@ -115,7 +109,7 @@ class DirectReader:
         """Release the file."""
         if not self._closed:
             self._closed = True
-            os.close(self._file)
+            self._source.close()
             self._cache.forget(id(self))
             self._base.close()
 
@@ -132,6 +126,8 @@ class DirectReader:
         try:
             for place in _places(self._levels[level], at, size, factor):
                 self._paste(out, level, place, factor)
+        except SlideError:
+            raise
         except (ValueError, OSError) as error:
             raise RegionReadError(
                 f"slide {self.info.name}: cannot read {size.width} x {size.height} px of level {level} at level-0 "
@@ -164,10 +160,7 @@ class DirectReader:
         if count == 0:
             self._not_scanned(level, place, factor, out)
             return
-        stream = os.pread(self._file, count, offset)
-        if len(stream) != count:
-            raise ValueError(f"tile {number} of the level goes beyond the end of the file")
-        decode(tiles.complete(stream), tiles.tile, factor=factor, out=out)
+        decode(tiles.complete(self._source.read_at(offset, count)), tiles.tile, factor=factor, out=out)
 
     def _not_scanned(self, level: int, place: _Place, factor: int, out: RGB) -> None:
         """A tile without a stream: what the wrapped reader shows there, white beyond the level's edge."""

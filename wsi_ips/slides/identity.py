@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from wsi_ips.errors import SlideNotFoundError
+from wsi_ips.slides.opening import PATIENT, Remote, open_source
+from wsi_ips.slides.source import ByteSource
 
 BLOCK_BYTES = 65_536
 BLOCKS = 16
 
 
-def content_identity(path: Path) -> str:
+def content_identity(path: Path | str, remote: Remote = PATIENT) -> str:
     """Identity of a slide's content: its size and sampled blocks, never its path.
 
     Sixteen blocks of 64 KiB, evenly spread with the first and the last, tell any two slides apart without
     reading gigabytes. MRXS keeps its pixels in a companion folder; the folder's files count too.
+
+    Parameters
+    ----------
+    path
+        The slide's file, or its URL.
+    remote
+        How patient to be with a URL.
 
     Raises
     ------
@@ -24,22 +32,20 @@ def content_identity(path: Path) -> str:
     OSError
         The file cannot be read.
     """
-    if not path.exists():
-        raise SlideNotFoundError(f"slide {path}: no such file; correct column `path` of the manifest")
     digest = hashlib.sha256()
-    files = [path]
-    if path.suffix.lower() == ".mrxs":
+    files: list[Path | str] = [path]
+    if isinstance(path, Path) and path.suffix.lower() == ".mrxs":
         files += sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
     for file in files:
-        _add_samples(digest, file)
+        _add_samples(digest, open_source(file, remote))
     return digest.hexdigest()
 
 
-def _add_samples(digest: hashlib._Hash, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(size.to_bytes(8, "big"))
-    starts = {round(i * max(0, size - BLOCK_BYTES) / (BLOCKS - 1)) for i in range(BLOCKS)}
-    with path.open("rb") as file:
+def _add_samples(digest: hashlib._Hash, source: ByteSource) -> None:
+    digest.update(source.size.to_bytes(8, "big"))
+    starts = {round(i * max(0, source.size - BLOCK_BYTES) / (BLOCKS - 1)) for i in range(BLOCKS)}
+    try:
         for start in sorted(starts):
-            file.seek(start)
-            digest.update(file.read(BLOCK_BYTES))
+            digest.update(source.read_at(start, min(BLOCK_BYTES, source.size - start)))
+    finally:
+        source.close()

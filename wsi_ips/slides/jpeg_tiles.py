@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from wsi_ips.errors import UnsupportedSlideError
+from wsi_ips.errors import SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Size
 from wsi_ips.slides.base import RGB
+from wsi_ips.slides.source import ByteSource, as_file
 
 JPEG = 7
 RGB_COMPONENTS, YCBCR_COMPONENTS = 2, 6
@@ -92,16 +92,22 @@ def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
     least = {} if factor == 1 else {"min_height": expected[0], "min_width": expected[1]}
     pixels = simplejpeg.decode_jpeg(stream, "RGB", buffer=out, strict=True, **least)
     if pixels.shape != expected:
-        raise ValueError(f"the JPEG has {pixels.shape[1]} x {pixels.shape[0]} px instead of {expected[1]} x {expected[0]}")
+        raise ValueError(
+            f"the JPEG has {pixels.shape[1]} x {pixels.shape[0]} px instead of {expected[1]} x {expected[0]}"
+        )
 
 
-def find_jpeg_tiles(path: Path, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr: bool) -> tuple[JpegTiles, ...]:
+def find_jpeg_tiles(
+    name: str, source: ByteSource, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr: bool
+) -> tuple[JpegTiles, ...]:
     """JPEG tiles of each level of a slide.
 
     Parameters
     ----------
-    path
-        TIFF or BigTIFF.
+    name
+        What messages call the slide.
+    source
+        Its bytes: TIFF or BigTIFF.
     level_sizes
         Sizes of the levels, as another reader sees them.
     jfif_is_ycbcr
@@ -114,23 +120,23 @@ def find_jpeg_tiles(path: Path, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr:
         A level is not stored as 8-bit JPEG tiles; says which and what it is.
     """
     try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = _pages(path.name, list(_tiled(tiff)), level_sizes)
+        with tifffile.TiffFile(as_file(source, name), name=name) as tiff:
+            pages = _pages(name, list(_tiled(tiff)), level_sizes)
             return tuple(
-                _level(f"slide {path.name}: level {n}", page, size, jfif_is_ycbcr=jfif_is_ycbcr and _has_jfif(tiff, page))
+                _level(f"slide {name}: level {n}", page, size, jfif_is_ycbcr=jfif_is_ycbcr and _has_jfif(source, page))
                 for n, (page, size) in enumerate(zip(pages, level_sizes, strict=True))
             )
+    except SlideError:
+        raise
     except (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        if isinstance(error, UnsupportedSlideError):
-            raise
-        raise UnsupportedSlideError(f"slide {path.name}: no TIFF that can be read directly: {error}") from error
+        raise UnsupportedSlideError(f"slide {name}: no TIFF that can be read directly: {error}") from error
 
 
 def _tiled(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
     for page in tiff.pages:
-        if page.is_tiled:
-            yield page
-        yield from (sub for sub in page.pages or () if sub.is_tiled)
+        if isinstance(page, tifffile.TiffPage):
+            found = [page, *(page.pages or ())]
+            yield from (p for p in found if isinstance(p, tifffile.TiffPage) and p.is_tiled)
 
 
 def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
@@ -177,15 +183,15 @@ def _shows(page: tifffile.TiffPage, size: Size) -> bool:
 
 
 def _compression(page: tifffile.TiffPage) -> str:
-    return str(getattr(page.compression, "name", page.compression)).replace("_", " ")
+    name = str(getattr(page.compression, "name", page.compression))
+    return "not compressed" if name == "NONE" else name.replace("_", " ")
 
 
-def _has_jfif(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> bool:
+def _has_jfif(source: ByteSource, page: tifffile.TiffPage) -> bool:
     stored = [offset for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count]
     if not stored:
         return False
-    tiff.filehandle.seek(stored[0])
-    return bytes(tiff.filehandle.read(4)[2:]) == JFIF
+    return source.read_at(stored[0] + 2, 2) == JFIF
 
 
 def _prefix(tables: bytes | None, *, is_ycbcr: bool) -> bytes:

@@ -76,7 +76,7 @@ class OpenSlideReader:
         # OpenSlide divides by one downsample for both axes and renders between pixels; this hits the pixel.
         mean = self._downsamples[level]
         try:
-            image = self._slide.read_region((round(x * mean), round(y * mean)), level, tuple(size_px))
+            image = self._slide.read_region((round(x * mean), round(y * mean)), level, (size_px.width, size_px.height))
         except (OpenSlideError, ValueError) as error:
             raise RegionReadError(
                 f"slide {self.info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at "

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import tiffslide
 
-from wsi_ips.errors import RegionReadError, UnsupportedSlideError
+from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.slides.base import RGB, SlideInfo
+from wsi_ips.slides.pixel_kind import require_rgb_page
 from wsi_ips.slides.region import level_pixel, require_inside
 from wsi_ips.slides.scale import trusted_mpp
+from wsi_ips.slides.source import ByteSource, as_file
 
 FOREIGN_ERRORS = (
     ArithmeticError,
@@ -35,8 +36,10 @@ class TiffSlideReader:
 
     Parameters
     ----------
-    path
-        The slide.
+    name
+        What messages call the slide.
+    source
+        Its bytes; closed with this reader.
     mpp_override
         Scale from the manifest; it wins over the file's.
 
@@ -46,28 +49,31 @@ class TiffSlideReader:
         TiffSlide does not open the file, or its pixels are not 8-bit RGB.
     """
 
-    def __init__(self, path: Path, *, mpp_override: Scale | None = None) -> None:
+    def __init__(self, name: str, source: ByteSource, *, mpp_override: Scale | None = None) -> None:
         try:
-            slide = tiffslide.TiffSlide(path)
+            slide = tiffslide.TiffSlide(as_file(source, name))
+        except SlideError:
+            raise
         except FOREIGN_ERRORS as error:
-            raise UnsupportedSlideError(f"slide {path.name}: TiffSlide refuses it: {error}") from error
+            raise UnsupportedSlideError(f"slide {name}: TiffSlide refuses it: {error}") from error
         try:
-            _require_rgb(slide, path.name)
+            require_rgb_page(name, slide.ts_tifffile.pages.first)
             sizes = tuple(Size(*size) for size in slide.level_dimensions)
-            properties = {name: str(v) for name, v in slide.properties.items() if v is not None}
+            properties = {key: str(value) for key, value in slide.properties.items() if value is not None}
+        except SlideError:
+            slide.close()
+            raise
         except FOREIGN_ERRORS as error:
             slide.close()
-            if isinstance(error, UnsupportedSlideError):
-                raise
-            raise UnsupportedSlideError(f"slide {path.name}: TiffSlide refuses it: {error}") from error
-        self._slide, self._lock, self._closed = slide, threading.Lock(), False
-        mpp, source = trusted_mpp(properties, prefix="tiffslide")
+            raise UnsupportedSlideError(f"slide {name}: TiffSlide refuses it: {error}") from error
+        self._slide, self._source, self._lock, self._closed = slide, source, threading.Lock(), False
+        mpp, mpp_source = trusted_mpp(properties, prefix="tiffslide")
         self.info = SlideInfo(
-            name=path.name,
+            name=name,
             reader="tiffslide",
             level_sizes=sizes,
             mpp=mpp_override or mpp,
-            mpp_source="override" if mpp_override else source,
+            mpp_source="override" if mpp_override else mpp_source,
             bounds=Box(0, 0, *sizes[0]),
             properties=properties,
             pixels_by="tiffslide",
@@ -90,6 +96,8 @@ class TiffSlideReader:
                 )
             if pixels.shape[:2] != (size_px.height, size_px.width):
                 raise ValueError(f"got {pixels.shape[1]} x {pixels.shape[0]} px")
+        except SlideError:
+            raise
         except FOREIGN_ERRORS as error:
             raise RegionReadError(
                 f"slide {self.info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at "
@@ -103,19 +111,10 @@ class TiffSlideReader:
             if not self._closed:
                 self._closed = True
                 self._slide.close()
+                self._source.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def _require_rgb(slide: tiffslide.TiffSlide, name: str) -> None:
-    """Refuse pixels that are not 8-bit RGB: read as RGB they would be another picture."""
-    page = slide.ts_tifffile.pages.first
-    if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4):
-        raise UnsupportedSlideError(
-            f"slide {name}: its pixels are {page.samplesperpixel} x {page.dtype}, not 8-bit RGB; this is no "
-            "brightfield slide, leave it out"
-        )
