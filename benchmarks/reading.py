@@ -118,7 +118,7 @@ def with_pyvips(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_cucim(path: Path, plan: ReadPlan) -> Contender:
-    """cuCIM on the CPU, one location at a time."""
+    """CuCIM on the CPU, one location at a time."""
     import cucim
 
     slide = cucim.CuImage(str(path))
@@ -146,7 +146,7 @@ def with_large_image(path: Path, plan: ReadPlan) -> Contender:
 
 
 def with_fastslide(path: Path, plan: ReadPlan) -> Contender:
-    """fastslide."""
+    """FastSlide."""
     import fastslide
 
     slide = fastslide.FastSlide.from_file_path(str(path))

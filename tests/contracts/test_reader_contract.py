@@ -8,17 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pyramids import HEIGHT, MPP, WIDTH, gradient_pyramid, write_pyramid
+from tests.pyramids import HEIGHT, MPP, WIDTH, gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.errors import RegionReadError
 from wsi_ips.geometry import Box, Point, Scale, Size, plan_read
 from wsi_ips.slides import ArrayReader, SlideReader, open_slide, read_area, read_patch, read_thumbnail
+from wsi_ips.slides.direct_reader import DirectReader
+from wsi_ips.slides.source import LocalFile
 
 
-@pytest.fixture(params=["openslide", "tiffslide", "array"])
+@pytest.fixture(params=["openslide", "tiffslide", "array", "direct", "direct over tiffslide"])
 def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SlideReader]:
     levels = gradient_pyramid()
     if request.param == "array":
         opened: SlideReader = ArrayReader(levels, Scale(*MPP))
+    elif request.param == "direct":
+        opened = open_slide(write_jpeg_pyramid(tmp_path / "ugly.tif", levels, components="rgb"), reader="direct")
+    elif request.param == "direct over tiffslide":
+        path = write_jpeg_pyramid(tmp_path / "ugly.tif", levels, components="rgb")
+        base = open_slide(path, reader="tiffslide")
+        opened = DirectReader(base, LocalFile(path))
     else:
         opened = open_slide(write_pyramid(tmp_path / "ugly.tif", levels), reader=request.param)
     with opened:

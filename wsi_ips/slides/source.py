@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from wsi_ips.errors import RegionReadError, SlideNotFoundError, UnsupportedSlideError
+from wsi_ips.errors import RegionReadError, SlideError, SlideNotFoundError, UnsupportedSlideError
 
 BLOCK_BYTES = 256 * 1024
 BLOCKS_KEPT = 64
@@ -176,24 +176,39 @@ class RemoteFile:
             try:
                 return ask()
             except _network_errors() as error:
-                cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-                status = getattr(cause, "status", None)
-                if status == 404 or isinstance(cause, FileNotFoundError):
-                    raise SlideNotFoundError(
-                        f"slide {self.name}: nothing at {self._shown()}; correct column `path` of the manifest"
-                    ) from error
-                if status in FINAL_STATUS or isinstance(cause, PermissionError):
-                    raise RegionReadError(
-                        f"slide {self.name}: {self._shown()} refuses access ({_said(cause)}); check the credentials"
-                    ) from error
+                final = self._final(error)
+                if final is not None:
+                    raise final from error
                 if attempt == self._attempts:
                     raise RegionReadError(
                         f"slide {self.name}: {self._shown()} did not give {what} in {attempt} attempts of at most "
-                        f"{self._timeout_s:g} s ({_said(cause)}); check network and server, then start again: what is "
-                        "done is kept"
+                        f"{self._timeout_s:g} s ({self._said(_cause(error))}); check network and server, then start "
+                        "again: what is done is kept"
                     ) from error
             time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("attempts is at least 1")
+
+    def _final(self, error: BaseException) -> SlideError | None:
+        """Our error, where another attempt would not help."""
+        cause = _cause(error)
+        status = getattr(cause, "status", None)
+        if status == 404 or isinstance(cause, FileNotFoundError):
+            return SlideNotFoundError(
+                f"slide {self.name}: nothing at {self._shown()}; correct column `path` of the manifest"
+            )
+        if status in FINAL_STATUS or isinstance(cause, PermissionError):
+            return RegionReadError(
+                f"slide {self.name}: {self._shown()} refuses access ({self._said(cause)}); check the credentials"
+            )
+        return None
+
+    def _said(self, error: BaseException) -> str:
+        """What an error says, without secrets of the URL."""
+        if getattr(error, "status", None):
+            return f"HTTP {error.status} {getattr(error, 'message', '')}".strip()  # type: ignore[attr-defined]
+        parts, text = urlsplit(self._url), str(error)
+        secret = any(part and part in text for part in (parts.username, parts.password, parts.query))
+        return type(error).__name__ if secret or not text else f"{type(error).__name__}: {text}"
 
     def _shown(self) -> str:
         """The URL without user, password and query."""
@@ -240,11 +255,12 @@ def _options(url: str, timeout_s: float) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, connect=timeout_s, sock_read=timeout_s)}}
 
 
+def _cause(error: BaseException) -> BaseException:
+    """fsspec calls everything a missing file when it asks for a size over HTTP; what happened is behind it."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+
+
 def _network_errors() -> tuple[type[BaseException], ...]:
     """What the file systems that are loaded raise when a store does not deliver; not all of it is an OSError."""
     foreign = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("gcsfs.retry", "HttpError"))
     return (OSError, *(getattr(sys.modules[module], name) for module, name in foreign if module in sys.modules))
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
