@@ -256,7 +256,7 @@ def _options(url: str, timeout_s: float) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """fsspec calls everything a missing file when it asks for a size over HTTP; what happened is behind it."""
+    """What happened: over HTTP, fsspec calls every failure to learn a size a missing file."""
     return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
