@@ -3,7 +3,7 @@
 All contenders of a case read the same patches of the same slide, a few hundred at a time, in turns, on one core (but
 for the cases that say otherwise). A ratio is the median over the turns of rate / OpenSlide's rate in the same turn.
 
-    python benchmarks/reading.py [--quick] [--texture DIR] [--json FILE]
+    python benchmarks/reading.py [--quick] [--only one-core|threads] [--texture DIR] [--json FILE]
 
 ``--texture`` takes a folder of H&E images (default: ``textures`` in ``WSI_IPS_DATA``, else the texture of synthetic
 slides). Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}.
@@ -245,10 +245,24 @@ def compare(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corner
     table.add_all(case, rates(contenders, corners, turns=size.turns, per_turn=size.per_turn))
 
 
-def two_threads(
-    table: Table, case: str, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace
-) -> None:
-    """One reader shared by two threads against one thread."""
+def in_two_threads(one: Contender, other: Contender) -> Contender:
+    """Each reads half of the patches."""
+
+    def read(part: Corners) -> None:
+        threads = [
+            threading.Thread(target=contender, args=(half,))
+            for contender, half in zip((one, other), np.array_split(part, 2), strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return read
+
+
+def two_threads(table: Table, path: Path, plan: ReadPlan, corners: Corners, size: argparse.Namespace) -> None:
+    """One reader shared by two threads against one thread; the same with the bare decoder, which is the limit."""
     reader = open_slide(path, mpp_override=MPP)
 
     def read(part: Corners) -> None:
@@ -256,15 +270,20 @@ def two_threads(
         for x, y in part:
             read_patch(reader, Point(int(x), int(y)), plan, out)
 
-    def two(part: Corners) -> None:
-        threads = [threading.Thread(target=read, args=(half,)) for half in np.array_split(part, 2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    found = rates({"one thread": read, "ours": two}, corners, turns=size.turns, per_turn=2 * size.per_turn)
-    table.add_all(case, found)
+    contenders = {
+        "one thread": read,
+        "ours": in_two_threads(read, read),
+        "one bare": bare_decoder(path),
+        "two bare": in_two_threads(bare_decoder(path), bare_decoder(path)),
+    }
+    found = rates(contenders, corners, turns=3 * size.turns, per_turn=2 * size.per_turn)
+    median = {name: statistics.median(values) for name, values in found.items()}
+    for case, name, peer in (
+        ("two threads, aligned 256 px", "ours", "one thread"),
+        ("two bare decoders, the limit", "two bare", "one bare"),
+        ("two threads against two bare decoders", "ours", "two bare"),
+    ):
+        table.add(case, median[name], median[peer], peer, ratio(found, name, peer))
 
 
 def index_of(path: Path, plan: ReadPlan, corners: Corners) -> TileIndex:
@@ -357,10 +376,32 @@ def shrink_difference(path: Path, plan: ReadPlan, corners: Corners) -> str:
     return f"mean |difference| {mean:.2f} grey levels, bias {bias:+.2f}, PSNR {psnr:.1f} dB"
 
 
+def one_core(table: Table, ycbcr: Path, rgb: Path, deflate: Path, size: argparse.Namespace) -> None:
+    """The cases on one core."""
+    plan = plan_of(ycbcr, 256)
+    compare(table, "aligned 256 px, YCbCr 4:2:0", ycbcr, plan, grid(ycbcr, plan), size)
+    plan = plan_of(rgb, 240)
+    compare(table, "aligned 240 px, RGB", rgb, plan, grid(rgb, plan), size)
+    plan = plan_of(ycbcr, 224)
+    compare(table, "full grid of 224 px off the tiles, YCbCr", ycbcr, plan, grid(ycbcr, plan, 3), size)
+    plan = plan_of(ycbcr, 256, 0.5)
+    compare(table, "0.5 µm/px from 0.25, 256 px, YCbCr", ycbcr, plan, grid(ycbcr, plan), size)
+    print(f"  half-scale decoding against area averaging: {shrink_difference(ycbcr, plan, grid(ycbcr, plan))}")
+    plan = plan_of(deflate, 256)
+    found = rates(
+        {"openslide": with_openslide(deflate, plan), "ours": ours(deflate, plan)},
+        np.tile(grid(deflate, plan), (10, 1)),
+        turns=size.turns,
+        per_turn=size.per_turn // 2,
+    )
+    table.add_all("not direct: deflate, 256 px", found)
+
+
 def main() -> None:
     """Write the slides, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small slides and few turns: that it runs, not how fast")
+    parser.add_argument("--only", choices=("one-core", "threads"), help="half of the cases")
     parser.add_argument("--texture", type=Path, help="folder of H&E images")
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
@@ -378,29 +419,15 @@ def main() -> None:
         write_uncompressed(deflate, side=3840, tile=256, mpp=MPP, folder=texture)
         print(f"{'case':<44} {'ours':>9} {'peer':>9}  {'peer':<22} {'ratio':>6}")
         cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(cores)})
-        plan = plan_of(ycbcr, 256)
-        compare(table, "aligned 256 px, YCbCr 4:2:0", ycbcr, plan, grid(ycbcr, plan), size)
-        plan = plan_of(rgb, 240)
-        compare(table, "aligned 240 px, RGB", rgb, plan, grid(rgb, plan), size)
-        plan = plan_of(ycbcr, 224)
-        compare(table, "full grid of 224 px off the tiles, YCbCr", ycbcr, plan, grid(ycbcr, plan, 3), size)
-        plan = plan_of(ycbcr, 256, 0.5)
-        compare(table, "0.5 µm/px from 0.25, 256 px, YCbCr", ycbcr, plan, grid(ycbcr, plan), size)
-        print(f"  half-scale decoding against area averaging: {shrink_difference(ycbcr, plan, grid(ycbcr, plan))}")
-        plan = plan_of(deflate, 256)
-        found = rates(
-            {"openslide": with_openslide(deflate, plan), "ours": ours(deflate, plan)},
-            np.tile(grid(deflate, plan), (10, 1)),
-            turns=size.turns,
-            per_turn=size.per_turn // 2,
-        )
-        table.add_all("not direct: deflate, 256 px", found)
-        os.sched_setaffinity(0, cores)
-        plan = plan_of(ycbcr, 256)
-        two_threads(table, "two threads, aligned 256 px", ycbcr, plan, grid(ycbcr, plan), size)
-        streaming(table, "stream, one reading thread, aligned 256 px", ycbcr, plan, grid(ycbcr, plan), size)
-        many_slides(table, ycbcr, plan, grid(ycbcr, plan), slides)
+        if arguments.only != "threads":
+            os.sched_setaffinity(0, {min(cores)})
+            one_core(table, ycbcr, rgb, deflate, size)
+            os.sched_setaffinity(0, cores)
+        if arguments.only != "one-core":
+            plan = plan_of(ycbcr, 256)
+            two_threads(table, ycbcr, plan, grid(ycbcr, plan), size)
+            streaming(table, "stream, one reading thread, aligned 256 px", ycbcr, plan, grid(ycbcr, plan), size)
+            many_slides(table, ycbcr, plan, grid(ycbcr, plan), slides)
     if arguments.json:
         arguments.json.write_text(json.dumps(table.rows, indent=1) + "\n", encoding="utf-8")
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.cohort import PATCH_PX, textured_pixels, textured_slide
+from tests.pyramids import HEIGHT, WIDTH, textured_pyramid, write_jpeg_pyramid
 from wsi_ips.errors import RegionReadError, SlideError
-from wsi_ips.geometry import Scale
-from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, read_tiles
+from wsi_ips.geometry import Point, Scale, Size
+from wsi_ips.slides import ArrayReader, SlidePool, TileCache, open_slide
+from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, build_index, read_tiles
+from wsi_ips.tissue import TissueMask
 
 
 def requests(count: int = 3) -> list[SlideTiles]:
@@ -121,3 +125,136 @@ def test_a_file_that_changed_since_tiling_is_refused():
     )
     with pytest.raises(SlideError, match="wsi-ips tile"):
         collect([other])
+
+
+def test_chunks_go_round_in_the_same_memory():
+    slide = textured_slide("s", label=0, seed=0)
+    long = slide.only(np.zeros(400, np.int32))
+    with PatchStream([long], chunk_size=8, readers=2, prefetch_chunks=2) as stream:
+        places = {chunk.pixels.__array_interface__["data"][0] for chunk in stream}
+    assert len(places) <= 3
+
+
+def test_a_chunk_stays_while_it_is_held():
+    slide = textured_slide("s", label=0, seed=0)
+    long = slide.only(np.arange(28, dtype=np.int32).repeat(3))
+    with PatchStream([long], chunk_size=4, readers=3, prefetch_chunks=2, held_chunks=2) as stream:
+        before = None
+        for chunk in stream:
+            if before is not None:
+                held, copy = before
+                time.sleep(0.002)  # give the threads a chance to do wrong
+                np.testing.assert_array_equal(held.pixels, copy)
+            before = (chunk, chunk.pixels.copy())
+
+
+def test_small_requests_take_little_memory():
+    shapes = []
+
+    def allocate(shape: tuple[int, ...]) -> np.ndarray:
+        shapes.append(shape)
+        return np.empty(shape, np.uint8)
+
+    with PatchStream(requests()[:1], chunk_size=5000, readers=1, prefetch_chunks=4, allocate=allocate) as stream:
+        list(stream)
+    assert shapes == [(28, PATCH_PX, PATCH_PX, 3)]
+
+
+def test_an_empty_request_gives_no_chunk():
+    nothing = requests()[0].only(np.empty(0, np.int32))
+    assert collect([nothing]) == []
+    assert read_tiles(nothing).shape == (0, PATCH_PX, PATCH_PX, 3)
+
+
+def test_few_slides_are_open_at_a_time_however_many_are_asked_for():
+    made: list[ArrayReader] = []
+    most = 0
+    slide = textured_slide("s", label=0, seed=0)
+
+    def opened() -> ArrayReader:
+        nonlocal most
+        made.append(slide.open())
+        most = max(most, sum(not reader._closed for reader in made))
+        return made[-1]
+
+    many = [SlideTiles(n, f"s{n}", slide.index, opened, np.arange(3, dtype=np.int32)) for n in range(200)]
+    assert sum(len(chunk.tile) for chunk in collect(many, chunk_size=64, readers=3, prefetch_chunks=2)) == 600
+    assert len(made) >= 200
+    assert all(reader._closed for reader in made)
+    assert most <= 3 + 2  # a slide that lies across two chunks stays open in between
+
+
+def test_slides_of_a_pool_are_opened_once_for_many_streams():
+    pool, made = SlidePool(), []
+    slide = textured_slide("s", label=0, seed=0)
+
+    def opener(_: TileCache) -> ArrayReader:
+        made.append(slide.open())
+        return made[-1]
+
+    pooled = SlideTiles(0, "s", slide.index, lambda: pool.lease("s", opener), None)
+    for _ in range(4):
+        assert len(collect([pooled])) == 4
+        assert len(read_tiles(pooled)) == 28
+    assert len(made) == 1
+    pool.close()
+    assert made[0]._closed
+
+
+def test_a_slow_slide_does_not_hold_up_the_end():
+    slide = textured_slide("s", label=0, seed=0)
+
+    class Slow(ArrayReader):
+        def read_region(self, *where):
+            time.sleep(0.02)
+            return super().read_region(*where)
+
+    slow = SlideTiles(
+        0,
+        "s",
+        slide.index,
+        lambda: Slow([textured_pixels(label=0, seed=0)], Scale(0.5, 0.5)),
+        np.zeros(10_000, np.int32),
+    )
+    with PatchStream([slow], chunk_size=64, readers=2, prefetch_chunks=4) as stream:
+        next(iter(stream))
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.3  # one patch per thread at most, not the 32 of a run
+    assert reading_threads() == []
+
+
+def test_patches_of_two_sizes_do_not_go_into_one_stream():
+    slide = textured_slide("s", label=0, seed=0)
+    other = replace(slide.index, plan=replace(slide.index.plan, patch_size=Size(16, 16)))
+    with pytest.raises(ValueError, match="one size"):
+        PatchStream([slide, replace(slide, index=other)], chunk_size=8, readers=1, prefetch_chunks=1)
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+def test_a_real_file_streams_the_pixels_of_openslide(tmp_path, readers):
+    path = write_jpeg_pyramid(tmp_path / "s.tif", textured_pyramid(), quality=80)
+    whole = open_slide(path, reader="openslide").read_region(Point(0, 0), 0, Size(WIDTH, HEIGHT)).astype(int)
+    with open_slide(path) as reader:
+        info = reader.info
+    mask = TissueMask(np.ones((4, 4), bool), Scale(WIDTH / 4, HEIGHT / 4), 0.0, "all")
+    index = build_index(
+        info,
+        mask,
+        slide_id="s",
+        target_mpp=0.255,
+        patch_px=50,
+        stride_px=43,
+        min_tissue_fraction=0.1,
+        tumour_region=None,
+        slide_identity="",
+        fingerprint="",
+    )
+    pool = SlidePool(cache_mb=2)
+    request = SlideTiles(0, "s", index, lambda: pool.lease("s", lambda cache: open_slide(path, cache=cache)), None)
+    seen = 0
+    for chunk in collect([request], chunk_size=70, readers=readers, prefetch_chunks=2):
+        for pixels, tile in zip(chunk.pixels, chunk.tile, strict=True):
+            x, y = int(index.x[tile]), int(index.y[tile])
+            assert np.abs(whole[y : y + 50, x : x + 50] - pixels).max() <= 2
+            seen += 1
+    assert seen == len(index) > 300

@@ -79,9 +79,9 @@ def check(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Read the header of every slide of a manifest: can it be opened, by which reader, at what scale.
+    """Read the header of every slide of a manifest: can it be opened, by which reader and why, at what scale.
 
-    Reads no pixels. Exit code 3 where a slide cannot be used.
+    Exit code 3 where a slide cannot be used.
     """
     with explained(debug=debug):
         from wsi_ips.pipeline.check import check_slides, records_of

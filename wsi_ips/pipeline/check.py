@@ -1,4 +1,4 @@
-"""Headers only: what each slide of a manifest is, before any work."""
+"""What each slide of a manifest is, before any work: headers, and a tile where pixels are to be read directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CheckedSlide:
     """Header facts of one slide, or the reason why it cannot be used."""
 
     slide_id: str
-    reader: str = ""
+    pixels_by: str = ""
     size_px0: Size | None = None
     levels: int = 0
     mpp: Scale | None = None
@@ -52,7 +52,7 @@ def records_of(path: Path, *, write_to: Path | None = None) -> Sequence[SlideRec
 
 
 def check_slides(records: Sequence[SlideRecord], *, progress: Progress) -> list[CheckedSlide]:
-    """Open every slide and read its header; pixels are not touched."""
+    """Open every slide and read its header; of pixels, only the tile that is compared on opening."""
     rows = []
     with progress.stage("headers", len(records), "slides") as advance:
         for record in records:
@@ -74,7 +74,7 @@ def _check(record: SlideRecord) -> CheckedSlide:
         problem = str(error)
     return CheckedSlide(
         record.slide_id,
-        info.reader,
+        info.pixels_by,
         info.size_px0,
         len(info.level_sizes),
         info.mpp,

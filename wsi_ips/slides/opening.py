@@ -141,14 +141,14 @@ def _open_base(
             return TiffSlideReader(name, source, mpp_override=scale)
         except UnsupportedSlideError as error:
             refusals.append(_reason(error, name))
+    found = "; ".join(dict.fromkeys(refusals))
     if is_url(path):
         raise UnsupportedSlideError(
             f"slide {name}: behind a URL only what TiffSlide opens can be read "
-            f"({'; '.join(refusals) or 'the recipe asks for OpenSlide'}); copy the slide to a disk"
+            f"({found or 'the recipe asks for OpenSlide'}); copy the slide to a disk"
         )
     raise UnsupportedSlideError(
-        f"slide {name}: no reader opens it ({'; '.join(refusals)}); it is damaged or no slide: copy it again or leave "
-        "it out"
+        f"slide {name}: no reader opens it ({found}); it is damaged or no slide: copy it again or leave it out"
     )
 
 
