@@ -325,7 +325,7 @@ def streaming(table: Table, case: str, path: Path, plan: ReadPlan, corners: Corn
         with PatchStream([wanted], chunk_size=256, readers=1, prefetch_chunks=2) as chunks:
             assert sum(len(chunk.tile) for chunk in chunks) == len(part)
 
-    found = rates({"reader": ours(path, plan), "ours": stream}, corners, turns=size.turns, per_turn=4 * size.per_turn)
+    found = rates({"reader": ours(path, plan), "ours": stream}, corners, turns=size.turns, per_turn=10 * size.per_turn)
     table.add_all(case, found)
 
 

@@ -43,7 +43,9 @@ class SlidesSection(Section):
     """How slides are opened."""
 
     reader: Literal["auto", "direct", "openslide", "tiffslide"] = Field(
-        "auto", description="`auto` takes OpenSlide where it opens the file, else TiffSlide"
+        "auto",
+        description="`auto` takes OpenSlide where it opens the file, else TiffSlide, and reads JPEG tiles directly; "
+        "`direct` refuses slides without such tiles; `openslide` and `tiffslide` decode everything themselves",
     )
 
 

@@ -81,7 +81,7 @@ def open_slide(
     source = open_source(path, remote)
     name = slide_name(path)
     try:
-        base = _open_base(path, name, source, reader, scale, cache)
+        base = _open_base(path, name, source, reader, scale)
     except BaseException:
         source.close()
         raise
@@ -96,6 +96,8 @@ def open_slide(
         base.info = replace(base.info, pixels_by=f"{base.info.reader}: {_reason(error, name)}")
     if isinstance(base, OpenSlideReader):
         source.close()  # it has the file open itself
+        if cache is not None:
+            base.share(cache)
     return base
 
 
@@ -128,12 +130,12 @@ def open_source(path: Path | str, remote: Remote = PATIENT) -> ByteSource:
 
 
 def _open_base(
-    path: Path | str, name: str, source: ByteSource, reader: ReaderName, scale: Scale | None, cache: TileCache | None
+    path: Path | str, name: str, source: ByteSource, reader: ReaderName, scale: Scale | None
 ) -> OpenSlideReader | TiffSlideReader:
     refusals = []
     if reader != "tiffslide" and not is_url(path):
         try:
-            return _openslide(Path(path), name, source, scale, cache)
+            return _openslide(Path(path), name, source, scale)
         except UnsupportedSlideError as error:
             refusals.append(_reason(error, name))
     if reader != "openslide":
@@ -152,11 +154,9 @@ def _open_base(
     )
 
 
-def _openslide(
-    path: Path, name: str, source: ByteSource, scale: Scale | None, cache: TileCache | None
-) -> OpenSlideReader:
+def _openslide(path: Path, name: str, source: ByteSource, scale: Scale | None) -> OpenSlideReader:
     """OpenSlide shows any TIFF as RGB, also one of grey or 16-bit pixels: those are refused."""
-    reader = OpenSlideReader(path, mpp_override=scale, cache=cache)
+    reader = OpenSlideReader(path, mpp_override=scale)
     if reader.info.properties.get("openslide.vendor") == "generic-tiff":
         try:
             require_rgb(name, source)

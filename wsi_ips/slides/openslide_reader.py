@@ -34,8 +34,6 @@ class OpenSlideReader:
         The slide.
     mpp_override
         Scale from the manifest; it wins over the file's.
-    cache
-        Shared with other slides; OpenSlide's own, for this slide alone, where None.
 
     Raises
     ------
@@ -43,15 +41,13 @@ class OpenSlideReader:
         OpenSlide does not open the file.
     """
 
-    def __init__(self, path: Path, *, mpp_override: Scale | None = None, cache: TileCache | None = None) -> None:
+    def __init__(self, path: Path, *, mpp_override: Scale | None = None) -> None:
         try:
             slide = openslide.OpenSlide(path)
         except OpenSlideUnsupportedFormatError as error:
             raise UnsupportedSlideError(f"slide {path.name}: not a format OpenSlide knows") from error
         except OpenSlideError as error:
             raise UnsupportedSlideError(f"slide {path.name}: OpenSlide refuses it: {error}") from error
-        if cache is not None:
-            slide.set_cache(cache.for_openslide)
         self._slide = slide
         self._closed = False
         properties = {name: str(value) for name, value in slide.properties.items()}
@@ -83,6 +79,10 @@ class OpenSlideReader:
                 f"level-0 {tuple(location_px0)}: {error}; the file is damaged there"
             ) from error
         return _over_background(image, self._background)
+
+    def share(self, cache: TileCache) -> None:
+        """Keep decoded tiles in a cache that other slides use too, instead of in one of its own."""
+        self._slide.set_cache(cache.for_openslide)
 
     def close(self) -> None:
         """Release the file."""
