@@ -27,7 +27,7 @@ import simplejpeg
 import tiffslide
 from numpy.typing import NDArray
 from PIL import Image
-from reading_slides import write_slide, write_uncompressed
+from support.reading_slides import write_slide, write_uncompressed
 
 from wsi_ips.geometry import Point, Pyramid, ReadPlan, Scale, Size, plan_read
 from wsi_ips.slides import SlidePool, open_slide, read_patch
