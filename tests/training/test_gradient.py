@@ -1,0 +1,257 @@
+"""Two passes give the ordinary gradient, in memory that depends on neither M nor B."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wsi_ips.errors import TrainingError
+from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.scanning import plain_patches
+from wsi_ips.training.gradient import (
+    StepGradient,
+    Winners,
+    activation_bytes,
+    plain_gradient,
+    two_pass_gradient,
+    uses_batch_statistics,
+)
+from wsi_ips.training.loop import Kept
+
+PX = 32
+
+
+def winners(*counts: int, seed: int = 0) -> Winners:
+    rng = np.random.default_rng(seed)
+    return Winners.of(
+        [Kept(np.sort(rng.permutation(500)[:k]), rng.integers(0, 255, (k, PX, PX, 3), np.uint8)) for k in counts]
+    )
+
+
+def small_net(*, dropout: float = 0.3, norm: str = "group") -> IpsNet:
+    torch.manual_seed(1)
+    spec = encoder_spec("resnet18-2", norm=norm, has_weights=False)
+    return IpsNet(build_encoder(spec), classes=2, heads=2, key_width=8, dropout=dropout).train()
+
+
+class Noisy(nn.Module):
+    """An encoder that draws random numbers for each patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * PX * PX, 12), nn.Dropout(0.5), nn.Linear(12, 6))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        out: Tensor = self.layers(patches)
+        return out
+
+
+def loss_of(net: IpsNet):
+    truth = torch.tensor([0, 1, 1])
+
+    def loss(embeddings: Tensor, mask: Tensor) -> Tensor:
+        tiles = net.pooling.alone(embeddings[mask])  # part of the loss, as `tile_loss` is
+        return nn.functional.cross_entropy(net(embeddings, mask), truth) + tiles.square().mean()
+
+    return loss
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def as_double(prepare):
+    return lambda *where: prepare(*where).double()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7, 12, 100])
+def test_equal_to_the_ordinary_gradient_in_float64_with_dropout(micro_batch):
+    net = small_net().double()
+    prepare = as_double(plain_patches(torch.device("cpu")))
+    kept = winners(7, 1, 4)
+    torch.manual_seed(5)
+    loss = plain_gradient(net.encoder, kept, prepare, loss_of(net))
+    expected = gradients(net)
+    net.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    again = two_pass_gradient(net.encoder, kept, prepare, loss_of(net), micro_batch=micro_batch)
+    found = gradients(net)
+    assert float(again) == pytest.approx(float(loss), rel=1e-12)
+    assert found.keys() == expected.keys()
+    assert any(name.startswith("encoder") for name in found)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 5])
+def test_equal_in_float32(micro_batch):
+    net, prepare, kept = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4)
+    torch.manual_seed(5)
+    plain_gradient(net.encoder, kept, prepare, loss_of(net))
+    expected = gradients(net)
+    net.zero_grad(set_to_none=True)
+    torch.manual_seed(5)
+    two_pass_gradient(net.encoder, kept, prepare, loss_of(net), micro_batch=micro_batch)
+    for name, value in gradients(net).items():
+        off = (value - expected[name]).norm() / expected[name].norm().clamp_min(1e-6)
+        assert off < 1e-5, name
+
+
+def test_in_bfloat16_it_is_as_near_as_bfloat16_is():
+    net, prepare, kept = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4)
+    found = []
+    for run in (plain_gradient, lambda *given: two_pass_gradient(*given, micro_batch=5)):
+        net.zero_grad(set_to_none=True)
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16):
+            run(net.encoder, kept, prepare, loss_of(net))
+        found.append(torch.cat([value.flatten() for value in gradients(net.encoder).values()]))
+    assert nn.functional.cosine_similarity(found[0], found[1], dim=0) > 0.99
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 12])
+def test_random_numbers_of_the_encoder_are_drawn_again(micro_batch):
+    """Dropout in the encoder: the gradient is that of the very embeddings the loss has seen."""
+    encoder, kept = Noisy().double().train(), winners(7, 1, 4)
+    prepare = as_double(plain_patches(torch.device("cpu")))
+    seen: list[Tensor] = []
+
+    def loss(embeddings: Tensor, mask: Tensor) -> Tensor:
+        seen.append(embeddings[mask].detach())
+        return (embeddings[mask] ** 3).sum() + nn.functional.dropout(embeddings, 0.5).sum()
+
+    torch.manual_seed(3)
+    two_pass_gradient(encoder, kept, prepare, loss, micro_batch=micro_batch)
+    found, after = gradients(encoder), torch.rand(3)
+
+    # One pass through the same micro-batches, so that the same random numbers are drawn.
+    encoder.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    parts = [
+        encoder(prepare(kept.rows(a, a + micro_batch), kept.slot, kept.tile)) for a in range(0, len(kept), micro_batch)
+    ]
+    loss(*kept.padded(torch.cat(parts))).backward()
+    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
+    for name, value in gradients(encoder).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.rand(3), after, rtol=0, atol=0)
+
+
+class Peak:
+    """Most bytes kept for a backward pass at any time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        peak = self
+
+        class Held:
+            def __init__(self, tensor: Tensor) -> None:
+                self.tensor, self.size = tensor, tensor.nbytes
+                peak.now += self.size
+                peak.most = max(peak.most, peak.now)
+
+            def __del__(self) -> None:
+                peak.now -= self.size
+
+        return Held(tensor)  # type: ignore[return-value]
+
+    def measure(self, run) -> int:
+        with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda held: held.tensor):
+            run()
+        return self.most
+
+
+def test_memory_depends_on_neither_the_winners_nor_the_slides():
+    net, prepare = small_net(), plain_patches(torch.device("cpu"))
+
+    def plain(*counts: int) -> int:
+        return Peak().measure(lambda: plain_gradient(net.encoder, winners(*counts), prepare, mean_of))
+
+    def two(*counts: int) -> int:
+        run = lambda: two_pass_gradient(net.encoder, winners(*counts), prepare, mean_of, micro_batch=4)  # noqa: E731
+        return Peak().measure(run)
+
+    def mean_of(embeddings: Tensor, mask: Tensor) -> Tensor:
+        return embeddings[mask].square().mean()
+
+    assert plain(32) > 2.5 * plain(8)  # weights are kept too
+    few = two(8)
+    assert two(64) < 1.05 * few
+    assert two(*[8] * 12) < 1.05 * few
+    assert two(64) < plain(64) / 5
+
+
+def test_live_batch_statistics_are_refused():
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    prepare, kept = plain_patches(torch.device("cpu")), winners(2, 2)
+    with pytest.raises(TrainingError, match=r"compute\.gradient: plain"):
+        two_pass_gradient(encoder.train(), kept, prepare, lambda e, m: e.sum(), micro_batch=2)
+    assert not uses_batch_statistics(encoder.eval())
+    two_pass_gradient(encoder.eval(), kept, prepare, lambda e, m: e.sum(), micro_batch=2)
+
+
+def test_a_frozen_encoder_is_embedded_once():
+    net, calls = small_net(), []
+    net.encoder.requires_grad_(requires_grad=False)
+    net.encoder.register_forward_hook(lambda *_: calls.append(1))
+    two_pass_gradient(net.encoder, winners(3, 2, 1), plain_patches(torch.device("cpu")), loss_of(net), micro_batch=6)
+    assert len(calls) == 1
+    assert net.head.weight.grad is not None
+
+
+def test_auto_takes_two_passes_where_the_budget_asks_for_it():
+    net, prepare, kept, notes = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4), []
+    each = activation_bytes(net.encoder, kept, prepare)
+    assert each > PX * PX * 3 * 4
+    calls: list[int] = []
+    net.encoder.register_forward_hook(lambda module, given, out: calls.append(len(out)))
+    roomy = StepGradient("auto", micro_batch=5, budget_gb=12 * each * 2 / 1e9, note=notes.append)
+    roomy(net, kept, prepare, loss_of(net))
+    assert calls[-1] == 12
+    assert notes == []
+    calls.clear()
+    tight = StepGradient("auto", micro_batch=5, budget_gb=12 * each / 1e9, note=notes.append)
+    net.zero_grad(set_to_none=True)
+    tight(net, kept, prepare, loss_of(net))
+    assert calls[-6:] == [5, 5, 2, 5, 5, 2]
+    assert "compute.memory_gb" in notes[0]
+
+
+class OutOfMemoryBelow:
+    """The encoder runs out of memory with more than so many patches that carry gradient."""
+
+    def __init__(self, net: IpsNet, patches: int) -> None:
+        self.patches = patches
+        net.encoder.register_forward_pre_hook(self.check)
+
+    def check(self, module: nn.Module, given: tuple[Tensor]) -> None:
+        if torch.is_grad_enabled() and len(given[0]) > self.patches:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(("kind", "micro_batch", "fits"), [("plain", 4, 4), ("two-pass", 8, 4)])
+def test_where_memory_runs_out_it_comes_down_once_and_the_gradient_is_right(kind, micro_batch, fits):
+    net, prepare, kept, notes = small_net(dropout=0.0), plain_patches(torch.device("cpu")), winners(7, 1, 4), []
+    expected_net = copy.deepcopy(net)
+    plain_gradient(expected_net.encoder, kept, prepare, loss_of(expected_net))
+    OutOfMemoryBelow(net, fits)
+    step = StepGradient(kind, micro_batch=micro_batch, budget_gb=1, note=notes.append)
+    step(net, kept, prepare, loss_of(net))
+    assert notes == ["memory ran out: going on in two passes of 4 patches at a time"]
+    expected = gradients(expected_net)
+    for name, value in gradients(net).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_time_it_is_an_error_that_names_the_keys():
+    net, prepare, kept = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4)
+    OutOfMemoryBelow(net, 1)
+    step = StepGradient("two-pass", micro_batch=8, budget_gb=1, note=lambda _: None)
+    with pytest.raises(TrainingError, match=r"`compute\.micro_batch` lower"):
+        step(net, kept, prepare, loss_of(net))
