@@ -56,7 +56,7 @@ def scan_slides(
     Parameters
     ----------
     net
-        Switched to evaluation mode.
+        Switched to evaluation mode; its rule chooses the tiles to keep.
     requests
         Slides with slots 0 ... B-1 in order, each with at least one tile.
     memory_size
@@ -102,6 +102,7 @@ def scan_slides(
             score_patches=score,
             memory_size=memory_size,
             read_again=read_again,
+            rule=net.rule,
         )
 
 
@@ -149,4 +150,4 @@ def slide_probabilities(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare
     """Class probabilities of slides from their kept tiles, shape (B, C)."""
     net.eval()
     embeddings, mask = embed_tiles(net, kept, prepare)
-    return torch.softmax(net(embeddings, mask), dim=1)
+    return net.probabilities(net(embeddings, mask))

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model.encoder import EncoderSpec, build_encoder
-from wsi_ips.model.net import IpsNet
+from wsi_ips.model.net import IpsNet, PoolingName
+from wsi_ips.model.rules import SelectionName, selection_rule
 from wsi_ips.provenance import atomic_path, atomic_write_json, fingerprint
 
 SCHEMA_VERSION = 1
@@ -33,7 +34,7 @@ class ModelCard:
         Class names in the order of the head's outputs.
     encoder
         Encoder architecture and normalisation.
-    heads, key_width
+    heads, key_width, dropout
         Of the pooling block.
     memory_size
         Tiles kept per slide (M).
@@ -43,6 +44,10 @@ class ModelCard:
         Of the training that made it.
     metrics
         Figures of its epoch.
+    pooling
+        Name of the pooling.
+    selection, iteration_size
+        How tiles are selected; the latter matters to `paper` only.
     """
 
     model_id: str
@@ -56,16 +61,29 @@ class ModelCard:
     patch_px: int
     fingerprint: str
     metrics: dict[str, float]
+    pooling: PoolingName = "attention"
+    selection: SelectionName = "exact"
+    iteration_size: int = 256
 
 
-def build_net(card: ModelCard) -> IpsNet:
-    """The network a card describes, with fresh weights."""
+def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None = None) -> IpsNet:
+    """The network a card describes, with fresh weights.
+
+    Parameters
+    ----------
+    card
+        The description.
+    pretrained, weights
+        Where the encoder's weights come from, as in :func:`build_encoder`.
+    """
     return IpsNet(
-        build_encoder(card.encoder),
+        build_encoder(card.encoder, pretrained=pretrained, weights=weights),
         classes=len(card.classes),
         heads=card.heads,
         key_width=card.key_width,
         dropout=card.dropout,
+        pooling=card.pooling,
+        rule=selection_rule(card.selection, iteration_size=card.iteration_size),
     )
 
 
