@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import ComputeSection
+from wsi_ips.model.fused import scan_encoder
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection, SlideToScan, scan
 from wsi_ips.tiles import PatchStream, SlideTiles, read_tiles
@@ -78,11 +79,12 @@ def scan_slides(
         A score is not finite.
     """
     net.eval()
+    encode = scan_encoder(net.encoder)
 
     def score(
         pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        scores = net.score(prepare(pixels, slot, tile), with_probability=with_probability)
+        scores = net.score(prepare(pixels, slot, tile), with_probability=with_probability, encode=encode)
         on_tiles(len(tile))
         probability = None if scores.probability is None else scores.probability.float().cpu().numpy()
         return scores.logits.float().cpu().numpy(), probability

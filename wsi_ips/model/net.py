@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from wsi_ips.model.attention import CrossAttentionPooling
 from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.fused import Encode
 from wsi_ips.model.pooling import GatedAttentionPooling, MaxPooling, MeanPooling, Pooling
 from wsi_ips.model.rules import Rule, even, exact
 from wsi_ips.model.tasks import Task, probabilities
@@ -109,7 +110,7 @@ class IpsNet(nn.Module):
         """Class probabilities from class logits, shape (..., C); softmax or sigmoid as each task has it."""
         return probabilities(logits, self.tasks)
 
-    def score(self, patches: Tensor, *, with_probability: bool) -> TileScores:
+    def score(self, patches: Tensor, *, with_probability: bool, encode: Encode | None = None) -> TileScores:
         """Score tiles for selection and, on request, each tile alone.
 
         Parameters
@@ -118,8 +119,10 @@ class IpsNet(nn.Module):
             Float in 0-1, shape (n, 3, h, w).
         with_probability
             Also compute the class probabilities of each tile as a bag of one.
+        encode
+            A faster equal of the encoder (:func:`scan_encoder`); None is the encoder.
         """
-        embeddings = self.encoder(patches)  # (n, D)
+        embeddings = (encode or self.encoder)(patches)  # (n, D)
         logits = self.pooling.logits(embeddings)  # (n, T, H)
         if not with_probability:
             return TileScores(logits, None)
