@@ -68,13 +68,13 @@ class Case:
 
 
 CASES = (
-    Case("resnet18", "batch", 256, 384, 32, 64),
-    Case("resnet50", "batch", 224, 128, 16, 32),
-    Case("resnet18", "group", 256, 384, 32, 64),
-    Case("resnet18-2", "group", 64, 4096, 64, 256),
-    Case("resnet18", "batch", 64, 2048, 64, 256),
+    Case("resnet18", "batch", 256, 192, 16, 32),
+    Case("resnet50", "batch", 224, 96, 8, 32),
+    Case("resnet18", "group", 256, 192, 16, 32),
+    Case("resnet18-2", "group", 64, 2048, 64, 256),
+    Case("resnet18", "batch", 64, 1024, 32, 256),
 )
-QUICK = (Case("resnet18", "batch", 256, 96, 8, 32), Case("resnet18-2", "group", 64, 768, 32, 128))
+QUICK = (Case("resnet18", "batch", 256, 48, 4, 16), Case("resnet18-2", "group", 64, 512, 16, 128))
 
 
 def pictures() -> list[Pixels]:
@@ -276,7 +276,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pixels, rows = pictures(), []
     for case in QUICK if options.quick else CASES:
-        for entry in measure(case, pixels, repeats=1 if options.quick else 3):
+        for entry in measure(case, pixels, repeats=1 if options.quick else 2):
             rows.append(entry)
             print(
                 "{case:82} ours {ours:8.3f}  {peer_name} {peer:8.3f}  ratio {ratio:.2f}  {unit}".format(**entry),

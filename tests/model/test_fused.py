@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wsi_ips.model.encoder import Encoder, build_encoder, encoder_spec
-from wsi_ips.model.fused import FusedResNet, can_fuse, scan_encoder
+from wsi_ips.model.fused import FusedResNet, can_fuse, in_parts, scan_encoder
 
 
 def encoder_of(name: str, norm: str = "batch") -> Encoder:
@@ -28,8 +28,7 @@ def encoder_of(name: str, norm: str = "batch") -> Encoder:
 def test_embeddings_are_those_of_the_encoder(name, shape):
     encoder = encoder_of(name)
     assert can_fuse(encoder)
-    fused = scan_encoder(encoder)
-    assert isinstance(fused, FusedResNet)
+    fused = FusedResNet(encoder)
     patches = torch.rand(shape)
     before = patches.clone()
     expected = encoder(patches)
@@ -45,13 +44,28 @@ def test_a_patch_is_embedded_alike_in_any_company():
     torch.testing.assert_close(fused(patches)[2:4], fused(patches[2:4]), rtol=1e-5, atol=1e-5)
 
 
+@torch.inference_mode()
 def test_what_cannot_be_fused_is_run_as_it_is():
-    for encoder in (encoder_of("resnet18-1", "group"), encoder_of("resnet18-1").double()):
-        assert scan_encoder(encoder) is encoder
     free = build_encoder(encoder_spec("resnet18-1", norm="batch", has_weights=False)).train()
-    assert scan_encoder(free) is free
     timm = build_encoder(encoder_spec("timm:resnet10t", norm="auto", has_weights=False)).eval()
-    assert scan_encoder(timm) is timm
+    assert not any(can_fuse(e) for e in (free, timm, encoder_of("resnet18-1").double()))
+    group = encoder_of("resnet18-1", "group")
+    assert not can_fuse(group)
+    patches = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(scan_encoder(group)(patches), group(patches))
+
+
+@pytest.mark.parametrize("side", [100, 600])
+def test_patches_go_in_parts_in_their_order(side):
+    sizes = []
+
+    def first_pixel(patches: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(patches))
+        return patches[:, :2, 0, 0]
+
+    patches = torch.rand(60, 3, side, side // 2)
+    torch.testing.assert_close(in_parts(first_pixel, patches), patches[:, :2, 0, 0])
+    assert max(sizes) == {100: 52, 600: 1}[side]
 
 
 def test_it_is_made_of_the_weights_of_the_moment():

@@ -1,9 +1,10 @@
-"""A faster way to compute the same embeddings where no gradient is needed: batch norm folded into convolutions.
+"""A faster way to compute the same embeddings on a CPU where no gradient is needed.
 
-In evaluation mode batch norm is a scale and a shift per channel, so it goes into the weights of the convolution
-before it; ReLU and the sum with the shortcut are done by the convolution while its output is in the cache; weights are
-laid out once for the library (oneDNN) instead of at every call. Up to rounding (some 1e-6 of the largest value) the
-result is that of the encoder. Measured on one core: benchmarks/RESULTS.md.
+Patches go through the encoder a few at a time, so that activations stay in the cache. In evaluation mode batch norm is
+a scale and a shift per channel, so it goes into the weights of the convolution before it; ReLU and the sum with the
+shortcut are done by the convolution; weights are laid out once for the library (oneDNN) instead of at every call. Up to
+rounding (some 1e-6 of the largest value) the result is that of the encoder. Measured on one core:
+``python benchmarks/ips_scan.py``.
 
 Shapes: n patches of h x w pixels, D width.
 """
@@ -11,6 +12,7 @@ Shapes: n patches of h x w pixels, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +26,25 @@ Encode = Callable[[Tensor], Tensor]
 """Float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)."""
 
 
+PIXELS_AT_A_TIME = 2**18
+"""Pixels of the patches that go through the network together on a CPU; measured best for 64 px and for 256 px."""
+
+
 def scan_encoder(encoder: Encoder) -> Encode:
     """The fastest way to run an encoder as it is now, without gradient.
 
-    Valid until its weights change. A ResNet with batch norm on a CPU is fused; any other encoder is returned itself.
+    Valid until its weights change. On a CPU patches go in parts, and a ResNet with batch norm is fused; elsewhere it is
+    the encoder itself.
     """
-    return FusedResNet(encoder) if can_fuse(encoder) else encoder
+    if encoder.mean.device.type != "cpu":
+        return encoder
+    return partial(in_parts, FusedResNet(encoder) if can_fuse(encoder) else encoder)
+
+
+def in_parts(encode: Encode, patches: Tensor) -> Tensor:
+    """Embed at most :data:`PIXELS_AT_A_TIME` pixels at a time, (n, 3, h, w) to (n, D)."""
+    count = max(1, PIXELS_AT_A_TIME // (patches.shape[2] * patches.shape[3]))
+    return torch.cat([encode(part) for part in patches.split(count)])
 
 
 def can_fuse(encoder: Encoder) -> bool:
