@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from wsi_ips.errors import CheckpointError
 from wsi_ips.model import ModelCard, encoder_spec, load_checkpoint, save_checkpoint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.model.rules import even, exact, paper
@@ -56,3 +57,10 @@ def test_a_card_from_before_there_was_a_choice_means_attention_and_exact(tmp_pat
         del stored[name]
     path.write_text(json.dumps(stored))
     assert load_checkpoint(tmp_path)[1] == CARD
+
+
+@pytest.mark.parametrize("key", ["pooling", "selection"])
+def test_a_card_with_an_unknown_choice_is_refused(tmp_path, key):
+    save_checkpoint(tmp_path, build_net(CARD), replace(CARD, **{key: "of-the-future"}))
+    with pytest.raises(CheckpointError, match=f"{key} `of-the-future`"):
+        load_checkpoint(tmp_path)

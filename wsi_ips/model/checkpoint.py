@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -115,9 +115,17 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
         encoder = EncoderSpec(**stored.pop("encoder"))
-        return ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
-    except (KeyError, TypeError) as error:
+        card = ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
+        _known("pooling", card.pooling, get_args(PoolingName))
+        _known("selection", card.selection, get_args(SelectionName))
+        return card
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); train again") from error
+
+
+def _known(key: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise ValueError(f"unknown {key} `{name}`")
 
 
 def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[IpsNet, ModelCard]:
