@@ -45,13 +45,13 @@ class Paper(nn.Module):
         block = self.transf["crs_attn"]
         query = block.q_w(block.q[0]).view(QUERIES, HEADS, KEY_WIDTH)
         key = block.k_w(embeddings).view(-1, HEADS, KEY_WIDTH)
-        return torch.einsum("the,nhe->thn", query / math.sqrt(KEY_WIDTH), key).softmax(-1)
+        return torch.einsum("the,khe->thk", query / math.sqrt(KEY_WIDTH), key).softmax(-1)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of all tasks of one slide from its tiles, (n, D) to (C,)."""
         block, mlp = self.transf["crs_attn"], self.transf["mlp"]
         value = block.v_w(embeddings).view(-1, HEADS, KEY_WIDTH)
-        pooled = torch.einsum("thn,nhe->the", self.attention(embeddings), value).flatten(1)
+        pooled = torch.einsum("thk,khe->the", self.attention(embeddings), value).flatten(1)
         x = block.layer_norm(block.fc(pooled) + block.q[0])
         x = mlp.layer_norm(mlp.w_2(torch.relu(mlp.w_1(x))) + x)
         return torch.cat([self.output_layers[t.name](x[i]) for i, t in enumerate(TASKS)])
