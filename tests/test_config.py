@@ -173,3 +173,7 @@ def test_every_field_of_every_section_says_what_it_is() -> None:
         for name, field in section.model_fields.items():
             nested = isinstance(field.default, Section) or name == "synth"
             assert nested or field.description, f"{section.__name__}.{name}"
+
+
+def test_selection_that_would_have_no_effect_is_refused(tmp_path: Path) -> None:
+    assert "even sample" in complaint(tmp_path, {"model": {"pooling": "mean", "selection": "paper"}})

@@ -109,9 +109,29 @@ class ModelSection(Section):
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
     )
     memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
-    heads: Annotated[int, Field(ge=1)] = Field(8, description="attention heads")
-    key_width: Annotated[int, Field(ge=1)] = Field(64, description="width of keys and values per head")
+    selection: Literal["exact", "paper"] = Field(
+        "exact",
+        description="`exact`: the best M of the whole slide; `paper`: the published greedy rule, for comparison",
+    )
+    iteration_size: Annotated[int, Field(ge=1)] = Field(
+        256, description="tiles per iteration of `selection: paper` (I); it changes that rule's result"
+    )
+    pooling: Literal["attention", "abmil", "mean", "max"] = Field(
+        "attention",
+        description="`attention`: cross-attention of the method; for comparison `abmil` (gated attention), `mean` of "
+        "an even sample of tiles, `max` (the one best tile)",
+    )
+    heads: Annotated[int, Field(ge=1)] = Field(8, description="heads of `attention`; the other poolings have one")
+    key_width: Annotated[int, Field(ge=1)] = Field(
+        64, description="width of keys and values per head; of the gate of `abmil`"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
+
+    @model_validator(mode="after")
+    def _selection_has_an_effect(self) -> Self:
+        if self.pooling == "mean" and self.selection != "exact":
+            raise ValueError("`pooling: mean` keeps an even sample of tiles; leave `selection: exact`")
+        return self
 
 
 class TrainingSection(Section):

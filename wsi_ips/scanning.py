@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import ComputeSection
+from wsi_ips.model.fused import scan_encoder
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection, SlideToScan, scan
 from wsi_ips.tiles import PatchStream, SlideTiles, read_tiles
@@ -56,7 +57,7 @@ def scan_slides(
     Parameters
     ----------
     net
-        Switched to evaluation mode.
+        Switched to evaluation mode; its rule chooses the tiles to keep.
     requests
         Slides with slots 0 ... B-1 in order, each with at least one tile.
     memory_size
@@ -78,11 +79,12 @@ def scan_slides(
         A score is not finite.
     """
     net.eval()
+    encode = scan_encoder(net.encoder)
 
     def score(
         pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        scores = net.score(prepare(pixels, slot, tile), with_probability=with_probability)
+        scores = net.score(prepare(pixels, slot, tile), with_probability=with_probability, encode=encode)
         on_tiles(len(tile))
         probability = None if scores.probability is None else scores.probability.float().cpu().numpy()
         return scores.logits.float().cpu().numpy(), probability
@@ -102,6 +104,7 @@ def scan_slides(
             score_patches=score,
             memory_size=memory_size,
             read_again=read_again,
+            rule=net.rule,
         )
 
 
@@ -149,4 +152,4 @@ def slide_probabilities(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare
     """Class probabilities of slides from their kept tiles, shape (B, C)."""
     net.eval()
     embeddings, mask = embed_tiles(net, kept, prepare)
-    return torch.softmax(net(embeddings, mask), dim=1)
+    return net.probabilities(net(embeddings, mask))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.model.rules import Rule, exact
 from wsi_ips.model.selection import SlideToScan, scan
 
 
@@ -35,7 +36,7 @@ def reference(logits: np.ndarray, memory_size: int) -> list[int]:
     return sorted(range(len(score)), key=lambda i: (-score[i], i))[:memory_size]
 
 
-def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.ndarray):
+def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.ndarray, rule: Rule = exact):
     """Scan slides whose logits are ``tables``, tiles of all slides in the given order."""
     owner = np.concatenate([np.full(len(t), s) for s, t in enumerate(tables)])
     number = np.concatenate([np.arange(len(t)) for t in tables])
@@ -56,7 +57,7 @@ def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.n
         return pixels_of(slot, tiles)
 
     slides = [SlideToScan(f"s{i}", len(t)) for i, t in enumerate(tables)]
-    found = scan(chunks(), slides, score_patches=score, memory_size=memory_size, read_again=again)
+    found = scan(chunks(), slides, score_patches=score, memory_size=memory_size, read_again=again, rule=rule)
     return found, read_again
 
 

@@ -3,7 +3,8 @@
 from wsi_ips.model.checkpoint import ModelCard, load_checkpoint, read_card, save_checkpoint
 from wsi_ips.model.encoder import EncoderSpec, build_encoder, encoder_spec
 from wsi_ips.model.net import IpsNet
-from wsi_ips.model.selection import Selection, SlideToScan, scan, selection_score
+from wsi_ips.model.rules import selection_rule, selection_score
+from wsi_ips.model.selection import Selection, SlideToScan, merge, scan
 
 __all__ = [
     "EncoderSpec",
@@ -14,8 +15,10 @@ __all__ = [
     "build_encoder",
     "encoder_spec",
     "load_checkpoint",
+    "merge",
     "read_card",
     "save_checkpoint",
     "scan",
+    "selection_rule",
     "selection_score",
 ]

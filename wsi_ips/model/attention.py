@@ -13,8 +13,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from wsi_ips.model.pooling import Pooling
 
-class CrossAttentionPooling(nn.Module):
+NORM_EPS = 1e-6
+"""As in the published code; PyTorch's default is 1e-5."""
+
+
+class CrossAttentionPooling(Pooling):
     """T learned queries attend to the tiles of a slide.
 
     ``x = LN(q + dropout(W_o · attention · values)); x = LN(x + dropout(MLP(x)))`` with the query as the
@@ -35,11 +40,11 @@ class CrossAttentionPooling(nn.Module):
         self.to_out = nn.Linear(heads * key_width, width, bias=False)
         self.attention_dropout = nn.Dropout(dropout)
         self.dropout = nn.Dropout(dropout)
-        self.norm_attention = nn.LayerNorm(width)
+        self.norm_attention = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
         )
-        self.norm_mlp = nn.LayerNorm(width)
+        self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Attention logit of each tile, before any softmax.

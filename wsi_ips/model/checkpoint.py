@@ -6,14 +6,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model.encoder import EncoderSpec, build_encoder
-from wsi_ips.model.net import IpsNet
+from wsi_ips.model.net import IpsNet, PoolingName
+from wsi_ips.model.rules import SelectionName, selection_rule
 from wsi_ips.provenance import atomic_path, atomic_write_json, fingerprint
 
 SCHEMA_VERSION = 1
@@ -33,7 +34,7 @@ class ModelCard:
         Class names in the order of the head's outputs.
     encoder
         Encoder architecture and normalisation.
-    heads, key_width
+    heads, key_width, dropout
         Of the pooling block.
     memory_size
         Tiles kept per slide (M).
@@ -43,6 +44,10 @@ class ModelCard:
         Of the training that made it.
     metrics
         Figures of its epoch.
+    pooling
+        Name of the pooling.
+    selection, iteration_size
+        How tiles are selected; the latter matters to `paper` only.
     """
 
     model_id: str
@@ -56,16 +61,29 @@ class ModelCard:
     patch_px: int
     fingerprint: str
     metrics: dict[str, float]
+    pooling: PoolingName = "attention"
+    selection: SelectionName = "exact"
+    iteration_size: int = 256
 
 
-def build_net(card: ModelCard) -> IpsNet:
-    """The network a card describes, with fresh weights."""
+def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None = None) -> IpsNet:
+    """The network a card describes, with fresh weights.
+
+    Parameters
+    ----------
+    card
+        The description.
+    pretrained, weights
+        Where the encoder's weights come from, as in :func:`build_encoder`.
+    """
     return IpsNet(
-        build_encoder(card.encoder),
+        build_encoder(card.encoder, pretrained=pretrained, weights=weights),
         classes=len(card.classes),
         heads=card.heads,
         key_width=card.key_width,
         dropout=card.dropout,
+        pooling=card.pooling,
+        rule=selection_rule(card.selection, iteration_size=card.iteration_size),
     )
 
 
@@ -97,9 +115,17 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
         encoder = EncoderSpec(**stored.pop("encoder"))
-        return ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
-    except (KeyError, TypeError) as error:
+        card = ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
+        _known("pooling", card.pooling, get_args(PoolingName))
+        _known("selection", card.selection, get_args(SelectionName))
+        return card
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); train again") from error
+
+
+def _known(key: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise ValueError(f"unknown {key} `{name}`")
 
 
 def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[IpsNet, ModelCard]:

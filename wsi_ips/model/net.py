@@ -1,18 +1,27 @@
-"""The whole network: encoder, pooling, one linear head.
+"""The whole network: encoder, pooling, one linear head per task.
 
-Shapes: n patches of h x w pixels, B slides, K kept tiles, T queries, H heads, D width, C classes.
+Shapes: n patches of h x w pixels, B slides, K kept tiles, T queries (one per task), H heads, D width, C classes of all
+tasks together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsi_ips.model.attention import CrossAttentionPooling
 from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.fused import Encode
+from wsi_ips.model.pooling import GatedAttentionPooling, MaxPooling, MeanPooling, Pooling
+from wsi_ips.model.rules import Rule, even, exact
+from wsi_ips.model.tasks import Task, probabilities
+
+PoolingName = Literal["attention", "abmil", "mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +41,46 @@ class TileScores:
 
 
 class IpsNet(nn.Module):
-    """Encoder, cross-attention pooling and a linear head for one task."""
+    """Encoder, pooling and a linear head per task.
+
+    Parameters
+    ----------
+    encoder
+        Patches to embeddings.
+    classes
+        Number of classes of the only task; or give ``tasks``.
+    tasks
+        Each has one query of the pooling and one linear head.
+    heads, key_width, dropout
+        Of the pooling block.
+    pooling
+        Its name.
+    rule
+        Chooses the tiles to keep; a pooling that scores all tiles alike takes an even sample instead.
+    """
 
     def __init__(
-        self, encoder: Encoder, *, classes: int, heads: int = 8, key_width: int = 64, dropout: float = 0.1
+        self,
+        encoder: Encoder,
+        *,
+        classes: int | None = None,
+        tasks: Sequence[Task] = (),
+        heads: int = 8,
+        key_width: int = 64,
+        dropout: float = 0.1,
+        pooling: PoolingName = "attention",
+        rule: Rule = exact,
     ) -> None:
         super().__init__()
+        if (classes is None) == (not tasks):
+            raise ValueError("give either `classes` or `tasks`")
+        self.tasks = (Task("label", classes),) if classes is not None else tuple(tasks)
         self.encoder = encoder
-        self.pooling = CrossAttentionPooling(encoder.width, heads=heads, key_width=key_width, dropout=dropout)
-        self.head = nn.Linear(encoder.width, classes)
+        self.pooling = build_pooling(
+            pooling, encoder.width, queries=len(self.tasks), heads=heads, key_width=key_width, dropout=dropout
+        )
+        self.head = nn.Linear(encoder.width, sum(task.classes for task in self.tasks))
+        self.rule = rule if self.pooling.ranks else even
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Class logits of slides from their kept tiles.
@@ -55,12 +95,22 @@ class IpsNet(nn.Module):
         Returns
         -------
         torch.Tensor
-            Shape (B, C), before the softmax.
+            Shape (B, C), before softmax or sigmoid; tasks side by side.
         """
-        out: Tensor = self.head(self.pooling(embeddings, mask)[:, 0])  # (B, C)
-        return out
+        return self.classify(self.pooling(embeddings, mask))  # (B, C)
 
-    def score(self, patches: Tensor, *, with_probability: bool) -> TileScores:
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Class logits of pooled vectors, each task from its own query, shape (..., T, D) to (..., C)."""
+        widths = [task.classes for task in self.tasks]
+        heads = zip(self.head.weight.split(widths), self.head.bias.split(widths), strict=True)
+        parts = [functional.linear(pooled[..., t, :], weight, bias) for t, (weight, bias) in enumerate(heads)]
+        return torch.cat(parts, dim=-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Class probabilities from class logits, shape (..., C); softmax or sigmoid as each task has it."""
+        return probabilities(logits, self.tasks)
+
+    def score(self, patches: Tensor, *, with_probability: bool, encode: Encode | None = None) -> TileScores:
         """Score tiles for selection and, on request, each tile alone.
 
         Parameters
@@ -69,12 +119,14 @@ class IpsNet(nn.Module):
             Float in 0-1, shape (n, 3, h, w).
         with_probability
             Also compute the class probabilities of each tile as a bag of one.
+        encode
+            A faster equal of the encoder (:func:`scan_encoder`); None is the encoder.
         """
-        embeddings = self.encoder(patches)  # (n, D)
+        embeddings = (encode or self.encoder)(patches)  # (n, D)
         logits = self.pooling.logits(embeddings)  # (n, T, H)
         if not with_probability:
             return TileScores(logits, None)
-        return TileScores(logits, self.head(self.pooling.alone(embeddings)[:, 0]).softmax(-1))  # (n, C)
+        return TileScores(logits, self.probabilities(self.classify(self.pooling.alone(embeddings))))  # (n, C)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
         """Parameters for the optimiser: norms, biases and queries have no weight decay."""
@@ -87,6 +139,21 @@ class IpsNet(nn.Module):
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+
+
+def build_pooling(
+    name: PoolingName, width: int, *, queries: int, heads: int, key_width: int, dropout: float
+) -> Pooling:
+    """A pooling by its name in the recipe; `heads` matters to `attention` only, `key_width` also to `abmil`."""
+    match name:
+        case "attention":
+            return CrossAttentionPooling(width, queries=queries, heads=heads, key_width=key_width, dropout=dropout)
+        case "abmil":
+            return GatedAttentionPooling(width, queries=queries, key_width=key_width, dropout=dropout)
+        case "mean":
+            return MeanPooling(queries=queries, dropout=dropout)
+        case "max":
+            return MaxPooling(width, queries=queries, dropout=dropout)
 
 
 def to_float(pixels: Tensor) -> Tensor:

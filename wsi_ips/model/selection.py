@@ -1,11 +1,12 @@
-"""Exact one-pass selection: score all tiles of all slides, keep the M best of each.
+"""One-pass selection: score all tiles of all slides, keep the M best of each.
 
 The selection score of tile i is the mean over queries t and heads h of its softmax attention over the
 **whole slide**, ``mean_th exp(s_ith - lse_th)``, with ``lse_th`` the log-sum-exp of all logits of the slide.
 A logit does not depend on other tiles, so the logits of all N tiles (N·T·H floats; 8 MB at 250 000 x 8)
 give the exact top-M at the end, whatever the order of tiles, the size of chunks or the company of other
 slides. This differs from the published greedy rule (Bergner et al., 2023, algorithm 1), which takes the softmax
-inside each buffer and chunk and is therefore no top-M of any fixed score once H > 1.
+inside each buffer and chunk and is therefore no top-M of any fixed score once H > 1. As all logits are kept, that
+rule too can be applied to them at the end (``rules.paper``), with the same result as in the published loop.
 
 During the scan a buffer of M patches holds the pixels of the best by the log-sum-exp so far. With H > 1
 the final log-sum-exp can favour a tile that the buffer let go; its pixels are read again by tile number.
@@ -15,20 +16,18 @@ Shapes: N tiles of a slide, n tiles of a chunk, M kept at most, T queries, H hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.model.rules import Doubles, Floats, Rule, TileIds, best_first, exact, log_sum_exp, selection_score
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
-TileIds = NDArray[np.int64]
 
 
 class Chunk(Protocol):
@@ -73,11 +72,11 @@ class Selection:
     Attributes
     ----------
     tiles
-        Kept tile ids, shape (K,) with K = min(M, tiles scanned); equal scores in order of id.
+        Kept tile ids, shape (K,) with K = min(M, tiles scanned); best first by the rule, equal scores in order of id.
     pixels
         Their patches, uint8, shape (K, h, w, 3).
     score
-        Their selection scores, shape (K,).
+        Their selection scores over the whole slide, shape (K,).
     scanned
         Ids of all scanned tiles, ascending, shape (S,).
     logits
@@ -101,31 +100,6 @@ ReadAgain = Callable[[int, TileIds], Pixels]
 """(slot, tile ids (k,)) -> pixels (k, h, w, 3)."""
 
 
-def selection_score(logits: Floats, total: Doubles | None = None) -> Doubles:
-    """Mean softmax attention over queries and heads.
-
-    Parameters
-    ----------
-    logits
-        Shape (n, T, H).
-    total
-        Log-sum-exp over the whole slide, shape (T, H); computed from ``logits`` where None.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (n,); sums to 1 over the tiles that ``total`` covers.
-    """
-    wide = logits.astype(np.float64)
-    total = logsumexp(wide, axis=0) if total is None else total
-    return np.asarray(np.exp(wide - total).mean(axis=(1, 2)))
-
-
-def best_first(score: Doubles, tiles: TileIds, count: int) -> NDArray[np.intp]:
-    """Positions of the ``count`` highest scores, best first, equal scores by tile id."""
-    return np.lexsort((tiles, -score))[:count]
-
-
 def scan(
     chunks: Iterable[Chunk],
     slides: Sequence[SlideToScan],
@@ -133,6 +107,7 @@ def scan(
     score_patches: ScorePatches,
     memory_size: int,
     read_again: ReadAgain,
+    rule: Rule = exact,
 ) -> list[Selection]:
     """Score every tile of a stream and keep the best of each slide.
 
@@ -150,6 +125,8 @@ def scan(
         Tiles kept per slide (M).
     read_again
         Reads patches that left the buffer and are winners in the end.
+    rule
+        Chooses the winners from the logits of all tiles.
 
     Raises
     ------
@@ -168,7 +145,70 @@ def scan(
                 logits[here],
                 None if probability is None else probability[here],
             )
-    return [memory.finish(slot, read_again) for slot, memory in enumerate(memories)]
+    return [memory.finish(slot, rule, read_again) for slot, memory in enumerate(memories)]
+
+
+def merge(
+    shards: Sequence[Selection],
+    *,
+    memory_size: int,
+    read_again: Callable[[TileIds], Pixels],
+    rule: Rule = exact,
+) -> Selection:
+    """Join selections of disjoint parts of one slide into the selection of the whole.
+
+    Equal to one scan of all parts, for the logits of all scanned tiles are in the parts. The parts must have been
+    scanned by the same network.
+
+    Parameters
+    ----------
+    shards
+        At least one; no tile in two of them.
+    memory_size
+        Tiles kept (M).
+    read_again
+        Reads patches that win over the whole slide, but did not in their part (possible where H·T > 1).
+    rule
+        Chooses the winners from the logits of all tiles.
+
+    Raises
+    ------
+    ScoresError
+        A tile is in two parts.
+    """
+    scanned = np.concatenate([shard.scanned for shard in shards])
+    order = np.argsort(scanned)
+    if len(np.unique(scanned)) < len(scanned):
+        raise ScoresError("a tile was scanned in two parts of its slide; split the tiles so that each is in one part")
+    probabilities = [shard.probability for shard in shards if shard.probability is not None]
+    return _select(
+        scanned[order],
+        np.concatenate([shard.logits for shard in shards])[order],
+        np.concatenate(probabilities)[order] if len(probabilities) == len(shards) else None,
+        memory_size=memory_size,
+        rule=rule,
+        held={int(t): p for shard in shards for t, p in zip(shard.tiles, shard.pixels, strict=True)},
+        read_again=read_again,
+    )
+
+
+def _select(
+    scanned: TileIds,
+    logits: Floats,
+    probability: Floats | None,
+    *,
+    memory_size: int,
+    rule: Rule,
+    held: Mapping[int, Pixels],
+    read_again: Callable[[TileIds], Pixels],
+) -> Selection:
+    """Apply a rule to the logits of all scanned tiles and gather the winners' pixels."""
+    best = rule(logits, memory_size)
+    winners = scanned[best]
+    lost = [k for k, tile in enumerate(winners) if int(tile) not in held]
+    again = iter(read_again(winners[lost]) if lost else ())
+    pixels = np.stack([held[int(tile)] if int(tile) in held else next(again) for tile in winners])
+    return Selection(winners, pixels, selection_score(logits)[best], scanned, logits, probability)
 
 
 class _Memory:
@@ -198,7 +238,7 @@ class _Memory:
                 "again with a lower `training.learning_rate`"
             )
         self._store(tiles, logits, probability)
-        chunk_total = logsumexp(logits.astype(np.float64), axis=0)  # (T, H)
+        chunk_total = log_sum_exp(logits.astype(np.float64))  # (T, H)
         self.total = chunk_total if self.total is None else np.logaddexp(self.total, chunk_total)
         if self.pixels is None:
             self.pixels = np.empty((min(self.size, self.slide.tiles), *pixels.shape[1:]), np.uint8)
@@ -215,25 +255,21 @@ class _Memory:
         for place, source in zip(places, rows[entering], strict=True):
             self.pixels[place] = pixels[source]
 
-    def finish(self, slot: int, read_again: ReadAgain) -> Selection:
-        """Exact top-M over everything seen."""
+    def finish(self, slot: int, rule: Rule, read_again: ReadAgain) -> Selection:
+        """Choose among everything seen."""
         if self.logits is None or self.pixels is None:
             raise ScoresError(f"slide {self.slide.slide_id}: no tile was scanned; leave empty slides out")
+        held = {int(tile): self.pixels[row] for row, tile in enumerate(self.kept)}
         scanned = np.flatnonzero(self.seen).astype(np.int64)
-        logits = self.logits[scanned]
-        score = selection_score(logits)
-        best = best_first(score, scanned, self.size)
-        winners = scanned[best]
-        row_of = {int(tile): row for row, tile in enumerate(self.kept)}
-        pixels = np.empty((len(winners), *self.pixels.shape[1:]), np.uint8)
-        lost = [k for k, tile in enumerate(winners) if int(tile) not in row_of]
-        for k, tile in enumerate(winners):
-            if int(tile) in row_of:
-                pixels[k] = self.pixels[row_of[int(tile)]]
-        if lost:
-            pixels[lost] = read_again(slot, winners[lost])
-        probability = None if self.probability is None else self.probability[scanned]
-        return Selection(winners, pixels, score[best], scanned, logits, probability)
+        return _select(
+            scanned,
+            self.logits[scanned],
+            None if self.probability is None else self.probability[scanned],
+            memory_size=self.size,
+            rule=rule,
+            held=held,
+            read_again=partial(read_again, slot),
+        )
 
     def _store(self, tiles: TileIds, logits: Floats, probability: Floats | None) -> None:
         if self.logits is None:

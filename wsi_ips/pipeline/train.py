@@ -11,8 +11,8 @@ import torch
 
 from wsi_ips.errors import RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import IpsNet, ModelCard, build_encoder, encoder_spec, read_card, save_checkpoint
-from wsi_ips.model.checkpoint import CARD_NAME
+from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
+from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.scanning import choose_device
@@ -87,13 +87,6 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     spec = encoder_spec(
         section.encoder, norm=section.norm, has_weights=section.pretrained or section.weights is not None
     )
-    net = IpsNet(
-        build_encoder(spec, pretrained=section.pretrained, weights=section.weights),
-        classes=len(classes),
-        heads=section.heads,
-        key_width=section.key_width,
-        dropout=section.dropout,
-    ).to(device)
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
         classes=classes,
@@ -106,7 +99,11 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         patch_px=recipe.tiles.patch_px,
         fingerprint=wanted,
         metrics={},
+        pooling=section.pooling,
+        selection=section.selection,
+        iteration_size=section.iteration_size,
     )
+    net = build_net(card, pretrained=section.pretrained, weights=section.weights).to(device)
     keeper = _Keeper(run, net, card)
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)]

@@ -1,0 +1,131 @@
+"""Weights of the published code give the published outputs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from wsi_ips.errors import CheckpointError
+from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model.reference import convert_reference
+from wsi_ips.model.rules import paper, selection_score
+from wsi_ips.model.tasks import Task
+
+HEADS, KEY_WIDTH, WIDTH, QUERIES = 4, 6, 128, 2
+TASKS = (Task("grade", 3), Task("tumour", 1, "multi"))
+
+
+class Paper(nn.Module):
+    """The block of the paper written from its description, with the names of the published state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        trunk = resnet18()
+        self.encoder = nn.Sequential(
+            trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool, trunk.layer1, trunk.layer2, trunk.avgpool
+        )
+        attention, mlp = nn.Module(), nn.Module()
+        attention.q = nn.Parameter(torch.randn(1, QUERIES, WIDTH))
+        for name in ("q_w", "k_w", "v_w"):
+            setattr(attention, name, nn.Linear(WIDTH, HEADS * KEY_WIDTH, bias=False))
+        attention.fc = nn.Linear(HEADS * KEY_WIDTH, WIDTH, bias=False)
+        attention.layer_norm, mlp.layer_norm = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
+        mlp.w_1, mlp.w_2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.transf = nn.ModuleDict({"crs_attn": attention, "mlp": mlp})
+        self.output_layers = nn.ModuleDict(
+            {t.name: nn.Sequential(nn.Linear(WIDTH, t.classes), nn.Identity()) for t in TASKS}
+        )
+
+    def attention(self, embeddings: Tensor) -> Tensor:
+        """(n, D) to softmax attention (T, H, n)."""
+        block = self.transf["crs_attn"]
+        query = block.q_w(block.q[0]).view(QUERIES, HEADS, KEY_WIDTH)
+        key = block.k_w(embeddings).view(-1, HEADS, KEY_WIDTH)
+        return torch.einsum("the,khe->thk", query / math.sqrt(KEY_WIDTH), key).softmax(-1)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Logits of all tasks of one slide from its tiles, (n, D) to (C,)."""
+        block, mlp = self.transf["crs_attn"], self.transf["mlp"]
+        value = block.v_w(embeddings).view(-1, HEADS, KEY_WIDTH)
+        pooled = torch.einsum("thk,khe->the", self.attention(embeddings), value).flatten(1)
+        x = block.layer_norm(block.fc(pooled) + block.q[0])
+        x = mlp.layer_norm(mlp.w_2(torch.relu(mlp.w_1(x))) + x)
+        return torch.cat([self.output_layers[t.name](x[i]) for i, t in enumerate(TASKS)])
+
+
+def ours() -> IpsNet:
+    encoder = build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True))
+    return IpsNet(encoder, tasks=TASKS, heads=HEADS, key_width=KEY_WIDTH)
+
+
+@pytest.fixture
+def published() -> Paper:
+    torch.manual_seed(3)
+    net = Paper()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return net.eval()
+
+
+@torch.no_grad()
+def test_converted_weights_give_equal_outputs(published):
+    net = ours()
+    net.load_state_dict(convert_reference(published.state_dict(), net, tasks=["grade", "tumour"]))
+    net.eval()
+    patches = torch.rand(9, 3, 32, 32)
+    there = published.encoder((patches - net.encoder.mean) / net.encoder.std).flatten(1)
+    here = net.encoder(patches)
+    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)
+    published.double()
+    net.double()
+    tiles = there.double()
+    logits = net(tiles[None], torch.ones(1, 9, dtype=torch.bool))[0]
+    torch.testing.assert_close(logits, published(tiles), rtol=1e-6, atol=1e-6)
+    attention = published.attention(tiles)  # (T, H, n)
+    raw = net.pooling.logits(tiles)
+    torch.testing.assert_close(raw.softmax(0), attention.permute(2, 0, 1), rtol=1e-6, atol=1e-6)
+    score = torch.from_numpy(selection_score(raw.numpy()))
+    torch.testing.assert_close(score, attention.mean((0, 1)), rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_converted_weights_select_the_tiles_of_the_published_loop(published):
+    net = ours().eval()
+    net.load_state_dict(convert_reference(published.state_dict(), net, tasks=["grade", "tumour"]))
+    tiles = torch.randn(300, WIDTH) * 6
+    buffer = torch.arange(20)
+    for chunk in torch.arange(20, 300).split(16):
+        both = torch.cat([buffer, chunk])
+        buffer = both[published.attention(tiles[both]).mean((0, 1)).topk(20).indices]
+    assert set(paper(net.pooling.logits(tiles).numpy(), 20, iteration_size=16).tolist()) == set(buffer.tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("transf.mlp.w_1.bias"), r"missing: transf\.mlp\.w_1\.bias"),
+        (lambda s: s.update(pos_enc=torch.zeros(1)), r"no counterpart here: pos_enc"),
+        (lambda s: s.update({"transf.crs_attn.v_w.weight": torch.zeros(8, WIDTH)}), r"v_w\.weight \(8, 128\) for"),
+        (lambda s: s.update({"encoder.0.weight": torch.zeros(64, 1, 7, 7)}), r"encoder\.0\.weight \(64, 1, 7, 7\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_published_name(published, change, said):
+    state = published.state_dict()
+    change(state)
+    with pytest.raises(CheckpointError, match=said):
+        convert_reference(state, ours(), tasks=["grade", "tumour"])
+
+
+def test_another_pooling_is_refused(published):
+    encoder = build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True))
+    with pytest.raises(CheckpointError, match="attention"):
+        convert_reference(published.state_dict(), IpsNet(encoder, classes=2, pooling="abmil"), tasks=["a"])

@@ -1,0 +1,84 @@
+"""Several tasks on one slide: each has its own query, its own probabilities and its own loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model.tasks import UNKNOWN, Task, probabilities, task_loss
+
+TASKS = (Task("grade", 3), Task("markers", 4, "multi"))
+
+
+@pytest.fixture
+def net() -> IpsNet:
+    torch.manual_seed(0)
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
+    return IpsNet(encoder, tasks=TASKS, heads=2, key_width=4).eval()
+
+
+def test_each_task_has_a_query_and_a_head_of_its_own(net):
+    embeddings, mask = torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.bool)
+    before = net(embeddings, mask)
+    assert before.shape == (2, 7)
+    with torch.no_grad():
+        net.pooling.queries[1] += 1
+    after = net(embeddings, mask)
+    torch.testing.assert_close(after[:, :3], before[:, :3])
+    assert (after[:, 3:] - before[:, 3:]).abs().min() > 0
+
+
+def test_a_tile_alone_is_scored_for_all_tasks(net):
+    patches = torch.rand(3, 3, 32, 32)
+    scores = net.score(patches, with_probability=True)
+    assert scores.logits.shape == (3, 2, 2)
+    alone = net(net.encoder(patches)[:, None], torch.ones(3, 1, dtype=torch.bool))
+    torch.testing.assert_close(scores.probability, net.probabilities(alone))
+
+
+def test_one_task_is_the_network_with_classes():
+    torch.manual_seed(0)
+    one = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), classes=2)
+    embeddings, mask = torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.bool)
+    one.eval()
+    torch.testing.assert_close(one(embeddings, mask), one.head(one.pooling(embeddings, mask)[:, 0]))
+
+
+def test_probabilities_sum_to_one_where_one_class_holds():
+    found = probabilities(torch.randn(5, 7), TASKS)
+    torch.testing.assert_close(found[:, :3].sum(1), torch.ones(5))
+    assert ((found > 0) & (found < 1)).all()
+
+
+def test_the_loss_is_the_mean_of_the_losses_of_the_tasks():
+    logits = torch.randn(4, 7, dtype=torch.float64)
+    truths = [torch.tensor([0, 2, 1, 1]), torch.randint(0, 2, (4, 4)).double()]
+    single = functional.cross_entropy(logits[:, :3], truths[0])
+    multi = functional.binary_cross_entropy(logits[:, 3:].sigmoid(), truths[1])
+    torch.testing.assert_close(task_loss(logits, truths, TASKS), (single + multi) / 2)
+
+
+def test_slides_whose_label_is_unknown_do_not_count():
+    logits = torch.randn(3, 7)
+    truths = [torch.tensor([0, UNKNOWN, 1]), torch.tensor([[1.0, torch.nan, 0, 1]] * 3)]
+    changed = logits.clone()
+    changed[1, :3] += 5
+    changed[:, 4] += 5
+    torch.testing.assert_close(task_loss(changed, truths, TASKS), task_loss(logits, truths, TASKS))
+
+
+def test_a_task_without_any_known_label_counts_as_nothing():
+    logits = torch.randn(2, 7, requires_grad=True)
+    truths = [torch.full((2,), UNKNOWN), torch.full((2, 4), torch.nan)]
+    loss = task_loss(logits, truths, TASKS)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"classes": 2, "tasks": TASKS}])
+def test_classes_and_tasks_exclude_each_other(arguments):
+    with pytest.raises(ValueError, match="either"):
+        IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), **arguments)
