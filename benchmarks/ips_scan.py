@@ -38,7 +38,7 @@ from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.fused import scan_encoder
 from wsi_ips.model.net import to_float
 from wsi_ips.model.rules import exact
-from wsi_ips.scanning import embed_tiles, plain_patches, scan_slides
+from wsi_ips.scanning import Winners, plain_patches, scan_slides
 from wsi_ips.slides import ArrayReader
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
@@ -183,9 +183,10 @@ class PublishedLoop:
 
 def our_step(net: IpsNet, slide: SlideTiles, case: Case, optimiser: torch.optim.Optimizer) -> None:
     """Selection and one update, as the training loop does it."""
-    kept = our_scan(net, slide, case)
+    winners = Winners.of(our_scan(net, slide, case))
     net.train()
-    loss = functional.cross_entropy(net(*embed_tiles(net, kept, plain_patches(DEVICE))), torch.tensor([1]))
+    embedded = net.encoder(winners.patches(0, len(winners), plain_patches(DEVICE)))
+    loss = functional.cross_entropy(net(*winners.padded(embedded)), torch.tensor([1]))
     update(loss, optimiser)
 
 

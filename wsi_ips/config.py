@@ -214,6 +214,15 @@ class ComputeSection(Section):
     readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
     chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
     prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")
+    gradient: Literal["auto", "plain", "two-pass"] = Field(
+        "auto",
+        description="how a step's gradient is taken: `plain`, all winners at once; `two-pass`, `micro_batch` at a "
+        "time, in memory that does not grow with winners or slides; `auto`, plain where it fits into `gpu_memory_gb`",
+    )
+    micro_batch: Annotated[int, Field(ge=1)] = Field(64, description="patches at a time of the two-pass gradient")
+    gpu_memory_gb: Positive = Field(
+        4.0, description="memory for the activations of a step with gradient, GB (main memory where there is no GPU)"
+    )
     open_slides: Annotated[int, Field(ge=1)] = Field(32, description="slides kept open between reads")
     tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
         128, description="decoded tiles kept for their neighbours, all slides together, MiB"

@@ -7,8 +7,9 @@ Shapes: n patches, B slides, K ≤ M kept tiles, T queries, H heads, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from wsi_ips.config import ComputeSection
 from wsi_ips.model.fused import scan_encoder
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection, SlideToScan, scan
-from wsi_ips.tiles import PatchStream, SlideTiles, read_tiles
+from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, read_tiles
 
-Prepare = Callable[[NDArray[np.uint8], NDArray[np.integer], NDArray[np.integer]], Tensor]
-"""(pixels (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device."""
+Prepare = Callable[[Tensor, NDArray[np.integer], NDArray[np.integer]], Tensor]
+"""(pixels, uint8 (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,10 +36,60 @@ def choose_device(name: str) -> torch.device:
 def plain_patches(device: torch.device) -> Prepare:
     """Patches as they are, moved to the device as uint8 and converted there."""
 
-    def prepare(pixels: NDArray[np.uint8], _: NDArray[np.integer], __: NDArray[np.integer]) -> Tensor:
-        return to_float(torch.from_numpy(pixels).to(device, non_blocking=True))
+    def prepare(pixels: Tensor, _: NDArray[np.integer], __: NDArray[np.integer]) -> Tensor:
+        return to_float(pixels.to(device))
 
     return prepare
+
+
+class StagedChunk(NamedTuple):
+    """A chunk whose pixels are also on the device.
+
+    Attributes
+    ----------
+    pixels, slot, tile
+        As in ``PatchChunk``.
+    on_device
+        The pixels, uint8, shape (n, h, w, 3).
+    """
+
+    pixels: NDArray[np.uint8]
+    slot: NDArray[np.int32]
+    tile: NDArray[np.int32]
+    on_device: Tensor
+
+
+CHUNKS_STAGED = 2
+"""Chunks in use at a time: one is computed, the next is on its way."""
+
+
+def page_locked(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory from which CUDA copies without stopping the processor."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+def staged(chunks: Iterable[PatchChunk], device: torch.device) -> Iterator[StagedChunk]:
+    """Bring chunks to the device; on CUDA each is copied while the one before it is computed.
+
+    ``chunks`` must leave the memory of :data:`CHUNKS_STAGED` chunks alone.
+    """
+    if device.type != "cuda":
+        for chunk in chunks:
+            yield StagedChunk(*chunk, torch.from_numpy(chunk.pixels))
+        return
+    copying = torch.cuda.Stream(device)
+    ahead: StagedChunk | None = None
+    for chunk in chunks:
+        with torch.cuda.stream(copying):
+            coming = StagedChunk(*chunk, torch.from_numpy(chunk.pixels).to(device, non_blocking=True))
+            arrived = copying.record_event()
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_event(arrived)
+        coming.on_device.record_stream(torch.cuda.current_stream(device))
+        ahead = coming
+    if ahead is not None:
+        yield ahead
 
 
 @torch.inference_mode()
@@ -79,13 +130,12 @@ def scan_slides(
         A score is not finite.
     """
     net.eval()
-    encode = scan_encoder(net.encoder)
+    encode, device = scan_encoder(net.encoder), next(net.parameters()).device
 
-    def score(
-        pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        scores = net.score(prepare(pixels, slot, tile), with_probability=with_probability, encode=encode)
-        on_tiles(len(tile))
+    def score(chunk: StagedChunk) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        patches = prepare(chunk.on_device, chunk.slot, chunk.tile)
+        scores = net.score(patches, with_probability=with_probability, encode=encode)
+        on_tiles(len(chunk.tile))
         probability = None if scores.probability is None else scores.probability.float().cpu().numpy()
         return scores.logits.float().cpu().numpy(), probability
 
@@ -97,11 +147,13 @@ def scan_slides(
         chunk_size=compute.chunk_size,
         readers=compute.readers,
         prefetch_chunks=compute.prefetch_chunks,
+        held_chunks=CHUNKS_STAGED if device.type == "cuda" else 1,
+        allocate=page_locked if device.type == "cuda" else None,
     ) as stream:
         return scan(
-            stream,
+            staged(stream, device),
             [SlideToScan(request.slide_id, len(request.index)) for request in requests],
-            score_patches=score,
+            score_chunk=score,
             memory_size=memory_size,
             read_again=read_again,
             rule=net.rule,
@@ -122,34 +174,67 @@ class KeptTiles(Protocol):
         ...
 
 
-def embed_tiles(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare) -> tuple[Tensor, Tensor]:
-    """Encode the kept tiles of a batch; carries gradient where gradients are on.
+@dataclass(frozen=True)
+class Winners:
+    """Kept tiles of a batch of slides, one after the other.
 
-    Returns
-    -------
-    embeddings
-        Shape (B, K, D); zeros where there is no tile.
-    mask
-        bool, shape (B, K), True where a tile is.
+    Attributes
+    ----------
+    pixels
+        Patches of each slide, uint8, shape (K_b, h, w, 3).
+    slot, tile
+        Slide and tile id of each, shape (n,).
+    counts
+        K_b.
     """
-    counts = [len(entry.tiles) for entry in kept]
-    slots = np.repeat(np.arange(len(kept)), counts)
-    patches = prepare(
-        np.concatenate([entry.pixels for entry in kept]),
-        slots,
-        np.concatenate([entry.tiles for entry in kept]),
-    )
-    embedded = net.encoder(patches)  # (sum K, D)
-    mask = torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]  # (B, K)
-    mask = mask.to(embedded.device)
-    padded = embedded.new_zeros(*mask.shape, embedded.shape[1])
-    padded[mask] = embedded  # the mask's row-major order is the order of concatenation
-    return padded, mask
+
+    pixels: Sequence[NDArray[np.uint8]]
+    slot: NDArray[np.int64]
+    tile: NDArray[np.int64]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kept: Sequence[KeptTiles]) -> Winners:
+        """From the kept tiles of each slide."""
+        counts = tuple(len(entry.tiles) for entry in kept)
+        return cls(
+            pixels=[entry.pixels for entry in kept],
+            slot=np.repeat(np.arange(len(kept)), counts),
+            tile=np.concatenate([entry.tiles for entry in kept]),
+            counts=counts,
+        )
+
+    def __len__(self) -> int:
+        return len(self.tile)
+
+    def parts(self, size: int) -> list[tuple[int, int]]:
+        """Half-open ranges of at most ``size`` winners that cover them all."""
+        return [(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def patches(self, start: int, stop: int, prepare: Prepare) -> Tensor:
+        """Winners ``start`` to ``stop`` as the network wants them; no copy of the others is made."""
+        parts, first = [], 0
+        for pixels in self.pixels:
+            a, b = max(0, start - first), min(len(pixels), stop - first)
+            if a < b:
+                parts.append(pixels[a:b])
+            first += len(pixels)
+        together = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return prepare(torch.from_numpy(together), self.slot[start:stop], self.tile[start:stop])
+
+    def padded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (n, D) as a table (B, K, D) with zeros where there is no tile, and its mask (B, K)."""
+        mask = torch.arange(max(self.counts))[None] < torch.tensor(self.counts)[:, None]  # (B, K)
+        mask = mask.to(embedded.device)
+        table = embedded.new_zeros(*mask.shape, embedded.shape[1])
+        table[mask] = embedded  # the mask's row-major order is the order of concatenation
+        return table, mask
 
 
 @torch.inference_mode()
-def slide_probabilities(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare) -> Tensor:
-    """Class probabilities of slides from their kept tiles, shape (B, C)."""
+def slide_probabilities(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256) -> Tensor:
+    """Class probabilities of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
     net.eval()
-    embeddings, mask = embed_tiles(net, kept, prepare)
-    return net.probabilities(net(embeddings, mask))
+    winners = Winners.of(kept)
+    embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
+    return net.probabilities(net(*winners.padded(embedded)))

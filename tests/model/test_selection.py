@@ -57,7 +57,14 @@ def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.n
         return pixels_of(slot, tiles)
 
     slides = [SlideToScan(f"s{i}", len(t)) for i, t in enumerate(tables)]
-    found = scan(chunks(), slides, score_patches=score, memory_size=memory_size, read_again=again, rule=rule)
+    found = scan(
+        chunks(),
+        slides,
+        score_chunk=lambda c: score(c.pixels, c.slot, c.tile),
+        memory_size=memory_size,
+        read_again=again,
+        rule=rule,
+    )
     return found, read_again
 
 
@@ -113,4 +120,4 @@ def test_scores_that_are_not_finite_name_the_slide():
 
 def test_a_slide_without_a_scanned_tile_is_an_error():
     with pytest.raises(ScoresError, match="slide lonely"):
-        scan([], [SlideToScan("lonely", 4)], score_patches=None, memory_size=2, read_again=None)
+        scan([], [SlideToScan("lonely", 4)], score_chunk=None, memory_size=2, read_again=None)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import TrainingError
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.scanning import plain_patches
+from wsi_ips.scanning import Winners, plain_patches
 from wsi_ips.training.gradient import (
     StepGradient,
-    Winners,
     activation_bytes,
     plain_gradient,
     two_pass_gradient,
@@ -131,9 +130,7 @@ def test_random_numbers_of_the_encoder_are_drawn_again(micro_batch):
     # One pass through the same micro-batches, so that the same random numbers are drawn.
     encoder.zero_grad(set_to_none=True)
     torch.manual_seed(3)
-    parts = [
-        encoder(prepare(kept.rows(a, a + micro_batch), kept.slot, kept.tile)) for a in range(0, len(kept), micro_batch)
-    ]
+    parts = [encoder(kept.patches(a, b, prepare)) for a, b in kept.parts(micro_batch)]
     loss(*kept.padded(torch.cat(parts))).backward()
     torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
     for name, value in gradients(encoder).items():
@@ -220,7 +217,7 @@ def test_auto_takes_two_passes_where_the_budget_asks_for_it():
     net.zero_grad(set_to_none=True)
     tight(net, kept, prepare, loss_of(net))
     assert calls[-6:] == [5, 5, 2, 5, 5, 2]
-    assert "compute.memory_gb" in notes[0]
+    assert "compute.gpu_memory_gb" in notes[0]
 
 
 class OutOfMemoryBelow:

@@ -13,7 +13,7 @@ from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.scanning import embed_tiles, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.scanning import Winners, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import read_tiles
 from wsi_ips.training.loop import LabelledSlide, Trainer, class_weights, selection_weights, warmup_cosine
 
@@ -30,13 +30,13 @@ def cohort(count: int) -> list[LabelledSlide]:
     return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), i % 2) for i in range(count)]
 
 
-def trainer(net: IpsNet, **section: object) -> Trainer:
+def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, **section: object) -> Trainer:
     defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_epochs": 0, "warm_start_epochs": 0}
     return Trainer(
         net,
         memory_size=5,
         section=TrainingSection(**(defaults | section)),
-        compute=COMPUTE,
+        compute=compute,
         seed=3,
         device=torch.device("cpu"),
     )
@@ -80,7 +80,8 @@ def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
     requests = [short.only(np.array([2, 4], np.int32)), textured_slide("long", label=1, seed=6).at_slot(1)]
     prepare = plain_patches(torch.device("cpu"))
     kept = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
-    embeddings, mask = embed_tiles(net, kept, prepare)
+    winners = Winners.of(kept)
+    embeddings, mask = winners.padded(net.encoder(winners.patches(0, len(winners), prepare)))
     assert mask.sum(1).tolist() == [2, 5]
     assert embeddings.requires_grad
     assert sorted(kept[0].tiles.tolist()) == [2, 4]
@@ -175,3 +176,17 @@ def test_the_tile_loss_blames_only_attended_tiles_of_positive_slides():
     expected = -(alone[:3, 0].mean() + (alone[3:, 1] * weights[1]).sum()) / 2
     found = loop._tile_loss(embeddings, mask, torch.tensor([0, 1]), torch.nn.functional.cross_entropy, 1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 50])
+def test_training_in_two_passes_is_training(micro_batch):
+    """Same winners, same dropout, same updates: the weights after an epoch agree to float32."""
+    nets = []
+    for gradient in ("plain", "two-pass"):
+        net = small_net()
+        compute = COMPUTE.model_copy(update={"gradient": gradient, "micro_batch": micro_batch})
+        torch.manual_seed(9)
+        trainer(net, compute=compute, epochs=2).fit(cohort(4), [], classes=2, on_epoch=lambda _: None)
+        nets.append(net)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -40,7 +40,7 @@ def scan_encoder(encoder: Encoder) -> Encode:
         return encoder
     if can_fuse(encoder):
         return partial(in_parts, FusedResNet(encoder))
-    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, at a fraction of the speed.
+    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, and much slower.
     return partial(in_parts, encoder, at_least=16 if torch.get_num_threads() == 1 else 1)
 
 
@@ -51,7 +51,7 @@ def in_parts(encode: Encode, patches: Tensor, *, at_least: int = 1) -> Tensor:
 
 
 def can_fuse(encoder: Encoder) -> bool:
-    """Whether :class:`FusedResNet` fits: a ResNet with batch norm in evaluation mode, float32, on a CPU with oneDNN."""
+    """Whether :class:`FusedResNet` fits: a ResNet, batch norm in evaluation mode, float32, a CPU with oneDNN."""
     trunk = encoder.trunk
     return (
         not encoder.training

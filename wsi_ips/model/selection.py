@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,18 +93,19 @@ class Selection:
     probability: Floats | None
 
 
-ScorePatches = Callable[[Pixels, NDArray[np.integer], NDArray[np.integer]], tuple[Floats, Floats | None]]
-"""(pixels (n, h, w, 3), slot (n,), tile (n,)) -> (logits (n, T, H), probability (n, C) or None)."""
+AnyChunk = TypeVar("AnyChunk", bound=Chunk)
+ScoreChunk = Callable[[AnyChunk], tuple[Floats, Floats | None]]
+"""Chunk of n patches -> (logits (n, T, H), probability (n, C) or None)."""
 
 ReadAgain = Callable[[int, TileIds], Pixels]
 """(slot, tile ids (k,)) -> pixels (k, h, w, 3)."""
 
 
 def scan(
-    chunks: Iterable[Chunk],
+    chunks: Iterable[AnyChunk],
     slides: Sequence[SlideToScan],
     *,
-    score_patches: ScorePatches,
+    score_chunk: ScoreChunk[AnyChunk],
     memory_size: int,
     read_again: ReadAgain,
     rule: Rule = exact,
@@ -119,7 +120,7 @@ def scan(
         The stream; any order, any mixture of slides, each tile at most once.
     slides
         The batch; ``chunk.slot`` counts in it.
-    score_patches
+    score_chunk
         Encoder and scorer.
     memory_size
         Tiles kept per slide (M).
@@ -135,7 +136,7 @@ def scan(
     """
     memories = [_Memory(slide, memory_size) for slide in slides]
     for chunk in chunks:
-        logits, probability = score_patches(chunk.pixels, chunk.slot, chunk.tile)
+        logits, probability = score_chunk(chunk)
         for slot in np.unique(chunk.slot):
             here = np.flatnonzero(chunk.slot == slot)
             memories[slot].add(

@@ -116,6 +116,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             seed=recipe.seed,
             device=device,
             on_slides=advance,
+            note=run.progress.note,
         )
         trainer.fit(labelled[0], labelled[1], classes=len(classes), on_epoch=keeper)
 

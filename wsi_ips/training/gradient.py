@@ -18,78 +18,23 @@ Shapes: K_b winners of slide b, n = sum of K_b, B slides, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet
-from wsi_ips.scanning import KeptTiles, Prepare
+from wsi_ips.scanning import Prepare, Winners
 
 SPARE = 1.5
 """Of the memory of saved activations: what the backward pass needs besides (gradients of activations, workspaces)."""
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """(embeddings (B, K, D), mask (B, K)) -> scalar loss."""
-
-
-@dataclass(frozen=True)
-class Winners:
-    """Kept tiles of a batch of slides, one after the other.
-
-    Attributes
-    ----------
-    pixels
-        Patches of each slide, uint8, shape (K_b, h, w, 3).
-    slot, tile
-        Slide and tile id of each, shape (n,).
-    counts
-        K_b.
-    """
-
-    pixels: Sequence[NDArray[np.uint8]]
-    slot: NDArray[np.int64]
-    tile: NDArray[np.int64]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, kept: Sequence[KeptTiles]) -> Winners:
-        """From the kept tiles of each slide."""
-        counts = tuple(len(entry.tiles) for entry in kept)
-        return cls(
-            pixels=[entry.pixels for entry in kept],
-            slot=np.repeat(np.arange(len(kept)), counts),
-            tile=np.concatenate([entry.tiles for entry in kept]),
-            counts=counts,
-        )
-
-    def __len__(self) -> int:
-        return len(self.tile)
-
-    def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Patches ``start`` to ``stop`` of all slides together; no copy of the others."""
-        parts, first = [], 0
-        for pixels in self.pixels:
-            a, b = max(0, start - first), min(len(pixels), stop - first)
-            if a < b:
-                parts.append(pixels[a:b])
-            first += len(pixels)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def padded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (n, D) as a table (B, K, D) with zeros where there is no tile, and its mask (B, K)."""
-        mask = torch.arange(max(self.counts))[None] < torch.tensor(self.counts)[:, None]  # (B, K)
-        mask = mask.to(embedded.device)
-        table = embedded.new_zeros(*mask.shape, embedded.shape[1])
-        table[mask] = embedded  # the mask's row-major order is the order of concatenation
-        return table, mask
 
 
 def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
@@ -106,9 +51,9 @@ def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_
     loss_of
         Pooling, head and loss; may be scaled (``GradScaler``), then the gradient is.
     """
-    embedded = encoder(prepare(winners.rows(0, len(winners)), winners.slot, winners.tile))  # (n, D)
+    embedded = encoder(winners.patches(0, len(winners), prepare))  # (n, D)
     loss = loss_of(*winners.padded(embedded))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.detach()
 
 
@@ -134,22 +79,22 @@ def two_pass_gradient(
         The encoder uses batch statistics.
     """
     require_independent_patches(encoder)
-    parts = [(a, min(a + micro_batch, len(winners))) for a in range(0, len(winners), micro_batch)]
+    parts = winners.parts(micro_batch)
     device = next(encoder.parameters()).device
     states, rows = [], []
     with torch.no_grad():
         for a, b in parts:
             states.append(_RandomState(device))
-            rows.append(encoder(prepare(winners.rows(a, b), winners.slot[a:b], winners.tile[a:b])))  # (b - a, D)
+            rows.append(encoder(winners.patches(a, b, prepare)))  # (b - a, D)
     embedded = torch.cat(rows).requires_grad_()  # (n, D)
     loss = loss_of(*winners.padded(embedded))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if embedded.grad is None or not any(p.requires_grad for p in encoder.parameters()):
         return loss.detach()
     after = _RandomState(device)
     for (a, b), state in zip(parts, states, strict=True):
         state.restore()
-        again = encoder(prepare(winners.rows(a, b), winners.slot[a:b], winners.tile[a:b]))  # (b - a, D)
+        again = encoder(winners.patches(a, b, prepare))  # (b - a, D)
         again.backward(embedded.grad[a:b])
     after.restore()
     return loss.detach()
@@ -228,7 +173,7 @@ class StepGradient:
         if kind != self._told and kind == "two-pass":
             self.note(
                 f"{len(winners)} winners at once would need about {needed_gb:.1f} GB, the budget is "
-                f"{self.budget_gb:g} GB (`compute.memory_gb`): learning in two passes of {self.micro_batch} patches"
+                f"{self.budget_gb:g} GB (`compute.gpu_memory_gb`): learning in two passes of {self.micro_batch} patches"
             )
         self._told = kind
         return kind
@@ -246,7 +191,7 @@ def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> 
 
     own = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
     before = _RandomState(next(encoder.parameters()).device)
-    patches = prepare(winners.rows(0, count), winners.slot[:count], winners.tile[:count])
+    patches = winners.patches(0, count, prepare)
     hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with torch.enable_grad(), hooks:
         out = encoder(patches)
@@ -282,4 +227,3 @@ class _RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
-

@@ -25,9 +25,10 @@ from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
-from wsi_ips.scanning import Prepare, embed_tiles, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.scanning import Prepare, Winners, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
+from wsi_ips.training.gradient import StepGradient
 
 GRADIENT_NORM = 1.0
 START_SLIDES, START_TILES = 16, 256
@@ -98,6 +99,8 @@ class Trainer:
         Where the network lives.
     on_slides
         Called with the number of training slides finished, after each step.
+    note
+        Told how the gradient is taken where that is not in one pass.
     """
 
     def __init__(
@@ -110,9 +113,13 @@ class Trainer:
         seed: int,
         device: torch.device,
         on_slides: Callable[[int], None] = lambda _: None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
+        self.gradient = StepGradient(
+            compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
+        )
 
     def fit(
         self,
@@ -191,23 +198,29 @@ class Trainer:
         prepare = self._augmented([slide.slide_id for slide in batch], epoch)
         kept = self._kept(batch, epoch, prepare)
         self.net.train()
-        embeddings, mask = embed_tiles(self.net, kept, prepare)  # (B, K, D), (B, K)
         truth = torch.tensor([slide.label for slide in batch], device=self.device)  # (B,)
         criterion = partial(functional.cross_entropy, weight=weights, label_smoothing=self.section.label_smoothing)
-        logits = self.net(embeddings, mask)  # (B, C)
-        loss = criterion(logits, truth)
-        if self.section.tile_loss:
-            loss = loss + self.section.tile_loss * self._tile_loss(embeddings, mask, truth, criterion, epoch)
+        right = 0
+
+        def loss_of(embeddings: Tensor, mask: Tensor) -> Tensor:
+            nonlocal right
+            logits = self.net(embeddings, mask)  # (B, C)
+            right = int((logits.argmax(1) == truth).sum())
+            loss = criterion(logits, truth)
+            if self.section.tile_loss:
+                loss = loss + self.section.tile_loss * self._tile_loss(embeddings, mask, truth, criterion, epoch)
+            return loss
+
+        optimiser.zero_grad(set_to_none=True)
+        loss = self.gradient(self.net, Winners.of(kept), prepare, loss_of)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"epoch {epoch}: the loss is {loss.item()}; the last good checkpoint is kept; lower "
                 "`training.learning_rate` and train again"
             )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM)
         optimiser.step()
-        return float(loss.detach()), int((logits.argmax(1) == truth).sum())
+        return float(loss), right
 
     def _tile_loss(
         self, embeddings: Tensor, mask: Tensor, truth: Tensor, criterion: Callable[..., Tensor], epoch: int
@@ -274,12 +287,12 @@ class Trainer:
         if not self.section.augment:
             return plain_patches(self.device)
 
-        def prepare(pixels: NDArray[np.uint8], slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor:
+        def prepare(pixels: Tensor, slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor:
             keys = np.empty(len(tile), np.uint64)
             for s in np.unique(slot):
                 rows = slot == s
                 keys[rows] = tile_keys(seed=self.seed, epoch=epoch, slide_id=slide_ids[s], tiles=tile[rows])
-            return augment(to_float(torch.from_numpy(pixels).to(self.device)), keys)
+            return augment(to_float(pixels.to(self.device)), keys)
 
         return prepare
 
@@ -295,7 +308,9 @@ class Trainer:
                 compute=self.compute,
                 prepare=prepare,
             )
-            probability = slide_probabilities(self.net, selections, prepare)[0, slide.label]
+            probability = slide_probabilities(self.net, selections, prepare, chunk_size=self.compute.chunk_size)[
+                0, slide.label
+            ]
             total -= math.log(max(float(probability), 1e-12))
         return total / len(slides)
 
