@@ -40,7 +40,7 @@ def scan_encoder(encoder: Encoder) -> Encode:
         return encoder
     if can_fuse(encoder):
         return partial(in_parts, FusedResNet(encoder))
-    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, at a fraction of the speed.
+    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, several times slower.
     return partial(in_parts, encoder, at_least=16 if torch.get_num_threads() == 1 else 1)
 
 
