@@ -26,7 +26,7 @@ Encode = Callable[[Tensor], Tensor]
 """Float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)."""
 
 
-PIXELS_AT_A_TIME = 2**18
+PIXELS_AT_A_TIME, PIXELS_AT_A_TIME_FUSED = 2**18, 2**19
 """Pixels of the patches that go through the network together on a CPU; measured best for 64 px and for 256 px."""
 
 
@@ -39,19 +39,19 @@ def scan_encoder(encoder: Encoder) -> Encode:
     if encoder.mean.device.type != "cpu":
         return encoder
     if can_fuse(encoder):
-        return partial(in_parts, FusedResNet(encoder))
-    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, and much slower.
+        return partial(in_parts, FusedResNet(encoder), pixels=PIXELS_AT_A_TIME_FUSED)
+    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, several times slower.
     return partial(in_parts, encoder, at_least=16 if torch.get_num_threads() == 1 else 1)
 
 
-def in_parts(encode: Encode, patches: Tensor, *, at_least: int = 1) -> Tensor:
-    """Embed some :data:`PIXELS_AT_A_TIME` pixels at a time, but so many patches, (n, 3, h, w) to (n, D)."""
-    count = max(at_least, PIXELS_AT_A_TIME // (patches.shape[2] * patches.shape[3]))
+def in_parts(encode: Encode, patches: Tensor, *, pixels: int = PIXELS_AT_A_TIME, at_least: int = 1) -> Tensor:
+    """Embed so many pixels at a time, but at least so many patches, (n, 3, h, w) to (n, D)."""
+    count = max(at_least, pixels // (patches.shape[2] * patches.shape[3]))
     return torch.cat([encode(part) for part in patches.split(count)])
 
 
 def can_fuse(encoder: Encoder) -> bool:
-    """Whether :class:`FusedResNet` fits: a ResNet, batch norm in evaluation mode, float32, a CPU with oneDNN."""
+    """Whether :class:`FusedResNet` fits: a ResNet with batch norm in evaluation mode, float32, on a CPU with oneDNN."""
     trunk = encoder.trunk
     return (
         not encoder.training
