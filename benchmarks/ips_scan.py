@@ -183,7 +183,7 @@ class PublishedLoop:
 
 def our_step(net: IpsNet, slide: SlideTiles, case: Case, optimiser: torch.optim.Optimizer) -> None:
     """Selection and one update, as the training loop does it."""
-    winners = Winners.of(our_scan(net, slide, case))
+    winners = Winners.of(net, [slide], our_scan(net, slide, case))
     net.train()
     embedded = net.encoder(winners.patches(0, len(winners), plain_patches(DEVICE)))
     loss = functional.cross_entropy(net(*winners.padded(embedded)), torch.tensor([1]))

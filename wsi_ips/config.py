@@ -121,6 +121,9 @@ class ModelSection(Section):
         description="`attention`: cross-attention of the method; for comparison `abmil` (gated attention), `mean` of "
         "an even sample of tiles, `max` (the one best tile)",
     )
+    position: Literal["none", "sinusoidal"] = Field(
+        "none", description="`sinusoidal`: the place of a tile (µm) is added to its embedding"
+    )
     heads: Annotated[int, Field(ge=1)] = Field(8, description="heads of `attention`; the other poolings have one")
     key_width: Annotated[int, Field(ge=1)] = Field(
         64, description="width of keys and values per head; of the gate of `abmil`"

@@ -132,9 +132,12 @@ def scan_slides(
     net.eval()
     encode, device = scan_encoder(net.encoder), next(net.parameters()).device
 
+    places = _Places(net, requests)
+
     def score(chunk: StagedChunk) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         patches = prepare(chunk.on_device, chunk.slot, chunk.tile)
-        scores = net.score(patches, with_probability=with_probability, encode=encode)
+        position = places(chunk.slot, chunk.tile)
+        scores = net.score(patches, with_probability=with_probability, encode=encode, position=position)
         on_tiles(len(chunk.tile))
         probability = None if scores.probability is None else scores.probability.float().cpu().numpy()
         return scores.logits.float().cpu().numpy(), probability
@@ -158,6 +161,26 @@ def scan_slides(
             read_again=read_again,
             rule=net.rule,
         )
+
+
+class _Places:
+    """Position vectors of tiles, None where the network has no use for them."""
+
+    def __init__(self, net: IpsNet, requests: Sequence[SlideTiles]) -> None:
+        self._position = net.position
+        self._centres_um = [] if net.position is None else [request.index.centres_um for request in requests]
+        self._device = next(net.parameters()).device
+
+    def __call__(self, slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor | None:
+        """Shape (n, D)."""
+        if self._position is None:
+            return None
+        centres = np.empty((len(tile), 2))
+        for number, all_centres in enumerate(self._centres_um):
+            rows = slot == number
+            centres[rows] = all_centres[tile[rows]]
+        vectors: Tensor = self._position(torch.from_numpy(centres).to(self._device, torch.float32))
+        return vectors
 
 
 class KeptTiles(Protocol):
@@ -186,23 +209,22 @@ class Winners:
         Slide and tile id of each, shape (n,).
     counts
         K_b.
+    position
+        Added to their embeddings, shape (n, D), or None.
     """
 
     pixels: Sequence[NDArray[np.uint8]]
     slot: NDArray[np.int64]
     tile: NDArray[np.int64]
     counts: tuple[int, ...]
+    position: Tensor | None = None
 
     @classmethod
-    def of(cls, kept: Sequence[KeptTiles]) -> Winners:
-        """From the kept tiles of each slide."""
+    def of(cls, net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles]) -> Winners:
+        """From the kept tiles of each requested slide."""
         counts = tuple(len(entry.tiles) for entry in kept)
-        return cls(
-            pixels=[entry.pixels for entry in kept],
-            slot=np.repeat(np.arange(len(kept)), counts),
-            tile=np.concatenate([entry.tiles for entry in kept]),
-            counts=counts,
-        )
+        slot, tile = np.repeat(np.arange(len(kept)), counts), np.concatenate([entry.tiles for entry in kept])
+        return cls([entry.pixels for entry in kept], slot, tile, counts, _Places(net, requests)(slot, tile))
 
     def __len__(self) -> int:
         return len(self.tile)
@@ -223,7 +245,8 @@ class Winners:
         return prepare(torch.from_numpy(together), self.slot[start:stop], self.tile[start:stop])
 
     def padded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (n, D) as a table (B, K, D) with zeros where there is no tile, and its mask (B, K)."""
+        """Embeddings (n, D), placed, as a table (B, K, D) with zeros where there is no tile, and its mask (B, K)."""
+        embedded = embedded if self.position is None else embedded + self.position.to(embedded.dtype)
         mask = torch.arange(max(self.counts))[None] < torch.tensor(self.counts)[:, None]  # (B, K)
         mask = mask.to(embedded.device)
         table = embedded.new_zeros(*mask.shape, embedded.shape[1])
@@ -232,9 +255,11 @@ class Winners:
 
 
 @torch.inference_mode()
-def slide_probabilities(net: IpsNet, kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256) -> Tensor:
+def slide_probabilities(
+    net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
+) -> Tensor:
     """Class probabilities of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
     net.eval()
-    winners = Winners.of(kept)
+    winners = Winners.of(net, requests, kept)
     embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
     return net.probabilities(net(*winners.padded(embedded)))

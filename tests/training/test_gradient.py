@@ -26,8 +26,12 @@ PX = 32
 
 def winners(*counts: int, seed: int = 0) -> Winners:
     rng = np.random.default_rng(seed)
-    return Winners.of(
-        [Kept(np.sort(rng.permutation(500)[:k]), rng.integers(0, 255, (k, PX, PX, 3), np.uint8)) for k in counts]
+    kept = [Kept(np.sort(rng.permutation(500)[:k]), rng.integers(0, 255, (k, PX, PX, 3), np.uint8)) for k in counts]
+    return Winners(
+        [entry.pixels for entry in kept],
+        np.repeat(np.arange(len(counts)), counts),
+        np.concatenate([entry.tiles for entry in kept]),
+        counts,
     )
 
 

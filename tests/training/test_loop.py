@@ -50,7 +50,7 @@ def test_learns_to_tell_slides_apart_by_a_few_tiles():
     prepare = plain_patches(torch.device("cpu"))
     for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), 0), *cohort(2)[1:]]:
         kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
-        assert int(slide_probabilities(net, kept, prepare)[0].argmax()) == slide.label
+        assert int(slide_probabilities(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.label
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -66,12 +66,14 @@ def test_the_result_of_a_slide_does_not_depend_on_company_or_chunk_size():
     prepare = plain_patches(torch.device("cpu"))
     requests = [slide.tiles.at_slot(i) for i, slide in enumerate(slides)]
     together = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
-    probabilities = slide_probabilities(net, together, prepare)
+    probabilities = slide_probabilities(net, requests, together, prepare)
     for i, slide in enumerate(slides):
         other = COMPUTE.model_copy(update={"chunk_size": 1000})
         alone = scan_slides(net, [slide.tiles], memory_size=5, compute=other, prepare=prepare)
         assert alone[0].tiles.tolist() == together[i].tiles.tolist()
-        torch.testing.assert_close(slide_probabilities(net, alone, prepare)[0], probabilities[i], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            slide_probabilities(net, [slide.tiles], alone, prepare)[0], probabilities[i], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
@@ -80,7 +82,7 @@ def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
     requests = [short.only(np.array([2, 4], np.int32)), textured_slide("long", label=1, seed=6).at_slot(1)]
     prepare = plain_patches(torch.device("cpu"))
     kept = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
-    winners = Winners.of(kept)
+    winners = Winners.of(net, requests, kept)
     embeddings, mask = winners.padded(net.encoder(winners.patches(0, len(winners), prepare)))
     assert mask.sum(1).tolist() == [2, 5]
     assert embeddings.requires_grad
@@ -117,7 +119,7 @@ def test_validation_loss_is_that_of_the_whole_slide():
     expected = []
     for slide in slides:
         kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
-        expected.append(-math.log(float(slide_probabilities(net, kept, prepare)[0, slide.label])))
+        expected.append(-math.log(float(slide_probabilities(net, [slide.tiles], kept, prepare)[0, slide.label])))
     assert trainer(net)._validate(slides) == pytest.approx(np.mean(expected), rel=1e-5)
 
 

@@ -55,7 +55,7 @@ def predict_slide(
         with_probability=True,
         on_tiles=on_tiles,
     )
-    probability = slide_probabilities(net, selections, prepare, chunk_size=compute.chunk_size)[0]  # (C,)
+    probability = slide_probabilities(net, [tiles], selections, prepare, chunk_size=compute.chunk_size)[0]  # (C,)
     selection = selections[0]
     return SlideScores(
         slide_id=tiles.slide_id,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model.encoder import EncoderSpec, build_encoder
-from wsi_ips.model.net import IpsNet, PoolingName
+from wsi_ips.model.net import IpsNet, PoolingName, PositionName
 from wsi_ips.model.rules import SelectionName, selection_rule
 from wsi_ips.provenance import atomic_path, atomic_write_json, fingerprint
 
@@ -64,6 +64,7 @@ class ModelCard:
     pooling: PoolingName = "attention"
     selection: SelectionName = "exact"
     iteration_size: int = 256
+    position: PositionName = "none"
 
 
 def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None = None) -> IpsNet:
@@ -83,6 +84,7 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
         key_width=card.key_width,
         dropout=card.dropout,
         pooling=card.pooling,
+        position=card.position,
         rule=selection_rule(card.selection, iteration_size=card.iteration_size),
     )
 
@@ -117,6 +119,7 @@ def read_card(folder: Path) -> ModelCard:
         encoder = EncoderSpec(**stored.pop("encoder"))
         card = ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
         _known("pooling", card.pooling, get_args(PoolingName))
+        _known("position", card.position, get_args(PositionName))
         _known("selection", card.selection, get_args(SelectionName))
         return card
     except (KeyError, TypeError, ValueError) as error:

@@ -18,10 +18,12 @@ from wsi_ips.model.attention import CrossAttentionPooling
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.fused import Encode
 from wsi_ips.model.pooling import GatedAttentionPooling, MaxPooling, MeanPooling, Pooling
+from wsi_ips.model.position import SinusoidalPosition
 from wsi_ips.model.rules import Rule, even, exact
 from wsi_ips.model.tasks import Task, probabilities
 
 PoolingName = Literal["attention", "abmil", "mean", "max"]
+PositionName = Literal["none", "sinusoidal"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class IpsNet(nn.Module):
         Of the pooling block.
     pooling
         Its name.
+    position
+        Whether the place of a tile is added to its embedding.
     rule
         Chooses the tiles to keep; a pooling that scores all tiles alike takes an even sample instead.
     """
@@ -69,6 +73,7 @@ class IpsNet(nn.Module):
         key_width: int = 64,
         dropout: float = 0.1,
         pooling: PoolingName = "attention",
+        position: PositionName = "none",
         rule: Rule = exact,
     ) -> None:
         super().__init__()
@@ -80,6 +85,7 @@ class IpsNet(nn.Module):
             pooling, encoder.width, queries=len(self.tasks), heads=heads, key_width=key_width, dropout=dropout
         )
         self.head = nn.Linear(encoder.width, sum(task.classes for task in self.tasks))
+        self.position = SinusoidalPosition(encoder.width) if position == "sinusoidal" else None
         self.rule = rule if self.pooling.ranks else even
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
@@ -110,7 +116,14 @@ class IpsNet(nn.Module):
         """Class probabilities from class logits, shape (..., C); softmax or sigmoid as each task has it."""
         return probabilities(logits, self.tasks)
 
-    def score(self, patches: Tensor, *, with_probability: bool, encode: Encode | None = None) -> TileScores:
+    def score(
+        self,
+        patches: Tensor,
+        *,
+        with_probability: bool,
+        encode: Encode | None = None,
+        position: Tensor | None = None,
+    ) -> TileScores:
         """Score tiles for selection and, on request, each tile alone.
 
         Parameters
@@ -121,8 +134,11 @@ class IpsNet(nn.Module):
             Also compute the class probabilities of each tile as a bag of one.
         encode
             A faster equal of the encoder (:func:`scan_encoder`); None is the encoder.
+        position
+            Added to the embeddings, shape (n, D).
         """
         embeddings = (encode or self.encoder)(patches)  # (n, D)
+        embeddings = embeddings if position is None else embeddings + position
         logits = self.pooling.logits(embeddings)  # (n, T, H)
         if not with_probability:
             return TileScores(logits, None)

@@ -102,6 +102,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         pooling=section.pooling,
         selection=section.selection,
         iteration_size=section.iteration_size,
+        position=section.position,
     )
     net = build_net(card, pretrained=section.pretrained, weights=section.weights).to(device)
     keeper = _Keeper(run, net, card)

@@ -99,8 +99,8 @@ class OpenSlideReader:
 
 def _over_background(image: Image, background: NDArray[np.uint8]) -> RGB:
     """RGBA to RGB; pixels the scanner left out are transparent and get the file's background colour."""
-    if image.getchannel("A").getextrema()[0] == OPAQUE:
-        return np.array(image.convert("RGB"))  # three times as fast as a slice of the array
+    if image.tobytes("raw", "A") == bytes([OPAQUE]) * (image.width * image.height):
+        return np.array(image.convert("RGB"))  # several times as fast as arithmetic on arrays
     rgba = np.asarray(image)
     weight = rgba[..., 3:].astype(np.float32) / OPAQUE
     return np.rint(rgba[..., :3] * weight + background * (1 - weight)).astype(np.uint8)

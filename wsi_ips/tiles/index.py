@@ -92,6 +92,12 @@ class TileIndex:
         """Boxes x, y, width, height in level-0 pixels, shape (N, 4)."""
         return boxes_of(np.stack([self.x, self.y], axis=1), self.plan)
 
+    @property
+    def centres_um(self) -> NDArray[np.float64]:
+        """Centres of the tiles in µm from the upper left corner of what was scanned, shape (N, 2)."""
+        boxes = self.boxes_px0
+        return np.asarray((boxes[:, :2] + boxes[:, 2:] / 2 - self.bounds[:2]) * self.mpp)
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """The stored columns, by name."""
         values = {name: getattr(self, name) for name in COLUMNS}

@@ -212,7 +212,7 @@ class Trainer:
             return loss
 
         optimiser.zero_grad(set_to_none=True)
-        loss = self.gradient(self.net, Winners.of(kept), prepare, loss_of)
+        loss = self.gradient(self.net, Winners.of(self.net, [slide.tiles for slide in batch], kept), prepare, loss_of)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"epoch {epoch}: the loss is {loss.item()}; the last good checkpoint is kept; lower "
@@ -308,9 +308,9 @@ class Trainer:
                 compute=self.compute,
                 prepare=prepare,
             )
-            probability = slide_probabilities(self.net, selections, prepare, chunk_size=self.compute.chunk_size)[
-                0, slide.label
-            ]
+            probability = slide_probabilities(
+                self.net, [slide.tiles], selections, prepare, chunk_size=self.compute.chunk_size
+            )[0, slide.label]
             total -= math.log(max(float(probability), 1e-12))
         return total / len(slides)
 
