@@ -100,7 +100,8 @@ def two_pass_gradient(
         for a, b in parts:
             states.append(_RandomState(device, like=states[-1] if states else None))
             rows.append(encoder(winners.patches(a, b, prepare)))  # (b - a, D)
-    # Before PyTorch 2.11 autocast gives weights it has cast without gradient to passes with gradient (issue 112583).
+    # Older versions of PyTorch hand weights that autocast has cast without gradient to passes with gradient (its issue
+    # 112583): the encoder would learn nothing, in silence.
     torch.clear_autocast_cache()
     embedded = torch.cat(rows).requires_grad_()  # (n, D)
     rows.clear()
