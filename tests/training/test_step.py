@@ -125,3 +125,21 @@ def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
         found.append((loss.detach(), leaf.grad, torch.rand(1)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
     assert np.isfinite(float(found[0][0]))
+
+
+def test_the_tile_loss_keeps_activations_of_one_part_only(monkeypatch):
+    learner, width = trainer(), 64
+
+    def saved(tiles: int) -> int:
+        embeddings = torch.randn(1, tiles, width, requires_grad=True)
+        mask, truth = torch.ones(1, tiles, dtype=torch.bool), torch.tensor([1])
+        with SavedBytes() as counted:
+            learner._tile_loss(embeddings, mask, truth, functional.cross_entropy, SELECTING).backward()
+        return counted.peak
+
+    def floats_a_tile() -> float:
+        return (saved(400) - saved(40)) / 360 / 4
+
+    assert floats_a_tile() > 8 * width
+    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 20)
+    assert floats_a_tile() < 1.2 * width  # the embeddings themselves

@@ -235,7 +235,8 @@ class Trainer:
         count by attention, for only some of them are. In the warm start, when attention means nothing yet, all
         count evenly. Weights carry no gradient and sum to 1 per slide.
         """
-        attention = selection_weights(self.net.pooling.logits(embeddings.detach()), mask).detach()  # (B, K)
+        with torch.no_grad():
+            attention = selection_weights(self.net.pooling.logits(embeddings), mask)  # (B, K)
         evenly = mask / mask.sum(1, keepdim=True)  # (B, K)
         even = (truth[:, None] == 0) | (epoch <= self.section.warm_start_epochs)  # (B, 1)
         share = torch.where(even, evenly, attention)[mask]  # (sum K,)
