@@ -118,10 +118,15 @@ def test_under_autocast_it_is_the_gradient_of_the_same_casts(micro_batch):
     loss.backward()
     expected = gradients(net)
     net.zero_grad(set_to_none=True)
+    backward: list[bool] = []
+    for weight in (net.head.weight, net.encoder.standardise.weight):
+        weight.register_hook(lambda _: backward.append(torch.is_autocast_enabled("cpu")))
     torch.manual_seed(5)
     with torch.autocast("cpu", torch.bfloat16):
         found_loss = two_pass_gradient(net.encoder, kept, prepare, loss_of(net), micro_batch=micro_batch)
         assert torch.is_autocast_enabled("cpu")
+    assert backward == [False] * len(backward)
+    assert len(backward) > 1
     torch.testing.assert_close(found_loss, loss.detach(), rtol=1e-6, atol=0)
     found = gradients(net)
     assert found.keys() == expected.keys()
@@ -216,6 +221,7 @@ def test_live_batch_statistics_are_refused():
         two_pass_gradient(encoder.train(), kept, prepare, lambda e, m: e.sum(), micro_batch=2)
     assert not uses_batch_statistics(encoder.eval())
     two_pass_gradient(encoder.eval(), kept, prepare, lambda e, m: e.sum(), micro_batch=2)
+    assert uses_batch_statistics(nn.BatchNorm2d(4, track_running_stats=False).eval())
 
 
 def test_a_frozen_encoder_is_embedded_once():
@@ -293,6 +299,19 @@ def test_what_was_added_before_memory_ran_out_is_taken_back():
     assert learned == [2, 1, 6, 6, 3, 3, 3, 3]
     for name, value in gradients(net).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_random_numbers_drawn_before_memory_ran_out_are_drawn_again():
+    net, prepare, kept, tries = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4), []
+
+    def loss(embeddings: Tensor, mask: Tensor) -> Tensor:
+        tries.append(loss_of(net)(embeddings, mask))
+        if len(tries) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return tries[-1]
+
+    StepGradient("two-pass", micro_batch=4, budget_gb=1, note=lambda _: None)(net, kept, prepare, loss)
+    torch.testing.assert_close(tries[0], tries[1])
 
 
 def test_a_second_time_it_is_an_error_that_names_the_keys():
