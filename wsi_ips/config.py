@@ -101,10 +101,23 @@ class ModelSection(Section):
 
     encoder: str = Field(
         "resnet18",
-        description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, or `timm:NAME`",
+        description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, `timm:NAME` (also "
+        "`timm:hf-hub:OWNER/NAME` and `timm:local-dir:FOLDER`), or `preset:NAME` of `wsi-ips encoders`",
     )
     pretrained: bool = Field(False, description="start from published weights (needs the network)")
-    weights: Path | None = Field(None, description="encoder weights from a local .safetensors file")
+    weights: Path | None = Field(
+        None, description="encoder weights from a local file: .safetensors, or .bin, .pth, .pt that hold tensors only"
+    )
+    freeze: Literal["none", "all"] | Annotated[int, Field(ge=1)] = Field(
+        "none",
+        description="what of the encoder does not learn: `none`, `all`, or so many of its first stages (blocks of a "
+        "transformer)",
+    )
+    lora_rank: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="rank of the matrices that learn beside the frozen attention of a transformer (LoRA, extra "
+        "`lora`); 0 = none",
+    )
     norm: Literal["auto", "batch", "group"] = Field(
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
     )
@@ -129,6 +142,12 @@ class ModelSection(Section):
         64, description="width of keys and values per head; of the gate of `abmil`"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
+
+    @model_validator(mode="after")
+    def _one_way_to_freeze(self) -> Self:
+        if self.lora_rank and self.freeze not in ("none", "all"):
+            raise ValueError("`lora_rank` freezes the whole encoder; leave `freeze` out")
+        return self
 
     @model_validator(mode="after")
     def _selection_has_an_effect(self) -> Self:

@@ -12,6 +12,7 @@ from wsi_ips.inference import SlideScores, predict_slide, read_scores, stored_fi
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import ModelCard, load_checkpoint, read_card
 from wsi_ips.model.checkpoint import checkpoint_fingerprint
+from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path, fingerprint
 from wsi_ips.scanning import choose_device
@@ -76,6 +77,8 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
     ]
     if due:
+        for text in remarks(card.encoder.name):
+            run.progress.note(text)
         device = choose_device(run.recipe.compute.device)
         net.to(device)
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
