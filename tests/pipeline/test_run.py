@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from wsi_ips.cli.app import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference import read_scores
@@ -233,6 +235,10 @@ def test_a_model_from_elsewhere_predicts_named_slides(finished, tmp_path):
     overrides = {"predict.checkpoint": str(finished / "out" / "model"), "output": str(tmp_path / "other")}
     run = run_until(recipe_of(finished, **overrides), "predict", slides=[train])
     assert pd.read_csv(run.folder.predictions)["slide_id"].tolist() == [train]
+    where = [str(finished / "recipe.yaml"), train, "--set", f"output={tmp_path / 'other'}"]
+    drawn = CliRunner().invoke(app, ["heatmap", *where, "--checkpoint", str(finished / "out" / "model")])
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "other" / "heatmaps" / f"{train}_probability.png").exists()
     with pytest.raises(ManifestError, match="nobody"):
         run_until(recipe_of(finished, **overrides), "predict", slides=["nobody"])
 

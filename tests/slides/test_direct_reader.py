@@ -281,3 +281,16 @@ def test_philips_tiff_with_levels_padded_to_whole_tiles(folder, missing):
     assert sizes[2] == Size(288, 196)  # 384 x 224 in the file
     for level, size in enumerate(sizes):
         assert differences(path, Point(0, 0), level, size).max() <= 2
+
+
+def test_a_reader_that_nobody_closed_leaves_no_tiles_to_the_next(folder):
+    """The cache tells slides apart even where one takes the place of another in memory."""
+    cache, side = TileCache(), Size(90, 70)
+    other = write_jpeg_pyramid(folder / "other.tif", textured_pyramid(seed=5), quality=80)
+    for path in [slide(folder, "ycbcr"), other] * 5:
+        with open_slide(path, reader="openslide") as plain:
+            expected = plain.read_region(Point(100, 90), 0, side).astype(int)
+        reader = open_slide(path, reader="direct", cache=cache)
+        assert np.abs(reader.read_region(Point(100, 90), 0, side) - expected).max() <= 2
+        reader._source.close()
+        del reader

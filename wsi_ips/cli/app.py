@@ -27,6 +27,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe, e.g. training.epochs=3."),
 ]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", help="Folder of a trained model to use instead of the run's own.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
@@ -153,15 +156,12 @@ def predict(
         list[str] | None,
         typer.Argument(metavar="[SLIDE]...", help="slide_id's of the manifest; none = those of predict.splits."),
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder of a trained model to use instead of the run's own.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     settings: Overrides = None,
     debug: Debug = False,
 ) -> None:
     """Label slides and score every tile with the trained model; needs a checkpoint."""
-    pinned = [f"predict.checkpoint={checkpoint.resolve()}"] if checkpoint else []
-    _stages(recipe, [*(settings or []), *pinned], debug, "predict", slides or [])
+    _stages(recipe, [*(settings or []), *_pinned(checkpoint)], debug, "predict", slides or [])
 
 
 @app.command()
@@ -171,11 +171,12 @@ def heatmap(
         list[str] | None,
         typer.Argument(metavar="[SLIDE]...", help="slide_id's; none = those of heatmap.splits."),
     ] = None,
+    checkpoint: Checkpoint = None,
     settings: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Draw probability and attention of predicted slides over their thumbnails."""
-    _stages(recipe, settings, debug, "heatmap", slides or [])
+    """Draw probability and attention of predicted slides over their thumbnails; give the checkpoint of `predict`."""
+    _stages(recipe, [*(settings or []), *_pinned(checkpoint)], debug, "heatmap", slides or [])
 
 
 @app.command("run")
@@ -221,6 +222,11 @@ def _run(recipe: Recipe) -> None:
     print_summary(outcome)
     if outcome.failed:
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def _pinned(checkpoint: Path | None) -> list[str]:
+    """A checkpoint of the command line as a setting of the recipe."""
+    return [f"predict.checkpoint={checkpoint.resolve()}"] if checkpoint else []
 
 
 def _stages(path: Path, settings: list[str] | None, debug: bool, last: str, slides: list[str] | None = None) -> None:

@@ -66,6 +66,7 @@ class DirectReader:
             # OpenSlide leaves such places out on all levels, for the coarser ones were made from garbage.
             raise UnsupportedSlideError(f"slide {info.name}: has tiles without pixels, a fault of Aperio's encoder")
         self._base, self._source, self._cache, self._closed = base, source, cache or TileCache(), False
+        self._owner = object()  # in the cache; an id could be another slide's later
         self._downsamples = [info.downsample(level) for level in range(len(self._levels))]
         tiles = self._levels[0]
         self.info = replace(
@@ -112,7 +113,7 @@ class DirectReader:
         if not self._closed:
             self._closed = True
             self._source.close()
-            self._cache.forget(id(self))
+            self._cache.forget(self._owner)
             self._base.close()
 
     def __enter__(self) -> Self:
@@ -149,7 +150,7 @@ class DirectReader:
     def _paste(self, out: RGB, level: int, place: _Place, factor: int) -> None:
         height, width = out.shape[:2]
         key = (level, place.row, place.column, factor)
-        tile = self._cache.get(id(self), key)
+        tile = self._cache.get(self._owner, key)
         if tile is None and place.box == Box(0, 0, width, height):
             self._decode(level, place, factor, out)  # the patch is a stored tile: no copy
             return
@@ -158,7 +159,7 @@ class DirectReader:
             tile = self._cache.blank((size.height // factor, size.width // factor, 3))
             self._decode(level, place, factor, tile)
             if not Box(0, 0, width, height).contains(place.box):
-                self._cache.put(id(self), key, tile)  # the rest of it belongs to the neighbours
+                self._cache.put(self._owner, key, tile)  # the rest of it belongs to the neighbours
         x, y = place.box.x, place.box.y
         top, left = max(0, y), max(0, x)
         bottom, right = min(height, place.box.bottom), min(width, place.box.right)

@@ -29,6 +29,7 @@ from wsi_ips.scanning import Prepare, Winners, plain_patches, scan_slides, slide
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.gradient import StepGradient
+from wsi_ips.training.rescan import LastScores
 
 GRADIENT_NORM = 1.0
 START_SLIDES, START_TILES = 16, 256
@@ -117,6 +118,7 @@ class Trainer:
     ) -> None:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
+        self.last_scores = LastScores(best=section.rescan_best, random=section.rescan_random)
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
@@ -247,6 +249,8 @@ class Trainer:
         selections = scan_slides(
             self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
         )
+        for slide, found in zip(batch, selections, strict=True):
+            self.last_scores.keep(slide.slide_id, len(slide.tiles.index), found)
         return [self._explored(slide, found, epoch) for slide, found in zip(batch, selections, strict=True)]
 
     def _random(self, slide: LabelledSlide, epoch: int) -> Kept:
@@ -271,6 +275,11 @@ class Trainer:
     def _request(self, slot: int, slide: LabelledSlide, epoch: int) -> SlideTiles:
         """The slide's tiles of this epoch, a random share of them left out."""
         request = slide.tiles.at_slot(slot)
+        if (epoch - self.section.warm_start_epochs - 1) % self.section.rescan_every:
+            rng = self._rng(slide, epoch, purpose=3)
+            some = self.last_scores.partial(slide.slide_id, at_least=self.memory_size, rng=rng)
+            if some is not None:
+                return request.only(some)
         count = len(request.index)
         keep = max(1, round(count * (1 - self.section.tile_dropout)))
         if keep == count:
