@@ -204,6 +204,11 @@ class PredictSection(Section):
         ("val", "test"), description="slides of these splits; slides without a split always are"
     )
     checkpoint: Path | None = Field(None, description="folder of a trained model to use instead of training one")
+    scan_precision: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="`int8`: all tiles are scored in 8-bit integers on a CPU (extra `int8`), calibrated and checked on "
+        "each slide's own tiles; the slide's label comes from the kept tiles in fp32 all the same",
+    )
 
 
 class HeatmapSection(Section):
@@ -235,9 +240,19 @@ class SynthSection(Section):
 
 
 class ComputeSection(Section):
-    """What changes speed and memory, never a result."""
+    """What changes speed and memory, never a result beyond rounding."""
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` ...")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of the encoder in the scan: `auto`, bf16 on a GPU that has it, else fp32; bf16 rounds scores to "
+        "some three digits",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the encoder for the scan: `auto`, on a GPU, after a minute of encoding, where it is "
+        "measured to be faster",
+    )
     readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
     chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
     prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")

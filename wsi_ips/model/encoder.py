@@ -143,15 +143,16 @@ class Encoder(nn.Module):
         torch.Tensor
             Shape (n, D).
         """
-        out: Tensor = self.standardise(self._raw(patches))  # (n, D)
+        out: Tensor = self.standardise(self.embed_raw(patches))  # (n, D)
         return out
 
     @torch.no_grad()
     def start(self, patches: Tensor) -> None:
         """Start :class:`Standardise` from some patches of the training slides, shape (n, 3, h, w)."""
-        self.standardise.start(self._raw(patches))
+        self.standardise.start(self.embed_raw(patches))
 
-    def _raw(self, patches: Tensor) -> Tensor:
+    def embed_raw(self, patches: Tensor) -> Tensor:
+        """Embed patches without :class:`Standardise`, (n, 3, h, w) to (n, D)."""
         out: Tensor = self.trunk((patches - self.mean) / self.std)  # (n, D), or tokens (n, L, D / 2)
         if self._pooling == "cls+mean":
             prefix = int(self.trunk.num_prefix_tokens)  # type: ignore[arg-type]
