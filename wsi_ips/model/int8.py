@@ -97,9 +97,10 @@ class Int8Exporter:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         with tempfile.TemporaryDirectory() as folder, _quiet():
-            path = Path(folder) / "int8.onnx"
+            exported, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+            exported.write_bytes(self._model)
             quantize_static(
-                self._model,
+                exported,
                 path,
                 _Calibration(patches),
                 quant_format=QuantFormat.QDQ,
@@ -201,8 +202,8 @@ class _Raw(nn.Module):
         return self.encoder.embed_raw(patches)
 
 
-def _exported(encoder: Encoder, patch_px: int) -> Any:
-    """The encoder as an ONNX model with any number of patches."""
+def _exported(encoder: Encoder, patch_px: int) -> bytes:
+    """The encoder as an ONNX file that takes any number of patches."""
     example = torch.zeros(2, 3, patch_px, patch_px)
     try:
         with _quiet():
@@ -215,7 +216,8 @@ def _exported(encoder: Encoder, patch_px: int) -> Any:
                 verbose=False,
             )
         assert program is not None
-        return program.model_proto
+        data: bytes = program.model_proto.SerializeToString()
+        return data
     except Exception as error:  # the exporter fails in many ways
         raise RecipeError(
             f"key `predict.scan_precision`: encoder {encoder.spec.name} cannot be exported for `int8` "
