@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,8 @@ from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec, selection_rule
 from wsi_ips.model.rules import paper
-from wsi_ips.scanning import plain_patches, scan_slides
+from wsi_ips.scanning import CHUNKS_STAGED, page_locked, plain_patches, scan_slides, staged
+from wsi_ips.tiles import PatchStream
 
 
 def scanned(chunk_size: int, **net_arguments: object):
@@ -31,3 +33,45 @@ def test_selection_paper_does_not_depend_on_the_chunk_size_of_the_machine(chunk_
 def test_pooling_by_the_mean_keeps_an_even_sample():
     for found in scanned(9, pooling="mean"):
         assert found.tiles.tolist() == [3, 10, 17, 24]
+
+
+def test_staged_chunks_are_the_chunks():
+    slide = textured_slide("s", label=0, seed=0)
+    with PatchStream([slide], chunk_size=5, readers=2, prefetch_chunks=2) as stream:
+        tiles = []
+        for chunk in staged(stream, torch.device("cpu")):
+            np.testing.assert_array_equal(chunk.on_device.numpy(), chunk.pixels)
+            tiles += chunk.tile.tolist()
+    assert tiles == list(range(28))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_sees_the_pixels_of_the_slides_however_busy_it_is():
+    """Chunks are copied beside computing: none may be overwritten before it has been used."""
+    device = torch.device("cuda")
+    slides = [textured_slide(f"s{i}", label=0, seed=i).at_slot(i) for i in range(6)]
+    busy = torch.rand(4000, 4000, device=device)
+    with PatchStream(
+        slides, chunk_size=7, readers=2, prefetch_chunks=2, held_chunks=CHUNKS_STAGED, allocate=page_locked
+    ) as stream:
+        for chunk in staged(stream, device):
+            busy = (busy @ busy).clamp(0, 1)
+            seen = chunk.on_device.clone()
+            np.testing.assert_array_equal(seen.cpu().numpy(), chunk.pixels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_scan_on_a_gpu_keeps_the_tiles_of_a_scan_on_the_cpu():
+    torch.manual_seed(0)
+    net = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), classes=2).eval()
+    requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
+    compute = ComputeSection(readers=2, chunk_size=7, prefetch_chunks=2)
+    found = []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        found.append(
+            scan_slides(net.to(device), requests, memory_size=6, compute=compute, prepare=plain_patches(device))
+        )
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-2)
+        assert len(set(one.tiles.tolist()) & set(other.tiles.tolist())) >= 5

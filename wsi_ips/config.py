@@ -261,7 +261,10 @@ class ComputeSection(Section):
         description="how a step's gradient is taken: `plain`, all winners at once; `two-pass`, `micro_batch` at a "
         "time, in memory that does not grow with winners or slides; `auto`, plain where it fits into `gpu_memory_gb`",
     )
-    micro_batch: Annotated[int, Field(ge=1)] = Field(64, description="patches at a time of the two-pass gradient")
+    micro_batch: Annotated[int, Field(ge=1)] = Field(
+        64,
+        description="patches at a time of the two-pass gradient; fewer where so many do not fit into `gpu_memory_gb`",
+    )
     gpu_memory_gb: Positive = Field(
         4.0, description="memory for the activations of a step with gradient, GB (main memory where there is no GPU)"
     )

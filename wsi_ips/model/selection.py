@@ -146,7 +146,8 @@ def scan(
                 logits[here],
                 None if probability is None else probability[here],
             )
-    return [memory.finish(slot, rule, read_again) for slot, memory in enumerate(memories)]
+    # Each buffer is let go when its winners have been gathered: not all pixels are in memory twice.
+    return [memories.pop(0).finish(slot, rule, read_again) for slot in range(len(slides))]
 
 
 def merge(

@@ -13,14 +13,23 @@ live batch statistics, which tie the patches of a batch together.
 
 The idea is that of gradient caching (Gao et al., 2021), with the random state replayed.
 
+What still grows with M·B, and is no activation: pixels as uint8 (h·w·3 bytes a winner, in main memory), and the tables
+of embeddings and their gradient (a few D floats a winner).
+
+Autocast: call these functions within it; passes forward run in it, passes backward outside, as PyTorch asks. A loss
+scaled by ``GradScaler`` gives gradients with that factor everywhere, those of the encoder too, because dL/dE has it:
+unscale and step as usual. Where dL/dE overflows, so does the encoder's gradient, and the scaler skips the step.
+
+Random numbers of an encoder that draws some depend on ``micro_batch``, as those of any network depend on how its input
+is split; none of :func:`wsi_ips.model.build_encoder` does.
+
 Shapes: K_b winners of slide b, n = sum of K_b, B slides, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +38,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import Prepare, Winners
+from wsi_ips.training.memory import SavedBytes
+
+MEASURED_TILES = 2
+"""Winners from which the activations of one are measured."""
 
 SPARE = 1.5
 """Of the memory of saved activations: what the backward pass needs besides (gradients of activations, workspaces)."""
@@ -53,7 +66,7 @@ def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_
     """
     embedded = encoder(winners.patches(0, len(winners), prepare))  # (n, D)
     loss = loss_of(*winners.padded(embedded))
-    loss.backward()
+    _backward(loss)
     return loss.detach()
 
 
@@ -81,23 +94,40 @@ def two_pass_gradient(
     require_independent_patches(encoder)
     parts = winners.parts(micro_batch)
     device = next(encoder.parameters()).device
-    states, rows = [], []
+    states: list[_RandomState] = []
+    rows = []
     with torch.no_grad():
         for a, b in parts:
-            states.append(_RandomState(device))
+            states.append(_RandomState(device, like=states[-1] if states else None))
             rows.append(encoder(winners.patches(a, b, prepare)))  # (b - a, D)
+    # Older versions of PyTorch hand weights that autocast has cast without gradient to passes with gradient (its issue
+    # 112583): the encoder would learn nothing, in silence.
+    torch.clear_autocast_cache()
     embedded = torch.cat(rows).requires_grad_()  # (n, D)
+    rows.clear()
     loss = loss_of(*winners.padded(embedded))
-    loss.backward()
-    if embedded.grad is None or not any(p.requires_grad for p in encoder.parameters()):
+    _backward(loss)
+    if embedded.grad is None or not _learns(encoder):
         return loss.detach()
     after = _RandomState(device)
     for (a, b), state in zip(parts, states, strict=True):
         state.restore()
-        again = encoder(winners.patches(a, b, prepare))  # (b - a, D)
-        again.backward(embedded.grad[a:b])
+        _backward(encoder(winners.patches(a, b, prepare)), embedded.grad[a:b])
     after.restore()
     return loss.detach()
+
+
+def _backward(output: Tensor, gradient: Tensor | None = None) -> None:
+    """Backward pass, outside autocast."""
+    with torch.autocast(output.device.type, enabled=False):
+        output.backward(gradient)
+
+
+def _learns(encoder: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+Kind = Literal["plain", "two-pass"]
 
 
 class StepGradient:
@@ -108,18 +138,25 @@ class StepGradient:
     kind
         ``plain``, ``two-pass``, or ``auto``: plain where its activations fit into the budget.
     micro_batch
-        Patches in the encoder at a time, in two passes.
+        Patches in the encoder at a time, in two passes; fewer where so many do not fit into the budget.
     budget_gb
         Memory for activations, GB (1e9 bytes).
     note
         Told what was chosen, and when it changes.
     """
 
-    def __init__(self, kind: str, *, micro_batch: int, budget_gb: float, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        kind: Literal["auto", "plain", "two-pass"],
+        *,
+        micro_batch: int,
+        budget_gb: float,
+        note: Callable[[str], None],
+    ) -> None:
         self.kind, self.micro_batch, self.budget_gb, self.note = kind, micro_batch, budget_gb, note
-        self._tile_bytes: int | None = None
-        self._came_down = False
-        self._told: str | None = None
+        self._tile_gb: float | None = None
+        self._last: Kind = "plain"
+        self._told = self._came_down = False
 
     def __call__(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         """Set the gradient of all parameters of ``net``, which hold none yet; the loss, detached.
@@ -131,17 +168,12 @@ class StepGradient:
         TrainingError
             Memory runs out, also with half the micro-batch.
         """
-        kind = self._choose(net.encoder, winners, prepare)
         before = _RandomState(next(net.parameters()).device)
         try:
-            return self._run(kind, net.encoder, winners, prepare, loss_of)
+            return self._run(net.encoder, winners, prepare, loss_of)
         except torch.cuda.OutOfMemoryError as error:
-            if self._came_down:
-                raise TrainingError(
-                    f"memory ran out again with {self.micro_batch} patches at a time; set `compute.micro_batch` lower, "
-                    "or `compute.chunk_size`, or take a smaller `model.encoder`"
-                ) from error
-        self._come_down(kind)
+            self._require_a_way_down(net.encoder, error)
+        self._come_down()
         for parameter in net.parameters():
             parameter.grad = None
         before.restore()
@@ -149,60 +181,82 @@ class StepGradient:
             torch.cuda.empty_cache()
         return self(net, winners, prepare, loss_of)
 
-    def _run(self, kind: str, encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
-        if kind == "plain":
+    def _run(self, encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
+        self._last = self._choose(encoder, winners, prepare)
+        if self._last == "plain":
             return plain_gradient(encoder, winners, prepare, loss_of)
         return two_pass_gradient(encoder, winners, prepare, loss_of, micro_batch=self.micro_batch)
 
-    def _come_down(self, kind: str) -> None:
-        """Two passes instead of one, or half the micro-batch; once."""
-        self._came_down, self.kind = True, "two-pass"
-        if kind == "two-pass":
-            self.micro_batch = max(1, self.micro_batch // 2)
-        self.note(f"memory ran out: going on in two passes of {self.micro_batch} patches at a time")
-
-    def _choose(self, encoder: nn.Module, winners: Winners, prepare: Prepare) -> str:
-        if self.kind != "auto":
-            return self.kind
-        if not any(p.requires_grad for p in encoder.parameters()) or uses_batch_statistics(encoder):
+    def _choose(self, encoder: nn.Module, winners: Winners, prepare: Prepare) -> Kind:
+        """One pass or two; also brings the micro-batch within the budget."""
+        tied = uses_batch_statistics(encoder)
+        if self.kind == "plain" or (tied and self.kind == "auto"):
             return "plain"
-        if self._tile_bytes is None:
-            self._tile_bytes = activation_bytes(encoder, winners, prepare)
-        needed_gb = SPARE * self._tile_bytes * len(winners) / 1e9
-        kind = "plain" if needed_gb <= self.budget_gb else "two-pass"
-        if kind != self._told and kind == "two-pass":
+        if tied or not _learns(encoder):
+            return "two-pass"  # refuses the one, embeds the other in the first pass and has no second
+        if self._tile_gb is None:
+            self._tile_gb = SPARE * activation_bytes(encoder, winners, prepare) / 1e9
+            self._fit_micro_batch(self._tile_gb)
+        needed_gb = self._tile_gb * len(winners)
+        if self.kind == "auto" and needed_gb <= self.budget_gb:
+            return "plain"
+        if self.kind == "auto" and not self._told:
+            self._told = True
             self.note(
                 f"{len(winners)} winners at once would need about {needed_gb:.1f} GB, the budget is "
                 f"{self.budget_gb:g} GB (`compute.gpu_memory_gb`): learning in two passes of {self.micro_batch} patches"
             )
-        self._told = kind
-        return kind
+        return "two-pass"
+
+    def _fit_micro_batch(self, tile_gb: float) -> None:
+        fits = max(1, int(self.budget_gb / tile_gb))
+        if fits < self.micro_batch:
+            self.note(
+                f"{self.micro_batch} patches (`compute.micro_batch`) would need about {self.micro_batch * tile_gb:.1f} "
+                f"GB, the budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
+            )
+            self.micro_batch = fits
+
+    def _require_a_way_down(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
+        if uses_batch_statistics(encoder):
+            raise TrainingError(
+                "memory ran out, and an encoder with batch statistics cannot be learned in parts: leave `model.norm: "
+                "auto`, or take a smaller `model.memory_size` or `training.batch_slides`"
+            ) from error
+        if self._came_down:
+            raise TrainingError(
+                f"memory ran out again with {self.micro_batch} patches at a time; set `compute.micro_batch` lower, "
+                "or `compute.gpu_memory_gb` to what is free, or take a smaller `model.encoder`"
+            ) from error
+
+    def _come_down(self) -> None:
+        """Two passes instead of one, or half the micro-batch; once."""
+        self._came_down = True
+        if self._last == "two-pass":
+            self.micro_batch = max(1, self.micro_batch // 2)
+        self.kind = "two-pass"
+        self.note(f"memory ran out: going on in two passes of {self.micro_batch} patches at a time")
 
 
 def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> int:
-    """Bytes that the backward pass of one patch needs kept, measured on a few winners."""
-    count = min(4, len(winners))
-    kept: dict[int, int] = {}
+    """Bytes that the backward pass of one patch needs kept.
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    own = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+    Measured on a few winners and on one; the difference is free of weights and of what autocast makes of them.
+    """
     before = _RandomState(next(encoder.parameters()).device)
-    patches = winners.patches(0, count, prepare)
-    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), hooks:
-        out = encoder(patches)
-    del out
+    count = min(MEASURED_TILES, len(winners))
+    kept = []
+    for tiles in (count, 1) if count > 1 else (1,):
+        with torch.enable_grad(), SavedBytes() as saved:
+            encoder(winners.patches(0, tiles, prepare))
+        kept.append(saved.peak)
     before.restore()
-    return sum(size for place, size in kept.items() if place not in own) // count
+    return (kept[0] - kept[1]) // (count - 1) if count > 1 else kept[0]
 
 
 def uses_batch_statistics(encoder: nn.Module) -> bool:
     """Whether the embedding of a patch depends on the patches beside it."""
-    return any(isinstance(m, _BatchNorm) and (m.training or not m.track_running_stats) for m in encoder.modules())
+    return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in encoder.modules())
 
 
 def require_independent_patches(encoder: nn.Module) -> None:
@@ -215,12 +269,17 @@ def require_independent_patches(encoder: nn.Module) -> None:
 
 
 class _RandomState:
-    """Where the generators of the CPU and of one CUDA device stand."""
+    """Where the generators of the CPU and of one CUDA device stand.
 
-    def __init__(self, device: torch.device) -> None:
+    One that stands where ``like`` does shares its memory: 5 kB each, and most encoders draw nothing.
+    """
+
+    def __init__(self, device: torch.device, like: _RandomState | None = None) -> None:
         self._device = device
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        if like is not None and torch.equal(self._cpu, like._cpu):
+            self._cpu = like._cpu
 
     def restore(self) -> None:
         """Let them stand there again."""

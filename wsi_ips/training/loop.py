@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
@@ -33,6 +34,9 @@ from wsi_ips.training.rescan import LastScores
 
 GRADIENT_NORM = 1.0
 START_SLIDES, START_TILES = 16, 256
+ROWS_AT_A_TIME = 1024
+"""Tiles of which the tile loss keeps activations at a time."""
+
 WARM_START_TILES = 4
 """Random tiles per slide and step of the warm start."""
 
@@ -233,13 +237,18 @@ class Trainer:
         count by attention, for only some of them are. In the warm start, when attention means nothing yet, all
         count evenly. Weights carry no gradient and sum to 1 per slide.
         """
-        attention = selection_weights(self.net.pooling.logits(embeddings.detach()), mask).detach()  # (B, K)
+        with torch.no_grad():
+            attention = selection_weights(self.net.pooling.logits(embeddings), mask)  # (B, K)
         evenly = mask / mask.sum(1, keepdim=True)  # (B, K)
         even = (truth[:, None] == 0) | (epoch <= self.section.warm_start_epochs)  # (B, 1)
         share = torch.where(even, evenly, attention)[mask]  # (sum K,)
-        alone = self.net.head(self.net.pooling.alone(embeddings[mask])[:, 0])  # (sum K, C)
-        each = criterion(alone, truth[:, None].expand_as(mask)[mask], reduction="none")  # (sum K,)
-        return (each * share).sum() / len(truth)
+        label = truth[:, None].expand_as(mask)[mask]  # (sum K,)
+
+        def part(embeddings: Tensor, label: Tensor, share: Tensor) -> Tensor:  # (k, D), (k,), (k,)
+            alone = self.net.head(self.net.pooling.alone(embeddings)[:, 0])  # (k, C)
+            return (criterion(alone, label, reduction="none") * share).sum()
+
+        return in_parts(part, embeddings[mask], label, share) / len(truth)
 
     def _kept(self, batch: Sequence[LabelledSlide], epoch: int, prepare: Prepare) -> list[Kept]:
         """Tiles to learn from: random ones in the warm start, later the best and some random ones."""
@@ -249,9 +258,11 @@ class Trainer:
         selections = scan_slides(
             self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
         )
-        for slide, found in zip(batch, selections, strict=True):
-            self.last_scores.keep(slide.slide_id, len(slide.tiles.index), found)
-        return [self._explored(slide, found, epoch) for slide, found in zip(batch, selections, strict=True)]
+        if self.section.rescan_every > 1:
+            for slide, found in zip(batch, selections, strict=True):
+                self.last_scores.keep(slide.slide_id, len(slide.tiles.index), found)
+        # Each selection is let go when its pixels have been taken over: not all are in memory twice.
+        return [self._explored(slide, selections.pop(0), epoch) for slide in batch]
 
     def _random(self, slide: LabelledSlide, epoch: int) -> Kept:
         """A few random tiles: what tells one slide from another (stain) averages out over many slides."""
@@ -348,6 +359,26 @@ def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Sum of a loss over parts of some rows, in the memory of one part.
+
+    Each part is computed again in the backward pass, with the same random numbers. How many rows a part has is fixed,
+    for random numbers depend on it and results must not depend on the machine.
+
+    Parameters
+    ----------
+    part
+        Takes the same rows of all tensors; gives a scalar.
+    rows
+        Tensors of one length n.
+    """
+    if len(rows[0]) <= ROWS_AT_A_TIME:
+        return part(*rows)
+    splits = zip(*(tensor.split(ROWS_AT_A_TIME) for tensor in rows), strict=True)
+    parts = [checkpoint(part, *some, use_reentrant=False) for some in splits]
+    return torch.stack(parts).sum()
 
 
 def selection_weights(logits: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,155 @@
+"""A whole step: section `compute` changes no weight beyond rounding, and memory grows with neither M nor B."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.cohort import PATCH_PX, textured_slide
+from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.training import loop
+from wsi_ips.training.gradient import uses_batch_statistics
+from wsi_ips.training.loop import LabelledSlide, Trainer, in_parts
+from wsi_ips.training.memory import SavedBytes
+
+WARM_START, SELECTING = 1, 2
+"""Epochs of the trainer below."""
+
+
+def trainer(*, memory_size: int = 6, has_weights: bool = False, notes: list[str] | None = None, **compute) -> Trainer:
+    torch.manual_seed(0)
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=has_weights))
+    return Trainer(
+        IpsNet(encoder, classes=3, heads=2, key_width=8, dropout=0.3),
+        memory_size=memory_size,
+        section=TrainingSection(
+            epochs=3, warm_start_epochs=1, exploration=0.6, tile_loss=0.7, label_smoothing=0.1, tile_dropout=0.1
+        ),
+        compute=ComputeSection(device="cpu", chunk_size=16, **compute),
+        seed=3,
+        device=torch.device("cpu"),
+        note=[].append if notes is None else notes.append,
+    )
+
+
+def slides(count: int) -> list[LabelledSlide]:
+    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), i % 3) for i in range(count)]
+
+
+def step(learner: Trainer, batch: list[LabelledSlide], epoch: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one step."""
+    torch.manual_seed(7)
+    optimiser = torch.optim.SGD(learner.net.parameters(), lr=0.0)
+    loss, _ = learner._step(batch, epoch, torch.tensor([0.5, 1.0, 2.0]), optimiser)
+    return loss, {name: p.grad for name, p in learner.net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("epoch", [WARM_START, SELECTING])
+@pytest.mark.parametrize("micro_batch", [4, 5])
+def test_one_pass_and_two_give_the_same_gradient(monkeypatch, epoch, micro_batch):
+    """Dropout, tile loss, class weights, label smoothing, exploration and augmentation are on."""
+    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 7)
+    plain_loss, plain = step(trainer(gradient="plain"), slides(3), epoch)
+    loss, found = step(trainer(gradient="two-pass", micro_batch=micro_batch), slides(3), epoch)
+    assert loss == pytest.approx(plain_loss, rel=1e-6)
+    assert found.keys() == plain.keys()
+    for name, value in plain.items():
+        assert (found[name] - value).norm() < 1e-5 * value.norm().clamp_min(1e-6), name
+
+
+def test_saved_bytes_of_a_step_are_those_of_a_micro_batch(monkeypatch):
+    """What remains are tables of embeddings: a few D floats a winner, here 2 kB of the 300 kB of its activations."""
+    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 8)
+
+    def saved(gradient: str, *, memory_size: int, count: int) -> int:
+        learner = trainer(gradient=gradient, micro_batch=4, memory_size=memory_size)
+        learner.section = learner.section.model_copy(update={"exploration": 0.0})
+        with SavedBytes() as counted:
+            step(learner, slides(count), SELECTING)
+        return counted.peak
+
+    few = saved("two-pass", memory_size=4, count=1)
+    assert saved("two-pass", memory_size=24, count=1) < 1.05 * few
+    assert saved("two-pass", memory_size=24, count=6) < 1.05 * few
+    assert saved("plain", memory_size=24, count=6) > 10 * few
+
+
+def test_an_epoch_says_so_when_it_learns_in_two_passes():
+    notes: list[str] = []
+    learner = trainer(gpu_memory_gb=0.003, notes=notes)
+    for epoch in (WARM_START, SELECTING, SELECTING):
+        step(learner, slides(3), epoch)
+    assert len(notes) == 2
+    assert "`compute.micro_batch`" in notes[0]
+    assert "12 winners at once" in notes[1]
+    assert "learning in two passes" in notes[1]
+
+
+def test_pretrained_batch_norm_keeps_its_statistics_in_scan_and_learner():
+    learner = trainer(has_weights=True, gradient="two-pass", micro_batch=4)
+    rng = torch.Generator().manual_seed(1)
+    for name, buffer in learner.net.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(torch.rand(buffer.shape, generator=rng) + 0.5)
+    before = {name: buffer.clone() for name, buffer in learner.net.named_buffers()}
+    for epoch in (WARM_START, SELECTING):
+        _, found = step(learner, slides(2), epoch)
+        assert any("bn1.weight" in name for name in found)  # scale and shift are learned
+    for name, buffer in learner.net.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+    patches = torch.rand(3, 3, PATCH_PX, PATCH_PX)
+    learned = learner.net.train().encoder
+    assert not uses_batch_statistics(learned)
+    together = learned(patches)
+    torch.testing.assert_close(together, learner.net.eval().encoder(patches), rtol=0, atol=0)
+    torch.testing.assert_close(together[:1], learner.net.train().encoder(patches[:1]), rtol=1e-5, atol=1e-5)
+
+
+def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
+    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 4)
+    rows, weights = torch.randn(10, 5, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
+
+    def part(rows: Tensor, weights: Tensor) -> Tensor:
+        return (functional.dropout(rows, 0.5).pow(3).sum(1) * weights).sum()
+
+    found = []
+    for total in (in_parts, lambda p, r, w: sum(p(*some) for some in zip(r.split(4), w.split(4), strict=True))):
+        leaf = rows.clone().requires_grad_()
+        torch.manual_seed(2)
+        loss = total(part, leaf, weights)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad, torch.rand(1)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+    assert np.isfinite(float(found[0][0]))
+
+
+def test_the_tile_loss_keeps_activations_of_one_part_only(monkeypatch):
+    learner, width = trainer(), 64
+
+    def saved(tiles: int) -> int:
+        embeddings = torch.randn(1, tiles, width, requires_grad=True)
+        mask, truth = torch.ones(1, tiles, dtype=torch.bool), torch.tensor([1])
+        with SavedBytes() as counted:
+            learner._tile_loss(embeddings, mask, truth, functional.cross_entropy, SELECTING).backward()
+        return counted.peak
+
+    def floats_a_tile() -> float:
+        return (saved(400) - saved(40)) / 360 / 4
+
+    assert floats_a_tile() > 8 * width
+    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 20)
+    assert floats_a_tile() < 1.2 * width  # the embeddings themselves
+
+
+@pytest.mark.parametrize(("every", "remembered"), [(1, False), (2, True)])
+def test_scores_are_remembered_between_epochs_only_for_partial_scans(every, remembered):
+    """They are N floats for every slide of the cohort."""
+    learner = trainer()
+    learner.section = learner.section.model_copy(update={"rescan_every": every})
+    step(learner, slides(1), SELECTING)
+    known = learner.last_scores.partial("s0", at_least=4, rng=np.random.default_rng(0))
+    assert (known is not None) == remembered
