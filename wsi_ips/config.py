@@ -101,10 +101,23 @@ class ModelSection(Section):
 
     encoder: str = Field(
         "resnet18",
-        description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, or `timm:NAME`",
+        description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, `timm:NAME` (also "
+        "`timm:hf-hub:OWNER/NAME` and `timm:local-dir:FOLDER`), or `preset:NAME` of `wsi-ips encoders`",
     )
     pretrained: bool = Field(False, description="start from published weights (needs the network)")
-    weights: Path | None = Field(None, description="encoder weights from a local .safetensors file")
+    weights: Path | None = Field(
+        None, description="encoder weights from a local file: .safetensors, or .bin, .pth, .pt that hold tensors only"
+    )
+    freeze: Literal["none", "all"] | Annotated[int, Field(ge=1)] = Field(
+        "none",
+        description="what of the encoder does not learn: `none`, `all`, or so many of its first stages (blocks of a "
+        "transformer)",
+    )
+    lora_rank: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="rank of the matrices that learn beside the frozen attention of a transformer (LoRA, extra "
+        "`lora`); 0 = none",
+    )
     norm: Literal["auto", "batch", "group"] = Field(
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
     )
@@ -129,6 +142,12 @@ class ModelSection(Section):
         64, description="width of keys and values per head; of the gate of `abmil`"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
+
+    @model_validator(mode="after")
+    def _one_way_to_freeze(self) -> Self:
+        if self.lora_rank and self.freeze not in ("none", "all"):
+            raise ValueError("`lora_rank` freezes the whole encoder; leave `freeze` out")
+        return self
 
     @model_validator(mode="after")
     def _selection_has_an_effect(self) -> Self:
@@ -185,6 +204,11 @@ class PredictSection(Section):
         ("val", "test"), description="slides of these splits; slides without a split always are"
     )
     checkpoint: Path | None = Field(None, description="folder of a trained model to use instead of training one")
+    scan_precision: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="`int8`: all tiles are scored in 8-bit integers on a CPU (extra `int8`), calibrated and checked on "
+        "each slide's own tiles; the slide's label comes from the kept tiles in fp32 all the same",
+    )
 
 
 class HeatmapSection(Section):
@@ -216,9 +240,19 @@ class SynthSection(Section):
 
 
 class ComputeSection(Section):
-    """What changes speed and memory, never a result."""
+    """What changes speed and memory, never a result beyond rounding."""
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` ...")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="of the encoder in the scan: `auto`, bf16 on a GPU that has it, else fp32; bf16 rounds scores to "
+        "some three digits",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="compile the encoder for the scan: `auto`, on a GPU, after a minute of encoding, where it is "
+        "measured to be faster",
+    )
     readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
     chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
     prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import ComputeSection
-from wsi_ips.model.fused import scan_encoder
+from wsi_ips.model.fast import fast_encoder
+from wsi_ips.model.fused import Encode
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection, SlideToScan, scan
 from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, read_tiles
@@ -102,6 +103,7 @@ def scan_slides(
     prepare: Prepare,
     with_probability: bool = False,
     on_tiles: Callable[[int], None] = lambda _: None,
+    encode: Encode | None = None,
 ) -> list[Selection]:
     """Score all requested tiles of a batch of slides in one stream and keep the best of each.
 
@@ -114,13 +116,15 @@ def scan_slides(
     memory_size
         Tiles kept per slide (M).
     compute
-        Chunk size, reading threads, chunks read ahead.
+        Precision of the encoder, chunk size, reading threads, chunks read ahead.
     prepare
         Turns uint8 pixels into the network's input.
     with_probability
         Also score each tile alone.
     on_tiles
         Called with the number of tiles after each chunk.
+    encode
+        In place of the encoder; None is the fastest way to run it that ``compute`` allows.
 
     Raises
     ------
@@ -130,7 +134,8 @@ def scan_slides(
         A score is not finite.
     """
     net.eval()
-    encode, device = scan_encoder(net.encoder), next(net.parameters()).device
+    encode = encode or fast_encoder(net.encoder, precision=compute.precision, compiling=compute.compile)
+    device = next(net.parameters()).device
 
     places = _Places(net, requests)
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
+from wsi_ips.model.presets import PRESETS
 
-COMMANDS = ("demo", "check", "tile", "train", "predict", "heatmap", "run", "status", "synth")
+COMMANDS = ("demo", "check", "tile", "train", "predict", "heatmap", "run", "status", "synth", "encoders")
 
 
 def invoke(*arguments: object):
@@ -138,6 +139,17 @@ def test_synth_makes_slides_that_check_accepts(tmp_path):
     result = invoke("check", tmp_path / "cohort" / "manifest.csv")
     assert result.exit_code == 0
     assert "2 usable" in result.output
+
+
+def test_encoders_lists_every_preset_with_licence_access_and_reason():
+    result = invoke("encoders")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line for line in result.output.splitlines() if line.strip()}
+    assert set(PRESETS) <= rows.keys() | {key.removesuffix(":") for key in rows}
+    assert rows["uni"].split() == ["uni", "1024", "0.5", "cls", "gated", "no", "CC-BY-NC-ND-4.0"]
+    assert rows["virchow"].split() == ["virchow", "2560", "0.5", "cls+mean", "gated", "yes", "Apache-2.0"]
+    assert "card" in rows["kaiko-s16"].split()
+    assert "never does" in rows["hibou-b:"]
 
 
 def test_a_folder_becomes_a_manifest(cohort):

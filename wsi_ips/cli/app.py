@@ -11,7 +11,7 @@ import yaml
 
 from wsi_ips import __version__
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
-from wsi_ips.cli.tables import print_check, print_status, print_summary
+from wsi_ips.cli.tables import print_check, print_encoders, print_status, print_summary
 from wsi_ips.config import Recipe, SynthSection, load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -93,6 +93,18 @@ def check(
         print_check(rows)
         if any(row.problem for row in rows):
             raise typer.Exit(EXIT_PARTIAL)
+
+
+@app.command()
+def encoders(debug: Debug = False) -> None:
+    """List the presets of `model.encoder`: scale, size and pooling they were made for, licence, access.
+
+    A recipe names one as `preset:NAME`. The licence is that of the weights; the model card decides.
+    """
+    with explained(debug=debug):
+        from wsi_ips.model.presets import PRESETS
+
+        print_encoders(list(PRESETS.values()))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from wsi_ips.cli.console import out
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from wsi_ips.model.presets import Preset
     from wsi_ips.pipeline.check import CheckedSlide
     from wsi_ips.pipeline.stages import Outcome
     from wsi_ips.pipeline.states import SlideState, State
@@ -77,6 +78,29 @@ def _print_pixel_paths(rows: Sequence[CheckedSlide]) -> None:
         names = [row.slide_id for row in rows if row.pixels_by == path]
         few = ", ".join(names[:3]) + (" ..." if count > 3 else "")
         out.print(f"pixels by {escape(path)} [dim]({count}: {escape(few)})[/]", soft_wrap=True)
+
+
+def print_encoders(presets: Sequence[Preset]) -> None:
+    """Table of presets, then why some of them cannot be built."""
+    from wsi_ips.model.presets import scale_text
+
+    table = Table("preset", "width", "µm/px", "pooling", "access", "commercial", "licence", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[-1].no_wrap = True
+    for preset in presets:
+        name = escape(preset.key)
+        table.add_row(
+            f"[dim]{name}[/]" if preset.missing else name,
+            str(preset.width),
+            scale_text(preset),
+            preset.pooling,
+            {True: "gated", False: "open", None: "card"}[preset.gated],
+            {True: "[green]yes[/]", False: "[red]no[/]", None: "card"}[preset.commercial],
+            escape(preset.licence),
+        )
+    out.print(table)
+    _print_reasons([(preset.key, f"cannot be built: {preset.missing}") for preset in presets if preset.missing])
+    count = sum(not preset.missing for preset in presets)
+    out.print(f"{count} of {len(presets)} can be built: `model.encoder: preset:NAME`; card = read the model card")
 
 
 def print_summary(outcome: Outcome) -> None:

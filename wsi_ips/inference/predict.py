@@ -12,9 +12,16 @@ import torch
 from wsi_ips.config import ComputeSection
 from wsi_ips.inference.scores import SlideScores
 from wsi_ips.model.checkpoint import ModelCard
-from wsi_ips.model.net import IpsNet
+from wsi_ips.model.int8 import Int8Check, Int8Encoder, Int8Exporter, compare
+from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.scanning import plain_patches, scan_slides, slide_probabilities
-from wsi_ips.tiles import SlideTiles
+from wsi_ips.tiles import SlideTiles, read_tiles
+
+CALIBRATED, CHECKED = 64, 128
+"""Tiles of a slide that give the ranges of the integers, and others that are scored both ways."""
+
+LEAST_TILES_INT8 = 4 * (CALIBRATED + CHECKED)
+"""Below it calibration and check take longer than they save."""
 
 
 def predict_slide(
@@ -26,6 +33,7 @@ def predict_slide(
     device: torch.device,
     fingerprint: str,
     on_tiles: Callable[[int], None] = lambda _: None,
+    int8: Int8Exporter | None = None,
 ) -> SlideScores:
     """Score all tiles of a slide and classify it from the best M.
 
@@ -43,9 +51,14 @@ def predict_slide(
         Stored with the scores.
     on_tiles
         Called with the number of tiles after each chunk.
+    int8
+        Scores the tiles in 8-bit integers; not for slides of fewer than :data:`LEAST_TILES_INT8` tiles, nor for those
+        on whose own tiles the two ways differ too much.
     """
     began = time.perf_counter()
     prepare = plain_patches(device)
+    net.eval()
+    encode, check = (None, None) if int8 is None else _int8_scan(net, int8, tiles, card.memory_size)
     selections = scan_slides(
         net,
         [tiles],
@@ -54,6 +67,7 @@ def predict_slide(
         prepare=prepare,
         with_probability=True,
         on_tiles=on_tiles,
+        encode=encode,
     )
     probability = slide_probabilities(net, [tiles], selections, prepare, chunk_size=compute.chunk_size)[0]  # (C,)
     selection = selections[0]
@@ -66,4 +80,22 @@ def predict_slide(
         probability=tuple(float(p) for p in probability.cpu()),
         seconds=round(time.perf_counter() - began, 3),
         fingerprint=fingerprint,
+        int8=check,
     )
+
+
+def _int8_scan(
+    net: IpsNet, int8: Int8Exporter, tiles: SlideTiles, memory_size: int
+) -> tuple[Int8Encoder | None, Int8Check | None]:
+    """The encoder in int8, calibrated on some tiles of the slide, and what others say of it; None where unfit."""
+    count = len(tiles.index)
+    if count < LEAST_TILES_INT8:
+        return None, None
+    drawn = np.random.default_rng(count).permutation(count)[: CALIBRATED + CHECKED].astype(np.int32)
+    calibrating, checking = (
+        to_float(torch.from_numpy(read_tiles(tiles.only(np.sort(part)))))
+        for part in (drawn[:CALIBRATED], drawn[CALIBRATED:])
+    )
+    encode = int8.calibrated(calibrating)
+    check = compare(net, encode, checking, memory_size=memory_size)
+    return (encode if check.holds else None), check

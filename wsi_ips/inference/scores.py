@@ -2,12 +2,12 @@
 
 ``scores.zarr/<slide_id>`` is a Zarr v3 group: ``attention_logits`` float32 (N, T, H), ``tile_probability``
 float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first. Attributes: schema version, slide id,
-classes, class probabilities of the slide, fingerprint. Row i is row i of the slide's tile index.
+classes, class probabilities of the slide, fingerprint, check of an int8 scan. Row i is row i of the slide's tile index.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.model.int8 import Int8Check
 from wsi_ips.model.rules import selection_score
 from wsi_ips.provenance import atomic_folder
 
@@ -45,6 +46,8 @@ class SlideScores:
         Time the pass over the slide took.
     fingerprint
         Of the checkpoint and the tile index behind the scores.
+    int8
+        Where a scan in 8-bit integers was asked for: how near it is; None for other scans.
     """
 
     slide_id: str
@@ -55,6 +58,7 @@ class SlideScores:
     probability: tuple[float, ...]
     seconds: float
     fingerprint: str
+    int8: Int8Check | None = None
 
     @property
     def attention(self) -> NDArray[np.float64]:
@@ -85,6 +89,7 @@ def write_scores(root: Path, scores: SlideScores) -> None:
                 "probability": list(scores.probability),
                 "seconds": scores.seconds,
                 "fingerprint": scores.fingerprint,
+                "int8": asdict(scores.int8) if scores.int8 else None,
             },
         )
         for name in ("attention_logits", "tile_probability", "kept"):
@@ -114,9 +119,10 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
             probability=tuple(stored["probability"]),  # type: ignore[arg-type]
             seconds=float(stored["seconds"]),  # type: ignore[arg-type]
             fingerprint=str(stored["fingerprint"]),
+            int8=Int8Check(**stored["int8"]) if stored.get("int8") else None,  # type: ignore[arg-type]
             **arrays,
         )
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise ScoresError(
             f"scores of slide {slide_id} in {root}: damaged ({error}); delete them and run `wsi-ips predict`"
         ) from error

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model.encoder import EncoderSpec, build_encoder
+from wsi_ips.model.freezing import plain_state
 from wsi_ips.model.net import IpsNet, PoolingName, PositionName
 from wsi_ips.model.rules import SelectionName, selection_rule
 from wsi_ips.provenance import atomic_path, atomic_write_json, fingerprint
@@ -92,7 +93,7 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
 def save_checkpoint(folder: Path, net: IpsNet, card: ModelCard) -> None:
     """Write weights, then the card: a folder without a card is no checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_state(net).items()}
     with atomic_path(folder / WEIGHTS_NAME) as temporary:
         save_file(weights, temporary)
     atomic_write_json(folder / CARD_NAME, {"schema_version": SCHEMA_VERSION, **asdict(card)})

@@ -1,25 +1,34 @@
-"""Patch encoders: torchvision ResNets, whole or truncated, and any timm model by name.
+"""Patch encoders: torchvision ResNets, whole or truncated, any timm model by name, and presets.
 
-Shapes: n patches, C channels, h x w pixels, D width of the embedding.
+Shapes: n patches, C channels, h x w pixels, D width of the embedding, P prefix tokens (class and registers), L tokens.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsi_ips.errors import CheckpointError, RecipeError
+from wsi_ips.model.presets import PoolingOfTokens, find_preset
+from wsi_ips.model.published import access_explained, hub_config, is_on_hub, read_weights, timm_arguments
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GROUPS = 32
+
+TIMM = "timm:"
+_GLOBAL_POOL: Mapping[PoolingOfTokens, Mapping[str, Any]] = {
+    "model": {},
+    "cls": {"global_pool": "token"},
+    "cls+mean": {"global_pool": ""},
+}
 
 _RESNET = re.compile(r"(?P<name>resnet(?:18|34|50|101))(?:-(?P<stages>[1-4]))?")
 
@@ -31,17 +40,28 @@ class EncoderSpec:
     Attributes
     ----------
     name
-        ``resnet18``, ``resnet18-2`` (first two of its four stages), ..., or ``timm:NAME``.
+        ``resnet18``, ``resnet18-2`` (first two of its four stages), ..., ``timm:NAME`` or ``preset:KEY``.
     norm
         ``batch`` or ``group``; only ResNets can be built with ``group``.
     frozen_statistics
         Batch norm uses its stored statistics also in training, so that the scan and the gradient pass
         see one and the same network.
+    architecture, arguments, mean, std
+        What a model's page on the hub says of it, so that a trained one is built again without the network; empty
+        until :func:`build_encoder` has read it, and for all other models.
     """
 
     name: str
     norm: Literal["batch", "group"]
     frozen_statistics: bool
+    architecture: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists where they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class Standardise(nn.Module):
@@ -83,6 +103,8 @@ class Encoder(nn.Module):
         How it was built.
     width
         Width D of an embedding.
+    frozen
+        Parts that stay in evaluation mode in training (:func:`wsi_ips.model.freezing.freeze`).
     """
 
     mean: Tensor
@@ -94,14 +116,17 @@ class Encoder(nn.Module):
         *,
         spec: EncoderSpec,
         width: int,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        pooling: PoolingOfTokens = "model",
     ) -> None:
         super().__init__()
         self.trunk = trunk.to(memory_format=torch.channels_last)
         self.standardise = Standardise(width)
         self.spec = spec
         self.width = width
+        self.frozen: tuple[nn.Module, ...] = ()
+        self._pooling = pooling
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -118,21 +143,54 @@ class Encoder(nn.Module):
         torch.Tensor
             Shape (n, D).
         """
-        out: Tensor = self.standardise(self._raw(patches))  # (n, D)
+        out: Tensor = self.standardise(self.embed_raw(patches))  # (n, D)
         return out
 
     @torch.no_grad()
     def start(self, patches: Tensor) -> None:
         """Start :class:`Standardise` from some patches of the training slides, shape (n, 3, h, w)."""
-        self.standardise.start(self._raw(patches))
+        self.standardise.start(self.embed_raw(patches))
 
-    def _raw(self, patches: Tensor) -> Tensor:
-        embeddings: Tensor = self.trunk((patches - self.mean) / self.std)  # (n, D)
-        return embeddings
+    def embed_raw(self, patches: Tensor) -> Tensor:
+        """Embed patches without :class:`Standardise`, (n, 3, h, w) to (n, D)."""
+        out: Tensor = self.trunk((patches - self.mean) / self.std)  # (n, D), or tokens (n, L, D / 2)
+        if self._pooling == "cls+mean":
+            prefix = int(self.trunk.num_prefix_tokens)  # type: ignore[arg-type]
+            out = torch.cat([out[:, 0], out[:, prefix:].mean(1)], dim=-1)  # (n, D)
+        return out
+
+    def undecayed(self) -> set[str]:
+        """Names of parameters with more than one axis that must have no weight decay: positions and tokens."""
+        asked: set[str] = getattr(self.trunk, "no_weight_decay", set)()
+        tokens = {name for name, _ in self.trunk.named_parameters() if re.search(r"(^|_)(token|embed)$", name)}
+        return {f"trunk.{name}" for name in asked | tokens}
+
+    def check_patch(self, patch_px: int) -> None:
+        """Refuse patches of a side that the architecture cannot take.
+
+        Raises
+        ------
+        RecipeError
+            Names the side it takes.
+        """
+        cut: Any = getattr(self.trunk, "patch_embed", None)
+        size, step = getattr(cut, "img_size", None), getattr(cut, "patch_size", None)
+        if size is not None and getattr(cut, "strict_img_size", False) and patch_px != size[0]:
+            raise RecipeError(
+                f"key `tiles.patch_px`: encoder {self.spec.name} takes patches of {size[0]} px only, not {patch_px}; "
+                f"set it to {size[0]}"
+            )
+        if step is not None and not getattr(cut, "dynamic_img_pad", False) and patch_px % step[0]:
+            raise RecipeError(
+                f"key `tiles.patch_px`: encoder {self.spec.name} takes patches whose side is a multiple of {step[0]} "
+                f"px, not {patch_px}; set it to {max(1, round(patch_px / step[0])) * step[0]}"
+            )
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training; frozen batch norm stays in evaluation mode."""
+        """Switch to training; frozen parts and frozen batch norm stay in evaluation mode."""
         super().train(mode)
+        for part in self.frozen:
+            part.eval()
         if self.spec.frozen_statistics:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -146,13 +204,13 @@ def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weig
     Raises
     ------
     RecipeError
-        Unknown encoder, or a normalisation that it cannot have.
+        Unknown encoder or preset, or a normalisation that it cannot have.
     """
-    is_resnet = _RESNET.fullmatch(name) is not None
-    if not is_resnet and not name.startswith("timm:"):
+    is_resnet = _RESNET.fullmatch(_plain(name)) is not None
+    if not is_resnet and not _plain(name).startswith(TIMM):
         raise RecipeError(
             f"key `model.encoder`: unknown encoder `{name}`; use resnet18, resnet34, resnet50, resnet101, a "
-            "truncated one such as resnet18-2, or timm:NAME"
+            "truncated one such as resnet18-2, timm:NAME, or preset:NAME from `wsi-ips encoders`"
         )
     if norm == "group" and (has_weights or not is_resnet):
         raise RecipeError(
@@ -168,11 +226,12 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path 
     Parameters
     ----------
     spec
-        Architecture and normalisation.
+        Architecture and normalisation; the encoder's own ``spec`` also holds what the model's page says of it.
     pretrained
         Load the published weights; needs the network or a filled cache.
     weights
-        Load weights from a local safetensors file instead.
+        Load weights from a local file instead: ``.safetensors``, or ``.bin``, ``.pth``, ``.pt`` that hold tensors
+        only. For a model of the hub its ``config.json`` may lie beside it, so that no network is needed.
 
     Raises
     ------
@@ -181,14 +240,22 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path 
     RecipeError
         timm does not know the name.
     """
-    match = _RESNET.fullmatch(spec.name)
-    encoder = _resnet(spec, match, pretrained) if match else _timm(spec, pretrained)
+    match = _RESNET.fullmatch(_plain(spec.name))
+    published = pretrained and weights is None
+    encoder = _resnet(spec, match, published) if match else _timm(spec, published, weights)
     if weights is not None:
+        tensors = read_weights(weights, wanted=list(encoder.trunk.state_dict()))
         try:
-            encoder.trunk.load_state_dict(load_file(weights))
-        except (OSError, RuntimeError, ValueError) as error:
+            encoder.trunk.load_state_dict(tensors)
+        except RuntimeError as error:
             raise CheckpointError(f"encoder weights {weights}: do not fit {spec.name}: {error}") from error
     return encoder
+
+
+def _plain(name: str) -> str:
+    """The name behind a preset, else the name."""
+    preset = find_preset(name)
+    return name if preset is None else preset.model
 
 
 def _resnet(spec: EncoderSpec, match: re.Match[str], pretrained: bool) -> Encoder:
@@ -204,10 +271,7 @@ def _resnet(spec: EncoderSpec, match: re.Match[str], pretrained: bool) -> Encode
             zero_init_residual=not pretrained,
         )
     except OSError as error:
-        raise CheckpointError(
-            f"encoder {spec.name}: the published weights cannot be fetched ({error}); give a local file in "
-            "`model.weights`, or set `model.pretrained: false`"
-        ) from error
+        raise access_explained(spec.name, error) from error
     stages = [full.layer1, full.layer2, full.layer3, full.layer4][: int(match["stages"] or 4)]
     trunk = nn.Sequential(full.conv1, full.bn1, full.relu, full.maxpool, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     last = stages[-1][-1]
@@ -215,22 +279,46 @@ def _resnet(spec: EncoderSpec, match: re.Match[str], pretrained: bool) -> Encode
     return Encoder(trunk, spec=spec, width=width)
 
 
-def _timm(spec: EncoderSpec, pretrained: bool) -> Encoder:
+def _timm(spec: EncoderSpec, pretrained: bool, weights: Path | None) -> Encoder:
     import timm
     from timm.data.config import resolve_data_config
 
-    name = spec.name.removeprefix("timm:")
+    preset, name = find_preset(spec.name), _plain(spec.name).removeprefix(TIMM)
+    pooling: PoolingOfTokens = preset.pooling if preset else "model"
+    spec = _with_config(spec, name, weights)
+    source = name if pretrained or not spec.architecture else spec.architecture
+    arguments = {**timm_arguments(spec.arguments), **_GLOBAL_POOL[pooling]}
     try:
-        trunk = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except (RuntimeError, ValueError) as error:
-        raise RecipeError(f"key `model.encoder`: timm cannot build `{name}`: {error}") from error
+        trunk: Any = timm.create_model(source, pretrained=pretrained, num_classes=0, **arguments)
     except OSError as error:
-        raise CheckpointError(f"encoder {spec.name}: weights cannot be fetched: {error}") from error
+        raise access_explained(spec.name, error) from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f"key `model.encoder`: timm cannot build `{name}`: {error}") from error
     data = resolve_data_config({}, model=trunk)
     return Encoder(
         trunk,
         spec=spec,
-        width=int(trunk.num_features),  # type: ignore[arg-type]
-        mean=data["mean"],
-        std=data["std"],
+        width=int(trunk.num_features) * (2 if pooling == "cls+mean" else 1),
+        mean=spec.mean or data["mean"],
+        std=spec.std or data["std"],
+        pooling=pooling,
+    )
+
+
+def _with_config(spec: EncoderSpec, name: str, weights: Path | None) -> EncoderSpec:
+    """The spec with what the model's page says of it; as it is for models that timm itself describes."""
+    preset = find_preset(spec.name)
+    extra = dict(preset.arguments) if preset else {}
+    if spec.architecture or not is_on_hub(name):
+        return spec if spec.architecture else replace(spec, arguments=extra)
+    try:
+        config = hub_config(name, beside=weights)
+    except OSError as error:
+        raise access_explained(spec.name, error) from error
+    return replace(
+        spec,
+        architecture=config.architecture,
+        arguments={**config.arguments, **extra},
+        mean=config.mean,
+        std=config.std,
     )

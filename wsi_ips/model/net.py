@@ -145,11 +145,12 @@ class IpsNet(nn.Module):
         return TileScores(logits, self.probabilities(self.classify(self.pooling.alone(embeddings))))  # (n, C)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Parameters for the optimiser: norms, biases and queries have no weight decay."""
+        """Parameters for the optimiser: norms, biases, queries, tokens and position embeddings have no weight decay."""
+        undecayed = {f"encoder.{name}" for name in self.encoder.undecayed()}
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
         for name, parameter in self._trainable():
-            is_free = parameter.ndim < 2 or name.endswith("pooling.queries")
+            is_free = parameter.ndim < 2 or name.endswith("pooling.queries") or name in undecayed
             (free if is_free else decayed).append(parameter)
         return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 

@@ -12,6 +12,8 @@ from wsi_ips.inference import SlideScores, predict_slide, read_scores, stored_fi
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import ModelCard, load_checkpoint, read_card
 from wsi_ips.model.checkpoint import checkpoint_fingerprint
+from wsi_ips.model.int8 import Int8Exporter
+from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path, fingerprint
 from wsi_ips.scanning import choose_device
@@ -45,7 +47,8 @@ def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
 
 def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
     """Fingerprint that a slide's scores must have to be up to date."""
-    return fingerprint("scores", model, run.index(record).fingerprint)
+    how = [run.recipe.predict.scan_precision] if run.recipe.predict.scan_precision != "fp32" else []
+    return fingerprint("scores", model, run.index(record).fingerprint, *how)
 
 
 def predicted(run: Run) -> list[SlideRecord]:
@@ -76,8 +79,11 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
     ]
     if due:
+        for text in remarks(card.encoder.name):
+            run.progress.note(text)
         device = choose_device(run.recipe.compute.device)
         net.to(device)
+        int8 = Int8Exporter(net.encoder, card.patch_px) if run.recipe.predict.scan_precision == "int8" else None
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
         with run.progress.stage("prediction", total, "tiles") as advance:
             for record in due:
@@ -91,7 +97,11 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
                         device=device,
                         fingerprint=scores_fingerprint(run, record, model),
                         on_tiles=advance,
+                        int8=int8,
                     )
+                    if scores.int8:
+                        used = "" if scores.int8.holds else "; too far from fp32, which was used instead"
+                        run.progress.note(f"slide {record.slide_id}: int8 scan: {scores.int8}{used}")
                     write_scores(run.folder.scores, scores)
 
                 run.states.fence(record.slide_id, "predict", work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -13,6 +13,8 @@ from wsi_ips.errors import RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
+from wsi_ips.model.freezing import add_lora, freeze
+from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.scanning import choose_device
@@ -104,7 +106,15 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         iteration_size=section.iteration_size,
         position=section.position,
     )
-    net = build_net(card, pretrained=section.pretrained, weights=section.weights).to(device)
+    for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+        run.progress.note(text)
+    net = build_net(card, pretrained=section.pretrained, weights=section.weights)
+    net.encoder.check_patch(recipe.tiles.patch_px)
+    freeze(net.encoder, section.freeze)
+    if section.lora_rank:
+        add_lora(net.encoder, section.lora_rank)
+    net.to(device)
+    card = replace(card, encoder=net.encoder.spec)
     keeper = _Keeper(run, net, card)
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)]

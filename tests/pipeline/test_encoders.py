@@ -1,0 +1,120 @@
+"""What the recipe says of the encoder reaches training and prediction, and what must be said is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.pipeline.test_run import SMALL
+from wsi_ips.config import load_recipe
+from wsi_ips.errors import RecipeError
+from wsi_ips.inference import predict, read_scores
+from wsi_ips.model import build_encoder, encoder_spec, int8, presets, read_card
+from wsi_ips.pipeline import run_until
+from wsi_ips.pipeline.progress import Silent
+
+SYNTH = {**SMALL["synth"], "slides": 4}
+MODEL = {**SMALL["model"], "encoder": "preset:photographs", "freeze": 1}
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def recipe_of(folder: Path, **overrides: object):
+    path = folder / "recipe.yaml"
+    values: dict[str, Any] = {**SMALL, "synth": SYNTH, "model": MODEL}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return load_recipe(path, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    """Folder of a trained run and the notes of its training."""
+    folder, notes = tmp_path_factory.mktemp("run"), Notes()
+    preset = replace(
+        presets.PRESETS["resnet50"],
+        key="photographs",
+        model="resnet18-2",
+        commercial=False,
+        licence="L",
+        mpp=(0.5, 0.5),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "PRESETS", {"photographs": preset})
+        run_until(recipe_of(folder), "train", notes)
+        yield folder, notes
+
+
+def test_licence_scale_and_size_are_said_before_training(trained):
+    said = " ".join(trained[1].lines)
+    assert "licence L does not allow commercial use" in said
+    assert "made for 0.5 µm/px, the recipe reads tiles at 2 µm/px" in said
+    assert "made for patches of 224 px" in said
+
+
+def test_the_frozen_stage_has_not_learned_and_the_other_has(trained):
+    folder, _ = trained
+    stored = load_file(folder / "out" / "model" / "model.safetensors")
+    torch.manual_seed(0)
+    fresh = build_encoder(encoder_spec("preset:photographs", norm="auto", has_weights=False)).trunk.state_dict()
+    same = {name: torch.equal(stored[f"encoder.trunk.{name}"], tensor) for name, tensor in fresh.items()}
+    assert all(equal for name, equal in same.items() if name.split(".")[0] in "014")
+    assert not any(equal for name, equal in same.items() if name.startswith("5"))
+    assert read_card(folder / "out" / "model").encoder.name == "preset:photographs"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__freeze": 3}, r"model\.freeze.*2 stages"),
+        ({"model__freeze": 1, "model__lora_rank": 4}, "freezes the whole encoder"),
+        ({"model__freeze": "none", "model__lora_rank": 4}, "has no attention"),
+        ({"model__encoder": "preset:none"}, "photographs"),
+    ],
+)
+def test_what_does_not_fit_is_a_recipe_error(trained, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        run_until(recipe_of(trained[0], **overrides), "train")
+
+
+def test_an_int8_scan_is_done_once_reported_and_stored(trained, monkeypatch):
+    folder, _ = trained
+    for name in int8.LIBRARIES:
+        pytest.importorskip(name, reason=f"{name} is not installed (extra `int8`)")
+    if not torch.cpu._is_vnni_supported():
+        pytest.skip("this CPU has no 8-bit dot product")
+    monkeypatch.setattr(predict, "CALIBRATED", 8)
+    monkeypatch.setattr(predict, "CHECKED", 16)
+    monkeypatch.setattr(predict, "LEAST_TILES_INT8", 24)
+    monkeypatch.setattr(int8, "LEAST_CORRELATION", -1.0)
+
+    def scores_after(notes: Notes, **overrides: Any):
+        run = run_until(recipe_of(folder, **overrides), "predict", notes)
+        (first, *_) = [r for r in run.records if r.split == "test"]
+        return read_scores(run.folder.scores, first.slide_id)
+
+    exact = scores_after(Notes())
+    notes = Notes()
+    near = scores_after(notes, predict__scan_precision="int8")
+    assert exact.int8 is None
+    assert near.int8 is not None
+    assert near.fingerprint != exact.fingerprint
+    assert not np.array_equal(near.attention_logits, exact.attention_logits)
+    reports = [line for line in notes.lines if "int8 scan" in line]
+    assert len(reports) == 2
+    assert f"{near.int8}" in " ".join(reports)
+    again = Notes()
+    scores_after(again, predict__scan_precision="int8")
+    assert not [line for line in again.lines if "int8 scan" in line]
