@@ -7,7 +7,7 @@ step with the gradient in one pass. The slide is a row of noise repeated, so it 
     python benchmarks/step_memory.py [--quick] [--json FILE]
 
 Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}. Units: `MB peak RSS` of the
-process, most of which is PyTorch; `MB for the step`, what of it came after everything was loaded; `MB saved` for the
+process, most of which is PyTorch; `MB for the step`, what of it came with slides and step; `MB saved` for the
 backward pass at the worst moment, counted exactly; `MB CUDA` where there is a GPU (`torch.cuda.max_memory_allocated`).
 """
 
@@ -136,6 +136,7 @@ def measure(case: Case) -> dict[str, float]:
         seed=0,
         device=device,
     )
+    before = resident_mb()
     made = [striped_slide(number, case.tiles) for number in range(case.slides)]
     if case.how == "all tiles in memory":
         made = [in_memory(slide) for slide in made]
@@ -143,7 +144,6 @@ def measure(case: Case) -> dict[str, float]:
     optimiser = torch.optim.AdamW(net.parameters())
     weights = torch.ones(2, device=device)
     step: Callable[[], Any] = lambda: trainer._step(batch, 1, weights, optimiser)  # noqa: E731
-    before = resident_mb()
     for _ in range(1 if case.varied == "N" else 2):
         step()
     found = {"rss": peak_rss_mb(), "step": peak_rss_mb() - before}

@@ -34,7 +34,7 @@ from wsi_ips.training.rescan import LastScores
 
 GRADIENT_NORM = 1.0
 START_SLIDES, START_TILES = 16, 256
-ROWS_AT_A_TIME = 1024
+ROWS_AT_A_TIME = 256
 """Tiles of which the tile loss keeps activations at a time."""
 
 WARM_START_TILES = 4
