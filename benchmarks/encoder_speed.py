@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -34,14 +35,15 @@ from wsi_ips.model.fused import scan_encoder
 from wsi_ips.model.int8 import Int8Exporter, compare
 from wsi_ips.model.net import to_float
 
-TEXTURES = Path("/work/shared/data/textures")
+TEXTURES = Path(os.environ["WSI_IPS_DATA"]) / "textures" if "WSI_IPS_DATA" in os.environ else None
 PATCH_PX, PATCHES_PER_CALL, CALIBRATED = 224, 32, 64
 Row = dict[str, Any]
 
 
-def patches_of(folder: Path) -> tuple[Tensor, str]:
+def patches_of(folder: Path | None) -> tuple[Tensor, str]:
     """Patches in shuffled order, (n, 3, h, w), and what they are."""
-    files = sorted(p for p in folder.glob("*/*") if p.parent.name in ("normal", "tumor", "lymphoid"))
+    found = folder.glob("*/*") if folder else ()
+    files = sorted(p for p in found if p.parent.name in ("normal", "tumor", "lymphoid"))
     if not files:
         rng = np.random.default_rng(0)
         shape = (160, PATCH_PX, PATCH_PX, 3)
