@@ -243,6 +243,9 @@ class ComputeSection(Section):
     """What changes speed and memory, never a result beyond rounding."""
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` ...")
+    readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
+    chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
+    prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="of the encoder in the scan: `auto`, bf16 on a GPU that has it, else fp32; bf16 rounds scores to "
@@ -253,9 +256,6 @@ class ComputeSection(Section):
         description="compile the encoder for the scan: `auto`, on a GPU, after a minute of encoding, where it is "
         "measured to be faster",
     )
-    readers: Annotated[int, Field(ge=1)] = Field(2, description="reading threads")
-    chunk_size: Annotated[int, Field(ge=1)] = Field(256, description="patches scored at a time (I)")
-    prefetch_chunks: Annotated[int, Field(ge=1)] = Field(2, description="chunks read ahead")
     gradient: Literal["auto", "plain", "two-pass"] = Field(
         "auto",
         description="how a step's gradient is taken: `plain`, all winners at once; `two-pass`, `micro_batch` at a "

@@ -40,6 +40,8 @@ LIBRARIES = (
     "tiffslide",
     "zarr",
     "h5py",
+    "onnxruntime",
+    "peft",
 )
 
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision import models
 
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.model import presets
-from wsi_ips.model.encoder import EncoderSpec, build_encoder, encoder_spec
+from wsi_ips.model.encoder import EncoderSpec, build_encoder, encoder_spec, group_normed
 from wsi_ips.model.presets import PRESETS
 
 
@@ -32,9 +33,24 @@ def test_width_is_what_comes_out(name, width):
     assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, width)
 
 
-def test_from_scratch_has_no_batch_statistics():
-    spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in build_encoder(spec).modules())
+@pytest.mark.parametrize("name", ["resnet18-2", "timm:resnet10t", "timm:test_efficientnet"])
+def test_from_scratch_has_no_batch_statistics(name):
+    encoder = build_encoder(encoder_spec(name, norm="auto", has_weights=False)).train()
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
+    assert any(isinstance(m, nn.GroupNorm) for m in encoder.modules())
+    encoder = encoder.eval()
+    patches = torch.rand(3, 3, 64, 64)
+    torch.testing.assert_close(encoder(patches)[:1], encoder(patches[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_group_norm_in_the_place_of_batch_norm_keeps_scale_shift_and_activation():
+    module = nn.Sequential(nn.Conv2d(3, 48, 1), BatchNormAct2d(48))
+    nn.init.uniform_(module[1].weight)
+    nn.init.uniform_(module[1].bias)
+    weight, bias, patches = module[1].weight, module[1].bias, torch.rand(2, 3, 8, 8)
+    group_normed(module)
+    wanted = nn.functional.group_norm(module[0](patches), 16, weight, bias).relu()
+    torch.testing.assert_close(module(patches), wanted)
 
 
 def test_scan_and_gradient_pass_see_the_same_network_with_given_weights():

@@ -72,7 +72,9 @@ def test_all_and_none(name):
 
 def test_dropout_and_batch_statistics_of_a_frozen_part_do_nothing_in_training():
     patches = torch.rand(4, 3, 32, 32)
-    for encoder in (encoder_of("vit", proj_drop_rate=0.5, drop_path_rate=0.5), encoder_of("timm:resnet10t")):
+    with_batch_norm = build_encoder(EncoderSpec("timm:resnet10t", "batch", frozen_statistics=False))
+    assert any(isinstance(part, nn.BatchNorm2d) for part in with_batch_norm.modules())
+    for encoder in (encoder_of("vit", proj_drop_rate=0.5, drop_path_rate=0.5), with_batch_norm):
         freeze(encoder, "all")
         before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
         torch.testing.assert_close(encoder.train()(patches), encoder.eval()(patches))

@@ -5,6 +5,7 @@ Shapes: n patches, C channels, h x w pixels, D width of the embedding, P prefix 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class EncoderSpec:
     name
         ``resnet18``, ``resnet18-2`` (first two of its four stages), ..., ``timm:NAME`` or ``preset:KEY``.
     norm
-        ``batch`` or ``group``; only ResNets can be built with ``group``.
+        ``group`` has group norm wherever the architecture has batch norm; ``batch`` leaves it as it is.
     frozen_statistics
         Batch norm uses its stored statistics also in training, so that the scan and the gradient pass
         see one and the same network.
@@ -212,11 +213,12 @@ def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weig
             f"key `model.encoder`: unknown encoder `{name}`; use resnet18, resnet34, resnet50, resnet101, a "
             "truncated one such as resnet18-2, timm:NAME, or preset:NAME from `wsi-ips encoders`"
         )
-    if norm == "group" and (has_weights or not is_resnet):
+    if norm == "group" and has_weights:
         raise RecipeError(
-            f"key `model.norm`: `group` fits a ResNet trained from scratch, not `{name}` with given weights; use `auto`"
+            f"key `model.norm`: `group` fits an encoder trained from scratch, not `{name}` with given "
+            "weights; use `auto`"
         )
-    group = norm == "group" or (norm == "auto" and is_resnet and not has_weights)
+    group = norm == "group" or (norm == "auto" and not has_weights)
     return EncoderSpec(name, "group" if group else "batch", frozen_statistics=has_weights)
 
 
@@ -294,6 +296,8 @@ def _timm(spec: EncoderSpec, pretrained: bool, weights: Path | None) -> Encoder:
         raise access_explained(spec.name, error) from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise RecipeError(f"key `model.encoder`: timm cannot build `{name}`: {error}") from error
+    if spec.norm == "group":
+        group_normed(trunk)
     data = resolve_data_config({}, model=trunk)
     return Encoder(
         trunk,
@@ -303,6 +307,21 @@ def _timm(spec: EncoderSpec, pretrained: bool, weights: Path | None) -> Encoder:
         std=spec.std or data["std"],
         pooling=pooling,
     )
+
+
+def group_normed(module: nn.Module) -> None:
+    """Put group norm in the place of all batch norm within a module, scale and shift kept.
+
+    Statistics of a batch would be those of the winners only, and the scan would see another network than the learner.
+    """
+    for name, part in module.named_children():
+        if isinstance(part, nn.BatchNorm2d):
+            norm = nn.GroupNorm(math.gcd(GROUPS, part.num_features), part.num_features, part.eps)
+            norm.load_state_dict({"weight": part.weight, "bias": part.bias})
+            within = [getattr(part, step) for step in ("drop", "act") if hasattr(part, step)]  # timm's own has these
+            setattr(module, name, nn.Sequential(norm, *within) if within else norm)
+        else:
+            group_normed(part)
 
 
 def _with_config(spec: EncoderSpec, name: str, weights: Path | None) -> EncoderSpec:

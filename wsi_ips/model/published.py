@@ -69,22 +69,27 @@ def hub_config(name: str, *, beside: Path | None = None) -> ModelConfig:
         It is no configuration of a timm model.
     """
     from timm.models import load_model_config_from_hf
-    from timm.models._hub import load_model_config_from_path
 
     source, _, place = name.partition(":")
     try:
         if beside is not None and (beside.parent / "config.json").is_file():
-            data, architecture, arguments = load_model_config_from_path(beside.parent)
+            data, architecture, arguments = _stored_config(beside.parent)
         elif source == "local-dir":
-            data, architecture, arguments = load_model_config_from_path(place)
+            data, architecture, arguments = _stored_config(Path(place))
         else:
             data, architecture, arguments = load_model_config_from_hf(place)
-    except (KeyError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"key `model.encoder`: {name}: its config.json is none of a timm model ({error!r}); wsi-ips builds timm "
             "models only"
         ) from error
     return ModelConfig(architecture, dict(arguments or {}), tuple(data.get("mean") or ()), tuple(data.get("std") or ()))
+
+
+def _stored_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Preprocessing, architecture and arguments from a ``config.json``."""
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return stored.get("pretrained_cfg", stored), stored["architecture"], stored.get("model_args", {})
 
 
 def timm_arguments(stored: Mapping[str, Any]) -> dict[str, Any]:
