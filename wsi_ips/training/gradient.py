@@ -20,8 +20,8 @@ Autocast: call these functions within it; passes forward run in it, passes backw
 scaled by ``GradScaler`` gives gradients with that factor everywhere, those of the encoder too, because dL/dE has it:
 unscale and step as usual. Where dL/dE overflows, so does the encoder's gradient, and the scaler skips the step.
 
-Random numbers of an encoder that draws some depend on ``micro_batch``, as those of any network depend on how its input
-is split; none of :func:`wsi_ips.model.build_encoder` does.
+Which random numbers an encoder draws depends on how its input is split, so for one that draws some (the Swin
+Transformers of timm have stochastic depth; ResNets draw none) another ``micro_batch`` is like another seed.
 
 Shapes: K_b winners of slide b, n = sum of K_b, B slides, D width.
 """
