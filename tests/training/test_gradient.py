@@ -348,6 +348,25 @@ def test_the_micro_batch_is_brought_within_the_budget():
     assert "`compute.micro_batch`" in notes[0]
 
 
+class Constant(nn.Module):
+    """An encoder that keeps nothing of a patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(6))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches.mean((1, 2, 3))[:, None] + self.shift
+
+
+def test_an_encoder_that_keeps_nothing_fits_into_any_budget():
+    net, kept = nn.Module(), winners(7, 1, 4)
+    net.encoder = Constant()
+    step = StepGradient("auto", micro_batch=5, budget_gb=1e-6, note=lambda _: pytest.fail("no need"))
+    step(net, kept, plain_patches(torch.device("cpu")), lambda e, m: e[m].sum())
+    assert net.encoder.shift.grad.tolist() == [12] * 6
+
+
 def test_a_frozen_encoder_embeds_a_micro_batch_at_a_time_also_by_choice():
     net, prepare, kept, calls = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4), []
     net.encoder.requires_grad_(requires_grad=False)

@@ -239,7 +239,7 @@ class StepGradient:
 
 
 def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> int:
-    """Bytes that the backward pass of one patch needs kept.
+    """Bytes that the backward pass of one patch needs kept, at least 1.
 
     Measured on a few winners and on one; the difference is free of weights and of what autocast makes of them.
     """
@@ -251,7 +251,7 @@ def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> 
             encoder(winners.patches(0, tiles, prepare))
         kept.append(saved.peak)
     before.restore()
-    return (kept[0] - kept[1]) // (count - 1) if count > 1 else kept[0]
+    return max(1, (kept[0] - kept[1]) // (count - 1) if count > 1 else kept[0])
 
 
 def uses_batch_statistics(encoder: nn.Module) -> bool:
