@@ -73,7 +73,7 @@ def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
         ({"training_": {}}, "unknown key `training_`; did you mean `training`?"),
         ({"training": {"epoch": 3}}, "unknown key `training.epoch`; did you mean `epochs`?"),
         ({"synth": {"slide": 3}}, "unknown key `synth.slide`; did you mean `slides`?"),
-        ({"compute": {"xyz": 3}}, "unknown key `compute.xyz`; known keys: device, precision, compile, readers"),
+        ({"compute": {"xyz": 3}}, "unknown key `compute.xyz`; known keys: device, readers, chunk_size"),
     ],
 )
 def test_an_unknown_key_gets_a_hint(tmp_path: Path, values: dict[str, Any], message: str) -> None:
