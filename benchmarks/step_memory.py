@@ -205,7 +205,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small numbers only, about two minutes")
+    parser.add_argument("--quick", action="store_true", help="small numbers only, about three minutes")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
