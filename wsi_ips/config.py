@@ -270,7 +270,7 @@ class ComputeSection(Section):
     )
     open_slides: Annotated[int, Field(ge=1)] = Field(32, description="slides kept open between reads")
     tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
-        128, description="decoded tiles kept for their neighbours, all slides together, MiB"
+        64, description="decoded tiles kept for their neighbours, all slides together, MiB"
     )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
     remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")

@@ -13,8 +13,8 @@ from openslide import OpenSlideCache
 
 from wsi_ips.slides.base import RGB
 
-CACHE_MB = 128
-"""Default size: a band of 256 px tiles across a slide of 100 000 px takes 77 MB."""
+CACHE_MB = 64
+"""Default size: a band of 256 px tiles across 85 000 px of tissue."""
 SPARE_BYTES = 8 * 2**20
 """Memory of dropped tiles that is kept for new ones."""
 
