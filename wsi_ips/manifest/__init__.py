@@ -4,16 +4,20 @@ from wsi_ips.manifest.discovery import SLIDE_SUFFIXES, Discovery, discover_camel
 from wsi_ips.manifest.reading import Manifest, read_manifest
 from wsi_ips.manifest.record import SlideRecord
 from wsi_ips.manifest.schema import manifest_schema, write_schema
+from wsi_ips.manifest.splits import Splits, read_splits, write_splits
 
 __all__ = [
     "SLIDE_SUFFIXES",
     "Discovery",
     "Manifest",
     "SlideRecord",
+    "Splits",
     "discover_camelyon16",
     "discover_folder",
     "discover_slides",
     "manifest_schema",
     "read_manifest",
+    "read_splits",
     "write_schema",
+    "write_splits",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class Numbered(NamedTuple):
     record: SlideRecord
 
 
-def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
+def read_manifest(path: Path, *, label_column: str = "label", leaks: Container[str] = ()) -> Manifest:
     """Read and check a manifest.
 
     Whether the slides' files exist is not checked here: a missing file fails that slide, not the cohort.
@@ -62,6 +62,8 @@ def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
         CSV file with a header; comma, semicolon or tab, UTF-8 with or without byte order mark.
     label_column
         Column that holds the label; must be there unless it is ``label``.
+    leaks
+        What may be in two splits without an error: ``patient``, ``content`` (a file).
 
     Raises
     ------
@@ -76,7 +78,7 @@ def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
         except ValidationError as error:
             problems += [Problem(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
     problems += [Problem(row.number, row.surplus) for row in rows if row.surplus]
-    problems += [*_named_twice(rows), *_in_two_splits(records)]
+    problems += [*_named_twice(rows), *_in_two_splits(records, leaks)]
     if problems:
         raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
     if not records:
@@ -89,8 +91,9 @@ def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
     values = {name: row.cells[column] for name, column in names.items() if row.cells.get(column)}
     record = SlideRecord.model_validate(values)
     annotation = folder / record.annotation if record.annotation else None
+    coordinates = folder / record.coordinates if record.coordinates else None
     path = record.path if isinstance(record.path, str) else folder / record.path
-    return record.model_copy(update={"path": path, "annotation": annotation})
+    return record.model_copy(update={"path": path, "annotation": annotation, "coordinates": coordinates})
 
 
 def _explain(number: int, problem: Any, label_column: str) -> str:
@@ -121,18 +124,34 @@ def _named_twice(rows: Sequence[Row]) -> Iterator[Problem]:
             )
 
 
-def _in_two_splits(records: Sequence[Numbered]) -> Iterator[Problem]:
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """Text of any column of a manifest by slide_id, also of one that is not ours.
+
+    Raises
+    ------
+    ManifestError
+        Not readable, or no such column.
+    """
+    rows = read_rows(path, label_column="label")
+    if rows and column not in rows[0].cells:
+        raise ManifestError(f"manifest {path}: no column `{column}`; it has: {', '.join(rows[0].cells)}")
+    return {row.cells["slide_id"]: row.cells.get(column, "") for row in rows}
+
+
+def _in_two_splits(records: Sequence[Numbered], allowed: Container[str]) -> Iterator[Problem]:
     """A patient or a file in two splits: the model would be tested on what it has seen."""
-    yield from _leaks(
-        records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
-    )
-    yield from _leaks(
-        records,
-        lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
-        "path",
-        "file {}",
-        "keep one of the rows, or correct a path",
-    )
+    if "patient" not in allowed:
+        yield from _leaks(
+            records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
+        )
+    if "content" not in allowed:
+        yield from _leaks(
+            records,
+            lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
+            "path",
+            "file {}",
+            "keep one of the rows, or correct a path",
+        )
 
 
 def _leaks(

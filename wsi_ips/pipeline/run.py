@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
-from wsi_ips.manifest import SlideRecord, read_manifest
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.pipeline.cohort import cohort_records
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
@@ -63,12 +64,12 @@ class Run:
         """
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
-        manifest = read_manifest(recipe.manifest, label_column=recipe.labels.column)
-        check_labels(manifest.records, recipe.labels.classes, recipe.labels.column)
+        records = cohort_records(recipe)
+        check_labels(records, recipe.labels.classes, recipe.labels.column)
         folder = RunFolder(recipe.output, recipe.tiles.store)
-        states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
+        states = StateTable(folder.states, folder.traceback, [r.slide_id for r in records])
         pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
-        return cls(recipe, manifest.records, folder, states, progress or Silent(), pool)
+        return cls(recipe, records, folder, states, progress or Silent(), pool)
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +110,11 @@ class Run:
             TILES_SCHEMA,
             recipe.slides,
             recipe.tissue,
-            recipe.tiles.model_dump(exclude={"store"}),
+            recipe.tiles.model_dump(exclude={"store", "imported"}),
             record.mpp,
             content_identity(record.path, self.remote),
-            _file_hash(record.annotation) if record.annotation else None,
+            _file_hash("annotation", record.annotation) if record.annotation else None,
+            *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:
@@ -165,10 +167,8 @@ def check_labels(records: Sequence[SlideRecord], classes: tuple[str, ...], colum
         )
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(column: str, path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
-        raise SlideNotFoundError(
-            f"annotation {path}: no such file; correct column `annotation` of the manifest"
-        ) from error
+        raise SlideNotFoundError(f"{column} {path}: no such file; correct column `{column}` of the manifest") from error

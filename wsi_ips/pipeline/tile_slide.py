@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from wsi_ips.annotations import read_asap
@@ -12,7 +13,8 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.results import draw_tissue
 from wsi_ips.slides import SlideReader, read_thumbnail
 from wsi_ips.tiles import TileIndex, build_index
-from wsi_ips.tissue import segment_tissue
+from wsi_ips.tiles.interop import imported_index, read_foreign
+from wsi_ips.tissue import look_of, segment_tissue
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,17 @@ def tile_slide(
     pyramid = reader.info.pyramid
     thumbnail, mpp = read_thumbnail(reader, recipe.tissue.mpp)
     mask = segment_tissue(thumbnail, mpp=mpp, px0_size=pyramid.size_px0, **recipe.tissue.model_dump(exclude={"mpp"}))
-    index = build_index(
-        reader.info,
-        mask,
+    lay_tiles = (
+        partial(imported_index, read_foreign(record.coordinates))
+        if record.coordinates
+        else partial(build_index, stride_px=recipe.tiles.stride, min_tissue_fraction=recipe.tiles.min_tissue_fraction)
+    )
+    index = lay_tiles(
+        info=reader.info,
+        mask=mask,
         slide_id=record.slide_id,
         target_mpp=recipe.tiles.mpp,
         patch_px=recipe.tiles.patch_px,
-        stride_px=recipe.tiles.stride,
-        min_tissue_fraction=recipe.tiles.min_tissue_fraction,
         tumour_region=None if regions is None else regions.tumour,
         slide_identity=slide_identity,
         fingerprint=fingerprint,
@@ -91,7 +96,7 @@ def tile_slide(
         "tiles": len(index),
         "tissue_mm2": round(area_mm2, 3),
     }
-    return TiledSlide(index, row, {f"tissue/{record.slide_id}.png": png.getvalue()})
+    return TiledSlide(replace(index, look=look_of(thumbnail)), row, {f"tissue/{record.slide_id}.png": png.getvalue()})
 
 
 def _why_empty(area_mm2: float, min_tissue_fraction: float) -> str:

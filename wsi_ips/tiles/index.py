@@ -60,6 +60,8 @@ class TileIndex:
         Content identity of the slide's file.
     fingerprint
         Of everything the index was made from.
+    look
+        What the slide looks like from afar, see :mod:`wsi_ips.tissue.look`; empty where nothing can be recognised.
     """
 
     slide_id: str
@@ -78,6 +80,7 @@ class TileIndex:
     tissue_method: str
     slide_identity: str
     fingerprint: str
+    look: str = ""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -119,6 +122,7 @@ class TileIndex:
             "tissue_method": self.tissue_method,
             "slide_identity": self.slide_identity,
             "fingerprint": self.fingerprint,
+            "look": self.look,
         }
 
     @classmethod
@@ -147,6 +151,7 @@ class TileIndex:
             tissue_method=str(attributes["tissue_method"]),
             slide_identity=str(attributes["slide_identity"]),
             fingerprint=str(attributes["fingerprint"]),
+            look=str(attributes.get("look", "")),
         )
 
 

@@ -1,4 +1,7 @@
-"""Tile coordinates of other tools: read those of CLAM, TRIDENT, WSInfer and AtlasPatch, write those of CLAM and TRIDENT."""
+"""Tile coordinates of other tools.
+
+Read those of CLAM, TRIDENT, WSInfer and AtlasPatch, write those of CLAM and TRIDENT.
+"""
 
 from wsi_ips.tiles.interop.folder import CoordinateFiles, find_coordinates
 from wsi_ips.tiles.interop.foreign import ForeignTiles

@@ -32,25 +32,6 @@ class CoordinateFiles:
     by_slide: Mapping[str, tuple[Path, ...]]
     unknown: tuple[Path, ...]
 
-    def of(self, slide_id: str) -> Path:
-        """The file of a slide.
-
-        Raises
-        ------
-        TileIndexError
-            There is none, or more than one.
-        """
-        found = self.by_slide.get(slide_id, ())
-        if not found:
-            raise TileIndexError(
-                f"slide {slide_id}: no file of coordinates in {self.folder}; most tools write none for a slide without "
-                "tiles: leave the slide out, or lay its tiles"
-            )
-        if len(found) > 1:
-            names = ", ".join(str(path.relative_to(self.folder)) for path in found[:4])
-            raise TileIndexError(f"slide {slide_id}: {len(found)} files of coordinates in {self.folder}: {names}; keep one")
-        return found[0]
-
 
 def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> CoordinateFiles:
     """Search a folder, and those in it, for the coordinate files of slides.

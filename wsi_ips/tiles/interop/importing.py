@@ -75,7 +75,7 @@ def imported_index(
     where = f"tiles of {foreign.format} for slide {info.name}"
     pyramid = info.pyramid
     _check_slide(foreign, info, slide_identity, where)
-    plan = _plan(foreign, info, pyramid, target_mpp, where)
+    plan = _plan(foreign, pyramid, target_mpp, where)
     _check_recipe(plan, target_mpp, patch_px, where)
     placed = _place(foreign, info, plan, where)
     corners, stride_px = placed.corners, _stride_px(placed.corners, plan)
@@ -113,11 +113,13 @@ def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, wh
         return
     if foreign.level and info.reader != "openslide":
         raise TileIndexError(
-            f"{where}: level {foreign.level} is one of OpenSlide, but the slide is opened by {info.reader}, which counts "
-            "other levels; import tiles of level 0"
+            f"{where}: level {foreign.level} is one of OpenSlide, but the slide is opened by {info.reader}, "
+            "which counts other levels; import tiles of level 0"
         )
     if foreign.level >= len(info.level_sizes):
-        raise TileIndexError(f"{where}: level {foreign.level}, but the slide has {len(info.level_sizes)} levels (from 0)")
+        raise TileIndexError(
+            f"{where}: level {foreign.level}, but the slide has {len(info.level_sizes)} levels (from 0)"
+        )
     level_size, downsample = info.level_sizes[foreign.level], info.downsample(foreign.level)
     if foreign.level_size not in (None, level_size):
         raise TileIndexError(
@@ -131,7 +133,7 @@ def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, wh
         )
 
 
-def _plan(foreign: ForeignTiles, info: SlideInfo, pyramid: Pyramid, target_mpp: float, where: str) -> ReadPlan:
+def _plan(foreign: ForeignTiles, pyramid: Pyramid, target_mpp: float, where: str) -> ReadPlan:
     patch_px = foreign.patch_px
     if patch_px is None:
         patch_px = _patch_from_spacing(foreign, pyramid.mpp, where)
@@ -140,24 +142,24 @@ def _plan(foreign: ForeignTiles, info: SlideInfo, pyramid: Pyramid, target_mpp: 
         stated = patch_px * level0 / target
         if abs(stated - foreign.footprint_px0.x) > HALF_PX0 + DOWNSAMPLE_TOLERANCE * stated:
             raise TileIndexError(
-                f"{where}: {patch_px} px at {target:g}x of a slide of {level0:g}x are {stated:g} level-0 px, but the file "
-                f"says patch_size_level0 = {foreign.footprint_px0.x:g}"
+                f"{where}: {patch_px} px at {target:g}x of a slide of {level0:g}x are {stated:g} level-0 px, "
+                f"but the file says patch_size_level0 = {foreign.footprint_px0.x:g}"
             )
     if foreign.level is not None and foreign.read_px is not None:
         level_plan = _plan_at(pyramid, foreign.level, Size(foreign.read_px, foreign.read_px), patch_px, target_mpp)
         allowed = HALF_PX0 + DOWNSAMPLE_TOLERANCE * foreign.footprint_px0.x + pyramid.downsample(foreign.level).x / 2
         if abs(level_plan.footprint_px0.x - foreign.footprint_px0.x) > allowed:
             raise TileIndexError(
-                f"{where}: {foreign.read_px} px of level {foreign.level} cover {level_plan.footprint_px0.x:g} level-0 px, "
-                f"but the file says {foreign.footprint_px0.x:g}"
+                f"{where}: {foreign.read_px} px of level {foreign.level} cover {level_plan.footprint_px0.x:g} "
+                f"level-0 px, but the file says {foreign.footprint_px0.x:g}"
             )
         plan = level_plan
     else:
         plan = plan_footprint(pyramid, foreign.footprint_px0, patch_px=patch_px, target_mpp=target_mpp)
     if plan.read_size.width < patch_px:
         raise ResolutionError(
-            f"{where}: {plan.read_size.width} px of level {plan.level} would be enlarged to {patch_px} px, and pixels are "
-            "never upsampled; lay the tiles at a coarser scale"
+            f"{where}: {plan.read_size.width} px of level {plan.level} would be enlarged to {patch_px} px, and "
+            "pixels are never upsampled; lay the tiles at a coarser scale"
         )
     return plan
 
@@ -214,8 +216,8 @@ def _check_recipe(plan: ReadPlan, target_mpp: float, patch_px: int, where: str) 
         )
     if not _near(plan.effective_mpp, Scale(target_mpp, target_mpp), MPP_TOLERANCE):
         raise TileIndexError(
-            f"{where}: {plan.effective_mpp.x:.4g} µm/px, but the recipe asks for {target_mpp:.4g} (5 % are allowed); set "
-            "`tiles.mpp`, or lay the tiles again"
+            f"{where}: {plan.effective_mpp.x:.4g} µm/px, but the recipe asks for {target_mpp:.4g} (5 % are "
+            "allowed); set `tiles.mpp`, or lay the tiles again"
         )
 
 

@@ -157,7 +157,9 @@ class _Attributes:
 
     def number(self, name: str) -> float:
         if name not in self.values:
-            raise TileIndexError(f"{self.path}: attribute `{name}` is missing; the file is damaged or of another version")
+            raise TileIndexError(
+                f"{self.path}: attribute `{name}` is missing; the file is damaged or of another version"
+            )
         try:
             value = float(np.asarray(self.values[name]).item())
         except (TypeError, ValueError) as error:
@@ -171,7 +173,7 @@ class _Attributes:
             return default
         raw = np.asarray(self.values.get(name))
         if raw.size == 1 and raw.dtype.kind in "iuf" and np.isfinite(raw.item()) and raw.item() == round(raw.item()):
-            value = round(raw.item())
+            value = int(raw.item())
             if least is None or value >= least:
                 return value
         raise self.wrong(name, "a whole number is expected" + ("" if least is None else f", at least {least}"))

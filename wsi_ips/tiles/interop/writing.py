@@ -58,9 +58,9 @@ def _write_clam(path: Path, index: TileIndex, name: str) -> Path | None:
     if plan.resamples:
         raise _refusal(
             index,
-            f"CLAM reads whole levels, and {plan.effective_mpp.x:.4g} µm/px is none of this slide (level {plan.level} is "
-            f"averaged from {plan.read_size.width} to {plan.patch_size.width} px); tile at the scale of a level, or export "
-            "as trident",
+            f"CLAM reads whole levels, and {plan.effective_mpp.x:.4g} µm/px is none of this slide (level "
+            f"{plan.level} is averaged from {plan.read_size.width} to {plan.patch_size.width} px); tile at the "
+            "scale of a level, or export as trident",
         )
     if plan.level and index.reader != "openslide":
         raise _refusal(index, f"CLAM counts the levels of OpenSlide, but {index.reader} opened this slide")
@@ -93,8 +93,8 @@ def _write_trident(folder: Path, index: TileIndex, name: str) -> Path:
     if any(abs(f - stated) > ROUNDING_PX0 + ROUNDING * stated for f in footprint):
         raise _refusal(
             index,
-            f"TRIDENT counts in magnifications: {side} px at {target}x of a slide of {level0}x would be {stated:g} level-0 "
-            f"px, these tiles are {footprint.x:g}; tile at another `tiles.mpp`",
+            f"TRIDENT counts in magnifications: {side} px at {target}x of a slide of {level0}x would be "
+            f"{stated:g} level-0 px, these tiles are {footprint.x:g}; tile at another `tiles.mpp`",
         )
     overlap = side - index.stride_px
     if overlap < 0:
@@ -137,7 +137,8 @@ def _square(index: TileIndex) -> int:
         raise _refusal(
             index,
             f"its tiles cover {plan.read_size.width} x {plan.read_size.height} px of level {plan.level}, for its scale "
-            f"differs between the axes ({index.mpp.x:.4g} and {index.mpp.y:.4g} µm/px), and the format knows squares only",
+            f"differs between the axes ({index.mpp.x:.4g} and {index.mpp.y:.4g} µm/px), and the format knows "
+            "squares only",
         )
     return plan.read_size.width
 
