@@ -210,9 +210,8 @@ def _units(members: Sequence[Member], units: int, seed: int, *, by_site: bool) -
     dealt = np.empty(len(members), np.intp)
     splitter = StratifiedGroupKFold(units, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # a stratum smaller than the number of units is spread as it can be
+        # A stratum smaller than the number of units is spread as it can be.
+        warnings.simplefilter("ignore", UserWarning)
         for number, (_, chosen) in enumerate(splitter.split(keys, strata, keys)):
             dealt[chosen] = number
     return dealt

@@ -64,15 +64,16 @@ def kin(
         Only slides of different parts; slides without one count to none.
     """
     parts = {r.slide_id: r.split for r in records}
-    found = [
+    return [
         *_equal("patient", ((r.slide_id, r.patient_id) for r in records), parts, across),
         *_equal("content", identities.items(), parts, across),
+        *(
+            Kin("thumbnail", pair.first, pair.second, f"{pair.distance:.0%} of the hash differs")
+            for pair in look_alikes(looks)
+            if identities.get(pair.first, "") != identities.get(pair.second, "-")  # those are named already
+            and _counts(parts, pair.first, pair.second, across)
+        ),
     ]
-    same = {(k.first, k.second) for k in found if k.kind == "content"}
-    for pair in look_alikes(looks):
-        if (pair.first, pair.second) not in same and _counts(parts, pair.first, pair.second, across):
-            found.append(Kin("thumbnail", pair.first, pair.second, f"{pair.distance:.0%} of the hash differs"))
-    return found
 
 
 def require_no_leak(run: Run) -> None:
