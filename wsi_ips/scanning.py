@@ -260,11 +260,19 @@ class Winners:
 
 
 @torch.inference_mode()
-def slide_probabilities(
+def slide_logits(
     net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
 ) -> Tensor:
-    """Class probabilities of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
+    """Class logits of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
     net.eval()
     winners = Winners.of(net, requests, kept)
     embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
-    return net.probabilities(net(*winners.padded(embedded)))
+    logits: Tensor = net(*winners.padded(embedded))
+    return logits
+
+
+def slide_probabilities(
+    net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
+) -> Tensor:
+    """Class probabilities of slides, as :func:`slide_logits`."""
+    return net.probabilities(slide_logits(net, requests, kept, prepare, chunk_size=chunk_size))

@@ -229,7 +229,7 @@ def _print_work(report: CheckReport) -> None:
     time = f"{total.hours:.1f} h" if total.hours >= 1 else f"{total.hours * 60:.1f} min"
     out.print(
         f"expected: {total.tiles} tiles of {settings.patch_px} px at {settings.target_mpp:g} µm/px on "
-        f"{total.slides} slides, {total.read_gb:.2f} GB read, {total.decoded_gb:.1f} GB of pixels, {time} to "
+        f"{total.slides} slides, {_bytes(total.read_gb)} read, {_bytes(total.decoded_gb)} of pixels, {time} to "
         f"read once with {threads} threads"
     )
     out.print(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,13 @@ class Manifest:
         Its file.
     records
         Its rows, in order.
+    further
+        Text in each of the further columns, by slide_id; empty cells as they are.
     """
 
     path: Path
     records: tuple[SlideRecord, ...]
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Problem(NamedTuple):
@@ -51,7 +54,9 @@ class Numbered(NamedTuple):
     record: SlideRecord
 
 
-def read_manifest(path: Path, *, label_column: str = "label", leaks: Container[str] = ()) -> Manifest:
+def read_manifest(
+    path: Path, *, label_column: str = "label", further_columns: Sequence[str] = (), leaks: Container[str] = ()
+) -> Manifest:
     """Read and check a manifest.
 
     Whether the slides' files exist is not checked here: a missing file fails that slide, not the cohort.
@@ -62,6 +67,8 @@ def read_manifest(path: Path, *, label_column: str = "label", leaks: Container[s
         CSV file with a header; comma, semicolon or tab, UTF-8 with or without byte order mark.
     label_column
         Column that holds the label; must be there unless it is ``label``.
+    further_columns
+        More columns to read, all of which must be there.
     leaks
         What may be in two splits without an error: ``patient``, ``content`` (a file).
 
@@ -70,7 +77,7 @@ def read_manifest(path: Path, *, label_column: str = "label", leaks: Container[s
     ManifestError
         Not readable, a needed column is missing, or rows with problems; names rows and columns.
     """
-    rows = read_rows(path, label_column=label_column)
+    rows = read_rows(path, label_column=label_column, further_columns=further_columns)
     records, problems = list[Numbered](), list[Problem]()
     for row in rows:
         try:
@@ -83,7 +90,8 @@ def read_manifest(path: Path, *, label_column: str = "label", leaks: Container[s
         raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
     if not records:
         raise ManifestError(f"manifest {path}: no slide in it; add one row per slide")
-    return Manifest(path, tuple(numbered.record for numbered in records))
+    further = {row.cells["slide_id"]: tuple(row.cells.get(name, "") for name in further_columns) for row in rows}
+    return Manifest(path, tuple(numbered.record for numbered in records), further)
 
 
 def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
@@ -122,20 +130,6 @@ def _named_twice(rows: Sequence[Row]) -> Iterator[Problem]:
                 f"row {row.number}, column `slide_id`: `{name}` stands already in row {known.number}{case}; "
                 "give each slide its own name",
             )
-
-
-def read_column(path: Path, column: str) -> dict[str, str]:
-    """Text of any column of a manifest by slide_id, also of one that is not ours.
-
-    Raises
-    ------
-    ManifestError
-        Not readable, or no such column.
-    """
-    rows = read_rows(path, label_column="label")
-    if rows and column not in rows[0].cells:
-        raise ManifestError(f"manifest {path}: no column `{column}`; it has: {', '.join(rows[0].cells)}")
-    return {row.cells["slide_id"]: row.cells.get(column, "") for row in rows}
 
 
 def _in_two_splits(records: Sequence[Numbered], allowed: Container[str]) -> Iterator[Problem]:

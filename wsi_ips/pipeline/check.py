@@ -15,7 +15,7 @@ from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import ManifestError, ResolutionError, WsiIpsError
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Scale, Size
 from wsi_ips.manifest import SlideRecord, discover, read_manifest
-from wsi_ips.pipeline.cohort import cohort_records
+from wsi_ips.pipeline.cohort import read_cohort
 from wsi_ips.pipeline.estimate import Work, slide_work
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.unknown import Unknown, unknown_files
@@ -187,7 +187,7 @@ def find_target(path: Path, *, write_to: Path | None = None, folder: Path | None
         folder = folder or path
     elif path.suffix.lower() in (".yaml", ".yml"):
         recipe = load_recipe(path)
-        records, settings = cohort_records(recipe), _settings(recipe)
+        records, settings = read_cohort(recipe).records, _settings(recipe)
         own.add(recipe.manifest.resolve())
     else:
         records = read_manifest(path).records

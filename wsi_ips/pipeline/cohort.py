@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.manifest import SlideRecord, Splits, read_manifest, read_splits
+from wsi_ips.manifest import Manifest, SlideRecord, Splits, read_manifest, read_splits
 from wsi_ips.slides.source import slide_name
 from wsi_ips.tiles.interop import CoordinateFiles, find_coordinates
 
 SHOWN = 5
 
 
-def cohort_records(recipe: Recipe) -> Sequence[SlideRecord]:
-    """Rows of the recipe's manifest; parts are those of `split.file`, tiles those of `tiles.imported`, where given.
+def read_cohort(recipe: Recipe) -> Manifest:
+    """The recipe's manifest; parts are those of `split.file`, tiles those of `tiles.imported`, where given.
 
     Raises
     ------
@@ -27,7 +28,9 @@ def cohort_records(recipe: Recipe) -> Sequence[SlideRecord]:
     """
     section = recipe.split
     leaks = ("patient", "content") if section.file else section.allow
-    records = read_manifest(recipe.manifest, label_column=recipe.labels.column, leaks=leaks).records
+    column, *further = recipe.labels.columns
+    manifest = read_manifest(recipe.manifest, label_column=column, further_columns=further, leaks=leaks)
+    records = manifest.records
     if section.file is not None:
         splits = read_splits(section.file)
         if section.fold >= len(splits.folds):
@@ -39,7 +42,7 @@ def cohort_records(recipe: Recipe) -> Sequence[SlideRecord]:
             _require_whole_patients(records, section.file)
     if recipe.tiles.imported is not None:
         records = with_coordinates(records, coordinate_files(recipe.tiles.imported, records))
-    return records
+    return replace(manifest, records=records)
 
 
 def with_parts(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import ManifestError, RecipeError, TileIndexError
-from wsi_ips.manifest import SlideRecord, read_manifest
+from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.cohort import coordinate_files, slide_stem
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
@@ -76,9 +76,8 @@ def import_stage(recipe: Recipe, progress: Progress | None = None) -> Imported:
     if recipe.tiles.imported is None:
         raise RecipeError("key `tiles.imported`: name the folder with the coordinate files")
     run = run_until(recipe, "tile", progress)
-    records = read_manifest(recipe.manifest, label_column=recipe.labels.column, leaks=("patient", "content")).records
     methods = {r.slide_id: run.index(r).tissue_method for r in run.with_tiles()}
-    return Imported(tuple(run.states), methods, coordinate_files(recipe.tiles.imported, records).unknown)
+    return Imported(tuple(run.states), methods, coordinate_files(recipe.tiles.imported, run.records).unknown)
 
 
 def export_run(

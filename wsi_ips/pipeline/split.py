@@ -10,7 +10,7 @@ from pathlib import Path
 from wsi_ips.errors import ManifestError, SlideError
 from wsi_ips.geometry import Box
 from wsi_ips.manifest import SlideRecord, Splits
-from wsi_ips.manifest.reading import read_column, read_manifest
+from wsi_ips.manifest.reading import read_manifest
 from wsi_ips.manifest.splits import Member, fixed_parts, held_out_sites, joined_groups, k_folds
 from wsi_ips.pipeline.leakage import Kin, kin
 from wsi_ips.pipeline.progress import Progress, Silent
@@ -100,11 +100,12 @@ def split_cohort(
     ManifestError
         The manifest cannot be used, a column is missing, or there are too few patients or centres.
     """
-    records = read_manifest(manifest, leaks=("patient", "content")).records
-    columns = [read_column(manifest, name) for name in plan.stratify]
-    sites = read_column(manifest, plan.by) if plan.by else {}
-    strata = {r.slide_id: " · ".join(column[r.slide_id] for column in columns) for r in records}
-    left_out = [r.slide_id for r in records if columns and not columns[0][r.slide_id]]
+    columns = [*plan.stratify, *([plan.by] if plan.by else [])]
+    read = read_manifest(manifest, further_columns=columns, leaks=("patient", "content"))
+    records, cells = read.records, read.further
+    sites = {name: values[-1] for name, values in cells.items()} if plan.by else {}
+    strata = {name: " · ".join(values[: len(plan.stratify)]) for name, values in cells.items()}
+    left_out = [r.slide_id for r in records if plan.stratify and not cells[r.slide_id][0]]
     kept = [r for r in records if r.slide_id not in set(left_out)]
     if not kept:
         raise ManifestError(f"manifest {manifest}: column `{plan.stratify[0]}` is empty in all rows; fill it in")

@@ -101,6 +101,18 @@ class TileIndex:
         boxes = self.boxes_px0
         return np.asarray((boxes[:, :2] + boxes[:, 2:] / 2 - self.bounds[:2]) * self.mpp)
 
+    @property
+    def grid(self) -> Box:
+        """Box whose corner is that of the tile grid: the bounds, or for tiles of another tool the tiles themselves."""
+        if not len(self):
+            return self.bounds
+        stride, corner = self.stride_px0, np.array(self.bounds[:2])
+        steps = (np.stack([self.x, self.y], axis=1) - corner) / stride
+        if (np.abs(steps - np.rint(steps)) * stride < 1).all():
+            return self.bounds
+        left, top = int(self.x.min()), int(self.y.min())
+        return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """The stored columns, by name."""
         values = {name: getattr(self, name) for name in COLUMNS}

@@ -21,8 +21,8 @@ DOWNSAMPLE_TOLERANCE = 1e-3
 HALF_PX0 = 0.5
 """A footprint is rounded to whole level-0 pixels by most tools."""
 SLACK = 1e-6
-FINEST_STEP = 16
-"""Where tiles stand on no common grid, their step is taken as this fraction of a tile."""
+FINEST_STEP = 8
+"""Where tiles stand on no common grid, scores are laid on a raster of this many cells per tile."""
 
 
 class Placed(NamedTuple):
@@ -248,14 +248,14 @@ def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -
 def _stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
     """Step in patch pixels of the grid that holds all tiles, as coarse as can be; scores are laid on it.
 
-    Tools that lay a grid per piece of tissue have no common one: then a sixteenth of a patch.
+    Tools that lay a grid per piece of tissue have no common one: then an eighth of a patch.
     """
     per_px, patch = np.array(plan.px0_per_patch_px), plan.patch_size.width
     if len(corners) < 2:
         return patch
     relative = (corners - corners.min(0)) / per_px
     gaps = np.concatenate([np.diff(np.unique(np.rint(relative[:, axis]))) for axis in (0, 1)])
-    for step in (int(gaps.min()), *(patch // k for k in (1, 2, 4, 8))):
+    for step in (int(gaps.min()), *(patch // k for k in (1, 2, 4))):
         if step > 0 and (np.abs(relative - np.rint(relative / step) * step) * per_px <= HALF_PX0 + SLACK).all():
             return step
     return max(1, patch // FINEST_STEP)
