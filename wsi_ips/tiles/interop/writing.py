@@ -21,7 +21,8 @@ ExportFormat = Literal["clam", "trident"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 CLAM_FOLDER = "patches"
 ROUNDING_PX0 = 0.5
-ROUNDING = 1e-3
+ROUNDING = 5e-3
+"""Relative; downsamples of small slides are that far from whole numbers, for level sizes are."""
 
 
 def write_foreign(folder: Path, index: TileIndex, *, kind: ExportFormat, name: str) -> Path | None:
