@@ -124,7 +124,7 @@ def test_the_recipe_is_contradicted_by_name_of_the_key(tmp_path):
 
 
 def test_tiles_that_begin_outside_belong_to_another_slide(tmp_path):
-    with pytest.raises(TileIndexError, match="1 of 2 tiles begin outside the slide of 1031 x 773 px, e.g. at .1031, 0"):
+    with pytest.raises(TileIndexError, match=r"1 of 2 tiles begin outside .* of 1031 x 773 px, e\.g\. at \(1031, 0\)"):
         taken(golden.clam(tmp_path / "a.h5", [[0, 0], [1031, 0]]), mpp=0.25, patch=256)
 
 
@@ -166,6 +166,10 @@ def test_a_magnification_that_is_off_is_said(tmp_path):
     assert "20x is taken for 0.5 µm/px, here it is 0.58 (+16%)" in index.tissue_method
 
 
+def two_levels(path: Path) -> None:
+    golden.write(path, [[0, 0, 256, 256, 0], [0, 0, 128, 128, 1]], "int32", {"patch_size_level0": 256}, on="file")
+
+
 DAMAGED = {
     "no coords": (lambda p: h5py.File(p, "w").close(), "no dataset `coords`"),
     "not HDF5": (lambda p: p.write_bytes(b"no"), "cannot be read as HDF5"),
@@ -176,12 +180,8 @@ DAMAGED = {
     "no patch": (lambda p: golden.clam(p, patch_size=np.int64(0)), "at least 1"),
     "one downsample": (lambda p: golden.clam(p, downsample=np.float64(1)), "two numbers"),
     "three columns": (lambda p: golden.clam(p, [[1, 2, 3]]), r"shape \(1, 3\)"),
-    "two levels": (lambda p: _two_levels(p), "different size or level"),
+    "two levels": (two_levels, "different size or level"),
 }
-
-
-def _two_levels(path: Path) -> None:
-    golden.write(path, [[0, 0, 256, 256, 0], [0, 0, 128, 128, 1]], "int32", {"patch_size_level0": 256}, on="file")
 
 
 @pytest.mark.parametrize("case", DAMAGED)
