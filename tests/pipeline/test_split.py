@@ -85,16 +85,16 @@ def test_the_command_writes_what_the_recipe_reads(cohort, tmp_path):
 
 def test_by_centre_whole_centres_are_tested(cohort, tmp_path):
     arguments = ["split", cohort / "manifest.csv", "--by", "centre", "--no-look", "--to", tmp_path / "s.csv"]
-    result = invoke(*arguments, "--hold-out", "centre2")
+    result = invoke(*arguments, "--holdout", "centre2")
     assert result.exit_code == 2  # patient p11 has slides at three centres
     assert "held out and in another: s11" in " ".join(result.output.split())
     lines = (cohort / "manifest.csv").read_text().replace("p11", "")
     (cohort / "loose.csv").write_text(lines)
     arguments[1] = cohort / "loose.csv"
-    assert invoke(*arguments, "--hold-out", "centre2").exit_code == 0
+    assert invoke(*arguments, "--holdout", "centre2").exit_code == 0
     tested = {name for name, part in read_splits(tmp_path / "s.csv").folds[0].items() if part == "test"}
     assert tested == {"s2", "s5", "s8", "s11"}
-    assert invoke(*arguments[:2], "--hold-out", "centre2").exit_code == 2
+    assert invoke(*arguments[:2], "--holdout", "centre2").exit_code == 2
 
 
 @pytest.mark.parametrize(

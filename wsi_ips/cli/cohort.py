@@ -124,7 +124,7 @@ def split(
         str | None, typer.Option("--by", metavar="COLUMN", help="Column of the centre: whole centres are tested.")
     ] = None,
     hold_out: Annotated[
-        list[str] | None, typer.Option("--hold-out", metavar="CENTRE", help="This centre is tested; needs --by.")
+        list[str] | None, typer.Option("--holdout", metavar="CENTRE", help="This centre is tested; needs --by.")
     ] = None,
     look: Annotated[
         bool,
@@ -142,7 +142,7 @@ def split(
         from wsi_ips.pipeline.split import SplitPlan, split_cohort
 
         if hold_out and not by:
-            raise RecipeError("--hold-out: name the column of the centres with --by")
+            raise RecipeError("--holdout: name the column of the centres with --by")
         plan = SplitPlan(
             fractions=_fractions(fractions),
             folds=folds,

@@ -192,4 +192,8 @@ def _file_hash(column: str, path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
-        raise SlideNotFoundError(f"{column} {path}: no such file; correct column `{column}` of the manifest") from error
+        why = " (most tools write none for a slide without tiles: then leave the slide out)"
+        raise SlideNotFoundError(
+            f"{column} {path}: no such file; correct column `{column}` of the manifest"
+            + (why if column == "coordinates" else "")
+        ) from error
