@@ -185,6 +185,11 @@ class ModelSection(Section):
     norm: Literal["auto", "batch", "group"] = Field(
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
     )
+    batch_statistics: Literal["stored", "re-estimated"] = Field(
+        "stored",
+        description="of frozen batch norm: as they come with the weights, or taken anew from tiles of the training "
+        "slides before the first step, for slides that look unlike what the weights were made from",
+    )
     memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
     selection: Literal["exact", "paper"] = Field(
         "exact",

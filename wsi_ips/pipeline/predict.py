@@ -16,7 +16,7 @@ from wsi_ips.model.int8 import Int8Exporter
 from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path, fingerprint
-from wsi_ips.scanning import choose_device
+from wsi_ips.scanning import ChunkLimit, choose_device
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -84,6 +84,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         device = choose_device(run.recipe.compute.device)
         net.to(device)
         int8 = Int8Exporter(net.encoder, card.patch_px) if run.recipe.predict.scan_precision == "int8" else None
+        limit = ChunkLimit(run.recipe.compute.chunk_size, run.progress.note)
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
         with run.progress.stage("prediction", total, "tiles") as advance:
             for record in due:
@@ -98,6 +99,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
                         fingerprint=scores_fingerprint(run, record, model),
                         on_tiles=advance,
                         int8=int8,
+                        limit=limit,
                     )
                     if scores.int8:
                         used = "" if scores.int8.holds else "; too far from fp32, which was used instead"

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from wsi_ips.errors import RegionReadError, TrainingError
+from wsi_ips.errors import RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
@@ -92,9 +92,13 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     recipe, device = run.recipe, choose_device(run.recipe.compute.device)
     torch.manual_seed(recipe.seed)
     section = recipe.model
-    spec = encoder_spec(
-        section.encoder, norm=section.norm, has_weights=section.pretrained or section.weights is not None
-    )
+    has_weights = section.pretrained or section.weights is not None
+    if section.batch_statistics == "re-estimated" and not has_weights:
+        raise RecipeError(
+            "key `model.batch_statistics`: without weights there are no statistics to take anew; set "
+            "`model.pretrained` or `model.weights`, or leave `stored`"
+        )
+    spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
         tasks=recipe.labels.tasks,
@@ -134,6 +138,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             device=device,
             on_slides=advance,
             note=run.progress.note,
+            re_estimate=section.batch_statistics == "re-estimated",
         )
         trainer.fit(labelled[0], labelled[1], on_epoch=keeper)
 

@@ -27,7 +27,7 @@ from wsi_ips.labels import Truth
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
 from wsi_ips.model.tasks import share_right, task_loss, task_losses_each, truth_tensors
-from wsi_ips.scanning import Prepare, Winners, plain_patches, scan_slides, slide_logits
+from wsi_ips.scanning import ChunkLimit, Prepare, Winners, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.gradient import StepGradient
@@ -36,7 +36,7 @@ from wsi_ips.training.tile_loss import tile_loss
 from wsi_ips.training.weights import task_weights
 
 GRADIENT_NORM = 1.0
-START_SLIDES, START_TILES = 16, 256
+START_SLIDES, START_TILES, START_BATCH = 16, 256, 64
 WARM_START_TILES = 4
 """Random tiles per slide and step of the warm start."""
 
@@ -105,7 +105,9 @@ class Trainer:
     on_slides
         Called with the number of training slides finished, after each step.
     note
-        Told how the gradient is taken where that is not in one pass.
+        Told how the gradient is taken where that is not in one pass, and where memory runs out.
+    re_estimate
+        Take the statistics of batch norm from tiles of the training slides before the first step.
     """
 
     def __init__(
@@ -119,10 +121,13 @@ class Trainer:
         device: torch.device,
         on_slides: Callable[[int], None] = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
+        re_estimate: bool = False,
     ) -> None:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
         self.last_scores = LastScores(best=section.rescan_best, random=section.rescan_random)
+        self.limit = ChunkLimit(compute.chunk_size, note)
+        self.re_estimate = re_estimate
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
@@ -187,7 +192,7 @@ class Trainer:
 
     @torch.no_grad()
     def _start_encoder(self, slides: Sequence[LabelledSlide]) -> None:
-        """Show the encoder some tiles of several slides before the first step."""
+        """Show the encoder some tiles of several slides before the first step, mixed."""
         rng = np.random.default_rng([self.seed, 0])
         chosen = rng.permutation(len(slides))[:START_SLIDES]
         each = max(2, START_TILES // len(chosen))
@@ -197,7 +202,11 @@ class Trainer:
             drawn = np.sort(rng.permutation(len(tiles.index))[:each])
             pixels.append(read_tiles(tiles.only(drawn.astype(np.int32))))
         self.net.eval()
-        self.net.encoder.start(to_float(torch.from_numpy(np.concatenate(pixels)).to(self.device)))
+        patches = to_float(torch.from_numpy(np.concatenate(pixels)).to(self.device))
+        if self.re_estimate:
+            mixed = torch.from_numpy(rng.permutation(len(patches))).to(self.device)
+            self.net.encoder.estimate_statistics(patches[mixed].split(START_BATCH))
+        self.net.encoder.start(patches)
 
     def _step(
         self,
@@ -244,7 +253,12 @@ class Trainer:
             return [self._random(slide, epoch) for slide in batch]
         requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
         selections = scan_slides(
-            self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
+            self.net,
+            requests,
+            memory_size=self.memory_size,
+            compute=self.compute,
+            prepare=prepare,
+            limit=self.limit,
         )
         if self.section.rescan_every > 1:
             for slide, found in zip(batch, selections, strict=True):
@@ -315,10 +329,9 @@ class Trainer:
                 memory_size=self.memory_size,
                 compute=self.compute,
                 prepare=prepare,
+                limit=self.limit,
             )
-            logits.append(
-                slide_logits(self.net, [slide.tiles], selections, prepare, chunk_size=self.compute.chunk_size)
-            )
+            logits.append(slide_logits(self.net, [slide.tiles], selections, prepare, chunk_size=self.limit.patches))
         truths = truth_tensors([slide.truths for slide in slides], self.net.tasks)
         return float(task_loss(torch.cat(logits).cpu(), truths, self.net.tasks))
 
