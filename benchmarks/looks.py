@@ -65,6 +65,18 @@ def altered(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image)
 
 
+def row(case: str, distances: list[float], *, worst: float) -> dict[str, object]:
+    """Figures of one case."""
+    within = np.mean(np.array(distances) <= LARGEST_DISTANCE)
+    return {
+        "case": case,
+        "number": len(distances),
+        "within_limit": round(float(within), 4),
+        "median": round(float(np.median(distances)), 3),
+        "worst": worst,
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,18 +93,12 @@ def main() -> None:
             copies += [next(iter(look_alikes(pair, largest_distance=1.0))).distance] if pair["copy"] else [1.0]
     others = [pair.distance for pair in look_alikes(looks, largest_distance=1.0)]
     rows = [
-        {"case": "altered copies", "number": len(copies), "within_limit": float(np.mean(np.array(copies) <= LARGEST_DISTANCE)),
-         "median": float(np.median(copies)), "extreme": max(copies)},
-        {"case": "different slides", "number": len(others), "within_limit": float(np.mean(np.array(others) <= LARGEST_DISTANCE)),
-         "median": float(np.median(others)), "extreme": min(others)},
-    ]  # fmt: skip
+        row("altered copies", copies, worst=max(copies)),
+        row("different slides", others, worst=min(others)),
+    ]
     print(f"{len(pictures)} pictures, {len(looks)} with something to recognise")
-    for row in rows:
-        print(
-            "{case:<17} {number:>5}  within the limit {within_limit:.3f}  median {median:.3f}  extreme {extreme:.3f}".format(
-                **row
-            )
-        )
+    for line in rows:
+        print("  ".join(f"{name} {value}" for name, value in line.items()))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
