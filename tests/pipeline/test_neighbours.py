@@ -151,6 +151,8 @@ def test_imported_tiles_go_all_the_way_to_the_heatmap(cohort):
     assert [s.tiles for s in outcome.states] == [len(PIECES)] * 5
     facts = json.loads((cohort / "out" / "heatmaps" / "s4_probability.json").read_text())
     assert facts["alignment"] is None or facts["alignment"] > 0.7
+    parts = json.loads((cohort / "out" / "run.json").read_text())["parts"]
+    assert (parts["train"], parts["test"]) == (3, 2)
     assert run_pipeline(recipe).worked is False  # done means fingerprint equal
     foreign(cohort / "clam" / "file2.h5", PIECES[:10])
     assert not Run.open(recipe).is_tiled(next(r for r in Run.open(recipe).records if r.slide_id == "s2"))

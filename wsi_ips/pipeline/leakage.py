@@ -14,6 +14,7 @@ from wsi_ips.config import Leak
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
+from wsi_ips.tiles import read_index
 from wsi_ips.tissue import look_alikes
 
 SHOWN = 10
@@ -85,7 +86,7 @@ def require_no_leak(run: Run) -> None:
         Names the slides, their parts and the ways out.
     """
     parted = [r for r in run.with_tiles() if r.split is not None]
-    indexes = {r.slide_id: run.index(r) for r in parted}
+    indexes = {r.slide_id: read_index(run.folder.tiles, r.slide_id, slice(0, 0)) for r in parted}
     found = kin(
         parted,
         {name: index.slide_identity for name, index in indexes.items()},
