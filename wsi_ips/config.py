@@ -23,6 +23,7 @@ Weight = Annotated[float, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
+Leak = Literal["patient", "content", "thumbnail"]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
@@ -76,6 +77,11 @@ class TilesSection(Section):
     )
     min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
+    imported: Path | None = Field(
+        None,
+        description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
+        "tiles; `mpp` and `patch_px` must be theirs",
+    )
 
     @property
     def stride(self) -> int:
@@ -138,6 +144,20 @@ class LabelsSection(Question):
         if "label" in self.further:
             raise ValueError("`further`: the first task is called `label` already; give another name")
         return self
+
+
+class SplitSection(Section):
+    """Which slides are learned from and which are only measured."""
+
+    file: Path | None = Field(
+        None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
+    )
+    fold: Annotated[int, Field(ge=0)] = Field(0, description="which fold of the file, from 0")
+    allow: tuple[Leak, ...] = Field(
+        (),
+        description="what may be in two parts without an error: slides of one `patient`, files of the same `content`, "
+        "slides whose `thumbnail` looks alike",
+    )
 
 
 class ModelSection(Section):
@@ -337,6 +357,7 @@ class Recipe(Section):
     tissue: TissueSection = TissueSection()
     tiles: TilesSection = TilesSection()
     labels: LabelsSection = LabelsSection()
+    split: SplitSection = SplitSection()
     model: ModelSection = ModelSection()
     training: TrainingSection = TrainingSection()
     predict: PredictSection = PredictSection()
@@ -354,6 +375,8 @@ class Recipe(Section):
                 "output": located(self.output),
                 "manifest": located(self.manifest),
                 "model": self.model.model_copy(update={"weights": located(self.model.weights)}),
+                "split": self.split.model_copy(update={"file": located(self.split.file)}),
+                "tiles": self.tiles.model_copy(update={"imported": located(self.tiles.imported)}),
                 "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
             }
         )

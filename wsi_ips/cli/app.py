@@ -10,8 +10,9 @@ import typer
 import yaml
 
 from wsi_ips import __version__
+from wsi_ips.cli.cohort import add_commands
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
-from wsi_ips.cli.tables import print_check, print_encoders, print_status, print_summary
+from wsi_ips.cli.tables import print_encoders, print_status, print_summary
 from wsi_ips.config import Recipe, SynthSection, load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -71,28 +72,7 @@ def demo(
         _run(recipe)
 
 
-@app.command()
-def check(
-    manifest: Annotated[
-        Path,
-        typer.Argument(metavar="MANIFEST", help="Manifest (CSV), or a folder: CAMELYON16-style or any slides."),
-    ],
-    write: Annotated[
-        Path | None, typer.Option("--write", help="Write the manifest found in a folder to this CSV file.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Read the header of every slide of a manifest: can it be opened, by which reader and why, at what scale.
-
-    Exit code 3 where a slide cannot be used.
-    """
-    with explained(debug=debug):
-        from wsi_ips.pipeline.check import check_slides, records_of
-
-        rows = check_slides(records_of(manifest, write_to=write), progress=Bars())
-        print_check(rows)
-        if any(row.problem for row in rows):
-            raise typer.Exit(EXIT_PARTIAL)
+add_commands(app)
 
 
 @app.command()

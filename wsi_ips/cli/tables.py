@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from wsi_ips.model.presets import Preset
-    from wsi_ips.pipeline.check import CheckedSlide
     from wsi_ips.pipeline.stages import Outcome
     from wsi_ips.pipeline.states import SlideState, State
 
@@ -48,36 +47,6 @@ def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
     for slide_id, reason in reasons:
         if reason:
             out.print(f"[bold]{escape(slide_id)}[/]: {escape(reason)}", soft_wrap=True)
-
-
-def print_check(rows: Sequence[CheckedSlide]) -> None:
-    """Table of headers and a line of counts."""
-    table = Table("slide", "pixels by", "level 0 px", "levels", "µm/px", "from", "", box=None, pad_edge=False)
-    for row in rows:
-        size = f"{row.size_px0.width} x {row.size_px0.height}" if row.size_px0 else ""
-        mpp = f"{row.mpp.x:.4g}" if row.mpp else ""
-        table.add_row(
-            escape(row.slide_id),
-            row.pixels_by.partition(":")[0],
-            size,
-            str(row.levels or ""),
-            mpp,
-            escape(row.mpp_source if row.mpp else ""),
-            "[red]not usable[/]" if row.problem else "",
-        )
-    out.print(table)
-    _print_pixel_paths(rows)
-    _print_reasons([(row.slide_id, row.problem) for row in rows])
-    bad = sum(bool(row.problem) for row in rows)
-    out.print(f"{len(rows)} slides: [green]{len(rows) - bad} usable[/]" + (f", [red]{bad} not[/]" if bad else ""))
-
-
-def _print_pixel_paths(rows: Sequence[CheckedSlide]) -> None:
-    """Who decodes the pixels and why, one line for all slides that share it."""
-    for path, count in Counter(row.pixels_by for row in rows if row.pixels_by).most_common():
-        names = [row.slide_id for row in rows if row.pixels_by == path]
-        few = ", ".join(names[:3]) + (" ..." if count > 3 else "")
-        out.print(f"pixels by {escape(path)} [dim]({count}: {escape(few)})[/]", soft_wrap=True)
 
 
 def print_encoders(presets: Sequence[Preset]) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Self
 from wsi_ips.config import LabelsSection, Recipe
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
 from wsi_ips.labels import Truth
-from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
+from wsi_ips.manifest import Manifest, SlideRecord
+from wsi_ips.pipeline.cohort import read_cohort
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
@@ -67,8 +68,7 @@ class Run:
         """
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
-        column, *further = recipe.labels.columns
-        manifest = read_manifest(recipe.manifest, label_column=column, further_columns=further)
+        manifest = read_cohort(recipe)
         truths = read_truths(manifest, recipe.labels)
         folder = RunFolder(recipe.output, recipe.tiles.store)
         states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
@@ -114,10 +114,11 @@ class Run:
             TILES_SCHEMA,
             recipe.slides,
             recipe.tissue,
-            recipe.tiles.model_dump(exclude={"store"}),
+            recipe.tiles.model_dump(exclude={"store", "imported"}),
             record.mpp,
             content_identity(record.path, self.remote),
-            _file_hash(record.annotation) if record.annotation else None,
+            _file_hash("annotation", record.annotation) if record.annotation else None,
+            *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:
@@ -187,10 +188,12 @@ def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Tr
     return truths
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(column: str, path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
+        why = " (most tools write none for a slide without tiles: then leave the slide out)"
         raise SlideNotFoundError(
-            f"annotation {path}: no such file; correct column `annotation` of the manifest"
+            f"{column} {path}: no such file; correct column `{column}` of the manifest"
+            + (why if column == "coordinates" else "")
         ) from error
