@@ -15,6 +15,7 @@
     ├── ScoresError                a stored score table: missing, other schema, damaged
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     └── EvaluationError            figures that cannot be computed from the given numbers
 
 Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
@@ -82,6 +83,10 @@ class CheckpointError(WsiIpsError, ValueError):
 
 class TrainingError(WsiIpsError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class ClusterError(WsiIpsError, RuntimeError):
+    """The Dask cluster cannot be reached, is gone, or cannot run this program."""
 
 
 class EvaluationError(WsiIpsError, ValueError):
