@@ -100,7 +100,7 @@ class _AtWork:
 
     def __init__(self, client: Client, limits: Limits) -> None:
         self._client, self._limits = client, limits
-        self._ended = queue.SimpleQueue[Future]()
+        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._futures: dict[str, Future] = {}
         self._room, self._counted = 0, float("-inf")
         self.jobs: dict[str, Job] = {}

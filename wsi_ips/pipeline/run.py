@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from wsi_ips.config import Recipe
-from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
+from wsi_ips.errors import ManifestError, RecipeError, SlideError, SlideNotFoundError
 from wsi_ips.manifest import SlideRecord, read_manifest
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
@@ -65,10 +65,17 @@ class Run:
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
         manifest = read_manifest(recipe.manifest, label_column=recipe.labels.column)
         check_labels(manifest.records, recipe.labels.classes, recipe.labels.column)
-        folder = RunFolder(recipe.output, recipe.tiles.store)
-        states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
+        folder = RunFolder(recipe.output, recipe.tiles.store, recipe.tiles.location)
+        states = StateTable.read(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
         pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
         return cls(recipe, manifest.records, folder, states, progress or Silent(), pool)
+
+    @classmethod
+    def of_slide(cls, recipe: Recipe, record: SlideRecord) -> Run:
+        """One slide alone, for a process that works on it; the table of states is not read and never written."""
+        folder = RunFolder(recipe.output, recipe.tiles.store, recipe.tiles.location)
+        pool = SlidePool(max_open=1, cache_mb=recipe.compute.tile_cache_mb)
+        return cls(recipe, (record,), folder, StateTable(folder.states, folder.traceback), pool=pool)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +116,7 @@ class Run:
             TILES_SCHEMA,
             recipe.slides,
             recipe.tissue,
-            recipe.tiles.model_dump(exclude={"store"}),
+            recipe.tiles.model_dump(exclude={"store", "location"}),
             record.mpp,
             content_identity(record.path, self.remote),
             _file_hash(record.annotation) if record.annotation else None,
@@ -122,7 +129,7 @@ class Run:
             return False
         try:
             wanted = self.tiles_fingerprint(record)
-        except OSError:
+        except (OSError, SlideError):
             return False
         return stored_tiles_fingerprint(self.folder.tiles, record.slide_id) == wanted
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from wsi_ips.fence import Failure, failure_of, fenced
 from wsi_ips.provenance import atomic_path, atomic_write_text
@@ -80,15 +80,30 @@ class SlideState:
 
 
 class StateTable:
-    """States of a cohort. Safe for the threads of one process, which is the only one that writes."""
+    """States of a cohort. Safe for the threads of one process, which is the only one that writes.
 
-    def __init__(self, path: Path, logs: Callable[[str], Path], slide_ids: Iterable[str]) -> None:
+    Parameters
+    ----------
+    path
+        ``slides.csv``; the other files lie beside.
+    logs
+        File for the traceback of a slide.
+    rows
+        What is known.
+    """
+
+    def __init__(self, path: Path, logs: Callable[[str], Path], rows: Iterable[SlideState] = ()) -> None:
         self._path, self._logs = path, logs
-        known = {state.slide_id: state for state in read_states(path)}
-        self._rows = {name: known.get(name, SlideState(name)) for name in slide_ids}
+        self._rows = {row.slide_id: row for row in rows}
         self._lock = threading.Lock()
         self._unwritten: list[SlideState] = []
         self._flushed = self._compacted = time.monotonic()
+
+    @classmethod
+    def read(cls, path: Path, logs: Callable[[str], Path], slide_ids: Iterable[str]) -> Self:
+        """What an earlier run left, for the slides of a manifest; those it does not know are pending."""
+        known = {row.slide_id: row for row in read_states(path)}
+        return cls(path, logs, (known.get(name, SlideState(name)) for name in slide_ids))
 
     def __getitem__(self, slide_id: str) -> SlideState:
         return self._rows[slide_id]
