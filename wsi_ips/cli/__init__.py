@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+from wsi_ips.cli import cohort as _cohort  # noqa: F401 - its commands
 from wsi_ips.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -105,7 +105,7 @@ def slurm_client(jobs: int | None) -> Iterator[Client]:
         The number of jobs was left open.
     """
     try:
-        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise ClusterError('SLURM needs the extra: pip install "wsi-ips[slurm]"') from error
     if jobs is None:

@@ -100,8 +100,8 @@ class _AtWork:
 
     def __init__(self, client: Client, limits: Limits) -> None:
         self._client, self._limits = client, limits
-        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._futures: dict[str, Future] = {}
+        self._ended: queue.SimpleQueue[Future[JobResult]] = queue.SimpleQueue()
+        self._futures: dict[str, Future[JobResult]] = {}
         self._room, self._counted = 0, float("-inf")
         self.jobs: dict[str, Job] = {}
 
@@ -123,8 +123,9 @@ class _AtWork:
             future = self._ended.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        job = self.jobs.pop(future.key)
-        del self._futures[future.key]
+        key = str(future.key)
+        job = self.jobs.pop(key)
+        del self._futures[key]
         return job, _result(future, job)
 
     def stop(self) -> None:
@@ -136,7 +137,7 @@ class _AtWork:
         self._client.run(close_processes, idle_only=True, on_error="ignore")
 
 
-def _result(future: Future, job: Job) -> JobResult:
+def _result(future: Future[JobResult], job: Job) -> JobResult:
     from distributed import KilledWorker
 
     if future.status == "finished":

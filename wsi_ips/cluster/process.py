@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Pipe
 from typing import Any, Literal
 
 import psutil
@@ -24,7 +24,7 @@ LOOK_EVERY_S = 0.1
 START_LIMIT_S = 120.0
 STACKS_TAKE_S = 0.5
 MOST_ERROR_BYTES = 20_000
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """There is a process per core: threads beneath would fight for it."""
 
 Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]

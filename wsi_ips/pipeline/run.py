@@ -124,14 +124,18 @@ class Run:
 
     def is_tiled(self, record: SlideRecord) -> bool:
         """Whether the slide's stored tile index is up to date."""
-        state = self.states[record.slide_id]
-        if state.state == "pending" or (state.state == "failed" and state.stage == "tile"):
+        if not self.is_done(record):
             return False
         try:
             wanted = self.tiles_fingerprint(record)
         except (OSError, SlideError):
             return False
         return stored_tiles_fingerprint(self.folder.tiles, record.slide_id) == wanted
+
+    def is_done(self, record: SlideRecord) -> bool:
+        """Whether the slide was tiled, with tiles or without; it may have failed later."""
+        state = self.states[record.slide_id]
+        return state.state in ("ok", "empty") or (state.state == "failed" and state.stage != "tile")
 
     def with_tiles(self, records: Sequence[SlideRecord] | None = None) -> list[SlideRecord]:
         """Slides that have tiles: state ``ok``, or failed in a later stage that may be tried again."""

@@ -190,7 +190,7 @@ class StateTable:
         table = pd.DataFrame([asdict(row) for row in self._rows.values()], columns=_columns(), dtype=object)
         with atomic_path(self._path) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
-        typed = table.astype({name: "Int64" for name in INTEGERS} | {name: "Float64" for name in NUMBERS})
+        typed = table.astype(dict.fromkeys(INTEGERS, "Int64") | dict.fromkeys(NUMBERS, "Float64"))
         with atomic_path(self._path.with_suffix(".parquet")) as temporary:
             typed.to_parquet(temporary, index=False)
         journal_of(self._path).unlink(missing_ok=True)

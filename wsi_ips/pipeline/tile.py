@@ -28,9 +28,7 @@ def tile_stage(run: Run, only: Container[str] | None = None) -> int:
         run.progress.stage("tissue and tiles", len(jobs), "slides") as advance,
         spread(run.recipe.compute, jobs) as work,
     ):
-        meter = Throughput(
-            sizes, workers=work.workers, path=run.folder.progress, few_for_memory=work.few_for_memory
-        )
+        meter = Throughput(sizes, workers=work.workers, path=run.folder.progress, few_for_memory=work.few_for_memory)
         try:
             meter.write()
             for outcome in work.outcomes:
@@ -55,9 +53,7 @@ class Looked(NamedTuple):
 
 
 def due_slides(run: Run, records: Sequence[SlideRecord]) -> dict[str, int]:
-    """Bytes of each slide whose index is not up to date, by slide_id, the largest first: one that is begun last is
-    waited for.
-    """
+    """Bytes of each slide whose index is not up to date, by slide_id, the largest first."""
     looks = survey(records, partial(_look, run), otherwise=Looked())
     due = [(record, look) for record, look in zip(records, looks, strict=True) if not look.is_tiled]
     return {record.slide_id: look.size_bytes for record, look in sorted(due, key=lambda pair: -pair[1].size_bytes)}

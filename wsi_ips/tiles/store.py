@@ -4,9 +4,9 @@
 :data:`wsi_ips.tiles.index.COLUMNS` and the attributes of :meth:`TileIndex.to_attributes`, with a checksum of the
 columns and the slide's row of the table of states: an entry alone says that its slide is done and what came of it.
 
-Slides share nothing, so that any number of processes can write. On a disk, an entry is written aside and renamed: a reader
-finds the old one or the new one, never half. An object store knows no renaming: there an HDF5 file is one object, put at
-once, and of a Zarr group the attributes are written last; until then it does not count.
+Slides share nothing, so that any number of processes can write. On a disk, an entry is written aside and renamed: a
+reader finds the old one or the new one, never half. An object store knows no renaming: there an HDF5 file is one
+object, put at once, and of a Zarr group the attributes are written last; until then it does not count.
 """
 
 from __future__ import annotations
