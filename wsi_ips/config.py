@@ -76,8 +76,7 @@ class TilesSection(Section):
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
         None,
-        description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`) for workers that share no disk; empty = "
-        "in the run folder",
+        description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
     )
 
     @property
@@ -279,18 +278,18 @@ class ComputeSection(Section):
     )
     scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
         None,
-        description="who spreads the slides of `tile`: a Dask scheduler, `tcp://host:8786`; `slurm`; empty = this machine",
+        description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`; `slurm`; empty = this machine",
     )
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="slides tiled at a time on this machine, each in a process of its own; empty = one per core, fewer "
-        "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then ends; "
-        "with `slurm`: SLURM jobs",
+        "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then "
+        "ends; with `slurm`: SLURM jobs",
     )
     worker_memory_gb: Positive | None = Field(
         None,
-        description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = an "
-        "equal share of 80 % of this machine, or of the Dask worker's limit",
+        description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = "
+        "an equal share of 80 % of this machine, or of the Dask worker's limit",
     )
     slide_timeout_s: Positive = Field(1800.0, description="time a slide may take to be tiled, s; then it fails")
     slide_attempts: Annotated[int, Field(ge=1)] = Field(

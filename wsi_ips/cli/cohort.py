@@ -34,9 +34,9 @@ def explain(
     settings: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Tell everything that is known of one slide: state, reason, file, reader, scale, tiles, times, traceback, what to do.
+    """Tell everything that is known of one slide, and what to do.
 
-    Works on nothing and changes nothing.
+    State and reason, file, reader, scale, tiles, times, traceback. Works on nothing and changes nothing.
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
@@ -49,7 +49,10 @@ def explain(
 @app.command()
 def retry(
     recipe: RecipeFile,
-    failed: Annotated[bool, typer.Option("--failed", help="All failed slides; so it is without, too.")] = True,
+    slides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SLIDE]...", help="Failed slides to try; none = all that failed.")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All failed slides; as without names.")] = False,
     reason: Annotated[str | None, typer.Option(help="Only slides whose reason holds this text, e.g. memory.")] = None,
     scheduler: Scheduler = None,
     settings: Overrides = None,
@@ -66,7 +69,7 @@ def retry(
 
         values = parse_overrides([*(settings or []), *scheduled(scheduler)])
         with Run.open(load_recipe(recipe, values), Bars()) as run:
-            done = retried(run, reason)
+            done = retried(run, reason, () if failed else slides or ())
         out.print(f"{len(done.tiled)} slides tiled again, {len(done.restored)} ready for the stage that failed")
         print_status(run.states, only_problems=True)
         if run.states.count("failed"):

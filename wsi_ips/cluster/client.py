@@ -18,6 +18,8 @@ LEAST_WORKER_GB = 1.0
 MEMORY_SHARE = 0.8
 """Of the machine; the rest is for this process, the system and its file cache."""
 CONNECT_TIMEOUT_S = 20
+LOOPBACK = "127.0.0.1:0"
+"""Dask's pages of a cluster within this process: with any other address, None too, they are open to the network."""
 
 
 def local_workers(wanted: int | None, worker_memory_gb: float | None) -> tuple[int, float]:
@@ -53,7 +55,8 @@ def local_client(workers: int) -> Iterator[Client]:
                 threads_per_worker=1,
                 processes=False,
                 memory_limit=0,  # a worker here is a thread of this process; the limit is on what is beneath it
-                dashboard_address=None,
+                dashboard_address=LOOPBACK,
+                worker_dashboard_address=LOOPBACK,
                 silence_logs=logging.ERROR,
             ) as cluster,
             Client(cluster) as client,

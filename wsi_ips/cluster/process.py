@@ -119,7 +119,7 @@ class JobProcess:
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
         self._started = False
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "wsi_ips.cluster.child", str(theirs.fileno())]
         self._process = subprocess.Popen(  # noqa: S603

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wsi_ips.errors import TileIndexError
+from wsi_ips.errors import ManifestError, TileIndexError
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import SlideState
 from wsi_ips.pipeline.tile import tile_stage
@@ -27,7 +28,7 @@ class Retried:
     restored: tuple[str, ...]
 
 
-def retry(run: Run, reason: str | None = None) -> Retried:
+def retry(run: Run, reason: str | None = None, names: Sequence[str] = ()) -> Retried:
     """Work again on failed slides.
 
     Parameters
@@ -36,8 +37,26 @@ def retry(run: Run, reason: str | None = None) -> Retried:
         The run.
     reason
         Only slides whose reason holds this text, in capitals or not.
+    names
+        Only these slides; none: all that failed.
+
+    Raises
+    ------
+    ManifestError
+        A name is no slide_id of the manifest.
     """
-    chosen = [row for row in run.states if row.state == "failed" and (reason or "").lower() in row.reason.lower()]
+    unknown = sorted(set(names) - {record.slide_id for record in run.records})
+    if unknown:
+        raise ManifestError(
+            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling with `wsi-ips status`"
+        )
+    chosen = [
+        row
+        for row in run.states
+        if row.state == "failed"
+        and (not names or row.slide_id in names)
+        and (reason or "").lower() in row.reason.lower()
+    ]
     restored = tuple(row.slide_id for row in chosen if row.stage != "tile" and _restore(run, row))
     tiled = tuple(row.slide_id for row in chosen if row.slide_id not in restored)
     run.states.save()
