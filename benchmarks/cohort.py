@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import psutil
 import yaml
-
 from support.small_slides import WAYS, write_cohort
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +105,9 @@ def undisturbed(folder: Path, broken: dict[str, str], slides: int) -> list[dict[
     quarter = max(1, len(watch.main_mb) // 4)
     parts = {"main process": watch.main_mb, "a worker, median": watch.worker_mb}
     busy = cpu_s / (psutil.cpu_count() * watch.seconds)
-    print(f"  {slides} slides in {watch.seconds:.0f} s, {slides / watch.seconds:.1f} slides/s; exit code {process.returncode}")
+    print(
+        f"  {slides} slides in {watch.seconds:.0f} s, {slides / watch.seconds:.1f} slides/s; exit code {process.returncode}"
+    )
     rows = [
         row("slides with one final state", int((table["state"] != "pending").sum()), slides, "slides", "slides"),
         row("broken slides named with the right reason", len(right), len(broken), "broken slides", "slides"),

@@ -10,20 +10,24 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from wsi_ips.cluster.process import Job, JobResult, Usage
 from wsi_ips.fence import Failure, fenced
 from wsi_ips.provenance import peak_rss_mb
 
 
-def do_job(job: Job) -> JobResult:
-    """Do a job in this process."""
+def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:
+    """Do a job in this process; ``on_begin`` is called when all that it needs is imported."""
+    function = fenced(partial(_imported, job))
+    on_begin()
     before = _clocks()
-    result = fenced(partial(_called, job))
+    result = function if isinstance(function, Failure) else fenced(partial(function, job.argument))
     wall_s, cpu_s, queued_s = (after - start for after, start in zip(_clocks(), before, strict=True))
     usage = Usage(wall_s, cpu_s, queued_s, peak_rss_mb())
     if isinstance(result, Failure):
@@ -42,7 +46,7 @@ def main(descriptor: int) -> None:
     threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
     connection.send("ready")
     while True:
-        connection.send(do_job(jobs.get()))
+        connection.send(do_job(jobs.get(), partial(connection.send, "began")))
 
 
 def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
@@ -54,9 +58,10 @@ def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
         os._exit(0)
 
 
-def _called(job: Job) -> object:
+def _imported(job: Job) -> Callable[[Any], object]:
     module, _, name = job.function.partition(":")
-    return getattr(import_module(module), name)(job.argument)
+    function: Callable[[Any], object] = getattr(import_module(module), name)
+    return function
 
 
 def _clocks() -> tuple[float, float, float]:

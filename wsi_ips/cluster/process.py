@@ -149,9 +149,12 @@ class JobProcess:
         began = time.monotonic()
         peak_mb = 0.0
         try:
-            self._await_start()
-            began = time.monotonic()
+            if not self._started:
+                self._await()
+                self._started = True
             self._connection.send(job)
+            self._await()  # imports are no part of a job's time
+            began = time.monotonic()
             while not self._connection.poll(LOOK_EVERY_S):
                 seconds, memory_mb = time.monotonic() - began, self._memory_mb()
                 peak_mb = max(peak_mb, memory_mb)
@@ -179,14 +182,11 @@ class JobProcess:
         self._connection.close()
         self._errors.close()
 
-    def _await_start(self) -> None:
-        """Wait until a new process can take jobs, so that its start is no part of a job's time."""
-        if self._started:
-            return
+    def _await(self) -> None:
+        """Wait for a word of a process that starts or imports; one that says nothing is ended."""
         if not self._connection.poll(START_LIMIT_S):
             self.kill()
         self._connection.recv()
-        self._started = True
 
     def _memory_mb(self) -> float:
         try:

@@ -246,7 +246,7 @@ def _ends_torn(descriptor: int) -> bool:
 def _typed(name: str, text: str) -> Any:
     """A cell of the table as its field's type; an empty cell of a number is None."""
     if name in INTEGERS:
-        return int(text) if text else None
+        return int(float(text)) if text else None  # a spreadsheet may have written 7.0
     if name in NUMBERS:
         return float(text) if text else None
     return text
