@@ -1,12 +1,13 @@
 """A cohort of small slides, some of them broken in six ways: finished, named, flat in memory, both cores at work.
 
-Then the same cohort again, killed with `kill -9` five times at random and resumed: bit for bit the same, no slide done twice
-after it was committed, nothing lost.
+Then the same cohort again, killed with `kill -9` five times at random and resumed: bit for bit the same, no slide done
+twice after it was committed, nothing lost.
 
     python benchmarks/cohort.py [--quick] [--slides N] [--json FILE]
 
-Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}. Cores busy: CPU time of all our processes
-over elapsed time and cores; where other programs run, they take from it, so the time that nobody used is told beside.
+Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}. Cores busy: CPU time of all our
+processes over elapsed time and cores; where other programs run, they take from it, so the time that nobody used is
+told beside.
 """
 
 from __future__ import annotations
@@ -104,10 +105,9 @@ def undisturbed(folder: Path, broken: dict[str, str], slides: int) -> list[dict[
         print(f"  {name} ({broken.get(name, 'good')}): {table.loc[name, 'state']} {table.loc[name, 'reason']}")
     quarter = max(1, len(watch.main_mb) // 4)
     parts = {"main process": watch.main_mb, "a worker, median": watch.worker_mb}
+    rate = slides / watch.seconds
     busy = cpu_s / (psutil.cpu_count() * watch.seconds)
-    print(
-        f"  {slides} slides in {watch.seconds:.0f} s, {slides / watch.seconds:.1f} slides/s; exit code {process.returncode}"
-    )
+    print(f"  {slides} slides in {watch.seconds:.0f} s, {rate:.1f} slides/s; exit code {process.returncode}")
     rows = [
         row("slides with one final state", int((table["state"] != "pending").sum()), slides, "slides", "slides"),
         row("broken slides named with the right reason", len(right), len(broken), "broken slides", "slides"),

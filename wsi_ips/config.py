@@ -278,7 +278,7 @@ class ComputeSection(Section):
     )
     scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
         None,
-        description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`; `slurm`; empty = this machine",
+        description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`, or `slurm`; empty = nobody",
     )
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None,

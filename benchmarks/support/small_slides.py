@@ -124,6 +124,7 @@ def _spoil(path: Path, way: str) -> None:
 
 def _write_huge_annotation(path: Path) -> None:
     point = '<Coordinate Order="0" X="1.0" Y="2.0" />\n'
-    head = '<?xml version="1.0"?>\n<ASAP_Annotations><Annotations>\n<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor">'
+    head = '<?xml version="1.0"?>\n<ASAP_Annotations><Annotations>\n'
+    head += '<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor">'
     tail = "</Coordinates></Annotation></Annotations><AnnotationGroups></AnnotationGroups></ASAP_Annotations>\n"
     path.write_text(f"{head}<Coordinates>\n{point * POINTS}{tail}")

@@ -49,7 +49,8 @@ def recipe_of(folder: Path, **overrides: object) -> Recipe:
 def write_huge_annotation(path: Path) -> None:
     """A file whose tree takes gigabytes, as a segmentation that was exported pixel by pixel does."""
     point = '<Coordinate Order="0" X="1.0" Y="2.0" />\n'
-    head = '<?xml version="1.0"?>\n<ASAP_Annotations><Annotations>\n<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor">'
+    head = '<?xml version="1.0"?>\n<ASAP_Annotations><Annotations>\n'
+    head += '<Annotation Name="a" Type="Polygon" PartOfGroup="Tumor">'
     tail = "</Coordinates></Annotation></Annotations><AnnotationGroups></AnnotationGroups></ASAP_Annotations>\n"
     path.write_text(head + "<Coordinates>\n" + point * 1_200_000 + tail)
 

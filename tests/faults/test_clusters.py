@@ -97,9 +97,9 @@ def test_a_remote_scheduler_gives_the_same_bits(cohort, tmp_path):
 
 def test_an_address_where_nobody_answers_is_one_message(cohort, monkeypatch):
     monkeypatch.setattr("wsi_ips.cluster.client.CONNECT_TIMEOUT_S", 1)
-    with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9.*dask scheduler"):
-        with scheduler_client("tcp://127.0.0.1:9"):
-            pass
+    said = pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9.*dask scheduler")
+    with said, scheduler_client("tcp://127.0.0.1:9"):
+        pass
 
 
 def test_nothing_of_the_cluster_is_open_to_the_network():

@@ -36,10 +36,10 @@ def opened(folder, **overrides) -> Run:
     return Run.open(recipe_of(folder, **overrides))
 
 
-def changed(folder, slide_id, **changes) -> None:
+def changed(folder, name, **changes) -> None:
     """Write an index anew, with something else in it."""
     store = folder / "out" / "tiles.zarr"
-    write_index(store, replace(read_index(store, slide_id), **changes), stored_row(store, slide_id))
+    write_index(store, replace(read_index(store, name), **changes), stored_row(store, name))
 
 
 def found(folder, **overrides) -> dict[str, str]:

@@ -48,7 +48,7 @@ def retry(run: Run, reason: str | None = None, names: Sequence[str] = ()) -> Ret
     unknown = sorted(set(names) - {record.slide_id for record in run.records})
     if unknown:
         raise ManifestError(
-            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling with `wsi-ips status`"
+            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; see `wsi-ips status` for them"
         )
     chosen = [
         row
