@@ -60,6 +60,11 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def evaluation(self) -> Path:
+        """Figures of ``wsi-ips evaluate``."""
+        return self.root / "evaluation.json"
+
+    @property
     def facts(self) -> Path:
         """Provenance of the run."""
         return self.root / "run.json"
