@@ -82,6 +82,10 @@ class TilesSection(Section):
         description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
         "tiles; `mpp` and `patch_px` must be theirs",
     )
+    location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
+        None,
+        description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
+    )
 
     @property
     def stride(self) -> int:
@@ -340,6 +344,25 @@ class ComputeSection(Section):
     open_slides: Annotated[int, Field(ge=1)] = Field(32, description="slides kept open between reads")
     tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
         64, description="decoded tiles kept for their neighbours, all slides together, MiB"
+    )
+    scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
+        None,
+        description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`, or `slurm`; empty = nobody",
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="slides tiled at a time on this machine, each in a process of its own; empty = one per core, fewer "
+        "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then "
+        "ends; with `slurm`: SLURM jobs",
+    )
+    worker_memory_gb: Positive | None = Field(
+        None,
+        description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = "
+        "an equal share of 80 % of this machine, or of the Dask worker's limit",
+    )
+    slide_timeout_s: Positive = Field(1800.0, description="time a slide may take to be tiled, s; then it fails")
+    slide_attempts: Annotated[int, Field(ge=1)] = Field(
+        2, description="times a slide is tried whose process died or was stopped, before it fails"
     )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
     remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")

@@ -16,6 +16,7 @@
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     └── EvaluationError            figures that cannot be computed from the given numbers
 
 Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
@@ -87,6 +88,10 @@ class DeviceMemoryError(WsiIpsError, MemoryError):
 
 class TrainingError(WsiIpsError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class ClusterError(WsiIpsError, RuntimeError):
+    """The Dask cluster cannot be reached, is gone, or cannot run this program."""
 
 
 class EvaluationError(WsiIpsError, ValueError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
     from wsi_ips.model.presets import Preset
     from wsi_ips.pipeline.stages import Outcome
     from wsi_ips.pipeline.states import SlideState, State
+    from wsi_ips.pipeline.verify import Mismatch
 
 COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
 
 
+MOST_ROWS = 100
+SILENT_S = 30
+"""A running stage speaks every few seconds."""
+
+
 def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -> None:
-    """Table of states and a line of counts."""
+    """Table of states and a line of counts; of a large cohort only what is not ok, and of that a part."""
     rows = list(states)
-    shown = [row for row in rows if row.state != "ok"] if only_problems else rows
+    wanted = [row for row in rows if row.state != "ok"] if only_problems or len(rows) > MOST_ROWS else rows
+    shown = sorted(wanted, key=lambda row: row.state == "pending")[:MOST_ROWS] if len(wanted) > MOST_ROWS else wanted
     if shown:
         table = Table("slide", "state", "stage", "tiles", "tissue mm²", box=None, pad_edge=False)
         for row in shown:
@@ -37,6 +45,8 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
             )
         out.print(table)
         _print_reasons([(row.slide_id, row.reason) for row in shown])
+    if len(wanted) > len(shown):
+        out.print(f"... and {len(wanted) - len(shown)} more; all of them are in slides.csv and slides.parquet")
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"[{colour}]{counts[s]} {s}[/]" for s, colour in COLOURS.items() if counts[s])
     out.print(f"{len(rows)} slides: {text}")
@@ -47,6 +57,32 @@ def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
     for slide_id, reason in reasons:
         if reason:
             out.print(f"[bold]{escape(slide_id)}[/]: {escape(reason)}", soft_wrap=True)
+
+
+def print_running(figures: dict[str, Any] | None) -> None:
+    """How far a running stage is, as it last said itself."""
+    if figures is None:
+        return
+    from wsi_ips.pipeline.throughput import figures_line
+
+    age = time.time() - float(figures["time"])
+    out.print(f"tiling, {age:.0f} s ago: {figures_line(figures)}", soft_wrap=True)
+    if age > SILENT_S:
+        out.print("[yellow]nothing was said since: if it was killed, the same command goes on from there[/]")
+
+
+def print_explanation(lines: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one below the other."""
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        out.print(f"[bold]{name:<{width}}[/]  {escape(value)}", soft_wrap=True)
+
+
+def print_mismatches(checked: int, mismatches: Sequence[Mismatch]) -> None:
+    """What `verify` found, and a line of counts."""
+    _print_reasons([(entry.slide_id, entry.what) for entry in mismatches])
+    found = f"[red]{len(mismatches)} mismatches[/]" if mismatches else "[green]all as it should be[/]"
+    out.print(f"{checked} slides verified: {found}")
 
 
 def print_encoders(presets: Sequence[Preset]) -> None:
