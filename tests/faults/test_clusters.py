@@ -95,6 +95,35 @@ def test_a_remote_scheduler_gives_the_same_bits(cohort, tmp_path):
             assert not any(child.is_running() for child in beneath)
 
 
+def test_a_scheduler_that_dies_is_one_message(tmp_path):
+    os.mkfifo(tmp_path / "hangs.tif")
+    write_cohort(tmp_path, [*write_good(tmp_path, 1), "hangs.tif"])
+    address_file = tmp_path / "scheduler.json"
+    here = ["--host", "127.0.0.1", "--scheduler-file", str(address_file), "--no-dashboard"]
+    quiet = {
+        "cwd": tmp_path,
+        "env": os.environ | {"PYTHONPATH": str(ROOT)},
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+    scheduler = subprocess.Popen([sys.executable, "-m", "dask", "scheduler", "--port", "0", *here], **quiet)
+    until(address_file.exists)
+    worker = subprocess.Popen([sys.executable, "-m", "dask", "worker", "--nthreads", "1", "--no-nanny", *here], **quiet)
+    address = until(lambda: json.loads(address_file.read_text())["address"])
+    command = started("tile", tmp_path / "recipe.yaml", "--scheduler", address)
+    try:
+        until(lambda: slide_ids(tmp_path / "out" / "tiles.zarr") == ["good_00"])
+        scheduler.kill()
+        output, _ = command.communicate(timeout=100)
+        assert command.returncode == 2, output
+        assert "the Dask scheduler is gone" in " ".join(output.split())
+        assert "Traceback" not in output
+    finally:
+        for process in (scheduler, worker, command):
+            process.kill()
+            process.wait()
+
+
 def test_an_address_where_nobody_answers_is_one_message(cohort, monkeypatch):
     monkeypatch.setattr("wsi_ips.cluster.client.CONNECT_TIMEOUT_S", 1)
     said = pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9.*dask scheduler")

@@ -30,6 +30,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def training(self) -> Path:
+        """A training at work: its state and the best checkpoint so far; gone when it is done."""
+        return self.root / "training"
+
+    @property
     def metrics(self) -> Path:
         """Figures per epoch, a JSON object a line."""
         return self.root / "metrics.jsonl"
