@@ -96,7 +96,7 @@ def test_real_malformed_files_fail_by_name(tmp_path, real_data):
     for path in files:
         shutil.copy(path, tmp_path)
     write_cohort(tmp_path, [p.name for p in files] + write_good(tmp_path, 1))
-    run_until(recipe_of(tmp_path, compute__slide_timeout_s=30), "tile")
+    run_until(recipe_of(tmp_path, compute__slide_timeout_s=120), "tile")
     states = states_of(tmp_path)
     assert states.pop("good_00").state == "ok"
     assert {row.state for row in states.values()} == {"failed"}
