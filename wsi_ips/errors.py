@@ -15,6 +15,7 @@
     ├── ScoresError                a stored score table: missing, other schema, damaged
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
     └── EvaluationError            figures that cannot be computed from the given numbers
 
 Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
@@ -86,3 +87,7 @@ class TrainingError(WsiIpsError, RuntimeError):
 
 class EvaluationError(WsiIpsError, ValueError):
     """Figures cannot be computed from the numbers given."""
+
+
+class ViewerError(WsiIpsError, RuntimeError):
+    """The viewer cannot start, or cannot keep a review."""
