@@ -34,7 +34,7 @@ def collection_of(targets: Sequence[str]) -> Collection:
     if runs and len(targets) > 1:
         raise ViewerError(f"{runs[0]} is a run: look at one run at a time, without further slides")
     if runs:
-        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.run import Run
         from wsi_ips.pipeline.view import RunCollection, view_recipe
 
         return RunCollection(Run.open(view_recipe(Path(runs[0]))))

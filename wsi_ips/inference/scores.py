@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
-from wsi_ips.model.int8 import Int8Check
+from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.rules import selection_score
 from wsi_ips.provenance import atomic_folder
 

@@ -24,10 +24,10 @@ from wsi_ips.geometry import Point, Scale
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
-from wsi_ips.model.checkpoint import checkpoint_fingerprint
+from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.predict import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.states import read_states
 from wsi_ips.results import attention_rank, tile_raster
 from wsi_ips.results.overlay import LEGENDS, palette
@@ -41,7 +41,7 @@ MOST_CELLS = 8_000_000
 """Largest map sent to the browser, values."""
 OUTLINE_TOLERANCE_PX0 = 1.0
 """Outlines are simplified by so little that nobody sees it: a lesion has tens of thousands of points."""
-MAPS = {"probability": "Tumour probability", "attention": "Attention", "truth": "Annotated tumour", "tissue": "Tissue"}
+MAPS = {"probability": "Tumour probability", "attention": "Attention", "truth": "Annotated tumour", "tissue": "Tissue and tiles"}
 LEGEND = {
     "probability": LEGENDS["probability"][1:],
     "attention": LEGENDS["attention"][1:],

@@ -28,7 +28,7 @@ from wsi_ips.slides import RGB
 
 Kind = Literal["probability", "attention"]
 SCHEMA_VERSION = 1
-COLOURS = {"probability": "viridis", "attention": "cividis", "truth": "Reds", "tissue": "BuPu"}
+COLOURS = {"probability": "viridis", "attention": "cividis", "truth": "Oranges", "tissue": "Greens"}
 TITLES = {"probability": "Tumour probability map", "attention": "Attention map, relative within this slide"}
 LEGENDS = {
     "probability": ("tumour probability of each tile alone", "0", "0.25", "0.5", "0.75", "1"),

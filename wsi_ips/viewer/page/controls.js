@@ -3,7 +3,6 @@
 import { element } from "./format.js";
 
 const KEYS = { "": "1", probability: "2", attention: "3", truth: "4", tissue: "5" };
-const NAMES = { "": "H&E", tissue: "Tissue and tiles" };
 
 export class Controls {
   /**
@@ -79,7 +78,7 @@ export class Controls {
   }
 
   #choice(kind) {
-    const title = NAMES[kind] ?? this.layers.find((layer) => layer.kind === kind).title;
+    const title = kind ? this.layers.find((layer) => layer.kind === kind).title : "H&E";
     const attributes = { type: "radio", name: `layer-${this.id}`, value: kind, onchange: () => this.choose(kind) };
     const input = element("input", attributes);
     input.checked = kind === this.kind;

@@ -7,7 +7,7 @@ const STRENGTH = {
   probability: (score) => score,
   attention: (score) => score * score,
   truth: (score) => 0.25 + 0.75 * score,
-  tissue: (score) => 0.35 + 0.4 * score,
+  tissue: (score) => 0.2 + 0.35 * score,
 };
 
 export class Layer {

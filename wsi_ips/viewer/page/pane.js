@@ -6,6 +6,15 @@ import { element, length, magnification, probability, roundLength } from "./form
 const OpenSeadragon = window.OpenSeadragon;
 const CALM = window.matchMedia("(prefers-reduced-motion: reduce)");
 const MOVES = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "+", "=", "-", "_", "0"];
+
+// OpenSeadragon writes a rule about focus outlines into a style element, which our content security policy forbids, unless
+// it finds one that is marked. This one is marked and means nothing; style.css has the rule.
+const marked = document.createElementNS("urn:wsi-ips", "style");
+marked.setAttribute("data-openseadragon-mobile-css", "true");
+document.head.append(marked);
+
+const NAVIGATOR_PX = 150; // longer side
+const [FADES_FROM_PX, FADED_AT_PX, FADED] = [64, 192, 0.4];
 const LEAST_GRID_PX = 10; // tiles smaller than this on the screen get no lines
 
 export class Pane {
@@ -28,7 +37,7 @@ export class Pane {
     this.label = element("div", { class: "pane-label" });
     const foot = element("div", { class: "foot" }, this.bar, this.times);
     this.node = element("div", { class: "pane", role: "group", "aria-label": name });
-    this.node.append(this.surface, this.canvas, this.label, foot, this.tip);
+    this.node.append(this.surface, this.label, foot, this.tip);
   }
 
   /** Start OpenSeadragon; the node must be on the page. */
@@ -38,7 +47,8 @@ export class Pane {
       showNavigationControl: false,
       showNavigator: true,
       navigatorPosition: "TOP_RIGHT",
-      navigatorSizeRatio: 0.18,
+      navigatorWidth: `${NAVIGATOR_PX}px`,
+      navigatorHeight: `${NAVIGATOR_PX}px`,
       navigatorAutoFade: false,
       animationTime: CALM.matches ? 0 : 0.7,
       springStiffness: 8,
@@ -53,6 +63,7 @@ export class Pane {
       imageSmoothingEnabled: true,
     });
     this.context = this.canvas.getContext("2d");
+    this.viewer.canvas.append(this.canvas); // above the slide, below the navigator
     for (const event of ["open", "update-viewport", "resize"]) this.viewer.addHandler(event, () => this.redraw());
     this.viewer.addHandler("viewport-change", () => this.told.moved(this));
     this.viewer.addHandler("canvas-key", (event) => {
@@ -72,7 +83,7 @@ export class Pane {
 
   describe() {
     const map = this.layer ? `, ${this.layer.title} over it` : "";
-    this.label.textContent = this.layer ? this.layer.title : "H&E";
+    this.label.textContent = `${this.slide ? `${this.slide.slide_id} · ` : ""}${this.layer ? this.layer.title : "H&E"}`;
     const how = "Arrow keys move, plus and minus zoom, 0 shows all; question mark lists all keys.";
     this.focusable?.setAttribute("aria-label", `${this.slide ? this.slide.slide_id : "No slide"}${map}. ${how}`);
   }
@@ -96,8 +107,16 @@ export class Pane {
       getTileUrl: (level, x, y) => api.tileUrl(slide.slide_id, version, level, x, y),
     };
     this.describe();
+    const side = Math.min(NAVIGATOR_PX, this.node.clientWidth * 0.3) / Math.max(width, height);
+    this.viewer.navigator.setWidth(Math.max(24, Math.round(width * side)));
+    this.viewer.navigator.setHeight(Math.max(24, Math.round(height * side)));
     return new Promise((resolve) => {
-      this.viewer.addOnceHandler("open", resolve);
+      this.viewer.addOnceHandler("open", () => {
+        const waits = () => this.node.classList.toggle("waits", !this.image?.getFullyLoaded());
+        this.image.addHandler("fully-loaded-change", waits);
+        waits();
+        resolve();
+      });
       this.viewer.open({ tileSource });
     });
   }
@@ -196,7 +215,7 @@ export class Pane {
   }
 
   redraw() {
-    if (this.waiting) return;
+    if (this.waiting || !this.viewer) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
       this.#draw();
@@ -237,7 +256,7 @@ export class Pane {
     const [columns, rows] = [last[0] - first[0], last[1] - first[1]];
     if (columns <= 0 || rows <= 0) return;
     context.imageSmoothingEnabled = cellX < 1; // no colours between tiles that no tile has
-    context.globalAlpha = layer.opacity;
+    context.globalAlpha = layer.opacity * fading(this.table.footprint[0] * this.place(true).zoom);
     context.drawImage(
       layer.canvas,
       ...[first[0], first[1], columns, rows],
@@ -307,6 +326,12 @@ export class Pane {
     this.bar.firstChild.textContent = length(um);
     this.times.textContent = `${magnification(umPerPx)} · ${umPerPx.toPrecision(3)} µm/px`;
   }
+}
+
+/** Far in, where tiles are large on the screen, colours fade: there cells are looked at. */
+function fading(tilePx) {
+  const share = (tilePx - FADES_FROM_PX) / (FADED_AT_PX - FADES_FROM_PX);
+  return 1 - (1 - FADED) * Math.min(1, Math.max(0, share));
 }
 
 function outlinePath(lesions) {
