@@ -305,10 +305,12 @@ def _review_of(body: bytes) -> dict[str, str]:
         raise HTTPException(400, "a review has the texts verdict, note and reviewer")
     review = {name: given.get(name, "") for name in names}
     try:
-        Review("", **review)
         "".join(review.values()).encode()
+        Review("", **review)
     except UnicodeEncodeError as error:
         raise HTTPException(400, "a text of the review is no Unicode") from error
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
     return review
 
 

@@ -10,7 +10,7 @@ import io
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -55,6 +55,11 @@ class Review:
         When, UTC.
     probability, model_id
         What was reviewed: the slide's probability of the positive class then, and which model said so.
+
+    Raises
+    ------
+    ValueError
+        Another verdict, or a text is too long.
     """
 
     slide_id: str
@@ -64,6 +69,12 @@ class Review:
     time: str = ""
     probability: float | None = None
     model_id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError("a verdict is agree, disagree or empty")
+        if len(self.note) > MOST_NOTE or len(self.reviewer) > MOST_REVIEWER:
+            raise ValueError(f"note or name too long: at most {MOST_NOTE} and {MOST_REVIEWER} characters")
 
 
 COLUMNS = tuple(field.name for field in fields(Review))
@@ -87,13 +98,9 @@ class ReviewStore:
         Raises
         ------
         ViewerError
-            The verdict is none, a text is too long, or the file cannot be written.
+            The file cannot be written.
         """
-        if review.verdict not in VERDICTS:
-            raise ViewerError(f"verdict `{review.verdict[:20]}`: must be agree, disagree or empty")
-        if len(review.note) > MOST_NOTE or len(review.reviewer) > MOST_REVIEWER:
-            raise ViewerError(f"note or name too long: at most {MOST_NOTE} and {MOST_REVIEWER} characters")
-        kept = Review(**{**asdict(review), "time": datetime.now(UTC).isoformat(timespec="seconds")})
+        kept = replace(review, time=datetime.now(UTC).isoformat(timespec="seconds"))
         with self._connected(write=True) as database:
             database.executescript(SCHEMA)
             marks = ", ".join("?" for _ in COLUMNS)

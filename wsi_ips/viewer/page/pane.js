@@ -83,7 +83,8 @@ export class Pane {
 
   describe() {
     const map = this.layer ? `, ${this.layer.title} over it` : "";
-    this.label.textContent = `${this.slide ? `${this.slide.slide_id} · ` : ""}${this.layer ? this.layer.title : "H&E"}`;
+    const id = element("span", { class: "id" }, this.slide ? `${this.slide.slide_id} · ` : "");
+    this.label.replaceChildren(id, this.layer ? this.layer.title : "H&E");
     const how = "Arrow keys move, plus and minus zoom, 0 shows all; question mark lists all keys.";
     this.focusable?.setAttribute("aria-label", `${this.slide ? this.slide.slide_id : "No slide"}${map}. ${how}`);
   }
