@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,12 +16,12 @@ import pandas as pd
 import uvicorn
 import yaml
 
-from wsi_ips.config import load_recipe
+from wsi_ips.config import SynthSection, load_recipe
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.pipeline.progress import Silent
 from wsi_ips.pipeline.synth import make_slides
-from wsi_ips.config import SynthSection
 from wsi_ips.viewer import Collection, ServerOptions, application
+from wsi_ips.viewer.serve import listen
 
 RECIPE = {
     "name": "to-look-at",
@@ -47,7 +46,7 @@ SLIDES = {
 
 
 def make_run(folder: Path) -> Path:
-    """A run of real slides, trained and predicted; with a slide that is damaged and one that is gone. Its run folder."""
+    """Run folder of real slides, trained and predicted; of the slides one is damaged and one is gone."""
     manifest = make_slides(folder / "cohort", SynthSection.model_validate(SLIDES), progress=Silent())
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     damaged = folder / "cohort" / "damaged.svs"
@@ -121,8 +120,7 @@ def served(
     collection: Collection, library: Path, *, token: str | None = None, options: ServerOptions | None = None
 ) -> Iterator[Served]:
     """A real uvicorn in a thread, on a free port."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+    listening = listen(ServerOptions(port=0))
     app = application(collection, library, options or ServerOptions(), token)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

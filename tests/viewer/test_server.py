@@ -230,7 +230,9 @@ def test_the_page_names_no_other_server(server):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("path", ["/", "/api/worklist", f"/api/slides/{SLIDE}", "/downloads/slides.csv", "/reviews.csv"])
+@pytest.mark.parametrize(
+    "path", ["/", "/api/worklist", f"/api/slides/{SLIDE}", "/downloads/slides.csv", "/reviews.csv"]
+)
 def test_only_reviews_can_be_written(server, method, path):
     assert server.ask(path, method=method, body=b"{}", headers=WRITE).status == 405
 
@@ -270,7 +272,9 @@ REFUSED_REVIEWS = [
 ]
 
 
-@pytest.mark.parametrize(("why", "status", "body", "headers"), REFUSED_REVIEWS, ids=[case[0] for case in REFUSED_REVIEWS])
+@pytest.mark.parametrize(
+    ("why", "status", "body", "headers"), REFUSED_REVIEWS, ids=[case[0] for case in REFUSED_REVIEWS]
+)
 def test_a_review_from_elsewhere_or_of_another_form_is_refused(server, run_folder, why, status, body, headers):
     before = ReviewStore(run_folder / "reviews.sqlite").latest()
     answer = server.ask("/api/slides/slide_002/review", method="PUT", body=body, headers=headers)

@@ -213,7 +213,7 @@ def view(
         bool, typer.Option("--token", help="Ask for a token on this machine too, where several people share it.")
     ] = False,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
-    cache_mb: Annotated[int, typer.Option(min=1, help="Encoded tiles kept, MiB.")] = 256,
+    cache_mb: Annotated[int, typer.Option(min=1, help="Encoded tiles kept, MiB.")] = 128,
     export_reviews: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the reviews of a run to this CSV file and stop.")
     ] = None,

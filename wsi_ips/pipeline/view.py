@@ -41,7 +41,12 @@ MOST_CELLS = 8_000_000
 """Largest map sent to the browser, values."""
 OUTLINE_TOLERANCE_PX0 = 1.0
 """Outlines are simplified by so little that nobody sees it: a lesion has tens of thousands of points."""
-MAPS = {"probability": "Tumour probability", "attention": "Attention", "truth": "Annotated tumour", "tissue": "Tissue and tiles"}
+MAPS = {
+    "probability": "Tumour probability",
+    "attention": "Attention",
+    "truth": "Annotated tumour",
+    "tissue": "Tissue and tiles",
+}
 LEGEND = {
     "probability": LEGENDS["probability"][1:],
     "attention": LEGENDS["attention"][1:],
