@@ -184,7 +184,7 @@ export class Pane {
       this.hovered = null;
       this.tip.hidden = true;
     } else {
-      if (tile !== this.hovered) this.tip.replaceChildren(...tileNumbers(this.table, tile, this.slide));
+      this.tip.replaceChildren(...tileNumbers(this.table, tile, this.slide));
       this.hovered = tile;
       this.tip.hidden = false;
       this.#placeTip(x, y);

@@ -6,6 +6,8 @@ export class ReviewForm {
   /** @param kept  called with the slide's id and its review as it was kept */
   constructor(kept) {
     this.kept = kept;
+    this.queue = Promise.resolve();
+    this.waiting = 0;
     this.section = document.getElementById("review");
     this.form = document.getElementById("review-form");
     this.note = document.getElementById("note");
@@ -40,22 +42,30 @@ export class ReviewForm {
     this.save();
   }
 
-  async save() {
+  save() {
     const given = { verdict: this.verdict, note: this.note.value.trim() };
     const same = given.verdict === this.last.verdict && given.note === this.last.note;
     if (same || !this.id) return;
     const { id } = this;
     this.last = given;
     this.saved.textContent = "Saving …";
+    const reviewer = this.reviewer.value.trim();
+    this.waiting += 1;
+    this.queue = this.queue.then(() => this.#send(id, { ...given, reviewer })); // one after the other: the last counts
+  }
+
+  async #send(id, given) {
     try {
-      const review = await api.review(id, { ...given, reviewer: this.reviewer.value.trim() });
-      if (id === this.id) this.saved.textContent = said(review);
+      const review = await api.review(id, given);
       this.kept(id, review);
+      if (id === this.id && this.waiting === 1) this.saved.textContent = said(review);
     } catch (error) {
-      if (id !== this.id) return;
-      this.last = { verdict: null, note: null }; // so that Save tries again
-      this.saved.textContent = `Not saved: ${error.message}`;
+      if (id === this.id) {
+        this.last = { verdict: null, note: null }; // so that Save tries again
+        this.saved.textContent = `Not saved: ${error.message}`;
+      }
     }
+    this.waiting -= 1;
   }
 
   #draw() {
