@@ -367,10 +367,8 @@ def test_a_token_of_ones_own_must_be_long(monkeypatch):
 
 
 def test_a_port_that_is_taken_is_told():
-    with listen(ServerOptions(port=0)) as first:
-        first.listen()
-        with pytest.raises(ViewerError, match="--port 0"):
-            listen(ServerOptions(port=first.getsockname()[1]))
+    with listen(ServerOptions(port=0)) as first, pytest.raises(ViewerError, match="--port 0"):
+        listen(ServerOptions(port=first.getsockname()[1]))
 
 
 def test_slides_without_a_run_are_shown_but_not_reviewed(run_to_view, library):

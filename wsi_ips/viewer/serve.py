@@ -141,6 +141,7 @@ def listen(options: ServerOptions) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((options.host, options.port))
+        listening.listen(128)  # now: the address is told before the server has started
     except (OSError, OverflowError) as error:
         listening.close()
         raise ViewerError(
