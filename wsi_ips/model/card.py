@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wsi_ips.errors import CheckpointError
+from wsi_ips.labels import Task
 from wsi_ips.model.rules import SelectionName
 from wsi_ips.provenance import fingerprint
 
 PoolingName = Literal["attention", "abmil", "mean", "max"]
 PositionName = Literal["none", "sinusoidal"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
 
@@ -59,8 +60,8 @@ class ModelCard:
     ----------
     model_id
         Short name shown on every picture.
-    classes
-        Class names in the order of the head's outputs.
+    tasks
+        What it was taught, in the order of the head's outputs; the first one is the slide label of heatmaps.
     encoder
         Encoder architecture and normalisation.
     heads, key_width, dropout
@@ -80,7 +81,7 @@ class ModelCard:
     """
 
     model_id: str
-    classes: tuple[str, ...]
+    tasks: tuple[Task, ...]
     encoder: EncoderSpec
     heads: int
     key_width: int
@@ -115,7 +116,8 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
         encoder = EncoderSpec(**stored.pop("encoder"))
-        card = ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
+        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in stored.pop("tasks"))
+        card = ModelCard(encoder=encoder, tasks=tasks, **stored)
         _known("pooling", card.pooling, get_args(PoolingName))
         _known("position", card.position, get_args(PositionName))
         _known("selection", card.selection, get_args(SelectionName))

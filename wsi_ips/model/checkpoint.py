@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wsi_ips.errors import CheckpointError
+from wsi_ips.labels import Task
 from wsi_ips.model.card import (
     CARD_NAME,
     SCHEMA_VERSION,
@@ -47,7 +48,7 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
     """
     return IpsNet(
         build_encoder(card.encoder, pretrained=pretrained, weights=weights),
-        classes=len(card.classes),
+        tasks=card.tasks,
         heads=card.heads,
         key_width=card.key_width,
         dropout=card.dropout,
@@ -66,26 +67,26 @@ def save_checkpoint(folder: Path, net: IpsNet, card: ModelCard) -> None:
     atomic_write_json(folder / CARD_NAME, {"schema_version": SCHEMA_VERSION, **asdict(card)})
 
 
-def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[IpsNet, ModelCard]:
+def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> tuple[IpsNet, ModelCard]:
     """Read a checkpoint.
 
     Parameters
     ----------
     folder
         Folder with the weights and the card.
-    classes
-        Classes the caller expects, in order; None takes those of the checkpoint.
+    tasks
+        Tasks the caller expects, in order; None takes those of the checkpoint.
 
     Raises
     ------
     CheckpointError
-        Missing, damaged, or made for other classes.
+        Missing, damaged, or made for other tasks or classes.
     """
     card = read_card(folder)
-    if classes is not None and classes != card.classes:
+    if tasks is not None and tasks != card.tasks:
         raise CheckpointError(
-            f"checkpoint {folder}: made for classes {', '.join(card.classes)}, the recipe has "
-            f"{', '.join(classes)}; set `labels.classes` to those of the checkpoint or train again"
+            f"checkpoint {folder}: made for {_described(card.tasks)}; the recipe has {_described(tasks)}; set "
+            "`labels.classes` (and `labels.further`) to those of the checkpoint or train again"
         )
     net = build_net(card)
     path = folder / WEIGHTS_NAME
@@ -94,3 +95,10 @@ def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> 
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: does not fit its card ({error}); train again") from error
     return net.eval(), card
+
+
+def _described(tasks: tuple[Task, ...]) -> str:
+    """The classes of the first task, then the further ones by name."""
+    first, *others = [f"{', '.join(t.classes)}{' (any of them)' if t.kind == 'multi' else ''}" for t in tasks]
+    further = [f"`{task.name}` {classes}" for task, classes in zip(tasks[1:], others, strict=True)]
+    return "; ".join([f"classes {first}", *further])

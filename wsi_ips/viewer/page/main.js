@@ -236,6 +236,7 @@ async function setSide(on) {
   controls[1].node.hidden = !on;
   controls[0].node.firstChild.textContent = on ? "Left" : "Layer";
   if (on && !panes[1].viewer) panes[1].start();
+  if (panes[0].slide) panes[0].sizeNavigator();
   if (on && state.slide?.size) await openRight();
   remember({ replace: true });
 }

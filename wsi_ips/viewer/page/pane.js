@@ -108,9 +108,7 @@ export class Pane {
       getTileUrl: (level, x, y) => api.tileUrl(slide.slide_id, version, level, x, y),
     };
     this.describe();
-    const side = Math.min(NAVIGATOR_PX, this.node.clientWidth * 0.3) / Math.max(width, height);
-    this.viewer.navigator.setWidth(Math.max(24, Math.round(width * side)));
-    this.viewer.navigator.setHeight(Math.max(24, Math.round(height * side)));
+    this.sizeNavigator();
     return new Promise((resolve) => {
       this.viewer.addOnceHandler("open", () => {
         const waits = () => this.node.classList.toggle("waits", !this.image?.getFullyLoaded());
@@ -120,6 +118,14 @@ export class Pane {
       });
       this.viewer.open({ tileSource });
     });
+  }
+
+  /** As large as the pane has room for, in the form of the slide. */
+  sizeNavigator() {
+    const [width, height] = this.slide.size;
+    const side = Math.min(NAVIGATOR_PX, this.node.clientWidth * 0.3) / Math.max(width, height);
+    this.viewer.navigator.setWidth(Math.max(24, Math.round(width * side)));
+    this.viewer.navigator.setHeight(Math.max(24, Math.round(height * side)));
   }
 
   close() {
