@@ -210,7 +210,8 @@ class RunCollection:
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
         values = _values(index, scores)
         layers = tuple(_layer(index, kind, values[kind]) for kind in MAPS if kind in values and len(index))
-        facts = [("tiles", f"{len(index)} of {index.plan.patch_size.width} px at {_mpp(index.plan.effective_mpp)}")]
+        side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
+        facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
         if scores:
             facts.append(("model", self.model_id))
         columns = {"x": index.x, "y": index.y, **values}
@@ -318,7 +319,3 @@ def _predictions(path: Path, column: str) -> dict[str, tuple[float, str]]:
 def _picture(path: Path, title: str, slide_id: str) -> Download:
     name = path.name if path.name != f"{slide_id}.png" else f"{slide_id}_tissue.png"
     return Download(name, f"{title} ({path.suffix[1:].upper()})", path)
-
-
-def _mpp(scale: Scale) -> str:
-    return f"{scale.x:.3g} µm/px"

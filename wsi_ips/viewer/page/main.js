@@ -224,7 +224,7 @@ function flyTo(tile, rank) {
     pane.hovered = tile;
     pane.redraw();
   }
-  const numbers = numbersOf(state.table, tile, state.slide).map((row) => row.join(" "));
+  const numbers = numbersOf(state.table, tile).map((row) => row.join(" "));
   announce(`Top tile ${rank + 1}: ${numbers.join(", ")}`);
 }
 
@@ -288,7 +288,7 @@ function tellMiddle() {
   }
   const { clientWidth, clientHeight } = panes[0].node;
   panes[0].mark(tile, clientWidth / 2, clientHeight / 2);
-  announce(numbersOf(state.table, tile, state.slide).map((row) => row.join(" ")).join(", "));
+  announce(numbersOf(state.table, tile).map((row) => row.join(" ")).join(", "));
 }
 
 const switches = {};

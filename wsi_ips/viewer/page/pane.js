@@ -190,7 +190,7 @@ export class Pane {
       this.hovered = null;
       this.tip.hidden = true;
     } else {
-      this.tip.replaceChildren(...tileNumbers(this.table, tile, this.slide));
+      this.tip.replaceChildren(...tileNumbers(this.table, tile));
       this.hovered = tile;
       this.tip.hidden = false;
       this.#placeTip(x, y);
@@ -351,7 +351,7 @@ function outlinePath(lesions) {
 }
 
 /** A tile's numbers as rows of names and values. */
-export function numbersOf(table, tile, slide) {
+export function numbersOf(table, tile) {
   const value = (name) => table.columns[name]?.[tile];
   const rows = [];
   if (value("probability") !== undefined) rows.push(["Probability", probability(value("probability"))]);
@@ -361,14 +361,12 @@ export function numbersOf(table, tile, slide) {
   }
   if (value("truth") !== undefined) rows.push(["Annotated", `${Math.round(100 * value("truth"))} % of the tile`]);
   rows.push(["Tissue", `${Math.round(100 * value("tissue"))} %`]);
-  const [width, height] = table.footprint;
-  const size = slide.mpp ? `${Math.round(width * slide.mpp[0])} × ${Math.round(height * slide.mpp[1])} µm` : "";
-  rows.push(["Tile", `${tile} at ${value("x")}, ${value("y")}${size ? ` · ${size}` : ""}`]);
+  rows.push(["Tile", `${tile} at ${value("x")}, ${value("y")}`]);
   return rows;
 }
 
-function tileNumbers(table, tile, slide) {
-  return numbersOf(table, tile, slide).map(([name, text]) =>
+function tileNumbers(table, tile) {
+  return numbersOf(table, tile).map(([name, text]) =>
     element("div", {}, element("span", {}, name), element("b", {}, text)),
   );
 }
