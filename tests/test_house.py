@@ -42,6 +42,9 @@ LIGHT = [
     "wsi_ips.results",
     "wsi_ips.viewer",
     "wsi_ips.pipeline.view",
+    "wsi_ips.cluster",
+    "wsi_ips.pipeline.tile",
+    "wsi_ips.pipeline.verify",
     "wsi_ips.cli",
 ]
 """Modules that work, and start fast, where PyTorch is not installed."""

@@ -23,6 +23,7 @@ Weight = Annotated[float, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
+Leak = Literal["patient", "content", "thumbnail"]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
@@ -76,6 +77,15 @@ class TilesSection(Section):
     )
     min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
+    imported: Path | None = Field(
+        None,
+        description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
+        "tiles; `mpp` and `patch_px` must be theirs",
+    )
+    location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
+        None,
+        description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
+    )
 
     @property
     def stride(self) -> int:
@@ -138,6 +148,20 @@ class LabelsSection(Question):
         if "label" in self.further:
             raise ValueError("`further`: the first task is called `label` already; give another name")
         return self
+
+
+class SplitSection(Section):
+    """Which slides are learned from and which are only measured."""
+
+    file: Path | None = Field(
+        None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
+    )
+    fold: Annotated[int, Field(ge=0)] = Field(0, description="which fold of the file, from 0")
+    allow: tuple[Leak, ...] = Field(
+        (),
+        description="what may be in two parts without an error: slides of one `patient`, files of the same `content`, "
+        "slides whose `thumbnail` looks alike",
+    )
 
 
 class ModelSection(Section):
@@ -321,6 +345,25 @@ class ComputeSection(Section):
     tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
         64, description="decoded tiles kept for their neighbours, all slides together, MiB"
     )
+    scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
+        None,
+        description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`, or `slurm`; empty = nobody",
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="slides tiled at a time on this machine, each in a process of its own; empty = one per core, fewer "
+        "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then "
+        "ends; with `slurm`: SLURM jobs",
+    )
+    worker_memory_gb: Positive | None = Field(
+        None,
+        description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = "
+        "an equal share of 80 % of this machine, or of the Dask worker's limit",
+    )
+    slide_timeout_s: Positive = Field(1800.0, description="time a slide may take to be tiled, s; then it fails")
+    slide_attempts: Annotated[int, Field(ge=1)] = Field(
+        2, description="times a slide is tried whose process died or was stopped, before it fails"
+    )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
     remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")
 
@@ -337,6 +380,7 @@ class Recipe(Section):
     tissue: TissueSection = TissueSection()
     tiles: TilesSection = TilesSection()
     labels: LabelsSection = LabelsSection()
+    split: SplitSection = SplitSection()
     model: ModelSection = ModelSection()
     training: TrainingSection = TrainingSection()
     predict: PredictSection = PredictSection()
@@ -354,6 +398,8 @@ class Recipe(Section):
                 "output": located(self.output),
                 "manifest": located(self.manifest),
                 "model": self.model.model_copy(update={"weights": located(self.model.weights)}),
+                "split": self.split.model_copy(update={"file": located(self.split.file)}),
+                "tiles": self.tiles.model_copy(update={"imported": located(self.tiles.imported)}),
                 "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
             }
         )

@@ -16,6 +16,7 @@
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
     └── EvaluationError            figures that cannot be computed from the given numbers
 
@@ -88,6 +89,10 @@ class DeviceMemoryError(WsiIpsError, MemoryError):
 
 class TrainingError(WsiIpsError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class ClusterError(WsiIpsError, RuntimeError):
+    """The Dask cluster cannot be reached, is gone, or cannot run this program."""
 
 
 class EvaluationError(WsiIpsError, ValueError):

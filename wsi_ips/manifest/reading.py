@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,9 @@ class Numbered(NamedTuple):
     record: SlideRecord
 
 
-def read_manifest(path: Path, *, label_column: str = "label", further_columns: Sequence[str] = ()) -> Manifest:
+def read_manifest(
+    path: Path, *, label_column: str = "label", further_columns: Sequence[str] = (), leaks: Container[str] = ()
+) -> Manifest:
     """Read and check a manifest.
 
     Whether the slides' files exist is not checked here: a missing file fails that slide, not the cohort.
@@ -67,6 +69,8 @@ def read_manifest(path: Path, *, label_column: str = "label", further_columns: S
         Column that holds the label; must be there unless it is ``label``.
     further_columns
         More columns to read, all of which must be there.
+    leaks
+        What may be in two splits without an error: ``patient``, ``content`` (a file).
 
     Raises
     ------
@@ -81,7 +85,7 @@ def read_manifest(path: Path, *, label_column: str = "label", further_columns: S
         except ValidationError as error:
             problems += [Problem(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
     problems += [Problem(row.number, row.surplus) for row in rows if row.surplus]
-    problems += [*_named_twice(rows), *_in_two_splits(records)]
+    problems += [*_named_twice(rows), *_in_two_splits(records, leaks)]
     if problems:
         raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
     if not records:
@@ -95,8 +99,9 @@ def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
     values = {name: row.cells[column] for name, column in names.items() if row.cells.get(column)}
     record = SlideRecord.model_validate(values)
     annotation = folder / record.annotation if record.annotation else None
+    coordinates = folder / record.coordinates if record.coordinates else None
     path = record.path if isinstance(record.path, str) else folder / record.path
-    return record.model_copy(update={"path": path, "annotation": annotation})
+    return record.model_copy(update={"path": path, "annotation": annotation, "coordinates": coordinates})
 
 
 def _explain(number: int, problem: Any, label_column: str) -> str:
@@ -127,18 +132,20 @@ def _named_twice(rows: Sequence[Row]) -> Iterator[Problem]:
             )
 
 
-def _in_two_splits(records: Sequence[Numbered]) -> Iterator[Problem]:
+def _in_two_splits(records: Sequence[Numbered], allowed: Container[str]) -> Iterator[Problem]:
     """A patient or a file in two splits: the model would be tested on what it has seen."""
-    yield from _leaks(
-        records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
-    )
-    yield from _leaks(
-        records,
-        lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
-        "path",
-        "file {}",
-        "keep one of the rows, or correct a path",
-    )
+    if "patient" not in allowed:
+        yield from _leaks(
+            records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
+        )
+    if "content" not in allowed:
+        yield from _leaks(
+            records,
+            lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
+            "path",
+            "file {}",
+            "keep one of the rows, or correct a path",
+        )
 
 
 def _leaks(

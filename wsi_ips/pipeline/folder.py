@@ -12,11 +12,12 @@ class RunFolder:
 
     root: Path
     tile_store: str = "zarr"
+    tile_location: str | None = None
 
     @property
-    def tiles(self) -> Path:
-        """Tile indexes."""
-        return self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+    def tiles(self) -> Path | str:
+        """Tile indexes; a URL where the recipe puts them elsewhere."""
+        return self.tile_location or self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
 
     @property
     def scores(self) -> Path:
@@ -42,6 +43,16 @@ class RunFolder:
     def states(self) -> Path:
         """State of every slide."""
         return self.root / "slides.csv"
+
+    @property
+    def states_typed(self) -> Path:
+        """The same as Parquet, with types."""
+        return self.states.with_suffix(".parquet")
+
+    @property
+    def progress(self) -> Path:
+        """How far a stage is, while it runs."""
+        return self.root / "progress.json"
 
     @property
     def predictions(self) -> Path:

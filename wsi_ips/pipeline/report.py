@@ -24,7 +24,7 @@ from wsi_ips.evaluation import (
     tile_figures,
 )
 from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest import SlideRecord, Splits
 from wsi_ips.model import read_card
 from wsi_ips.pipeline.heatmap import KINDS
 from wsi_ips.pipeline.predict import checkpoint_folder, predicted
@@ -125,7 +125,12 @@ def report_stage(run: Run, *, seconds: float) -> dict[str, Any]:
     """Write ``summary.json``, ``run.json`` and the report; the summary."""
     figures = compute_figures(run)
     summary = _summary(run, figures, seconds)
-    facts = {"run": run_facts(), "recipe": run.recipe.model_dump(mode="json")}
+    parts = Splits(({r.slide_id: r.split for r in run.records if r.split is not None},))
+    facts = {
+        "run": run_facts(),
+        "recipe": run.recipe.model_dump(mode="json"),
+        "parts": {"hash": parts.hash, **parts.counts(0)},
+    }
     atomic_write_json(run.folder.summary, summary)
     atomic_write_json(run.folder.facts, facts)
     write_report(run.folder.report, _report_data(run, figures, summary, facts))

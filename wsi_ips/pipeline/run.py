@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from wsi_ips.config import LabelsSection, Recipe
-from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
+from wsi_ips.errors import ManifestError, RecipeError, SlideError, SlideNotFoundError
 from wsi_ips.labels import Truth
-from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
+from wsi_ips.manifest import Manifest, SlideRecord
+from wsi_ips.pipeline.cohort import read_cohort
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
@@ -67,13 +68,20 @@ class Run:
         """
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
-        column, *further = recipe.labels.columns
-        manifest = read_manifest(recipe.manifest, label_column=column, further_columns=further)
+        manifest = read_cohort(recipe)
         truths = read_truths(manifest, recipe.labels)
-        folder = RunFolder(recipe.output, recipe.tiles.store)
-        states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
+        folder = RunFolder(recipe.output, recipe.tiles.store, recipe.tiles.location)
+        states = StateTable.read(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
         pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
         return cls(recipe, manifest.records, truths, folder, states, progress or Silent(), pool)
+
+    @classmethod
+    def of_slide(cls, recipe: Recipe, record: SlideRecord) -> Run:
+        """One slide alone, for a process that works on it; the table of states is not read and never written."""
+        folder = RunFolder(recipe.output, recipe.tiles.store, recipe.tiles.location)
+        pool = SlidePool(max_open=1, cache_mb=recipe.compute.tile_cache_mb)
+        states = StateTable(folder.states, folder.traceback)
+        return cls(recipe, (record,), {}, folder, states, pool=pool)
 
     def __enter__(self) -> Self:
         return self
@@ -114,22 +122,27 @@ class Run:
             TILES_SCHEMA,
             recipe.slides,
             recipe.tissue,
-            recipe.tiles.model_dump(exclude={"store"}),
+            recipe.tiles.model_dump(exclude={"store", "location", "imported"}),
             record.mpp,
             content_identity(record.path, self.remote),
-            _file_hash(record.annotation) if record.annotation else None,
+            _file_hash("annotation", record.annotation) if record.annotation else None,
+            *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:
         """Whether the slide's stored tile index is up to date."""
-        state = self.states[record.slide_id]
-        if state.state == "pending" or (state.state == "failed" and state.stage == "tile"):
+        if not self.is_done(record):
             return False
         try:
             wanted = self.tiles_fingerprint(record)
-        except OSError:
+        except (OSError, SlideError):
             return False
         return stored_tiles_fingerprint(self.folder.tiles, record.slide_id) == wanted
+
+    def is_done(self, record: SlideRecord) -> bool:
+        """Whether the slide was tiled, with tiles or without; it may have failed later."""
+        state = self.states[record.slide_id]
+        return state.state in ("ok", "empty") or (state.state == "failed" and state.stage != "tile")
 
     def truth(self, record: SlideRecord) -> Truth:
         """What is known of the slide's label, the first task."""
@@ -187,10 +200,12 @@ def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Tr
     return truths
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(column: str, path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
+        why = " (most tools write none for a slide without tiles: then leave the slide out)"
         raise SlideNotFoundError(
-            f"annotation {path}: no such file; correct column `annotation` of the manifest"
+            f"{column} {path}: no such file; correct column `{column}` of the manifest"
+            + (why if column == "coordinates" else "")
         ) from error

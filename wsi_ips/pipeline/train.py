@@ -15,6 +15,7 @@ from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_check
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
+from wsi_ips.pipeline.leakage import require_no_leak
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
 from wsi_ips.scanning import choose_device
@@ -36,6 +37,7 @@ def train_stage(run: Run) -> bool:
     """
     if run.recipe.predict.checkpoint is not None:
         return False
+    require_no_leak(run)
     while True:
         train, val = _labelled(run, "train"), _labelled(run, "val")
         _check_enough(run, train)

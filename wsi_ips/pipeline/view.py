@@ -32,7 +32,7 @@ from wsi_ips.pipeline.states import read_states
 from wsi_ips.results import attention_rank, tile_raster
 from wsi_ips.results.overlay import LEGENDS, palette
 from wsi_ips.slides import RGB, SlideReader, read_patch
-from wsi_ips.tiles import TileIndex, read_index
+from wsi_ips.tiles import TileIndex, read_index, stored_fingerprint
 from wsi_ips.viewer import Detail, Download, Entry, Layer, TileTable, eight_bits, slide_version
 
 DETAILS_KEPT = 8
@@ -102,7 +102,7 @@ class RunCollection:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._records = {record.slide_id: record for record in run.records}
-        self._details: OrderedDict[str, tuple[tuple[int, ...], Detail]] = OrderedDict()
+        self._details: OrderedDict[str, tuple[tuple[object, ...], Detail]] = OrderedDict()
         self._lock = threading.Lock()
         self.title = run.recipe.name
         self.classes = run.recipe.labels.classes
@@ -119,7 +119,7 @@ class RunCollection:
     def entries(self) -> list[Entry]:
         """See :class:`wsi_ips.viewer.Collection`; read anew, for the run may still be going on."""
         folder = self._run.folder
-        states = {state.slide_id: state for state in read_states(folder.states)} if folder.states.exists() else {}
+        states = {state.slide_id: state for state in read_states(folder.states)}
         predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")
         return [self._entry(record, states.get(record.slide_id), predictions) for record in self._records.values()]
 
@@ -194,12 +194,12 @@ class RunCollection:
             tissue_mm2=state.tissue_mm2 if state else None,
         )
 
-    def _stored_state(self, slide_id: str) -> tuple[int, ...]:
-        """When tiles, scores and annotation of a slide were written; 0 for what is not there."""
+    def _stored_state(self, slide_id: str) -> tuple[object, ...]:
+        """Changes when the tiles, scores or annotation of a slide do."""
         folder, record = self._run.folder, self._records[slide_id]
-        paths = [folder.scores / slide_id / "zarr.json", folder.tiles / slide_id / "zarr.json"]
-        paths += [folder.tiles / f"{slide_id}.h5", *([record.annotation] if record.annotation else [])]
-        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+        paths = [folder.scores / slide_id / "zarr.json", *([record.annotation] if record.annotation else [])]
+        written = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+        return (stored_fingerprint(folder.tiles, slide_id), *written)
 
     def _make_detail(self, record: SlideRecord) -> Detail:
         notes: list[str] = []
