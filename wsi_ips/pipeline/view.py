@@ -163,6 +163,7 @@ class RunCollection:
                 Download(folder.states.name, "States of all slides (CSV)", folder.states),
                 Download(f"{self.title}_report.html", "Report (HTML)", folder.report),
                 Download(folder.summary.name, "Summary (JSON)", folder.summary),
+                Download(folder.evaluation.name, "Evaluation (JSON)", folder.evaluation),
                 Download(folder.facts.name, "Recipe and versions (JSON)", folder.facts),
             ]
         else:
