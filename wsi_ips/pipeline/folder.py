@@ -79,6 +79,11 @@ class RunFolder:
         """The page to open."""
         return self.root / "report" / "index.html"
 
+    @property
+    def reviews(self) -> Path:
+        """What reviewers said in the viewer (SQLite)."""
+        return self.root / "reviews.sqlite"
+
     def tissue_picture(self, slide_id: str) -> Path:
         """Thumbnail with the tissue outline and the tiles."""
         return self.root / "tissue" / f"{slide_id}.png"

@@ -111,7 +111,7 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
     )
     wanted = Scale(area_px0.width / size.width, area_px0.height / size.height)
     fine = [k for k in range(len(pyramid.level_sizes)) if max(pyramid.downsample(k).over(wanted)) <= 1.001]
-    pixels = _shrunk(reader, area_px0, max(fine, default=0), size)
+    pixels = read_shrunk(reader, area_px0, max(fine, default=0), size)
     return pixels, Scale(width_um / size.width, height_um / size.height)
 
 
@@ -120,8 +120,30 @@ def area_average(pixels: RGB, size: Size) -> RGB:
     return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BOX))
 
 
-def _shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
-    """A box of a level averaged down to ``size``, read in strips of whole output rows."""
+def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
+    """A box of a level averaged down to a size, read in strips of whole output rows; needs no scale.
+
+    Parameters
+    ----------
+    reader
+        The slide.
+    area_px0
+        What to read, inside level 0.
+    level
+        Level to read from.
+    size
+        Pixels of the result, at most those of the box on that level.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, shape (height, width, 3).
+
+    Raises
+    ------
+    RegionReadError
+        The box is not inside the slide, or the file cannot deliver it.
+    """
     info = reader.info
     downsample = info.downsample(level)
     left, right = area_px0.x / downsample.x, area_px0.right / downsample.x  # level pixels, real
