@@ -6,8 +6,8 @@ as many tiles drawn anew as `10 %` scans on average (`training.tile_dropout`, wh
 
     python -m benchmarks.learning.rescan [--quick] [--cohorts synthetic digits] [--seeds 0 1 2] [--records FILE]
 
-Prints a table of means and ranges. Each training that has ended is a line of --records; started again, it goes on. Seconds
-are those of the processor, for an epoch with selection.
+Prints a table of means and ranges. Each training that has ended is a line of --records; started again, it goes on.
+Seconds are those of the processor, for an epoch with selection.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.support.learned import test_figures
 
+from benchmarks.support.learned import test_figures
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.pipeline.progress import Silent
@@ -37,10 +37,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "at random": {"training.tile_dropout": 0.675},
 }
 SYNTHETIC: dict[str, Any] = {
+    "synth.seed": 0,
     "synth.slides": 48,
     "synth.size_px0": [12_288, 9_216],
     "synth.tissue_mm2": [3.0, 5.0],
-    "synth.lesion_mm": [0.5, 1.0],
+    "synth.lesion_mm": [0.7, 1.4],
     "synth.split": [0.5, 0.0, 0.5],
     "tiles.mpp": 4.0,
     "tiles.patch_px": 32,
@@ -76,8 +77,8 @@ def recipe_of(folder: Path, cohort: str, seed: int, setting: str, *, quick: bool
     """The cohort's recipe with one setting."""
     changes = {
         "seed": seed,
-        "manifest": str(folder / f"{cohort}-{seed}" / "manifest.csv"),
-        "output": str(folder / f"{cohort}-{seed}-{setting.replace(' ', '')}"),
+        "manifest": str(folder / cohort / "manifest.csv"),
+        "output": str(folder / f"{cohort}-{seed}"),  # one for all settings: the tiles stay as they are
         "heatmap.splits": [],
         "compute.readers": 1,
     }
@@ -91,7 +92,9 @@ def run(recipe: Recipe) -> dict[str, float]:
     cpu, wall = clock.per_epoch(recipe.training.warm_start_epochs)
     summary = run_pipeline(recipe).summary
     tile = {name: float(summary[name]) for name in ("tile_auc_probability", "tile_auc_attention") if summary[name]}
-    return {"cpu_seconds": cpu, "wall_seconds": wall, "test_auc": float(summary["test_auc"])} | test_figures(recipe) | tile
+    return (
+        {"cpu_seconds": cpu, "wall_seconds": wall, "test_auc": float(summary["test_auc"])} | test_figures(recipe) | tile
+    )
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 """Megapixel digits: large canvases with a few handwritten digits among many strokes, written as slides.
 
-After megapixel MNIST (Katharopoulos and Fleuret, 2019; Bergner et al., 2023, section 4.2), with the digits that come with
-scikit-learn (8 x 8 px, magnified): five digits, three of one class, and 50 noise strokes on 1500 x 1500 px. A canvas is
-stained all over, so everything on it counts as tissue and every tile has to be looked at.
+After megapixel MNIST (Katharopoulos and Fleuret, 2019; Bergner et al., 2023), with the digits of scikit-learn
+(8 x 8 px, magnified): five digits, three of one class, and 50 noise strokes on 1500 x 1500 px. A canvas is stained all
+over, so everything on it counts as tissue and every tile has to be looked at.
 
     python -m benchmarks.support.digits FOLDER [--canvases 400] [--side 1500] [--noise 50] [--seed 0]
 
-Writes ``FOLDER/manifest.csv`` with four tasks: ``label`` (the class of three of the digits), ``max`` (the highest digit),
-``top`` (the digit nearest the top), ``multi`` (all classes that occur, ``0;3;7``), and outlines of the digits.
+Writes ``FOLDER/manifest.csv`` with four tasks: ``label`` (the class of three of the digits), ``max`` (the highest
+digit), ``top`` (the digit nearest the top), ``multi`` (all classes that occur, ``0;3;7``), and outlines of the digits.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def image_pools(plan: DigitsPlan) -> dict[Part, NDArray[np.int64]]:
     pieces: dict[Part, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
     for value in range(10):
         images = rng.permutation(np.flatnonzero(_digits()[1] == value))
-        for part, piece in zip(pieces.values(), np.split(images, np.rint(shares * len(images)).astype(int)), strict=True):
+        for part, piece in zip(
+            pieces.values(), np.split(images, np.rint(shares * len(images)).astype(int)), strict=True
+        ):
             part.append(piece)
     return {part: np.concatenate(found) for part, found in pieces.items()}
 
@@ -237,7 +239,9 @@ def make_digits(folder: Path, plan: DigitsPlan) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_canvas(canvas, folder / slide, plan.side_px0)
         write_asap(folder / outline, list(outlines(canvas.digits)))
-        rows.append({"slide_id": canvas.slide_id, "path": slide, "split": canvas.part, "annotation": outline} | canvas.tasks)
+        rows.append(
+            {"slide_id": canvas.slide_id, "path": slide, "split": canvas.part, "annotation": outline} | canvas.tasks
+        )
     manifest = folder / "manifest.csv"
     with atomic_path(manifest) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
@@ -248,7 +252,7 @@ def outlines(digits: Sequence[Digit]) -> Iterator[NDArray[np.float64]]:
     """The square of each digit, shape (4, 2): x, y in level-0 px."""
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float) * DIGIT_PX
     for digit in digits:
-        yield square + (digit.x_px0, digit.y_px0)
+        yield square + np.array([digit.x_px0, digit.y_px0])
 
 
 def main() -> None:

@@ -19,11 +19,13 @@ def test_figures(recipe: Recipe) -> dict[str, float]:
     Returns
     -------
     dict
-        ``accuracy`` of the most probable class; ``log_loss`` in nats; ``kept_annotated``, the share of the annotated tiles
-        (more than half of them within an outline) among the kept ones, as far as they fit in, mean over slides that have some.
+        ``accuracy`` of the most probable class; ``log_loss`` in nats; ``kept_annotated``, how many of the annotated
+        tiles (more than half of a tile within an outline) are kept, of as many as fit in: mean over slides with some.
     """
     folder = RunFolder(recipe.output, recipe.tiles.store)
-    records = [r for r in read_manifest(recipe.manifest, label_column=recipe.labels.column).records if r.split == "test"]
+    records = [
+        r for r in read_manifest(recipe.manifest, label_column=recipe.labels.column).records if r.split == "test"
+    ]
     right, losses, found = [], [], []
     for record in records:
         scores = read_scores(folder.scores, record.slide_id)
