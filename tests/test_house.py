@@ -40,6 +40,9 @@ LIGHT = [
     "wsi_ips.tiles",
     "wsi_ips.evaluation",
     "wsi_ips.results",
+    "wsi_ips.cluster",
+    "wsi_ips.pipeline.tile",
+    "wsi_ips.pipeline.verify",
     "wsi_ips.cli",
 ]
 """Modules that work, and start fast, where PyTorch is not installed."""

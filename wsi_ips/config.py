@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsi_ips.errors import RecipeError
+from wsi_ips.labels import NONE, SEPARATOR, Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -22,6 +23,8 @@ Weight = Annotated[float, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
+Leak = Literal["patient", "content", "thumbnail"]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 def _low_to_high(pair: tuple[float, float]) -> tuple[float, float]:
@@ -74,6 +77,15 @@ class TilesSection(Section):
     )
     min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
+    imported: Path | None = Field(
+        None,
+        description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
+        "tiles; `mpp` and `patch_px` must be theirs",
+    )
+    location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
+        None,
+        description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
+    )
 
     @property
     def stride(self) -> int:
@@ -81,19 +93,75 @@ class TilesSection(Section):
         return self.patch_px if self.stride_px is None else self.stride_px
 
 
-class LabelsSection(Section):
+class Question(Section):
+    """What is asked of a slide: its classes, and whether one or several of them hold."""
+
+    classes: tuple[str, ...] = Field(..., description="all classes")
+    kind: Literal["single", "multi"] = Field(
+        "single",
+        description="`single`: one class holds; `multi`: any of them, written `a;b` in the manifest, `none` where none "
+        "holds",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Self:
+        least = 2 if self.kind == "single" else 1
+        if len(self.classes) < least or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"needs at least {least} class name{'s' * (least - 1)}, all different")
+        if not all(name.strip() == name != "" for name in self.classes):
+            raise ValueError("class names are neither empty nor begin or end with a blank")
+        if self.kind == "multi" and any(SEPARATOR in name or name == NONE for name in self.classes):
+            raise ValueError(f"with `kind: multi` no class is called `{NONE}` or holds `{SEPARATOR}`")
+        return self
+
+
+class FurtherTask(Question):
+    """One more question to the same slides; it has a query of its own."""
+
+    column: str | None = Field(None, description="manifest column; empty = the task's name")
+
+
+class LabelsSection(Question):
     """Which manifest column is learned, and the order of its classes."""
 
     column: str = Field("label", description="manifest column with the slide label")
     classes: tuple[str, ...] = Field(
         ("normal", "tumor"), description="all classes; the last one is the positive class of the heatmap"
     )
+    further: dict[TaskName, FurtherTask] = Field(
+        default_factory=dict, description="more tasks, learned together with the label: name, then `classes`, `kind`"
+    )
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The label, then the further tasks in order."""
+        further = (Task(name, task.classes, task.kind) for name, task in self.further.items())
+        return (Task("label", self.classes, self.kind), *further)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Manifest column of each task."""
+        return (self.column, *(task.column or name for name, task in self.further.items()))
 
     @model_validator(mode="after")
-    def _two_distinct(self) -> Self:
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError("needs at least two different class names")
+    def _label_is_taken(self) -> Self:
+        if "label" in self.further:
+            raise ValueError("`further`: the first task is called `label` already; give another name")
         return self
+
+
+class SplitSection(Section):
+    """Which slides are learned from and which are only measured."""
+
+    file: Path | None = Field(
+        None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
+    )
+    fold: Annotated[int, Field(ge=0)] = Field(0, description="which fold of the file, from 0")
+    allow: tuple[Leak, ...] = Field(
+        (),
+        description="what may be in two parts without an error: slides of one `patient`, files of the same `content`, "
+        "slides whose `thumbnail` looks alike",
+    )
 
 
 class ModelSection(Section):
@@ -120,6 +188,11 @@ class ModelSection(Section):
     )
     norm: Literal["auto", "batch", "group"] = Field(
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
+    )
+    batch_statistics: Literal["stored", "re-estimated"] = Field(
+        "stored",
+        description="of frozen batch norm: as they come with the weights, or taken anew from tiles of the training "
+        "slides before the first step, for slides that look unlike what the weights were made from",
     )
     memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
     selection: Literal["exact", "paper"] = Field(
@@ -272,6 +345,25 @@ class ComputeSection(Section):
     tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
         64, description="decoded tiles kept for their neighbours, all slides together, MiB"
     )
+    scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
+        None,
+        description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`, or `slurm`; empty = nobody",
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="slides tiled at a time on this machine, each in a process of its own; empty = one per core, fewer "
+        "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then "
+        "ends; with `slurm`: SLURM jobs",
+    )
+    worker_memory_gb: Positive | None = Field(
+        None,
+        description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = "
+        "an equal share of 80 % of this machine, or of the Dask worker's limit",
+    )
+    slide_timeout_s: Positive = Field(1800.0, description="time a slide may take to be tiled, s; then it fails")
+    slide_attempts: Annotated[int, Field(ge=1)] = Field(
+        2, description="times a slide is tried whose process died or was stopped, before it fails"
+    )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
     remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")
 
@@ -288,6 +380,7 @@ class Recipe(Section):
     tissue: TissueSection = TissueSection()
     tiles: TilesSection = TilesSection()
     labels: LabelsSection = LabelsSection()
+    split: SplitSection = SplitSection()
     model: ModelSection = ModelSection()
     training: TrainingSection = TrainingSection()
     predict: PredictSection = PredictSection()
@@ -305,6 +398,8 @@ class Recipe(Section):
                 "output": located(self.output),
                 "manifest": located(self.manifest),
                 "model": self.model.model_copy(update={"weights": located(self.model.weights)}),
+                "split": self.split.model_copy(update={"file": located(self.split.file)}),
+                "tiles": self.tiles.model_copy(update={"imported": located(self.tiles.imported)}),
                 "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
             }
         )

@@ -14,7 +14,9 @@
     ├── TileIndexError             a stored tile index: missing, other schema, damaged
     ├── ScoresError                a stored score table: missing, other schema, damaged
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
+    ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     └── EvaluationError            figures that cannot be computed from the given numbers
 
 Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
@@ -80,8 +82,16 @@ class CheckpointError(WsiIpsError, ValueError):
     """A checkpoint is missing, damaged or was made for other classes."""
 
 
+class DeviceMemoryError(WsiIpsError, MemoryError):
+    """The memory of the device does not hold what a single patch needs."""
+
+
 class TrainingError(WsiIpsError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class ClusterError(WsiIpsError, RuntimeError):
+    """The Dask cluster cannot be reached, is gone, or cannot run this program."""
 
 
 class EvaluationError(WsiIpsError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,9 @@ import typer
 import yaml
 
 from wsi_ips import __version__
+from wsi_ips.cli.cohort import add_commands
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
-from wsi_ips.cli.tables import print_check, print_encoders, print_status, print_summary
+from wsi_ips.cli.tables import print_encoders, print_status, print_summary
 from wsi_ips.config import Recipe, SynthSection, load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -30,11 +32,18 @@ Overrides = Annotated[
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", help="Folder of a trained model to use instead of the run's own.")
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="Dask scheduler that spreads the slides to tile, e.g. tcp://host:8786, or slurm; else this machine."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. A polite kill (SIGTERM), as of batch systems, stops as cleanly as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 
@@ -71,28 +80,7 @@ def demo(
         _run(recipe)
 
 
-@app.command()
-def check(
-    manifest: Annotated[
-        Path,
-        typer.Argument(metavar="MANIFEST", help="Manifest (CSV), or a folder: CAMELYON16-style or any slides."),
-    ],
-    write: Annotated[
-        Path | None, typer.Option("--write", help="Write the manifest found in a folder to this CSV file.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Read the header of every slide of a manifest: can it be opened, by which reader and why, at what scale.
-
-    Exit code 3 where a slide cannot be used.
-    """
-    with explained(debug=debug):
-        from wsi_ips.pipeline.check import check_slides, records_of
-
-        rows = check_slides(records_of(manifest, write_to=write), progress=Bars())
-        print_check(rows)
-        if any(row.problem for row in rows):
-            raise typer.Exit(EXIT_PARTIAL)
+add_commands(app)
 
 
 @app.command()
@@ -138,9 +126,13 @@ def synth(
 
 
 @app.command()
-def tile(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
-    """Find the tissue of every slide and store where its tiles lie."""
-    _stages(recipe, settings, debug, "tile")
+def tile(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = None, debug: Debug = False) -> None:
+    """Find the tissue of every slide and store where its tiles lie.
+
+    Each slide has a process of its own; whatever it does to it, only that slide fails. Stop it as you like: the same
+    command goes on.
+    """
+    _stages(recipe, [*(settings or []), *scheduled(scheduler)], debug, "tile")
 
 
 @app.command()
@@ -180,19 +172,10 @@ def heatmap(
 
 
 @app.command("run")
-def run_all(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+def run_all(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = None, debug: Debug = False) -> None:
     """All stages: tile, train, predict, heatmap, report. Run again to go on; nothing is done twice."""
     with explained(debug=debug):
-        _run(load_recipe(recipe, parse_overrides(settings)))
-
-
-@app.command()
-def status(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
-    """Show the state of every slide of a run: ok, empty, failed (with the reason) or pending."""
-    with explained(debug=debug):
-        from wsi_ips.pipeline import Run
-
-        print_status(Run.open(load_recipe(recipe, parse_overrides(settings))).states)
+        _run(load_recipe(recipe, parse_overrides([*(settings or []), *scheduled(scheduler)])))
 
 
 def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
@@ -222,6 +205,11 @@ def _run(recipe: Recipe) -> None:
     print_summary(outcome)
     if outcome.failed:
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def scheduled(scheduler: str | None) -> list[str]:
+    """A scheduler of the command line as a setting of the recipe."""
+    return [f"compute.scheduler={scheduler}"] if scheduler else []
 
 
 def _pinned(checkpoint: Path | None) -> list[str]:

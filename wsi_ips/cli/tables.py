@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,17 +15,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from wsi_ips.model.presets import Preset
-    from wsi_ips.pipeline.check import CheckedSlide
     from wsi_ips.pipeline.stages import Outcome
     from wsi_ips.pipeline.states import SlideState, State
+    from wsi_ips.pipeline.verify import Mismatch
 
 COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
 
 
+MOST_ROWS = 100
+SILENT_S = 30
+"""A running stage speaks every few seconds."""
+
+
 def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -> None:
-    """Table of states and a line of counts."""
+    """Table of states and a line of counts; of a large cohort only what is not ok, and of that a part."""
     rows = list(states)
-    shown = [row for row in rows if row.state != "ok"] if only_problems else rows
+    wanted = [row for row in rows if row.state != "ok"] if only_problems or len(rows) > MOST_ROWS else rows
+    shown = sorted(wanted, key=lambda row: row.state == "pending")[:MOST_ROWS] if len(wanted) > MOST_ROWS else wanted
     if shown:
         table = Table("slide", "state", "stage", "tiles", "tissue mm²", box=None, pad_edge=False)
         for row in shown:
@@ -38,6 +45,8 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
             )
         out.print(table)
         _print_reasons([(row.slide_id, row.reason) for row in shown])
+    if len(wanted) > len(shown):
+        out.print(f"... and {len(wanted) - len(shown)} more; all of them are in slides.csv and slides.parquet")
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"[{colour}]{counts[s]} {s}[/]" for s, colour in COLOURS.items() if counts[s])
     out.print(f"{len(rows)} slides: {text}")
@@ -50,34 +59,30 @@ def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
             out.print(f"[bold]{escape(slide_id)}[/]: {escape(reason)}", soft_wrap=True)
 
 
-def print_check(rows: Sequence[CheckedSlide]) -> None:
-    """Table of headers and a line of counts."""
-    table = Table("slide", "pixels by", "level 0 px", "levels", "µm/px", "from", "", box=None, pad_edge=False)
-    for row in rows:
-        size = f"{row.size_px0.width} x {row.size_px0.height}" if row.size_px0 else ""
-        mpp = f"{row.mpp.x:.4g}" if row.mpp else ""
-        table.add_row(
-            escape(row.slide_id),
-            row.pixels_by.partition(":")[0],
-            size,
-            str(row.levels or ""),
-            mpp,
-            escape(row.mpp_source if row.mpp else ""),
-            "[red]not usable[/]" if row.problem else "",
-        )
-    out.print(table)
-    _print_pixel_paths(rows)
-    _print_reasons([(row.slide_id, row.problem) for row in rows])
-    bad = sum(bool(row.problem) for row in rows)
-    out.print(f"{len(rows)} slides: [green]{len(rows) - bad} usable[/]" + (f", [red]{bad} not[/]" if bad else ""))
+def print_running(figures: dict[str, Any] | None) -> None:
+    """How far a running stage is, as it last said itself."""
+    if figures is None:
+        return
+    from wsi_ips.pipeline.throughput import figures_line
+
+    age = time.time() - float(figures["time"])
+    out.print(f"tiling, {age:.0f} s ago: {figures_line(figures)}", soft_wrap=True)
+    if age > SILENT_S:
+        out.print("[yellow]nothing was said since: if it was killed, the same command goes on from there[/]")
 
 
-def _print_pixel_paths(rows: Sequence[CheckedSlide]) -> None:
-    """Who decodes the pixels and why, one line for all slides that share it."""
-    for path, count in Counter(row.pixels_by for row in rows if row.pixels_by).most_common():
-        names = [row.slide_id for row in rows if row.pixels_by == path]
-        few = ", ".join(names[:3]) + (" ..." if count > 3 else "")
-        out.print(f"pixels by {escape(path)} [dim]({count}: {escape(few)})[/]", soft_wrap=True)
+def print_explanation(lines: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one below the other."""
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        out.print(f"[bold]{name:<{width}}[/]  {escape(value)}", soft_wrap=True)
+
+
+def print_mismatches(checked: int, mismatches: Sequence[Mismatch]) -> None:
+    """What `verify` found, and a line of counts."""
+    _print_reasons([(entry.slide_id, entry.what) for entry in mismatches])
+    found = f"[red]{len(mismatches)} mismatches[/]" if mismatches else "[green]all as it should be[/]"
+    out.print(f"{checked} slides verified: {found}")
 
 
 def print_encoders(presets: Sequence[Preset]) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,20 @@ class Discovery:
     left_out: tuple[Path, ...]
 
 
+def discover(folder: Path) -> Discovery:
+    """What a folder holds: CAMELYON16 where it looks like it, else every slide file.
+
+    Raises
+    ------
+    ManifestError
+        No slide is found, or two files would have one slide_id.
+    """
+    is_camelyon16 = (folder / "training").is_dir() or (folder / "testing").is_dir()
+    return discover_camelyon16(folder) if is_camelyon16 else discover_folder(folder)
+
+
 def discover_slides(folder: Path) -> pd.DataFrame:
-    """Manifest of a folder: CAMELYON16 where it looks like it, else every slide file; logs what is left out.
+    """Manifest of a folder, as :func:`discover` finds it; logs what is left out.
 
     Parameters
     ----------
@@ -71,8 +83,7 @@ def discover_slides(folder: Path) -> pd.DataFrame:
     ManifestError
         No slide is found, or two files would have one slide_id.
     """
-    is_camelyon16 = (folder / "training").is_dir() or (folder / "testing").is_dir()
-    found = discover_camelyon16(folder) if is_camelyon16 else discover_folder(folder)
+    found = discover(folder)
     if found.left_out:
         kinds = Counter(file.suffix.lower() or "no ending" for file in found.left_out)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
@@ -130,11 +141,32 @@ def discover_camelyon16(folder: Path) -> Discovery:
     return Discovery(table, tuple(file for file in files if file not in used))
 
 
+def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
+    """All files of some folders, absolute and sorted, but for hidden ones and the parts of a .mrxs.
+
+    Parameters
+    ----------
+    folders
+        Where to look; one that is not there holds nothing.
+    deep
+        Also in the folders in them.
+    """
+    found = set[Path]()
+    for folder in folders:
+        if folder.is_dir():
+            found.update(_files(folder) if deep else _without_companions(p for p in folder.resolve().iterdir()))
+    return sorted(found)
+
+
 def _files(folder: Path) -> list[Path]:
     """All files, absolute and sorted, but for hidden ones and the parts of a .mrxs (in a folder of its name)."""
     if not folder.is_dir():
         raise ManifestError(f"folder {folder}: no such folder")
-    files = sorted(file for file in _walk(folder.resolve()) if not file.name.startswith("."))
+    return _without_companions(_walk(folder.resolve()))
+
+
+def _without_companions(paths: Iterable[Path]) -> list[Path]:
+    files = sorted(file for file in paths if not file.name.startswith(".") and not file.is_dir())
     companions = {file.with_suffix("") for file in files if file.suffix.lower() == ".mrxs"}
     return [file for file in files if companions.isdisjoint(file.parents)]
 

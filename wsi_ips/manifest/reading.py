@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,13 @@ class Manifest:
         Its file.
     records
         Its rows, in order.
+    further
+        Text in each of the further columns, by slide_id; empty cells as they are.
     """
 
     path: Path
     records: tuple[SlideRecord, ...]
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Problem(NamedTuple):
@@ -51,7 +54,9 @@ class Numbered(NamedTuple):
     record: SlideRecord
 
 
-def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
+def read_manifest(
+    path: Path, *, label_column: str = "label", further_columns: Sequence[str] = (), leaks: Container[str] = ()
+) -> Manifest:
     """Read and check a manifest.
 
     Whether the slides' files exist is not checked here: a missing file fails that slide, not the cohort.
@@ -62,13 +67,17 @@ def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
         CSV file with a header; comma, semicolon or tab, UTF-8 with or without byte order mark.
     label_column
         Column that holds the label; must be there unless it is ``label``.
+    further_columns
+        More columns to read, all of which must be there.
+    leaks
+        What may be in two splits without an error: ``patient``, ``content`` (a file).
 
     Raises
     ------
     ManifestError
         Not readable, a needed column is missing, or rows with problems; names rows and columns.
     """
-    rows = read_rows(path, label_column=label_column)
+    rows = read_rows(path, label_column=label_column, further_columns=further_columns)
     records, problems = list[Numbered](), list[Problem]()
     for row in rows:
         try:
@@ -76,12 +85,13 @@ def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
         except ValidationError as error:
             problems += [Problem(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
     problems += [Problem(row.number, row.surplus) for row in rows if row.surplus]
-    problems += [*_named_twice(rows), *_in_two_splits(records)]
+    problems += [*_named_twice(rows), *_in_two_splits(records, leaks)]
     if problems:
         raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
     if not records:
         raise ManifestError(f"manifest {path}: no slide in it; add one row per slide")
-    return Manifest(path, tuple(numbered.record for numbered in records))
+    further = {row.cells["slide_id"]: tuple(row.cells.get(name, "") for name in further_columns) for row in rows}
+    return Manifest(path, tuple(numbered.record for numbered in records), further)
 
 
 def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
@@ -89,8 +99,9 @@ def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
     values = {name: row.cells[column] for name, column in names.items() if row.cells.get(column)}
     record = SlideRecord.model_validate(values)
     annotation = folder / record.annotation if record.annotation else None
+    coordinates = folder / record.coordinates if record.coordinates else None
     path = record.path if isinstance(record.path, str) else folder / record.path
-    return record.model_copy(update={"path": path, "annotation": annotation})
+    return record.model_copy(update={"path": path, "annotation": annotation, "coordinates": coordinates})
 
 
 def _explain(number: int, problem: Any, label_column: str) -> str:
@@ -121,18 +132,20 @@ def _named_twice(rows: Sequence[Row]) -> Iterator[Problem]:
             )
 
 
-def _in_two_splits(records: Sequence[Numbered]) -> Iterator[Problem]:
+def _in_two_splits(records: Sequence[Numbered], allowed: Container[str]) -> Iterator[Problem]:
     """A patient or a file in two splits: the model would be tested on what it has seen."""
-    yield from _leaks(
-        records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
-    )
-    yield from _leaks(
-        records,
-        lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
-        "path",
-        "file {}",
-        "keep one of the rows, or correct a path",
-    )
+    if "patient" not in allowed:
+        yield from _leaks(
+            records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
+        )
+    if "content" not in allowed:
+        yield from _leaks(
+            records,
+            lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
+            "path",
+            "file {}",
+            "keep one of the rows, or correct a path",
+        )
 
 
 def _leaks(

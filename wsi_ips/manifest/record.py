@@ -86,6 +86,11 @@ class SlideRecord(BaseModel):
     annotation: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
         None, description="ASAP XML with the outlined tumour, relative to the manifest or absolute"
     )
+    coordinates: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+        None,
+        description="Tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch (HDF5), taken instead of our own tiles; "
+        "relative to the manifest or absolute",
+    )
 
 
 REQUIRED = tuple(name for name, info in SlideRecord.model_fields.items() if info.is_required())

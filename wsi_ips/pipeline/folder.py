@@ -12,11 +12,12 @@ class RunFolder:
 
     root: Path
     tile_store: str = "zarr"
+    tile_location: str | None = None
 
     @property
-    def tiles(self) -> Path:
-        """Tile indexes."""
-        return self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+    def tiles(self) -> Path | str:
+        """Tile indexes; a URL where the recipe puts them elsewhere."""
+        return self.tile_location or self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
 
     @property
     def scores(self) -> Path:
@@ -29,6 +30,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def training(self) -> Path:
+        """A training at work: its state and the best checkpoint so far; gone when it is done."""
+        return self.root / "training"
+
+    @property
     def metrics(self) -> Path:
         """Figures per epoch, a JSON object a line."""
         return self.root / "metrics.jsonl"
@@ -39,6 +45,16 @@ class RunFolder:
         return self.root / "slides.csv"
 
     @property
+    def states_typed(self) -> Path:
+        """The same as Parquet, with types."""
+        return self.states.with_suffix(".parquet")
+
+    @property
+    def progress(self) -> Path:
+        """How far a stage is, while it runs."""
+        return self.root / "progress.json"
+
+    @property
     def predictions(self) -> Path:
         """Prediction of every slide."""
         return self.root / "predictions.csv"
@@ -47,6 +63,11 @@ class RunFolder:
     def summary(self) -> Path:
         """The figures the command prints at its end."""
         return self.root / "summary.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures of ``wsi-ips evaluate``."""
+        return self.root / "evaluation.json"
 
     @property
     def facts(self) -> Path:

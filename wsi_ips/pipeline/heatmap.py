@@ -79,7 +79,7 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
             index.x,
             index.y,
             values[kind],
-            bounds=index.bounds,
+            bounds=index.grid,
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,
         )

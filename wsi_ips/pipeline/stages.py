@@ -1,4 +1,4 @@
-"""All stages in order: tile, train, predict, heatmap, report."""
+"""All stages in order: tile, train, predict, heatmap, report. Those that learn are loaded when they are come to."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.config import Recipe
-from wsi_ips.pipeline.heatmap import heatmap_stage
-from wsi_ips.pipeline.predict import predict_stage, to_predict
 from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.report import headline, report_stage
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import STATES, SlideState
 from wsi_ips.pipeline.synth import synth_stage
 from wsi_ips.pipeline.tile import tile_stage
-from wsi_ips.pipeline.train import train_stage
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ class Outcome:
 
     def lines(self) -> list[tuple[str, str]]:
         """Headline figures for the terminal."""
+        from wsi_ips.pipeline.report import headline
+
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
 
 
@@ -66,6 +64,11 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
         used is no error: it ends as ``failed`` in ``slides.csv``.
     """
+    from wsi_ips.pipeline.heatmap import heatmap_stage
+    from wsi_ips.pipeline.predict import predict_stage
+    from wsi_ips.pipeline.report import report_stage
+    from wsi_ips.pipeline.train import train_stage
+
     began = time.monotonic()
     watcher = progress or Silent()
     worked = synth_stage(recipe, watcher)
@@ -99,17 +102,27 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     watcher = progress or Silent()
     synth_stage(recipe, watcher)
     with Run.open(recipe, watcher) as run:
-        if last == "heatmap":
-            heatmap_stage(run, slides)
-        elif last == "predict":
-            chosen = {record.slide_id for record in to_predict(run, slides)}
-            tile_stage(run, only=chosen)
-            predict_stage(run, slides)
-        else:
+        if last == "tile":
             tile_stage(run)
-        if last == "train":
-            train_stage(run)
+        else:
+            _learned_stage(run, last, slides)
     return run
+
+
+def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
+    """A stage that needs torch; tiling must work where it is not installed."""
+    from wsi_ips.pipeline.heatmap import heatmap_stage
+    from wsi_ips.pipeline.predict import predict_stage, to_predict
+    from wsi_ips.pipeline.train import train_stage
+
+    if last == "heatmap":
+        heatmap_stage(run, slides)
+    elif last == "predict":
+        tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
+        predict_stage(run, slides)
+    else:
+        tile_stage(run)
+        train_stage(run)
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:

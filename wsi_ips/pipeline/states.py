@@ -1,18 +1,22 @@
-"""The table of states: every slide of the cohort is in exactly one state, with a reason."""
+"""The table of states: every slide of the cohort is in exactly one state, with a reason.
+
+``slides.csv`` and ``slides.parquet`` hold the whole table; they are replaced when a stage ends, and at times in
+between. What changed since then stands in ``slides.jsonl``, a line per change, which is only ever appended to: a
+cohort of 100 000 slides is not written again for each of them, and nothing that was told is lost with the process.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-import pandas as pd
-
-from wsi_ips.errors import WsiIpsError
+from wsi_ips.fence import Failure, failure_of, fenced
 from wsi_ips.provenance import atomic_path, atomic_write_text
 
 Stage = Literal["tile", "train", "predict", "heatmap"]
@@ -20,7 +24,10 @@ State = Literal["pending", "ok", "empty", "failed"]
 STATES: tuple[State, ...] = ("ok", "empty", "failed", "pending")
 T = TypeVar("T")
 
-SAVE_EVERY_S = 2.0
+FLUSH_EVERY_S = 1.0
+"""Changes of this time are lost at most, where the whole machine goes down; the index of tiles still has them."""
+COMPACT_EVERY_S = 60.0
+INTEGERS, NUMBERS = ("tiles", "attempts"), ("mpp", "tissue_mm2", "seconds", "cpu_seconds", "rss_mb")
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,12 @@ class SlideState:
         Time spent in ``stage``.
     attempts
         Times ``stage`` was tried since it last succeeded.
+    cpu_seconds
+        CPU time of it, where the slide had a process of its own.
+    rss_mb
+        Largest resident memory of that process until then, MB (10⁶ bytes).
+    traceback
+        File with the traceback of the last failure, relative to the run folder.
     """
 
     slide_id: str
@@ -61,20 +74,36 @@ class SlideState:
     tissue_mm2: float | None = None
     seconds: float | None = None
     attempts: int = 0
+    cpu_seconds: float | None = None
+    rss_mb: float | None = None
+    traceback: str = ""
 
 
 class StateTable:
-    """States of a cohort, kept in one CSV that is replaced whole.
+    """States of a cohort. Safe for the threads of one process, which is the only one that writes.
 
-    Safe for the threads of one process.
+    Parameters
+    ----------
+    path
+        ``slides.csv``; the other files lie beside.
+    logs
+        File for the traceback of a slide.
+    rows
+        What is known.
     """
 
-    def __init__(self, path: Path, logs: Callable[[str], Path], slide_ids: Iterable[str]) -> None:
+    def __init__(self, path: Path, logs: Callable[[str], Path], rows: Iterable[SlideState] = ()) -> None:
         self._path, self._logs = path, logs
-        known = {state.slide_id: state for state in read_states(path)} if path.exists() else {}
-        self._rows = {name: known.get(name, SlideState(name)) for name in slide_ids}
+        self._rows = {row.slide_id: row for row in rows}
         self._lock = threading.Lock()
-        self._saved = 0.0
+        self._unwritten: list[SlideState] = []
+        self._flushed = self._compacted = time.monotonic()
+
+    @classmethod
+    def read(cls, path: Path, logs: Callable[[str], Path], slide_ids: Iterable[str]) -> Self:
+        """What an earlier run left, for the slides of a manifest; those it does not know are pending."""
+        known = {row.slide_id: row for row in read_states(path)}
+        return cls(path, logs, (known.get(name, SlideState(name)) for name in slide_ids))
 
     def __getitem__(self, slide_id: str) -> SlideState:
         return self._rows[slide_id]
@@ -87,23 +116,24 @@ class StateTable:
         return sum(row.state == state for row in self)
 
     def update(self, slide_id: str, **changes: object) -> None:
-        """Change a slide's row; the file follows within two seconds, or at :meth:`save`."""
+        """Change a slide's row; it is on disk within a second of the next change, or at :meth:`save`."""
         with self._lock:
             row = self._rows.get(slide_id, SlideState(slide_id))
             self._rows[slide_id] = replace(row, **changes)  # type: ignore[arg-type]
-            if time.monotonic() - self._saved > SAVE_EVERY_S:
-                self._write()
+            self._unwritten.append(self._rows[slide_id])
+            if time.monotonic() - self._flushed > FLUSH_EVERY_S:
+                self._append()
+            if time.monotonic() - self._compacted > COMPACT_EVERY_S:
+                self._compact()
 
     def save(self) -> None:
-        """Write the table now."""
+        """Write the whole table now."""
         with self._lock:
-            self._write()
+            self._append()
+            self._compact()
 
     def fence(self, slide_id: str, stage: Stage, work: Callable[[], T]) -> T | None:
-        """Run one slide's work of one stage; whatever goes wrong ends as that slide's state.
-
-        This is the only place where any exception is caught: one bad slide never stops a cohort. Stage
-        ``tile`` decides itself between ``ok`` and ``empty``; success in a later stage is ``ok``.
+        """Run one slide's work of a stage after ``tile``; whatever goes wrong ends as that slide's state.
 
         Returns
         -------
@@ -113,51 +143,111 @@ class StateTable:
         began = time.monotonic()
         row = self._rows.get(slide_id, SlideState(slide_id))
         attempts = row.attempts + 1 if row.stage == stage and row.state == "failed" else 1
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001
-            self.fail(slide_id, stage, error, seconds=time.monotonic() - began, attempts=attempts)
-            return None
-        done: dict[str, object] = {} if stage == "tile" else {"state": "ok", "reason": ""}
+        result = fenced(work)
         seconds = round(time.monotonic() - began, 3)
+        if isinstance(result, Failure):
+            self.fail(slide_id, stage, result, seconds=seconds, attempts=attempts)
+            return None
+        done = {"state": "ok", "reason": "", "traceback": ""}
         self.update(slide_id, stage=stage, seconds=seconds, attempts=attempts, **done)
         return result
 
-    def fail(self, slide_id: str, stage: Stage, error: Exception, *, seconds: float = 0.0, attempts: int = 1) -> None:
+    def fail(
+        self, slide_id: str, stage: Stage, failure: Failure | Exception, *, seconds: float = 0.0, attempts: int = 1
+    ) -> None:
         """Mark a slide as failed and keep the traceback beside."""
-        text = str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}"
+        told = failure_of(failure) if isinstance(failure, Exception) else failure
         log = self._logs(slide_id)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(log, "".join(traceback.format_exception(error)))
+        atomic_write_text(log, told.traceback or told.reason + "\n")
         self.update(
             slide_id,
             state="failed",
             stage=stage,
-            reason=" ".join(text.split()),
+            reason=told.reason,
             seconds=round(seconds, 3),
             attempts=attempts,
+            traceback=log.relative_to(self._path.parent).as_posix(),
         )
 
-    def _write(self) -> None:
+    def _append(self) -> None:
+        """Add what changed to the journal, down to the disk."""
+        if self._unwritten:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self._unwritten)
+            descriptor = os.open(journal_of(self._path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            with os.fdopen(descriptor, "r+b") as file:
+                torn = _ends_torn(file.fileno())
+                os.write(file.fileno(), (b"\n" if torn else b"") + lines.encode("utf-8"))
+                os.fsync(file.fileno())
+            self._unwritten = []
+        self._flushed = time.monotonic()
+
+    def _compact(self) -> None:
+        """Write the whole table, then drop the journal, whose lines it holds now."""
+        import pandas as pd
+
         self._path.parent.mkdir(parents=True, exist_ok=True)
         table = pd.DataFrame([asdict(row) for row in self._rows.values()], columns=_columns(), dtype=object)
         with atomic_path(self._path) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
-        self._saved = time.monotonic()
+        typed = table.astype(dict.fromkeys(INTEGERS, "Int64") | dict.fromkeys(NUMBERS, "Float64"))
+        with atomic_path(self._path.with_suffix(".parquet")) as temporary:
+            typed.to_parquet(temporary, index=False)
+        journal_of(self._path).unlink(missing_ok=True)
+        self._compacted = time.monotonic()
+
+
+def journal_of(path: Path) -> Path:
+    """The file of changes that belongs to a table of states."""
+    return path.with_suffix(".jsonl")
 
 
 def read_states(path: Path) -> list[SlideState]:
-    """Read a table of states."""
+    """Read the table of states with all that changed since it was written; empty where there is none.
+
+    Also while another process writes it: the journal is read first, for what it loses to the table stays there.
+    """
+    changes = _read_journal(journal_of(path))
+    rows = {row.slide_id: row for row in _read_table(path)}
+    rows.update((row.slide_id, row) for row in changes)
+    return list(rows.values())
+
+
+def _read_table(path: Path) -> list[SlideState]:
+    if not path.exists():
+        return []
+    import pandas as pd
+
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     rows = table[[name for name in _columns() if name in table]].to_dict("records")
     return [SlideState(**{str(name): _typed(str(name), text) for name, text in row.items()}) for row in rows]
 
 
+def _read_journal(path: Path) -> list[SlideState]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # empty, or torn when the process that wrote it was killed: that slide's index still tells
+        rows.append(SlideState(**{name: values[name] for name in _columns() if name in values}))
+    return rows
+
+
+def _ends_torn(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
 def _typed(name: str, text: str) -> Any:
     """A cell of the table as its field's type; an empty cell of a number is None."""
-    if name in ("tiles", "attempts"):
-        return int(text) if text else None
-    if name in ("mpp", "tissue_mm2", "seconds"):
+    if name in INTEGERS:
+        return int(float(text)) if text else None  # a spreadsheet may have written 7.0
+    if name in NUMBERS:
         return float(text) if text else None
     return text
 

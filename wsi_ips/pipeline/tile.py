@@ -1,90 +1,102 @@
-"""Stage ``tile``: tissue mask and tile index of every slide."""
+"""Stage ``tile``: tissue mask and tile index of every slide, each in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
-from wsi_ips.annotations import read_asap
+from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.fence import Failure
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import atomic_path
-from wsi_ips.results import draw_tissue
-from wsi_ips.slides import content_identity, read_thumbnail
-from wsi_ips.tiles import build_index, write_index
-from wsi_ips.tissue import segment_tissue
+from wsi_ips.pipeline.spread import spread
+from wsi_ips.pipeline.survey import survey
+from wsi_ips.pipeline.throughput import Throughput
+from wsi_ips.pipeline.tile_job import TILE_JOB, SlideTask, Tiled
 
 
 def tile_stage(run: Run, only: Container[str] | None = None) -> int:
     """Tile all slides (or only some, by slide_id) whose index is not up to date; the number worked on."""
-    records = [r for r in run.records if only is None or r.slide_id in only]
-    due = [record for record in records if not run.is_tiled(record)]
-    if not due:
+    sizes = due_slides(run, [r for r in run.records if only is None or r.slide_id in only])
+    if not sizes:
         return 0
+    records = {r.slide_id: r for r in run.records}
+    jobs = [Job(name, TILE_JOB, SlideTask(run.recipe, records[name])) for name in sizes]
     with (
-        run.progress.stage("tissue and tiles", len(due), "slides") as advance,
-        ThreadPoolExecutor(run.recipe.compute.readers) as pool,
+        run.progress.stage("tissue and tiles", len(jobs), "slides") as advance,
+        spread(run.recipe.compute, jobs) as work,
     ):
-        for _ in pool.map(lambda record: _tile_fenced(run, record, advance), due):
-            pass
-    run.states.save()
-    return len(due)
+        meter = Throughput(sizes, workers=work.workers, path=run.folder.progress, few_for_memory=work.few_for_memory)
+        try:
+            meter.write()
+            for outcome in work.outcomes:
+                if outcome is not None:
+                    _book(run, outcome, meter)
+                    advance(1)
+                line = meter.tick()
+                if line:
+                    run.progress.note(line)
+        finally:
+            meter.close()
+            run.states.save()
+    run.progress.note(meter.line())
+    return len(jobs)
 
 
-def _tile_fenced(run: Run, record: SlideRecord, advance: Callable[[int], None]) -> None:
-    run.states.fence(record.slide_id, "tile", lambda: _tile_slide(run, record))
-    advance(1)
+class Looked(NamedTuple):
+    """What a look at a slide's file says; of one that does not answer, that it is due and small."""
+
+    size_bytes: int = 0
+    is_tiled: bool = False
 
 
-def _tile_slide(run: Run, record: SlideRecord) -> None:
-    """Segment, grid, store; then the slide is ``ok`` or ``empty``."""
-    recipe = run.recipe
-    wanted = run.tiles_fingerprint(record)
-    regions = read_asap(record.annotation) if record.annotation else None
-    with run.opener(record)() as reader:
-        pyramid = reader.info.pyramid
-        thumbnail, mpp = read_thumbnail(reader, recipe.tissue.mpp)
-        mask = segment_tissue(
-            thumbnail, mpp=mpp, px0_size=pyramid.size_px0, **recipe.tissue.model_dump(exclude={"mpp"})
-        )
-        index = build_index(
-            reader.info,
-            mask,
-            slide_id=record.slide_id,
-            target_mpp=recipe.tiles.mpp,
-            patch_px=recipe.tiles.patch_px,
-            stride_px=recipe.tiles.stride,
-            min_tissue_fraction=recipe.tiles.min_tissue_fraction,
-            tumour_region=None if regions is None else regions.tumour,
-            slide_identity=content_identity(record.path, run.remote),
-            fingerprint=wanted,
-        )
-    picture = draw_tissue(
-        thumbnail,
-        mask.mask,
-        index.boxes_px0,
-        px0_size=pyramid.size_px0,
-        caption=f"{record.slide_id} · {len(index)} tiles · {mask.method}",
-    )
-    with atomic_path(run.folder.tissue_picture(record.slide_id)) as temporary:
-        picture.save(temporary, "PNG")
-    write_index(run.folder.tiles, index)
-    area_mm2 = mask.area_um2(pyramid.mpp) / 1e6
-    run.states.update(
-        record.slide_id,
-        state="ok" if len(index) else "empty",
-        reason="" if len(index) else _why_empty(area_mm2, recipe.tiles.min_tissue_fraction),
-        reader=index.reader,
-        mpp=round(pyramid.mpp.x, 5),
-        tiles=len(index),
-        tissue_mm2=round(area_mm2, 3),
-    )
+def due_slides(run: Run, records: Sequence[SlideRecord]) -> dict[str, int]:
+    """Bytes of each slide whose index is not up to date, by slide_id, the largest first."""
+    looks = survey(records, partial(_look, run), otherwise=Looked())
+    due = [(record, look) for record, look in zip(records, looks, strict=True) if not look.is_tiled]
+    return {record.slide_id: look.size_bytes for record, look in sorted(due, key=lambda pair: -pair[1].size_bytes)}
 
 
-def _why_empty(area_mm2: float, min_tissue_fraction: float) -> str:
-    if area_mm2 == 0:
-        return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
-    return (
-        f"{area_mm2:.3f} mm² of tissue, but no tile holds {min_tissue_fraction:.0%} of it; lower "
-        "`tiles.min_tissue_fraction`, or tile finer"
-    )
+def _look(run: Run, record: SlideRecord) -> Looked:
+    try:
+        size = record.path.stat().st_size if isinstance(record.path, Path) else 0
+    except OSError:
+        size = 0
+    return Looked(size, run.is_tiled(record))
+
+
+def _book(run: Run, outcome: JobOutcome, meter: Throughput) -> None:
+    """Write down what came of a slide."""
+    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
+    before = run.states[name]
+    earlier = before.attempts if before.state == "failed" and before.stage == "tile" else 0
+    took = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
+    if isinstance(result.value, Tiled):
+        tiled = result.value
+        if tiled.worked:
+            run.states.update(
+                name,
+                stage="tile",
+                seconds=round(usage.wall_s, 3),
+                attempts=earlier + outcome.attempts,
+                traceback="",
+                **took,
+                **tiled.row,
+            )
+        else:
+            run.states.update(name, stage="tile", attempts=max(1, before.attempts), traceback="", **tiled.row)
+        meter.ended(name, usage, megapixels=tiled.megapixels, failed=False)
+        return
+    failure = result.failure or Failure("the process gave no result", "")
+    told = failure if result.ending == "error" else _died(name, failure, outcome.attempts)
+    run.states.fail(name, "tile", told, seconds=usage.wall_s, attempts=earlier + outcome.attempts)
+    run.states.update(name, **took)
+    meter.ended(name, usage, megapixels=0.0, failed=True)
+
+
+def _died(name: str, failure: Failure, attempts: int) -> Failure:
+    """The reason with the slide's name and how often it happened."""
+    often = f" ({attempts} attempts)" if attempts > 1 else ""
+    return Failure(f"slide {name}: {failure.reason}{often}", f"slide {name}: {failure.reason}\n\n{failure.traceback}")

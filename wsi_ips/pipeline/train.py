@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-import time
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
 
-from wsi_ips.errors import RegionReadError, TrainingError
+from wsi_ips.errors import RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
+from wsi_ips.pipeline.leakage import require_no_leak
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import fingerprint
+from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
 from wsi_ips.scanning import choose_device
-from wsi_ips.training import EpochRecord, LabelledSlide, Trainer
+from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer
+
+STATE_NAME, BEST_NAME = "state.safetensors", "best"
+"""In the folder of a training at work."""
 
 
 def train_stage(run: Run) -> bool:
-    """Train unless the checkpoint is up to date; whether anything was done.
+    """Train unless the checkpoint is up to date, from where an earlier call stopped; whether anything was done.
 
     A training slide whose tiles cannot be read is marked as failed and training starts again without it.
 
@@ -33,6 +37,7 @@ def train_stage(run: Run) -> bool:
     """
     if run.recipe.predict.checkpoint is not None:
         return False
+    require_no_leak(run)
     while True:
         train, val = _labelled(run, "train"), _labelled(run, "val")
         _check_enough(run, train)
@@ -52,13 +57,17 @@ def train_stage(run: Run) -> bool:
 
 
 def _labelled(run: Run, split: str) -> list[SlideRecord]:
-    """Slides of a split with a label and tiles that no earlier training failed to read."""
-    chosen = [r for r in run.records if r.split == split and r.label is not None]
+    """Slides of a split with a label in any task, and tiles that no earlier training failed to read."""
+    chosen = [r for r in run.records if r.split == split and _has_label(run, r)]
     return [r for r in run.with_tiles(chosen) if run.states[r.slide_id].stage != "train"]
 
 
+def _has_label(run: Run, record: SlideRecord) -> bool:
+    return any(truth is not None for truth in run.truths[record.slide_id])
+
+
 def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
-    listed = [r for r in run.records if r.split == "train" and r.label is not None]
+    listed = [r for r in run.records if r.split == "train" and _has_label(run, r)]
     if not listed:
         raise TrainingError(
             f"manifest {run.recipe.manifest}: no slide has split `train` and a label; fill both columns, or set "
@@ -78,20 +87,24 @@ def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
 
 def _fingerprint(run: Run, records: Sequence[SlideRecord]) -> str:
     recipe = run.recipe
-    inputs = sorted((r.slide_id, r.label, r.split, run.index(r).fingerprint) for r in records)
+    inputs = sorted((r.slide_id, str(run.truths[r.slide_id]), r.split, run.index(r).fingerprint) for r in records)
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs)
 
 
 def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str) -> None:
     recipe, device = run.recipe, choose_device(run.recipe.compute.device)
     torch.manual_seed(recipe.seed)
-    section, classes = recipe.model, recipe.labels.classes
-    spec = encoder_spec(
-        section.encoder, norm=section.norm, has_weights=section.pretrained or section.weights is not None
-    )
+    section = recipe.model
+    has_weights = section.pretrained or section.weights is not None
+    if section.batch_statistics == "re-estimated" and not has_weights:
+        raise RecipeError(
+            "key `model.batch_statistics`: without weights there are no statistics to take anew; set "
+            "`model.pretrained` or `model.weights`, or leave `stored`"
+        )
+    spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
-        classes=classes,
+        tasks=recipe.labels.tasks,
         encoder=spec,
         heads=section.heads,
         key_width=section.key_width,
@@ -116,9 +129,11 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
     keeper = _Keeper(run, net, card)
+    stop = StopRequest()
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    labelled = [[LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)]
-    with run.progress.stage("training", recipe.training.epochs * len(train), "slides") as advance:
+    labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
+    total = recipe.training.epochs * len(train)
+    with stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
             net,
             memory_size=section.memory_size,
@@ -128,24 +143,35 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             device=device,
             on_slides=advance,
             note=run.progress.note,
+            re_estimate=section.batch_statistics == "re-estimated",
         )
-        trainer.fit(labelled[0], labelled[1], classes=len(classes), on_epoch=keeper)
+        state = StateFile(run.folder.training / STATE_NAME, wanted)
+        trainer.fit(*labelled, on_epoch=keeper, state=state, on_resume=keeper.resume, stop=stop)
+    keeper.finish()
 
 
 class _Keeper:
-    """Writes the figures of each epoch and keeps the checkpoint of the best."""
+    """Writes the figures of each epoch and keeps the checkpoint of the best, apart until the training is done.
+
+    A checkpoint in the run's folder ``model`` is therefore always that of a whole training.
+    """
 
     def __init__(self, run: Run, net: IpsNet, card: ModelCard) -> None:
         self.run, self.net, self.card = run, net, card
         self.best = float("inf")
-        self.began = time.monotonic()
-        run.folder.root.mkdir(parents=True, exist_ok=True)
+        self.folder = run.folder.training / BEST_NAME
+        run.folder.training.mkdir(parents=True, exist_ok=True)
         run.folder.metrics.write_text("", encoding="utf-8")
 
+    def resume(self, history: Sequence[EpochRecord]) -> None:
+        """Stand where the training stands that goes on."""
+        atomic_write_text(self.run.folder.metrics, "".join(_line(record) for record in history))
+        self.best = min((r.val_loss for r in history if r.val_loss is not None), default=float("inf"))
+        self.run.progress.note(f"training goes on in epoch {len(history) + 1}")
+
     def __call__(self, record: EpochRecord) -> None:
-        line = {**asdict(record), "seconds": round(time.monotonic() - self.began, 1)}
         with self.run.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(record))
         validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}"
         self.run.progress.note(
             f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}"
@@ -153,6 +179,16 @@ class _Keeper:
         # Without validation slides the last epoch is kept: a training loss says nothing of the best one.
         if record.val_loss is None or record.val_loss <= self.best:
             self.best = float("inf") if record.val_loss is None else record.val_loss
-            metrics = {k: float(v) for k, v in asdict(record).items() if v is not None}
-            card = ModelCard(**{**vars(self.card), "metrics": metrics})
-            save_checkpoint(self.run.folder.model, self.net, card)
+            figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k != "seconds"}
+            save_checkpoint(self.folder, self.net, replace(self.card, metrics=figures))
+
+    def finish(self) -> None:
+        """Put the best checkpoint in its place and let the state go."""
+        with atomic_folder(self.run.folder.model) as folder:
+            for file in self.folder.iterdir():
+                file.replace(folder / file.name)
+        shutil.rmtree(self.run.folder.training)
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"

@@ -16,6 +16,8 @@ SLACK = 1e-6
 """Rounding of real strides, in cells."""
 OFF_GRID_PX0 = 1.0
 """A tile may stand this far from its place on the grid: corners are rounded to whole level-0 pixels."""
+FINE_CELLS = 8
+"""Cells per tile from which on the grid is only a raster: tiles that another tool laid piece by piece."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ def tile_raster(
     scores = np.asarray(score, np.float64)
     if scores.shape != np.shape(x) or not np.isfinite(scores).all():
         raise ScoresError(f"{np.size(x)} tiles need as many finite scores; predict the slide again")
-    column = _grid_steps(np.asarray(x), bounds.x, stride_px0.x, "x")
-    row = _grid_steps(np.asarray(y), bounds.y, stride_px0.y, "y")
     cells = footprint_px0.over(stride_px0)
+    column = _grid_steps(np.asarray(x), bounds.x, stride_px0.x, cells.x, "x")
+    row = _grid_steps(np.asarray(y), bounds.y, stride_px0.y, cells.y, "y")
     shape = (int(row.max(initial=0)) + _reach(cells.y), int(column.max(initial=0)) + _reach(cells.x))
     total, weight, starts = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
     starts[row, column] = True
@@ -130,11 +132,11 @@ def attention_rank(attention: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray((stats.rankdata(attention) - 1) / (len(attention) - 1), np.float32)
 
 
-def _grid_steps(corner: NDArray[np.integer], origin: int, stride: float, axis: str) -> NDArray[np.intp]:
-    """Column or row of each tile."""
+def _grid_steps(corner: NDArray[np.integer], origin: int, stride: float, cells: float, axis: str) -> NDArray[np.intp]:
+    """Column or row of each tile; a tile of eight cells and more stands on no grid and goes to the nearest cell."""
     steps = np.rint((corner - origin) / stride).astype(np.intp)
     off = np.abs(corner - origin - steps * stride)
-    if (steps < 0).any() or (off > OFF_GRID_PX0).any():
+    if (steps < 0).any() or (off > (OFF_GRID_PX0 if cells < FINE_CELLS - SLACK else stride)).any():
         raise TileIndexError(
             f"tiles stand up to {off.max():.1f} level-0 px off the grid that begins at {axis} = {origin} with a step "
             f"of {stride:.6g}; tile the slide again"

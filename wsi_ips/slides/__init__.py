@@ -3,7 +3,7 @@
 from wsi_ips.slides.array_reader import ArrayReader
 from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
 from wsi_ips.slides.cache import TileCache
-from wsi_ips.slides.identity import content_identity
+from wsi_ips.slides.identity import content_bytes, content_identity
 from wsi_ips.slides.opening import Remote, open_slide
 from wsi_ips.slides.patch import read_area, read_patch, read_thumbnail
 from wsi_ips.slides.pool import SlidePool
@@ -16,6 +16,7 @@ __all__ = [
     "SlidePool",
     "SlideReader",
     "TileCache",
+    "content_bytes",
     "content_identity",
     "open_slide",
     "read_area",

@@ -33,12 +33,34 @@ def content_identity(path: Path | str, remote: Remote = PATIENT) -> str:
         The file cannot be read.
     """
     digest = hashlib.sha256()
+    for file in _parts(path):
+        _add_samples(digest, open_source(file, remote))
+    return digest.hexdigest()
+
+
+def content_bytes(path: Path | str, remote: Remote = PATIENT) -> int:
+    """Bytes of a slide: its file, for MRXS its companion folder too.
+
+    Raises
+    ------
+    SlideNotFoundError
+        There is no such file.
+    OSError
+        The file cannot be read.
+    """
+    total = 0
+    for file in _parts(path):
+        source = open_source(file, remote)
+        total += source.size
+        source.close()
+    return total
+
+
+def _parts(path: Path | str) -> list[Path | str]:
     files: list[Path | str] = [path]
     if isinstance(path, Path) and path.suffix.lower() == ".mrxs":
         files += sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
-    for file in files:
-        _add_samples(digest, open_source(file, remote))
-    return digest.hexdigest()
+    return files
 
 
 def _add_samples(digest: hashlib._Hash, source: ByteSource) -> None:

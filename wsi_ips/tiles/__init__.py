@@ -2,7 +2,7 @@
 
 from wsi_ips.tiles.grid import tile_grid
 from wsi_ips.tiles.index import TileIndex, build_index
-from wsi_ips.tiles.store import read_index, slide_ids, stored_fingerprint, write_index
+from wsi_ips.tiles.store import read_index, slide_ids, stored_fingerprint, stored_row, write_index
 from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "read_tiles",
     "slide_ids",
     "stored_fingerprint",
+    "stored_row",
     "tile_grid",
     "write_index",
 ]

@@ -60,6 +60,8 @@ class TileIndex:
         Content identity of the slide's file.
     fingerprint
         Of everything the index was made from.
+    look
+        What the slide looks like from afar, see :mod:`wsi_ips.tissue.look`; empty where nothing can be recognised.
     """
 
     slide_id: str
@@ -78,6 +80,7 @@ class TileIndex:
     tissue_method: str
     slide_identity: str
     fingerprint: str
+    look: str = ""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -97,6 +100,18 @@ class TileIndex:
         """Centres of the tiles in µm from the upper left corner of what was scanned, shape (N, 2)."""
         boxes = self.boxes_px0
         return np.asarray((boxes[:, :2] + boxes[:, 2:] / 2 - self.bounds[:2]) * self.mpp)
+
+    @property
+    def grid(self) -> Box:
+        """Box whose corner is that of the tile grid: the bounds, or for tiles of another tool the tiles themselves."""
+        if not len(self):
+            return self.bounds
+        stride, corner = self.stride_px0, np.array(self.bounds[:2])
+        steps = (np.stack([self.x, self.y], axis=1) - corner) / stride
+        if (np.abs(steps - np.rint(steps)) * stride < 1).all():
+            return self.bounds
+        left, top = int(self.x.min()), int(self.y.min())
+        return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The stored columns, by name."""
@@ -119,6 +134,7 @@ class TileIndex:
             "tissue_method": self.tissue_method,
             "slide_identity": self.slide_identity,
             "fingerprint": self.fingerprint,
+            "look": self.look,
         }
 
     @classmethod
@@ -147,6 +163,7 @@ class TileIndex:
             tissue_method=str(attributes["tissue_method"]),
             slide_identity=str(attributes["slide_identity"]),
             fingerprint=str(attributes["fingerprint"]),
+            look=str(attributes.get("look", "")),
         )
 
 

@@ -1,40 +1,61 @@
-"""Stored tile indexes: Zarr v3 or HDF5, one schema, atomic per slide.
+"""Stored tile indexes: Zarr v3 or HDF5, one schema, atomic per slide, here or behind a URL.
 
 ``tiles.zarr/<slide_id>/`` is a Zarr v3 group; ``tiles.h5/<slide_id>.h5`` is an HDF5 file. Either holds the columns of
-:data:`wsi_ips.tiles.index.COLUMNS` and the attributes of :meth:`TileIndex.to_attributes`. A slide's
-entry is written aside and renamed: a reader finds the old one or the new one, never half.
+:data:`wsi_ips.tiles.index.COLUMNS` and the attributes of :meth:`TileIndex.to_attributes`, with a checksum of the
+columns and the slide's row of the table of states: an entry alone says that its slide is done and what came of it.
+
+Slides share nothing, so that any number of processes can write. On a disk, an entry is written aside and renamed: a
+reader finds the old one or the new one, never half. An object store knows no renaming: there an HDF5 file is one
+object, put at once, and of a Zarr group the attributes are written last; until then it does not count.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import fsspec
 import h5py
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import TileIndexError
 from wsi_ips.provenance import atomic_folder, atomic_path
 from wsi_ips.tiles.index import COLUMNS, SCHEMA_VERSION, TileIndex
 
 ROWS_PER_CHUNK = 65_536
+Columns = Mapping[str, NDArray[Any]]
 
 
-def write_index(root: Path, index: TileIndex) -> None:
-    """Write one slide's index; the suffix of ``root`` (``.zarr`` or ``.h5``) decides the format."""
+def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | None = None) -> None:
+    """Write one slide's index.
+
+    Parameters
+    ----------
+    root
+        The store: a folder or a URL that fsspec knows; its suffix (``.zarr`` or ``.h5``) decides the format.
+    index
+        What to write.
+    row
+        What the slide's row in the table of states says of its tiles, as plain JSON values; kept beside.
+    """
     columns = {name: values.astype(COLUMNS[name]) for name, values in index.columns().items()}
+    attributes = index.to_attributes() | {"checksum": _checksum(columns), "row": dict(row or {})}
+    entry = _entry(root, index.slide_id)
     if _is_hdf5(root):
-        _write_hdf5(_entry(root, index.slide_id), columns, index.to_attributes())
+        _write_hdf5(entry, columns, attributes)
     else:
-        _write_zarr(_entry(root, index.slide_id), columns, index.to_attributes())
+        _write_zarr(entry, columns, attributes)
 
 
-def read_index(root: Path, slide_id: str, rows: slice | None = None) -> TileIndex:
+def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> TileIndex:
     """Read one slide's index.
 
     Parameters
@@ -44,102 +65,166 @@ def read_index(root: Path, slide_id: str, rows: slice | None = None) -> TileInde
     slide_id
         Identity of the slide.
     rows
-        Only these tiles; the others are not loaded.
+        Only these tiles; the others are not loaded, and the checksum of the whole is not looked at.
 
     Raises
     ------
     TileIndexError
-        Missing, damaged, or of another schema.
+        Missing, damaged, replaced while it was read, or of another schema.
     """
-    selection = slice(None) if rows is None else rows
+    attributes = _checked_attributes(root, slide_id)
     try:
-        attributes, columns = _load(root, slide_id, selection)
+        columns = _columns(root, slide_id, slice(None) if rows is None else rows)
         index = TileIndex.from_stored(attributes, columns)
     except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, TileIndexError):
-            raise
-        raise TileIndexError(
-            f"tile index of slide {slide_id} in {root}: damaged ({error}); delete it and run `wsi-ips tile`"
-        ) from error
-    lengths = {len(values) for values in columns.values()}
-    if len(lengths) != 1 or (rows is None and len(index) != attributes["tiles"]):
-        raise TileIndexError(
-            f"tile index of slide {slide_id} in {root}: columns of different length; delete it and run `wsi-ips tile`"
-        )
+        raise _damaged(root, slide_id, str(error)) from error
+    if len({len(values) for values in columns.values()}) != 1:
+        raise _damaged(root, slide_id, "columns of different length")
+    if rows is None and (len(index) != attributes["tiles"] or _checksum(columns) != attributes.get("checksum")):
+        raise _damaged(root, slide_id, "its columns are not those that were written")
+    if rows is not None and _attributes(root, slide_id) != attributes:
+        raise TileIndexError(f"tile index of slide {slide_id} in {root}: replaced while it was read; read it again")
     return index
 
 
-def stored_fingerprint(root: Path, slide_id: str) -> str | None:
+def stored_fingerprint(root: Path | str, slide_id: str) -> str | None:
     """Fingerprint of a slide's stored index, None where there is none that can be read."""
     try:
-        return str(_load(root, slide_id, slice(0, 0))[0]["fingerprint"])
-    except (TileIndexError, KeyError, OSError, ValueError, RuntimeError):
+        return str(_checked_attributes(root, slide_id)["fingerprint"])
+    except (TileIndexError, KeyError):
         return None
 
 
-def slide_ids(root: Path) -> list[str]:
+def stored_row(root: Path | str, slide_id: str) -> dict[str, Any]:
+    """What the slide's row in the table of states is to say of its stored tiles; empty where nobody stored that.
+
+    Raises
+    ------
+    TileIndexError
+        There is no index of the slide that can be read.
+    """
+    return dict(_checked_attributes(root, slide_id).get("row", {}))
+
+
+def slide_ids(root: Path | str) -> list[str]:
     """Slides that have an entry, sorted."""
-    if not root.is_dir():
+    filesystem, path = fsspec.core.url_to_fs(str(root))
+    if not filesystem.isdir(path):
         return []
-    names = (path for path in root.iterdir() if not path.name.startswith("."))
+    names = (entry.rstrip("/").rpartition("/")[2] for entry in filesystem.ls(path, detail=False))
     if _is_hdf5(root):
-        return sorted(path.name.removesuffix(".h5") for path in names if path.suffix == ".h5")
-    return sorted(path.name for path in names if (path / "zarr.json").is_file())
+        return sorted(name.removesuffix(".h5") for name in names if name.endswith(".h5") and name[0] != ".")
+    return sorted(name for name in names if name[0] != "." and filesystem.isfile(f"{path}/{name}/zarr.json"))
 
 
-def _is_hdf5(root: Path) -> bool:
-    if root.suffix not in (".zarr", ".h5"):
+def _is_hdf5(root: Path | str) -> bool:
+    name = str(root).rstrip("/")
+    if not name.endswith((".zarr", ".h5")):
         raise TileIndexError(f"tile store {root}: the name must end in .zarr or .h5")
-    return root.suffix == ".h5"
+    return name.endswith(".h5")
 
 
-def _entry(root: Path, slide_id: str) -> Path:
+def _is_url(place: Path | str) -> bool:
+    return isinstance(place, str) and re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
+
+
+def _entry(root: Path | str, slide_id: str) -> Path | str:
     if not slide_id or slide_id.startswith(".") or Path(slide_id).name != slide_id:
         raise TileIndexError(f"slide_id {slide_id!r}: cannot be a file name; rename it in the manifest")
-    return root / (f"{slide_id}.h5" if _is_hdf5(root) else slide_id)
+    name = f"{slide_id}.h5" if _is_hdf5(root) else slide_id
+    return f"{str(root).rstrip('/')}/{name}" if _is_url(root) else Path(root) / name
 
 
-def _load(root: Path, slide_id: str, rows: slice) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    path = _entry(root, slide_id)
-    missing = TileIndexError(f"tile index of slide {slide_id}: none in {root}; run `wsi-ips tile` first")
-    if not path.exists():
-        raise missing
-    if _is_hdf5(root):
-        with h5py.File(path, "r") as file:
-            attributes = json.loads(str(file.attrs["attributes"]))
-            _check_schema(root, slide_id, attributes)
-            return attributes, {name: np.asarray(file[name][rows]) for name in COLUMNS if name in file}
-    try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-    except (FileNotFoundError, GroupNotFoundError) as error:
-        raise missing from error
-    attributes = dict(group.attrs)
-    _check_schema(root, slide_id, attributes)
-    arrays = {name: group[name] for name in COLUMNS if name in group}
-    return attributes, {name: np.asarray(array[rows]) for name, array in arrays.items()}  # type: ignore[index]
+def _checksum(columns: Columns) -> str:
+    """Of all columns: of a missing chunk Zarr makes zeros and no error."""
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        digest.update(name.encode() + np.ascontiguousarray(columns[name]).tobytes())
+    return digest.hexdigest()[:16]
 
 
-def _check_schema(root: Path, slide_id: str, attributes: Mapping[str, Any]) -> None:
+def _checked_attributes(root: Path | str, slide_id: str) -> dict[str, Any]:
+    attributes = _attributes(root, slide_id)
     found = attributes.get("schema_version")
     if found != SCHEMA_VERSION:
         raise TileIndexError(
             f"tile index of slide {slide_id} in {root}: schema version {found}, this program writes "
             f"{SCHEMA_VERSION}; run `wsi-ips tile` again"
         )
+    return attributes
 
 
-def _write_zarr(path: Path, columns: Mapping[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
-    with atomic_folder(path) as folder:
-        group = zarr.create_group(store=folder, zarr_format=3, attributes=attributes)
-        for name, values in columns.items():
-            group.create_array(name, data=values, chunks=(_chunk_rows(values),))
+def _attributes(root: Path | str, slide_id: str) -> dict[str, Any]:
+    entry = _entry(root, slide_id)
+    missing = TileIndexError(f"tile index of slide {slide_id}: none in {root}; run `wsi-ips tile` first")
+    try:
+        if _is_hdf5(root):
+            with _opened(entry) as file, h5py.File(file, "r") as stored:
+                return dict(json.loads(str(stored.attrs["attributes"])))
+        with _opened(entry / "zarr.json" if isinstance(entry, Path) else f"{entry}/zarr.json") as file:
+            attributes = dict(json.load(file)["attributes"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing from error
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        raise _damaged(root, slide_id, str(error)) from error
+    if not attributes:
+        raise missing  # still being written, or its writer was killed
+    return attributes
 
 
-def _write_hdf5(path: Path, columns: Mapping[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["attributes"] = json.dumps(attributes)
-        for name, values in columns.items():
-            file.create_dataset(name, data=values, chunks=(_chunk_rows(values),), maxshape=(None,))
+def _columns(root: Path | str, slide_id: str, rows: slice) -> dict[str, NDArray[Any]]:
+    entry = _entry(root, slide_id)
+    if _is_hdf5(root):
+        with _opened(entry) as file, h5py.File(file, "r") as stored:
+            return {name: np.asarray(stored[name][rows]) for name in COLUMNS if name in stored}
+    group = zarr.open_group(entry, mode="r", zarr_format=3)
+    arrays = {name: group[name] for name in COLUMNS if name in group}
+    return {name: np.asarray(array[rows]) for name, array in arrays.items()}  # type: ignore[index]
+
+
+def _opened(entry: Path | str) -> AbstractContextManager[BinaryIO]:
+    opened: AbstractContextManager[BinaryIO] = entry.open("rb") if isinstance(entry, Path) else fsspec.open(entry, "rb")
+    return opened
+
+
+def _damaged(root: Path | str, slide_id: str, how: str) -> TileIndexError:
+    return TileIndexError(
+        f"tile index of slide {slide_id} in {root}: damaged ({how}); delete it and run `wsi-ips tile`"
+    )
+
+
+def _write_zarr(entry: Path | str, columns: Columns, attributes: dict[str, Any]) -> None:
+    if isinstance(entry, Path):
+        with atomic_folder(entry) as folder:
+            _fill_group(zarr.create_group(folder, zarr_format=3, attributes=attributes), columns)
+        return
+    group = zarr.create_group(entry, zarr_format=3, overwrite=True)
+    _fill_group(group, columns)
+    group.update_attributes(attributes)
+
+
+def _fill_group(group: zarr.Group, columns: Columns) -> None:
+    for name, values in columns.items():
+        group.create_array(name, data=values, chunks=(_chunk_rows(values),))
+
+
+def _write_hdf5(entry: Path | str, columns: Columns, attributes: dict[str, Any]) -> None:
+    if isinstance(entry, Path):
+        with atomic_path(entry) as temporary, h5py.File(temporary, "w") as file:
+            _fill_file(file, columns, attributes)
+        return
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        _fill_file(file, columns, attributes)
+    filesystem, path = fsspec.core.url_to_fs(entry)
+    filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    filesystem.pipe_file(path, buffer.getvalue())
+
+
+def _fill_file(file: h5py.File, columns: Columns, attributes: dict[str, Any]) -> None:
+    file.attrs["attributes"] = json.dumps(attributes)
+    for name, values in columns.items():
+        file.create_dataset(name, data=values, chunks=(_chunk_rows(values),), maxshape=(None,))
 
 
 def _chunk_rows(values: NDArray[Any]) -> int:

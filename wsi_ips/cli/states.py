@@ -1,0 +1,94 @@
+"""Commands around the states of a cohort: status, explain, retry, verify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wsi_ips.cli.app import Debug, Overrides, RecipeFile, Scheduler, app, parse_overrides, scheduled
+from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
+from wsi_ips.cli.tables import print_explanation, print_mismatches, print_running, print_status
+from wsi_ips.config import load_recipe
+
+
+@app.command()
+def status(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Show the state of every slide of a run: ok, empty, failed (with the reason) or pending.
+
+    Also while it runs: how far it is, how fast, how long it will take and what it waits for.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.throughput import read_progress
+
+        run = Run.open(load_recipe(recipe, parse_overrides(settings)))
+        print_status(run.states)
+        print_running(read_progress(run.folder.progress))
+
+
+@app.command()
+def explain(
+    recipe: RecipeFile,
+    slide: Annotated[str, typer.Argument(metavar="SLIDE", help="slide_id of the manifest.")],
+    settings: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Tell everything that is known of one slide, and what to do.
+
+    State and reason, file, reader, scale, tiles, times, traceback. Works on nothing and changes nothing.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.explain import explain as explanation
+
+        run = Run.open(load_recipe(recipe, parse_overrides(settings)))
+        print_explanation(explanation(run, slide))
+
+
+@app.command()
+def retry(
+    recipe: RecipeFile,
+    slides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SLIDE]...", help="Failed slides to try; none = all that failed.")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All failed slides; as without names.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Only slides whose reason holds this text, e.g. memory.")] = None,
+    scheduler: Scheduler = None,
+    settings: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Work again on failed slides, and on no others: after a file was mended, or with other limits (--set compute...).
+
+    Slides that failed in training or later get the state of their tiles, and the next `train`, `predict` or `run` takes
+    them again. Exit code 3 where slides are still failed.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.retry import retry as retried
+
+        values = parse_overrides([*(settings or []), *scheduled(scheduler)])
+        with Run.open(load_recipe(recipe, values), Bars()) as run:
+            done = retried(run, reason, () if failed else slides or ())
+        out.print(f"{len(done.tiled)} slides tiled again, {len(done.restored)} ready for the stage that failed")
+        print_status(run.states, only_problems=True)
+        if run.states.count("failed"):
+            raise typer.Exit(EXIT_PARTIAL)
+
+
+@app.command()
+def verify(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = None, debug: Debug = False) -> None:
+    """Check every stored tile index: checksums, geometry, counts, and that slide and recipe are still the same.
+
+    Changes nothing. Exit code 3 where something does not match; each mismatch is told.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.verify import verify as verified
+
+        values = parse_overrides([*(settings or []), *scheduled(scheduler)])
+        with Run.open(load_recipe(recipe, values), Bars()) as run:
+            checked, mismatches = verified(run)
+        print_mismatches(checked, mismatches)
+        if mismatches:
+            raise typer.Exit(EXIT_PARTIAL)

@@ -1,0 +1,21 @@
+"""Tile coordinates of other tools.
+
+Read those of CLAM, TRIDENT, WSInfer and AtlasPatch, write those of CLAM and TRIDENT.
+"""
+
+from wsi_ips.tiles.interop.folder import CoordinateFiles, find_coordinates
+from wsi_ips.tiles.interop.foreign import ForeignTiles
+from wsi_ips.tiles.interop.importing import imported_index
+from wsi_ips.tiles.interop.reading import read_foreign
+from wsi_ips.tiles.interop.writing import FORMATS, ExportFormat, write_foreign
+
+__all__ = [
+    "FORMATS",
+    "CoordinateFiles",
+    "ExportFormat",
+    "ForeignTiles",
+    "find_coordinates",
+    "imported_index",
+    "read_foreign",
+    "write_foreign",
+]

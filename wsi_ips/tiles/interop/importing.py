@@ -1,0 +1,281 @@
+"""Tiles of another tool as a tile index, checked against the slide: what contradicts it is an error, never adjusted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from wsi_ips.annotations import tumour_fraction
+from wsi_ips.errors import ResolutionError, TileIndexError
+from wsi_ips.geometry import MPP_TOLERANCE, Pyramid, ReadPlan, Scale, Size
+from wsi_ips.slides import SlideInfo
+from wsi_ips.tiles.index import TileIndex, boxes_of
+from wsi_ips.tiles.interop.foreign import MPP_AT_1X, ForeignTiles
+from wsi_ips.tissue import TissueMask
+
+DOWNSAMPLE_TOLERANCE = 1e-3
+"""Relative; tools that give one downsample for both axes are off by a pixel of the level's size."""
+HALF_PX0 = 0.5
+"""A footprint is rounded to whole level-0 pixels by most tools."""
+SLACK = 1e-6
+FINEST_STEP = 8
+"""Where tiles stand on no common grid, scores are laid on a raster of this many cells per tile."""
+
+
+class Placed(NamedTuple):
+    """Corners that were taken, and what is to be said of the others."""
+
+    corners: NDArray[np.int32]
+    notes: list[str]
+
+
+def imported_index(
+    foreign: ForeignTiles,
+    info: SlideInfo,
+    mask: TissueMask,
+    *,
+    slide_id: str,
+    target_mpp: float,
+    patch_px: int,
+    tumour_region: BaseGeometry | None,
+    slide_identity: str,
+    fingerprint: str,
+) -> TileIndex:
+    """Tile index of a slide whose tiles another tool has laid.
+
+    Tiles are those of the file but for three kinds, which are counted in ``tissue_method``: tiles that hang over the
+    edge of what was scanned (other tools fill them up with white or black), and a tile's second and further mention.
+    No tile is left out for its tissue; ``tissue_fraction`` is what the mask says.
+
+    Parameters
+    ----------
+    foreign
+        What the file says.
+    info
+        Header facts of the slide.
+    mask
+        Its tissue.
+    target_mpp, patch_px
+        What the recipe asks for; tiles of another scale (by more than 5 %) or size are refused.
+    tumour_region
+        As in :func:`wsi_ips.tiles.build_index`.
+    slide_identity, fingerprint
+        Stored with the index.
+
+    Raises
+    ------
+    TileIndexError
+        The file contradicts the slide or the recipe; names both values.
+    ResolutionError
+        The slide has no scale, or the tiles would have to be enlarged.
+    """
+    where = f"tiles of {foreign.format} for slide {info.name}"
+    pyramid = info.pyramid
+    _check_slide(foreign, info, slide_identity, where)
+    plan = _plan(foreign, pyramid, target_mpp, where)
+    _check_recipe(plan, target_mpp, patch_px, where)
+    placed = _place(foreign, info, plan, where)
+    corners, stride_px = placed.corners, _stride_px(placed.corners, plan)
+    boxes = boxes_of(corners, plan)
+    notes = [*placed.notes, *_scale_notes(foreign, pyramid)]
+    return TileIndex(
+        slide_id=slide_id,
+        x=np.ascontiguousarray(corners[:, 0]),
+        y=np.ascontiguousarray(corners[:, 1]),
+        tissue_fraction=mask.fraction(boxes),
+        tumour_fraction=None if tumour_region is None else tumour_fraction(tumour_region, boxes),
+        flags=np.zeros(len(corners), np.uint8),
+        size_px0=info.size_px0,
+        bounds=info.bounds,
+        mpp=pyramid.mpp,
+        mpp_source=info.mpp_source,
+        reader=info.reader,
+        plan=plan,
+        stride_px=stride_px,
+        tissue_method="; ".join([f"{len(corners)} of {len(foreign.corners_px0)} tiles of {foreign.format}", *notes]),
+        slide_identity=slide_identity,
+        fingerprint=fingerprint,
+    )
+
+
+def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, where: str) -> None:
+    if foreign.identity is not None and foreign.identity != slide_identity:
+        raise TileIndexError(f"{where}: made from a file of other content; export or tile it again")
+    if foreign.size_px0 is not None and foreign.size_px0 != info.size_px0:
+        raise TileIndexError(
+            f"{where}: the file says level 0 has {_size(foreign.size_px0)} px, the slide has {_size(info.size_px0)}; "
+            "the tiles belong to another slide"
+        )
+    if foreign.level is None:
+        return
+    if foreign.level and info.reader != "openslide":
+        raise TileIndexError(
+            f"{where}: level {foreign.level} is one of OpenSlide, but the slide is opened by {info.reader}, "
+            "which counts other levels; import tiles of level 0"
+        )
+    if foreign.level >= len(info.level_sizes):
+        raise TileIndexError(
+            f"{where}: level {foreign.level}, but the slide has {len(info.level_sizes)} levels (from 0)"
+        )
+    level_size, downsample = info.level_sizes[foreign.level], info.downsample(foreign.level)
+    if foreign.level_size not in (None, level_size):
+        raise TileIndexError(
+            f"{where}: the file says level {foreign.level} has {_size(foreign.level_size)} px, the slide has "
+            f"{_size(level_size)}; the tiles belong to another slide"
+        )
+    if foreign.downsample is not None and not _near(foreign.downsample, downsample, DOWNSAMPLE_TOLERANCE):
+        raise TileIndexError(
+            f"{where}: the file says level {foreign.level} is downsampled by {foreign.downsample.x:.6g} x "
+            f"{foreign.downsample.y:.6g}, the slide by {downsample.x:.6g} x {downsample.y:.6g}"
+        )
+
+
+def _plan(foreign: ForeignTiles, pyramid: Pyramid, target_mpp: float, where: str) -> ReadPlan:
+    patch_px = foreign.patch_px
+    if patch_px is None:
+        patch_px = _patch_from_spacing(foreign, pyramid.mpp, where)
+    if foreign.magnification is not None:
+        level0, target = foreign.magnification
+        stated = patch_px * level0 / target
+        if abs(stated - foreign.footprint_px0.x) > HALF_PX0 + DOWNSAMPLE_TOLERANCE * stated:
+            raise TileIndexError(
+                f"{where}: {patch_px} px at {target:g}x of a slide of {level0:g}x are {stated:g} level-0 px, "
+                f"but the file says patch_size_level0 = {foreign.footprint_px0.x:g}"
+            )
+    if foreign.level is not None and foreign.read_px is not None:
+        level_plan = _plan_at(pyramid, foreign.level, Size(foreign.read_px, foreign.read_px), patch_px, target_mpp)
+        allowed = HALF_PX0 + DOWNSAMPLE_TOLERANCE * foreign.footprint_px0.x + pyramid.downsample(foreign.level).x / 2
+        if abs(level_plan.footprint_px0.x - foreign.footprint_px0.x) > allowed:
+            raise TileIndexError(
+                f"{where}: {foreign.read_px} px of level {foreign.level} cover {level_plan.footprint_px0.x:g} "
+                f"level-0 px, but the file says {foreign.footprint_px0.x:g}"
+            )
+        plan = level_plan
+    else:
+        plan = plan_footprint(pyramid, foreign.footprint_px0, patch_px=patch_px, target_mpp=target_mpp)
+    if plan.read_size.width < patch_px:
+        raise ResolutionError(
+            f"{where}: {plan.read_size.width} px of level {plan.level} would be enlarged to {patch_px} px, and "
+            "pixels are never upsampled; lay the tiles at a coarser scale"
+        )
+    return plan
+
+
+def plan_footprint(pyramid: Pyramid, footprint_px0: Scale, *, patch_px: int, target_mpp: float) -> ReadPlan:
+    """How a tile of a given size on level 0 is read: from the coarsest level on which that size is whole pixels.
+
+    A footprint up to 5 % smaller than the patch on level 0 is read as if it were the patch, as `plan_read` does.
+
+    Parameters
+    ----------
+    pyramid
+        Level sizes and base scale.
+    footprint_px0
+        Size of a tile in level-0 pixels.
+    patch_px
+        Side of the patch, px.
+    target_mpp
+        Requested µm/px, stored with the plan.
+    """
+    for level in reversed(range(len(pyramid.level_sizes))):
+        downsample = pyramid.downsample(level)
+        real = footprint_px0.over(downsample)
+        size = Size(round(real.x), round(real.y))
+        exact = all(abs(n - r) * d <= HALF_PX0 for n, r, d in zip(size, real, downsample, strict=True))
+        if exact and min(size) >= patch_px:
+            return _plan_at(pyramid, level, size, patch_px, target_mpp)
+    read = max(round(footprint_px0.x), patch_px if footprint_px0.x >= patch_px * (1 - MPP_TOLERANCE) else 1)
+    return _plan_at(pyramid, 0, Size(read, read), patch_px, target_mpp)
+
+
+def _plan_at(pyramid: Pyramid, level: int, read: Size, patch_px: int, target_mpp: float) -> ReadPlan:
+    mpp = pyramid.level_mpp(level)
+    effective = Scale(mpp.x * read.width / patch_px, mpp.y * read.height / patch_px)
+    return ReadPlan(level, pyramid.downsample(level), read, Size(patch_px, patch_px), target_mpp, effective)
+
+
+def _patch_from_spacing(foreign: ForeignTiles, mpp: Scale, where: str) -> int:
+    """Side of a patch where the file says its size on level 0 and its µm/px: their product must be whole."""
+    spacing, mean = foreign.spacing_mpp or 0.0, (mpp.x + mpp.y) / 2
+    patch_px = max(1, round(foreign.footprint_px0.x * mean / spacing))
+    if abs(patch_px * spacing / mean - foreign.footprint_px0.x) > HALF_PX0 + DOWNSAMPLE_TOLERANCE * patch_px:
+        raise TileIndexError(
+            f"{where}: {foreign.footprint_px0.x:g} level-0 px at {mean:.4g} µm/px are no whole number of pixels of "
+            f"{spacing:g} µm; the tool took another scale for the slide: see column `mpp`"
+        )
+    return patch_px
+
+
+def _check_recipe(plan: ReadPlan, target_mpp: float, patch_px: int, where: str) -> None:
+    if plan.patch_size.width != patch_px:
+        raise TileIndexError(
+            f"{where}: patches of {plan.patch_size.width} px, but the recipe asks for {patch_px}; set `tiles.patch_px`"
+        )
+    if not _near(plan.effective_mpp, Scale(target_mpp, target_mpp), MPP_TOLERANCE):
+        raise TileIndexError(
+            f"{where}: {plan.effective_mpp.x:.4g} µm/px, but the recipe asks for {target_mpp:.4g} (5 % are "
+            "allowed); set `tiles.mpp`, or lay the tiles again"
+        )
+
+
+def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> Placed:
+    """Corners ordered by y, then x, without those that cannot be read whole."""
+    corners, size, bounds = foreign.corners_px0, info.size_px0, info.bounds
+    outside = (corners < 0).any(1) | (corners >= np.array(size)).any(1)
+    if outside.any():
+        raise TileIndexError(
+            f"{where}: {outside.sum()} of {len(corners)} tiles begin outside the slide of {_size(size)} px, e.g. at "
+            f"{tuple(corners[outside][0].tolist())}; the tiles belong to another slide"
+        )
+    unique = np.unique(corners[:, ::-1], axis=0)[:, ::-1]
+    foot = np.array(plan.footprint_px0)
+    begins, ends = np.array([bounds.x, bounds.y]), np.array([bounds.right, bounds.bottom])
+    # A tile of a coarse level may hang over by the rounding of that level's size.
+    inside = (unique >= begins).all(1) & (unique + foot <= ends + HALF_PX0 * np.array(plan.downsample)).all(1)
+    notes = []
+    if len(unique) < len(corners):
+        notes.append(f"{len(corners) - len(unique)} named twice")
+    if not inside.all():
+        notes.append(f"{(~inside).sum()} left out that hang over the edge of the scanned area")
+    if len(corners) and not inside.any():
+        raise TileIndexError(f"{where}: no tile lies wholly in the scanned area {tuple(bounds)}")
+    return Placed(np.ascontiguousarray(unique[inside]).astype(np.int32), notes)
+
+
+def _stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
+    """Step in patch pixels of the grid that holds all tiles, as coarse as can be; scores are laid on it.
+
+    Tools that lay a grid per piece of tissue have no common one: then an eighth of a patch.
+    """
+    per_px, patch = np.array(plan.px0_per_patch_px), plan.patch_size.width
+    if len(corners) < 2:
+        return patch
+    relative = (corners - corners.min(0)) / per_px
+    gaps = np.concatenate([np.diff(np.unique(np.rint(relative[:, axis]))) for axis in (0, 1)])
+    for step in (int(gaps.min()), *(patch // k for k in (1, 2, 4))):
+        if step > 0 and (np.abs(relative - np.rint(relative / step) * step) * per_px <= HALF_PX0 + SLACK).all():
+            return step
+    return max(1, patch // FINEST_STEP)
+
+
+def _scale_notes(foreign: ForeignTiles, pyramid: Pyramid) -> list[str]:
+    """What a magnification is said to be and what it is here."""
+    if foreign.magnification is None or foreign.patch_px is None:
+        return []
+    target = foreign.magnification[1]
+    mpp = foreign.footprint_px0.x * pyramid.mpp.x / foreign.patch_px
+    off = mpp * target / MPP_AT_1X - 1
+    if abs(off) <= MPP_TOLERANCE:
+        return []
+    return [f"{target:g}x is taken for {MPP_AT_1X / target:.4g} µm/px, here it is {mpp:.4g} ({off:+.0%})"]
+
+
+def _near(a: Scale, b: Scale, tolerance: float) -> bool:
+    return all(abs(p / q - 1) <= tolerance for p, q in zip(a, b, strict=True))
+
+
+def _size(size: Size | None) -> str:
+    return f"{size.width} x {size.height}" if size else "?"
