@@ -100,7 +100,6 @@ def test_the_recipe_runs_from_manifest_to_predictions(tmp_path):
         "manifest": str(manifest),
         "output": str(tmp_path / "run"),
         "training.epochs": 1,
-        "training.warm_start_epochs": 0,
         "model.memory_size": 8,
     }
     outcome = run_pipeline(load_recipe(RECIPE, changes))
@@ -108,4 +107,7 @@ def test_the_recipe_runs_from_manifest_to_predictions(tmp_path):
     found = pd.read_csv(tmp_path / "run" / "predictions.csv", dtype={"label": str})
     assert len(found) == 10
     assert (found["tiles"] == 36).all()
-    assert found.filter(like="probability_").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
+    for task in ("", "max_", "top_"):
+        columns = [f"{task}probability_{value}" for value in range(10)]
+        assert found[columns].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
+    assert found["multi_label"].tolist() == [c.tasks["multi"] for c in plan_canvases(SMALL) if c.part != "train"]
