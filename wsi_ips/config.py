@@ -252,11 +252,6 @@ class TrainingSection(Section):
         description="after the warm start: share of the kept tiles that is drawn at random instead of by "
         "attention; falls linearly to 0 at the last epoch",
     )
-    rescan_every: Annotated[int, Field(ge=1)] = Field(
-        1, description="all tiles are scored every so many epochs, in between only some; 1 = always all"
-    )
-    rescan_best: Share = Field(0.05, description="in between: share of a slide's tiles, by their last known score")
-    rescan_random: Share = Field(0.05, description="in between: further share of a slide's tiles, drawn anew")
     tile_loss: Annotated[float, Field(ge=0)] = Field(
         1.0,
         description="weight of a second loss on each kept tile alone (by attention; evenly on slides of the first "

@@ -152,16 +152,6 @@ def test_the_tile_loss_keeps_activations_of_one_part_only(monkeypatch):
     assert floats_a_tile() < 1.2 * width  # the embeddings themselves
 
 
-@pytest.mark.parametrize(("every", "remembered"), [(1, False), (2, True)])
-def test_scores_are_remembered_between_epochs_only_for_partial_scans(every, remembered):
-    """They are N floats for every slide of the cohort."""
-    learner = trainer()
-    learner.section = learner.section.model_copy(update={"rescan_every": every})
-    step(learner, slides(1), SELECTING)
-    known = learner.last_scores.partial("s0", at_least=4, rng=np.random.default_rng(0))
-    assert (known is not None) == remembered
-
-
 SEVERAL = (Task("grade", ("0", "1", "2")), Task("signs", ("a", "b"), "multi"))
 
 

@@ -32,7 +32,6 @@ from wsi_ips.scanning import ChunkLimit, Prepare, Winners, plain_patches, scan_s
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.gradient import StepGradient
-from wsi_ips.training.rescan import LastScores
 from wsi_ips.training.resume import EpochRecord, Position, StateFile, StopRequest
 from wsi_ips.training.tile_loss import tile_loss
 from wsi_ips.training.weights import task_weights
@@ -102,7 +101,6 @@ class Trainer:
     ) -> None:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
-        self.last_scores = LastScores(best=section.rescan_best, random=section.rescan_random)
         self.limit = ChunkLimit(compute.chunk_size, note)
         self.re_estimate = re_estimate
         self.gradient = StepGradient(
@@ -273,9 +271,6 @@ class Trainer:
             prepare=prepare,
             limit=self.limit,
         )
-        if self.section.rescan_every > 1:
-            for slide, found in zip(batch, selections, strict=True):
-                self.last_scores.keep(slide.slide_id, len(slide.tiles.index), found)
         # Each selection is let go when its pixels have been taken over: not all are in memory twice.
         return [self._explored(slide, selections.pop(0), epoch) for slide in batch]
 
@@ -301,11 +296,6 @@ class Trainer:
     def _request(self, slot: int, slide: LabelledSlide, epoch: int) -> SlideTiles:
         """The slide's tiles of this epoch, a random share of them left out."""
         request = slide.tiles.at_slot(slot)
-        if (epoch - self.section.warm_start_epochs - 1) % self.section.rescan_every:
-            rng = self._rng(slide, epoch, purpose=3)
-            some = self.last_scores.partial(slide.slide_id, at_least=self.memory_size, rng=rng)
-            if some is not None:
-                return request.only(some)
         count = len(request.index)
         keep = max(1, round(count * (1 - self.section.tile_dropout)))
         if keep == count:

@@ -1,0 +1,270 @@
+"""Megapixel digits: large canvases with a few handwritten digits among many strokes, written as slides.
+
+After megapixel MNIST (Katharopoulos and Fleuret, 2019; Bergner et al., 2023), with the digits of scikit-learn
+(8 x 8 px, magnified): five digits, three of one class, and 50 noise strokes on 1500 x 1500 px. A canvas is stained all
+over, so everything on it counts as tissue and every tile has to be looked at.
+
+    python -m benchmarks.support.digits FOLDER [--canvases 400] [--side 1500] [--noise 50] [--seed 0]
+
+Writes ``FOLDER/manifest.csv`` with four tasks: ``label`` (the class of three of the digits), ``max`` (the highest
+digit), ``top`` (the digit nearest the top), ``multi`` (all classes that occur, ``0;3;7``), and outlines of the digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_digits
+
+from wsi_ips.annotations import write_asap
+from wsi_ips.geometry import Size
+from wsi_ips.provenance import atomic_path
+from wsi_ips.slides.aperio import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
+from wsi_ips.slides.base import RGB
+
+Ink = NDArray[np.float32]
+"""Share of ink, 0-1, shape (h, w)."""
+Part = Literal["train", "val", "test"]
+
+DIGITS, ALIKE = 5, 3
+"""Digits on a canvas, and how many of them are of one class."""
+DIGIT_PX = 28
+MPP = 0.5
+GROUND, INK = (230, 160, 200), (70, 30, 110)
+"""Both more saturated than any threshold of the tissue step."""
+LEVEL_STEP, SMALLEST_LEVEL_PX = 4, 1600
+
+
+@dataclass(frozen=True)
+class DigitsPlan:
+    """What a cohort is made of; the same plan gives the same files.
+
+    Attributes
+    ----------
+    canvases
+        Number of canvases.
+    side_px0
+        Side of a canvas, level-0 px.
+    noise
+        Strokes on a canvas.
+    split
+        Shares of train, val and test, of canvases and of digit images: no image is in two parts.
+    seed
+        Seed of everything.
+    """
+
+    canvases: int = 400
+    side_px0: int = 1500
+    noise: int = 50
+    split: tuple[float, float, float] = (0.7, 0.05, 0.25)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Digit:
+    """A digit on a canvas: its image in scikit-learn's set, its class, its upper left corner in level-0 px."""
+
+    image: int
+    value: int
+    x_px0: int
+    y_px0: int
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Plan of one canvas.
+
+    Attributes
+    ----------
+    slide_id, part
+        Identity and split.
+    digits
+        ``DIGITS`` of them, the ``ALIKE`` of one class first.
+    strokes
+        Upper left corner of each noise stroke, shape (n, 2): x, y in level-0 px.
+    seed
+        Of the shapes of the strokes.
+    """
+
+    slide_id: str
+    part: Part
+    digits: tuple[Digit, ...]
+    strokes: NDArray[np.int64]
+    seed: int
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """Label of each task, by manifest column."""
+        values = [digit.value for digit in self.digits]
+        return {
+            "label": str(values[0]),
+            "max": str(max(values)),
+            "top": str(min(self.digits, key=lambda digit: digit.y_px0).value),
+            "multi": ";".join(str(value) for value in sorted(set(values))),
+        }
+
+
+def plan_canvases(plan: DigitsPlan) -> list[Canvas]:
+    """Plans of all canvases; classes of the majority in turn within each part."""
+    rng = np.random.default_rng([plan.seed, 11])
+    pools = image_pools(plan)
+    counts = np.diff(np.rint(np.cumsum((0, *plan.split)) / sum(plan.split) * plan.canvases).astype(int))
+    canvases = []
+    for part, count in zip(pools, counts, strict=True):
+        majorities = rng.permutation(np.arange(count) % 10)
+        for majority in majorities.tolist():
+            canvases.append(_plan_canvas(f"canvas_{len(canvases):04d}", part, majority, pools[part], plan, rng))
+    return canvases
+
+
+def image_pools(plan: DigitsPlan) -> dict[Part, NDArray[np.int64]]:
+    """Digit images of each part; every class is divided alike, no image is in two."""
+    rng = np.random.default_rng([plan.seed, 12])
+    shares = np.cumsum(plan.split)[:-1] / sum(plan.split)
+    pieces: dict[Part, list[NDArray[np.int64]]] = {"train": [], "val": [], "test": []}
+    for value in range(10):
+        images = rng.permutation(np.flatnonzero(_digits()[1] == value))
+        for part, piece in zip(
+            pieces.values(), np.split(images, np.rint(shares * len(images)).astype(int)), strict=True
+        ):
+            part.append(piece)
+    return {part: np.concatenate(found) for part, found in pieces.items()}
+
+
+def _plan_canvas(
+    slide_id: str, part: Part, majority: int, pool: NDArray[np.int64], plan: DigitsPlan, rng: Generator
+) -> Canvas:
+    values = _digits()[1][pool]
+    alike = rng.choice(pool[values == majority], ALIKE, replace=False)
+    others = rng.choice(pool[values != majority], DIGITS - ALIKE, replace=False)
+    places = _apart(DIGITS + plan.noise, plan.side_px0, rng)
+    digits = tuple(
+        Digit(image, int(_digits()[1][image]), x, y)
+        for image, (x, y) in zip(np.concatenate([alike, others]).tolist(), places[:DIGITS].tolist(), strict=True)
+    )
+    return Canvas(slide_id, part, digits, places[DIGITS:], int(rng.integers(2**31)))
+
+
+def _apart(count: int, side_px0: int, rng: Generator) -> NDArray[np.int64]:
+    """Upper left corners of things of ``DIGIT_PX`` that do not touch, shape (count, 2)."""
+    places = np.empty((0, 2), np.int64)
+    while len(places) < count:
+        place = rng.integers(0, side_px0 - DIGIT_PX + 1, 2)
+        if (np.abs(places - place).max(1, initial=0) > DIGIT_PX).all():
+            places = np.vstack([places, place])
+    return places
+
+
+def paint(canvas: Canvas, side_px0: int) -> RGB:
+    """The pixels of a canvas, shape (side, side, 3)."""
+    pixels = np.full((side_px0, side_px0, 3), GROUND, np.uint8)
+    rng = np.random.default_rng([canvas.seed, 13])
+    pieces = [(_digits()[0][digit.image], digit.x_px0, digit.y_px0) for digit in canvas.digits]
+    pieces += [(noise_stroke(rng), x, y) for x, y in canvas.strokes.tolist()]
+    for ink, x, y in pieces:
+        mixed = np.array(GROUND) + _magnified(ink)[..., None] * (np.array(INK) - GROUND)  # (28, 28, 3)
+        pixels[y : y + DIGIT_PX, x : x + DIGIT_PX] = np.rint(mixed)
+    return pixels
+
+
+def noise_stroke(rng: Generator) -> Ink:
+    """A bent line from border to border, as coarse as the digits, shape (8, 8)."""
+    fine = Image.new("L", (64, 64))
+    angle = rng.uniform(0, 2 * np.pi)
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    t = np.linspace(-1, 1, 33)[:, None]
+    bend, shift = rng.uniform(-14, 14, 2)
+    line = 32 + 40 * t * along + (bend * (1 - t**2) + shift) * across  # (33, 2)
+    ImageDraw.Draw(fine).line([tuple(point) for point in line.tolist()], fill=255, width=int(rng.integers(8, 14)))
+    return np.asarray(fine.reduce(8), np.float32) / 255
+
+
+def _magnified(small: Ink) -> Ink:
+    """From 8 x 8 to ``DIGIT_PX``, smooth."""
+    large = Image.fromarray(small).resize((DIGIT_PX, DIGIT_PX), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(large), 0, 1)
+
+
+@lru_cache(1)
+def _digits() -> tuple[Ink, NDArray[np.int64]]:
+    """Images as shares of ink, shape (1797, 8, 8), and their classes, shape (1797,)."""
+    found = load_digits()
+    return (found.images / 16).astype(np.float32), found.target
+
+
+def write_canvas(canvas: Canvas, path: Path, side_px0: int) -> None:
+    """Write a canvas as a tiled JPEG pyramid in Aperio form."""
+    pixels = paint(canvas, side_px0)
+    levels = [_encoded(pixels)]
+    while max(pixels.shape) > SMALLEST_LEVEL_PX:
+        pixels = np.asarray(Image.fromarray(pixels).reduce(LEVEL_STEP))
+        levels.append(_encoded(pixels))
+    thumbnail = Image.fromarray(pixels)
+    thumbnail.thumbnail((512, 512))
+    write_aperio(path, levels, thumbnail=np.asarray(thumbnail), mpp=MPP)
+
+
+def _encoded(pixels: RGB) -> EncodedLevel:
+    """One level; tiles that show nothing but the ground are stored once."""
+    size = Size(pixels.shape[1], pixels.shape[0])
+    ground = np.full((TILE_PX, TILE_PX, 3), GROUND, np.uint8)
+    place, streams = np.zeros(tile_counts(size), np.int32), [encode_jpeg(ground)]
+    for row, column in np.ndindex(place.shape):
+        shown = pixels[row * TILE_PX : (row + 1) * TILE_PX, column * TILE_PX : (column + 1) * TILE_PX]
+        if (shown == GROUND).all():
+            continue
+        tile = ground.copy()
+        tile[: shown.shape[0], : shown.shape[1]] = shown
+        place[row, column] = len(streams)
+        streams.append(encode_jpeg(tile))
+    return EncodedLevel(size, place, streams)
+
+
+def make_digits(folder: Path, plan: DigitsPlan) -> Path:
+    """Write all canvases, their outlines and the manifest; the manifest's path."""
+    rows = []
+    for canvas in plan_canvases(plan):
+        slide, outline = f"slides/{canvas.slide_id}.svs", f"annotations/{canvas.slide_id}.xml"
+        for name in (slide, outline):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_canvas(canvas, folder / slide, plan.side_px0)
+        write_asap(folder / outline, list(outlines(canvas.digits)))
+        rows.append(
+            {"slide_id": canvas.slide_id, "path": slide, "split": canvas.part, "annotation": outline} | canvas.tasks
+        )
+    manifest = folder / "manifest.csv"
+    with atomic_path(manifest) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    return manifest
+
+
+def outlines(digits: Sequence[Digit]) -> Iterator[NDArray[np.float64]]:
+    """The square of each digit, shape (4, 2): x, y in level-0 px."""
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float) * DIGIT_PX
+    for digit in digits:
+        yield square + np.array([digit.x_px0, digit.y_px0])
+
+
+def main() -> None:
+    """Write a cohort."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    defaults = asdict(DigitsPlan())
+    for name in ("canvases", "side_px0", "noise", "seed"):
+        parser.add_argument(f"--{name.removesuffix('_px0')}", dest=name, type=int, default=defaults[name])
+    arguments = vars(parser.parse_args())
+    print(make_digits(arguments.pop("folder"), DigitsPlan(**arguments)))
+
+
+if __name__ == "__main__":
+    main()
