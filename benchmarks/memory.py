@@ -2,7 +2,7 @@
 
 Ours streams; the peer reads all tiles of the slide into one array before it scores them, as published
 implementations of Iterative Patch Selection do with their tensors. Both use the same slide, the same
-untrained network and the same chunk size, in one run.
+untrained network and the same chunk size, in one run; each figure is the median of three processes.
 
     python benchmarks/memory.py [--quick] [--json FILE]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import numpy as np
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Size
+from wsi_ips.labels import Task
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
@@ -29,6 +31,7 @@ from wsi_ips.tiles import SlideTiles, build_index, read_index, read_tiles, write
 from wsi_ips.tissue import segment_tissue
 
 PATCH_PX, MPP = 64, 2.0
+REPEATS = 3
 TILE_MM2 = (PATCH_PX * MPP / 1000) ** 2
 STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 242))
 
@@ -87,7 +90,7 @@ def measure(folder: Path, tiles: int, *, streaming: bool) -> None:
 
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
     net = IpsNet(build_encoder(spec), classes=2, heads=4, key_width=32).eval()
-    card = ModelCard("untrained", ("normal", "tumor"), spec, 4, 32, 0.1, 16, MPP, PATCH_PX, "", {})
+    card = ModelCard("untrained", (Task("label", ("normal", "tumor")),), spec, 4, 32, 0.1, 16, MPP, PATCH_PX, "", {})
     compute = ComputeSection()
     request = SlideTiles(
         slot=0,
@@ -106,6 +109,12 @@ def measure(folder: Path, tiles: int, *, streaming: bool) -> None:
     sys.stdout.write(f"{peak_rss_mb():.1f}\n")
 
 
+def in_process(folder: str, tiles: int, how: str) -> float:
+    """Peak memory of a fresh process, MB."""
+    command = [sys.executable, __file__, "--measure", folder, str(tiles), how]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,16 +130,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for wanted in (500, 2_000) if options.quick else (1_000, 4_000, 16_000):
             tiles = make_slide(Path(name), wanted)
+            repeats = 1 if options.quick else REPEATS
             peak = [
-                float(
-                    subprocess.run(
-                        [sys.executable, __file__, "--measure", name, str(wanted), how],
-                        capture_output=True,
-                        text=True,
-                        check=True,
-                    ).stdout
-                )
-                for how in ("stream", "whole")
+                statistics.median(in_process(name, wanted, how) for _ in range(repeats)) for how in ("stream", "whole")
             ]
             rows.append(
                 {

@@ -140,9 +140,9 @@ def measure(case: Case) -> dict[str, float]:
     made = [striped_slide(number, case.tiles) for number in range(case.slides)]
     if case.how == "all tiles in memory":
         made = [in_memory(slide) for slide in made]
-    batch = [LabelledSlide(slide, number % 2) for number, slide in enumerate(made)]
+    batch = [LabelledSlide(slide, (number % 2,)) for number, slide in enumerate(made)]
     optimiser = torch.optim.AdamW(net.parameters())
-    weights = torch.ones(2, device=device)
+    weights = [torch.ones(2, device=device)]
     step: Callable[[], Any] = lambda: trainer._step(batch, 1, weights, optimiser)  # noqa: E731
     for _ in range(1 if case.varied == "N" else 2):
         step()

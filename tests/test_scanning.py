@@ -8,9 +8,10 @@ import torch
 
 from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
+from wsi_ips.errors import DeviceMemoryError
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec, selection_rule
 from wsi_ips.model.rules import paper
-from wsi_ips.scanning import CHUNKS_STAGED, page_locked, plain_patches, scan_slides, staged
+from wsi_ips.scanning import CHUNKS_STAGED, ChunkLimit, page_locked, plain_patches, scan_slides, staged
 from wsi_ips.tiles import PatchStream
 
 
@@ -75,3 +76,40 @@ def test_a_scan_on_a_gpu_keeps_the_tiles_of_a_scan_on_the_cpu():
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one.logits, other.logits, atol=1e-2)
         assert len(set(one.tiles.tolist()) & set(other.tiles.tolist())) >= 5
+
+
+@pytest.mark.parametrize(("fits", "left"), [(100, 40), (10, 10), (3, 2)])
+def test_a_scan_that_runs_out_of_memory_goes_on_with_smaller_parts_and_says_so(fits, left):
+    torch.manual_seed(0)
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
+    net = IpsNet(encoder, classes=2, heads=8, key_width=8, dropout=0.0).eval()
+    requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
+    arguments = {"memory_size": 4, "compute": ComputeSection(device="cpu", chunk_size=40), "with_probability": True}
+    prepare = plain_patches(torch.device("cpu"))
+    whole = scan_slides(net, requests, prepare=prepare, encode=encoder, **arguments)
+
+    def encode(patches: torch.Tensor) -> torch.Tensor:
+        if len(patches) > fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encoder(patches)
+
+    notes: list[str] = []
+    limit = ChunkLimit(40, notes.append)
+    counted: list[int] = []
+    found = scan_slides(
+        net, requests, prepare=prepare, encode=encode, limit=limit, on_tiles=counted.append, **arguments
+    )
+    assert limit.patches == left
+    assert all(f"compute.chunk_size: {n}" in text for n, text in zip((20, 10, 5, 2), notes, strict=False))
+    assert len(notes) == {40: 0, 10: 2, 2: 4}[left]
+    assert sum(counted) == 56  # no tile is counted twice
+    for one, other in zip(whole, found, strict=True):
+        assert one.tiles.tolist() == other.tiles.tolist()
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one.probability, other.probability, rtol=1e-5, atol=1e-5)
+
+
+def test_a_device_without_memory_for_one_patch_is_an_error_with_advice():
+    limit = ChunkLimit(1)
+    with pytest.raises(DeviceMemoryError, match=r"single patch.*model.encoder"):
+        limit.come_down(torch.cuda.OutOfMemoryError("CUDA out of memory"))

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsi_ips.errors import RecipeError
+from wsi_ips.labels import NONE, SEPARATOR, Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -22,6 +23,7 @@ Weight = Annotated[float, Field(ge=0)]
 Pixels = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 def _low_to_high(pair: tuple[float, float]) -> tuple[float, float]:
@@ -101,18 +103,60 @@ class TilesSection(Section):
         return self.patch_px if self.stride_px is None else self.stride_px
 
 
-class LabelsSection(Section):
+class Question(Section):
+    """What is asked of a slide: its classes, and whether one or several of them hold."""
+
+    classes: tuple[str, ...] = Field(..., description="all classes")
+    kind: Literal["single", "multi"] = Field(
+        "single",
+        description="`single`: one class holds; `multi`: any of them, written `a;b` in the manifest, `none` where none "
+        "holds",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Self:
+        least = 2 if self.kind == "single" else 1
+        if len(self.classes) < least or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"needs at least {least} class name{'s' * (least - 1)}, all different")
+        if not all(name.strip() == name != "" for name in self.classes):
+            raise ValueError("class names are neither empty nor begin or end with a blank")
+        if self.kind == "multi" and any(SEPARATOR in name or name == NONE for name in self.classes):
+            raise ValueError(f"with `kind: multi` no class is called `{NONE}` or holds `{SEPARATOR}`")
+        return self
+
+
+class FurtherTask(Question):
+    """One more question to the same slides; it has a query of its own."""
+
+    column: str | None = Field(None, description="manifest column; empty = the task's name")
+
+
+class LabelsSection(Question):
     """Which manifest column is learned, and the order of its classes."""
 
     column: str = Field("label", description="manifest column with the slide label")
     classes: tuple[str, ...] = Field(
         ("normal", "tumor"), description="all classes; the last one is the positive class of the heatmap"
     )
+    further: dict[TaskName, FurtherTask] = Field(
+        default_factory=dict, description="more tasks, learned together with the label: name, then `classes`, `kind`"
+    )
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The label, then the further tasks in order."""
+        further = (Task(name, task.classes, task.kind) for name, task in self.further.items())
+        return (Task("label", self.classes, self.kind), *further)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Manifest column of each task."""
+        return (self.column, *(task.column or name for name, task in self.further.items()))
 
     @model_validator(mode="after")
-    def _two_distinct(self) -> Self:
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError("needs at least two different class names")
+    def _label_is_taken(self) -> Self:
+        if "label" in self.further:
+            raise ValueError("`further`: the first task is called `label` already; give another name")
         return self
 
 
@@ -140,6 +184,11 @@ class ModelSection(Section):
     )
     norm: Literal["auto", "batch", "group"] = Field(
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
+    )
+    batch_statistics: Literal["stored", "re-estimated"] = Field(
+        "stored",
+        description="of frozen batch norm: as they come with the weights, or taken anew from tiles of the training "
+        "slides before the first step, for slides that look unlike what the weights were made from",
     )
     memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
     selection: Literal["exact", "paper"] = Field(

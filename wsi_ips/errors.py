@@ -14,6 +14,7 @@
     ├── TileIndexError             a stored tile index: missing, other schema, damaged
     ├── ScoresError                a stored score table: missing, other schema, damaged
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
+    ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
     └── EvaluationError            figures that cannot be computed from the given numbers
 
@@ -78,6 +79,10 @@ class ScoresError(WsiIpsError, ValueError):
 
 class CheckpointError(WsiIpsError, ValueError):
     """A checkpoint is missing, damaged or was made for other classes."""
+
+
+class DeviceMemoryError(WsiIpsError, MemoryError):
+    """The memory of the device does not hold what a single patch needs."""
 
 
 class TrainingError(WsiIpsError, RuntimeError):

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import ComputeSection
+from wsi_ips.errors import DeviceMemoryError
 from wsi_ips.model.fast import fast_encoder
 from wsi_ips.model.fused import Encode
-from wsi_ips.model.net import IpsNet, to_float
+from wsi_ips.model.net import IpsNet, TileScores, to_float
 from wsi_ips.model.selection import Selection, SlideToScan, scan
 from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, read_tiles
 
@@ -93,6 +94,44 @@ def staged(chunks: Iterable[PatchChunk], device: torch.device) -> Iterator[Stage
         yield ahead
 
 
+class ChunkLimit:
+    """How many patches are scored at once: a chunk, and less from where memory ran out.
+
+    Attributes
+    ----------
+    patches
+        At most so many.
+    """
+
+    def __init__(self, chunk_size: int, note: Callable[[str], None] = lambda _: None) -> None:
+        self.patches, self._note = chunk_size, note
+
+    def parts(self, count: int) -> Iterator[slice]:
+        """Ranges of at most ``patches`` that cover ``count``."""
+        return (slice(start, min(start + self.patches, count)) for start in range(0, count, self.patches))
+
+    def come_down(self, error: torch.cuda.OutOfMemoryError) -> None:
+        """Half as many from here on, told once each time.
+
+        Raises
+        ------
+        DeviceMemoryError
+            Not even one patch fits.
+        """
+        if self.patches == 1:
+            raise DeviceMemoryError(
+                "memory of the device ran out with a single patch; free it from other programs, or take a smaller "
+                "`model.encoder` or `tiles.patch_px`"
+            ) from error
+        self.patches //= 2
+        self._note(
+            f"memory of the device ran out: going on with {self.patches} patches at a time; `compute.chunk_size: "
+            f"{self.patches}` spares the attempt"
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 @torch.inference_mode()
 def scan_slides(
     net: IpsNet,
@@ -104,6 +143,7 @@ def scan_slides(
     with_probability: bool = False,
     on_tiles: Callable[[int], None] = lambda _: None,
     encode: Encode | None = None,
+    limit: ChunkLimit | None = None,
 ) -> list[Selection]:
     """Score all requested tiles of a batch of slides in one stream and keep the best of each.
 
@@ -125,9 +165,13 @@ def scan_slides(
         Called with the number of tiles after each chunk.
     encode
         In place of the encoder; None is the fastest way to run it that ``compute`` allows.
+    limit
+        Of the patches scored at once; comes down where the device's memory runs out. None starts from the chunk size.
 
     Raises
     ------
+    DeviceMemoryError
+        Not even one patch fits.
     RegionReadError
         A tile cannot be read.
     ScoresError
@@ -139,13 +183,25 @@ def scan_slides(
 
     places = _Places(net, requests)
 
+    limit = limit or ChunkLimit(compute.chunk_size)
+
+    def score_part(chunk: StagedChunk, part: slice) -> TileScores:
+        slot, tile = chunk.slot[part], chunk.tile[part]
+        patches = prepare(chunk.on_device[part], slot, tile)
+        scores = net.score(patches, with_probability=with_probability, encode=encode, position=places(slot, tile))
+        probability = None if scores.probability is None else scores.probability.float().cpu()
+        return TileScores(scores.logits.float().cpu(), probability)
+
     def score(chunk: StagedChunk) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        patches = prepare(chunk.on_device, chunk.slot, chunk.tile)
-        position = places(chunk.slot, chunk.tile)
-        scores = net.score(patches, with_probability=with_probability, encode=encode, position=position)
+        while True:
+            try:
+                parts = [score_part(chunk, part) for part in limit.parts(len(chunk.tile))]
+                break
+            except torch.cuda.OutOfMemoryError as error:
+                limit.come_down(error)
         on_tiles(len(chunk.tile))
-        probability = None if scores.probability is None else scores.probability.float().cpu().numpy()
-        return scores.logits.float().cpu().numpy(), probability
+        logits = torch.cat([part.logits for part in parts]).numpy()
+        return logits, torch.cat([p.probability for p in parts]).numpy() if with_probability else None  # type: ignore[misc]
 
     def read_again(slot: int, tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
         return read_tiles(requests[slot].only(tiles.astype(np.int32)))
@@ -260,11 +316,19 @@ class Winners:
 
 
 @torch.inference_mode()
-def slide_probabilities(
+def slide_logits(
     net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
 ) -> Tensor:
-    """Class probabilities of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
+    """Class logits of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
     net.eval()
     winners = Winners.of(net, requests, kept)
     embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
-    return net.probabilities(net(*winners.padded(embedded)))
+    logits: Tensor = net(*winners.padded(embedded))
+    return logits
+
+
+def slide_probabilities(
+    net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
+) -> Tensor:
+    """Class probabilities of slides, as :func:`slide_logits`."""
+    return net.probabilities(slide_logits(net, requests, kept, prepare, chunk_size=chunk_size))

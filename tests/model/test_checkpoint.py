@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from wsi_ips.errors import CheckpointError
+from wsi_ips.labels import Task
 from wsi_ips.model import ModelCard, encoder_spec, load_checkpoint, save_checkpoint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.model.rules import even, exact, paper
 
 CARD = ModelCard(
     model_id="m",
-    classes=("normal", "tumor"),
+    tasks=(Task("label", ("normal", "tumor")),),
     encoder=encoder_spec("resnet18-1", norm="auto", has_weights=False),
     heads=2,
     key_width=4,

@@ -253,3 +253,29 @@ def test_weights_that_are_no_weights_name_the_file(tmp_path, suffix, content):
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"w\{suffix}"):
         build_encoder(encoder_spec("resnet18-2", norm="auto", has_weights=True), weights=path)
+
+
+def test_statistics_taken_anew_are_those_of_the_patches_and_stay():
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="batch", has_weights=True)).eval()
+    patches = torch.rand(12, 3, 32, 32) * 0.2 + 0.6  # far from ImageNet
+    before = encoder(patches)
+    encoder.estimate_statistics(patches.split(4))
+    first = encoder.trunk[0]((patches - encoder.mean) / encoder.std)  # (n, C, h, w), before the first norm
+    norm = encoder.trunk[1]
+    torch.testing.assert_close(norm.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    expected = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in first.split(4)]).mean(0)
+    torch.testing.assert_close(norm.running_var, expected, rtol=1e-4, atol=1e-5)
+    assert (encoder(patches) - before).abs().max() > 0.01
+    assert not any(module.training for module in encoder.modules())
+    assert norm.momentum == 0.1
+    taken = norm.running_mean.clone()
+    encoder.train()(patches)
+    torch.testing.assert_close(norm.running_mean, taken, rtol=0, atol=0)
+
+
+def test_statistics_of_an_encoder_without_batch_norm_are_nothing():
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)).eval()
+    patches = torch.rand(4, 3, 32, 32)
+    before = encoder(patches)
+    encoder.estimate_statistics([patches])
+    torch.testing.assert_close(encoder(patches), before, rtol=0, atol=0)

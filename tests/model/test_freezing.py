@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.model.test_encoder import TINY_VIT
 from wsi_ips.errors import RecipeError
+from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec, load_checkpoint, save_checkpoint
 from wsi_ips.model.checkpoint import ModelCard
 from wsi_ips.model.encoder import Encoder, EncoderSpec
@@ -150,7 +151,7 @@ class TestLora:
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
         assert set(plain_state(net)) == names
-        card = ModelCard("m", ("a", "b"), net.encoder.spec, 2, 8, 0.1, 4, 0.5, 32, "f", {})
+        card = ModelCard("m", (Task("label", ("a", "b")),), net.encoder.spec, 2, 8, 0.1, 4, 0.5, 32, "f", {})
         save_checkpoint(tmp_path, net, card)
         monkeypatch.setitem(sys.modules, "peft", None)
         loaded, _ = load_checkpoint(tmp_path)

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from wsi_ips.errors import RecipeError
+from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec, int8, selection_score
 from wsi_ips.model.int8 import Int8Check, Int8Exporter, check_possible, compare
 from wsi_ips.model.net import to_float
@@ -125,7 +126,7 @@ class TestQuantised:
         from wsi_ips.model import ModelCard
 
         slide = textured_slide("s", label=1, seed=1).at_slot(0)
-        card = ModelCard("m", ("a", "b"), net.encoder.spec, 2, 16, 0.1, 4, 0.5, 32, "f", {})
+        card = ModelCard("m", (Task("label", ("a", "b")),), net.encoder.spec, 2, 16, 0.1, 4, 0.5, 32, "f", {})
         settings = {"compute": ComputeSection(device="cpu"), "device": CPU, "fingerprint": "f"}
         exporter = Int8Exporter(net.encoder, 32)
         few = predict_slide(net, card, slide, int8=exporter, **settings)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from wsi_ips.errors import CheckpointError
+from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.reference import convert_reference
 from wsi_ips.model.rules import paper, selection_score
-from wsi_ips.model.tasks import Task
 
 HEADS, KEY_WIDTH, WIDTH, QUERIES = 4, 6, 128, 2
-TASKS = (Task("grade", 3), Task("tumour", 1, "multi"))
+TASKS = (Task("grade", ("low", "mid", "high")), Task("tumour", ("yes",), "multi"))
 
 
 class Paper(nn.Module):
@@ -37,7 +37,7 @@ class Paper(nn.Module):
         mlp.w_1, mlp.w_2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         self.transf = nn.ModuleDict({"crs_attn": attention, "mlp": mlp})
         self.output_layers = nn.ModuleDict(
-            {t.name: nn.Sequential(nn.Linear(WIDTH, t.classes), nn.Identity()) for t in TASKS}
+            {t.name: nn.Sequential(nn.Linear(WIDTH, t.width), nn.Identity()) for t in TASKS}
         )
 
     def attention(self, embeddings: Tensor) -> Tensor:

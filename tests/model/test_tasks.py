@@ -6,10 +6,20 @@ import pytest
 import torch
 from torch.nn import functional
 
+from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.model.tasks import UNKNOWN, Task, probabilities, task_loss
+from wsi_ips.model.tasks import (
+    UNKNOWN,
+    is_known,
+    is_negative,
+    probabilities,
+    share_right,
+    task_loss,
+    task_losses_each,
+    truth_tensors,
+)
 
-TASKS = (Task("grade", 3), Task("markers", 4, "multi"))
+TASKS = (Task("grade", ("low", "mid", "high")), Task("markers", ("a", "b", "c", "d"), "multi"))
 
 
 @pytest.fixture
@@ -82,3 +92,26 @@ def test_a_task_without_any_known_label_counts_as_nothing():
 def test_classes_and_tasks_exclude_each_other(arguments):
     with pytest.raises(ValueError, match="either"):
         IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), **arguments)
+
+
+def test_losses_of_each_row_add_up_to_the_loss():
+    logits = torch.randn(4, 7)
+    truths = [torch.tensor([0, 2, UNKNOWN, 1]), torch.randint(0, 2, (4, 4)).float()]
+    truths[1][3] = torch.nan
+    each = task_losses_each(logits, truths, TASKS, weights=[None, None])
+    assert each.shape == (4, 2)
+    assert each[2, 0] == each[3, 1] == 0
+    torch.testing.assert_close(each.sum(0).div(3).mean(), task_loss(logits, truths, TASKS))
+
+
+def test_the_share_right_is_the_mean_over_tasks_of_what_is_known():
+    logits = torch.tensor([[3.0, 0, 0, 1, -1, 1, -1], [0, 3, 0, 1, 1, 1, 1]])
+    truths = truth_tensors([(0, (True, False, False, False)), (None, (True, True, True, True))], TASKS)
+    assert share_right(logits, truths, TASKS) == pytest.approx((1 + 7 / 8) / 2)
+    assert share_right(logits, truth_tensors([(None, None)] * 2, TASKS), TASKS) != 0
+
+
+def test_negative_slides_hold_the_first_class_or_none():
+    truths = truth_tensors([(0, (False,) * 4), (1, (False, True, False, False)), (None, None)], TASKS)
+    assert is_negative(truths, TASKS)[:2].tolist() == [[True, True], [False, False]]
+    assert is_known(truths, TASKS).tolist() == [[True, True], [True, True], [False, False]]

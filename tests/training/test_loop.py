@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ import torch
 from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
+from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model.tasks import task_losses_each
 from wsi_ips.scanning import Winners, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import read_tiles
-from wsi_ips.training.loop import LabelledSlide, Trainer, class_weights, selection_weights, warmup_cosine
+from wsi_ips.training.loop import LabelledSlide, Trainer, warmup_cosine
+from wsi_ips.training.tile_loss import selection_weights, tile_loss
+from wsi_ips.training.weights import task_weights
 
 COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
 
@@ -27,7 +32,7 @@ def small_net() -> IpsNet:
 
 
 def cohort(count: int) -> list[LabelledSlide]:
-    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), i % 2) for i in range(count)]
+    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), (i % 2,)) for i in range(count)]
 
 
 def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, **section: object) -> Trainer:
@@ -45,18 +50,18 @@ def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, **section: object) -
 def test_learns_to_tell_slides_apart_by_a_few_tiles():
     net = small_net()
     records = []
-    trainer(net, epochs=14, warm_start_epochs=7).fit(cohort(8), [], classes=2, on_epoch=records.append)
+    trainer(net, epochs=14, warm_start_epochs=7).fit(cohort(8), [], on_epoch=records.append)
     assert records[-1].loss < 0.5 * records[0].loss
     prepare = plain_patches(torch.device("cpu"))
-    for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), 0), *cohort(2)[1:]]:
+    for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), (0,)), *cohort(2)[1:]]:
         kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
-        assert int(slide_probabilities(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.label
+        assert int(slide_probabilities(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.truths[0]
 
 
 def test_the_same_seed_gives_the_same_weights():
     nets = [small_net(), small_net()]
     for net in nets:
-        trainer(net, tile_dropout=0.3).fit(cohort(4), [], classes=2, on_epoch=lambda _: None)
+        trainer(net, tile_dropout=0.3).fit(cohort(4), [], on_epoch=lambda _: None)
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -100,9 +105,9 @@ def test_tile_dropout_draws_other_tiles_each_epoch():
 
 
 def test_one_class_only_is_refused_with_the_columns_to_check():
-    slides = [replace(slide, label=1) for slide in cohort(3)]
-    with pytest.raises(TrainingError, match=r"one class.*`label`.*`split`"):
-        trainer(small_net()).fit(slides, [], classes=2, on_epoch=lambda _: None)
+    slides = [replace(slide, truths=(1,)) for slide in cohort(3)]
+    with pytest.raises(TrainingError, match=r"`label`.*all alike \(0 0, 1 3\).*`split`"):
+        trainer(small_net()).fit(slides, [], on_epoch=lambda _: None)
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice():
@@ -110,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice():
     with torch.no_grad():
         net.head.bias.fill_(math.nan)
     with pytest.raises(TrainingError, match="learning_rate"):
-        trainer(net).fit(cohort(2), [], classes=2, on_epoch=lambda _: None)
+        trainer(net).fit(cohort(2), [], on_epoch=lambda _: None)
 
 
 def test_validation_loss_is_that_of_the_whole_slide():
@@ -119,12 +124,12 @@ def test_validation_loss_is_that_of_the_whole_slide():
     expected = []
     for slide in slides:
         kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
-        expected.append(-math.log(float(slide_probabilities(net, [slide.tiles], kept, prepare)[0, slide.label])))
+        expected.append(-math.log(float(slide_probabilities(net, [slide.tiles], kept, prepare)[0, slide.truths[0]])))
     assert trainer(net)._validate(slides) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_class_weights_balance_classes_and_average_to_one():
-    weights = class_weights([0, 0, 0, 1], 2, balanced=True)
+    weights = task_weights(torch.tensor([0, 0, 0, 1]), Task("label", ("a", "b")), balanced=True)
     assert (weights[0] * 3).item() == pytest.approx(weights[1].item())
     assert (weights[0] * 3 + weights[1]).item() / 4 == pytest.approx(1)
 
@@ -141,8 +146,8 @@ def test_selection_weights_sum_to_one_per_slide_and_skip_padding():
     logits = torch.randn(2, 4, 1, 3)
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     weights = selection_weights(logits, mask)
-    torch.testing.assert_close(weights.sum(1), torch.ones(2))
-    assert weights[0, 2:].tolist() == [0, 0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(2, 1))
+    assert weights[0, 2:, 0].tolist() == [0, 0]
 
 
 def test_warm_start_draws_random_tiles_and_does_not_scan(monkeypatch):
@@ -170,13 +175,13 @@ def test_exploration_falls_to_nothing_at_the_last_epoch():
 
 def test_the_tile_loss_blames_only_attended_tiles_of_positive_slides():
     net = small_net().eval()
-    loop = trainer(net, warm_start_epochs=0)
     embeddings = torch.randn(2, 3, net.encoder.width)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    weights = selection_weights(net.pooling.logits(embeddings), mask)
+    weights = selection_weights(net.pooling.logits(embeddings), mask)[:, :, 0]
     alone = net.head(net.pooling.alone(embeddings.flatten(0, 1))[:, 0]).log_softmax(1)
     expected = -(alone[:3, 0].mean() + (alone[3:, 1] * weights[1]).sum()) / 2
-    found = loop._tile_loss(embeddings, mask, torch.tensor([0, 1]), torch.nn.functional.cross_entropy, 1)
+    each = partial(task_losses_each, tasks=net.tasks, weights=[None])
+    found = tile_loss(net, embeddings, mask, [torch.tensor([0, 1])], each, evenly=False)
     torch.testing.assert_close(found, expected)
 
 
@@ -188,7 +193,7 @@ def test_training_in_two_passes_is_training(micro_batch):
         net = small_net()
         compute = COMPUTE.model_copy(update={"gradient": gradient, "micro_batch": micro_batch})
         torch.manual_seed(9)
-        trainer(net, compute=compute, epochs=2).fit(cohort(4), [], classes=2, on_epoch=lambda _: None)
+        trainer(net, compute=compute, epochs=2).fit(cohort(4), [], on_epoch=lambda _: None)
         nets.append(net)
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -30,7 +30,7 @@ def net_with(**arguments: object) -> IpsNet:
 def test_a_step_teaches_every_part(arguments):
     net, records = net_with(**arguments), []
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    trainer(net, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2), classes=2, on_epoch=records.append)
+    trainer(net, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2), on_epoch=records.append)
     assert all(math.isfinite(record.loss) for record in records)
     assert math.isfinite(records[-1].val_loss)
     for part in ("encoder", "head") if arguments.get("pooling") == "mean" else ("encoder", "pooling", "head"):

@@ -55,5 +55,5 @@ def test_tiles_scanned_per_epoch(monkeypatch, every, expected):
     monkeypatch.setattr(loop, "scan_slides", counting)
     torch.manual_seed(0)
     chosen = {"rescan_every": every, "rescan_best": 0.1, "rescan_random": 0.072, "epochs": 4}
-    trainer(small_net(), COMPUTE, **chosen).fit(cohort(2), [], classes=2, on_epoch=lambda _: None)
+    trainer(small_net(), COMPUTE, **chosen).fit(cohort(2), [], on_epoch=lambda _: None)
     assert counts == [count for count in expected for _ in range(2)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,14 @@ from torch.nn import functional
 
 from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.labels import Task, Truth
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.training import loop
+from wsi_ips.model.tasks import task_losses_each
+from wsi_ips.training import tile_loss
 from wsi_ips.training.gradient import uses_batch_statistics
-from wsi_ips.training.loop import LabelledSlide, Trainer, in_parts
+from wsi_ips.training.loop import LabelledSlide, Trainer
 from wsi_ips.training.memory import SavedBytes
+from wsi_ips.training.tile_loss import in_parts
 
 WARM_START, SELECTING = 1, 2
 """Epochs of the trainer below."""
@@ -37,14 +42,14 @@ def trainer(*, memory_size: int = 6, has_weights: bool = False, notes: list[str]
 
 
 def slides(count: int) -> list[LabelledSlide]:
-    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), i % 3) for i in range(count)]
+    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), (i % 3,)) for i in range(count)]
 
 
 def step(learner: Trainer, batch: list[LabelledSlide], epoch: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step."""
     torch.manual_seed(7)
     optimiser = torch.optim.SGD(learner.net.parameters(), lr=0.0)
-    loss, _ = learner._step(batch, epoch, torch.tensor([0.5, 1.0, 2.0]), optimiser)
+    loss, _ = learner._step(batch, epoch, [torch.tensor([0.5, 1.0, 2.0])], optimiser)
     return loss, {name: p.grad for name, p in learner.net.named_parameters() if p.grad is not None}
 
 
@@ -52,7 +57,7 @@ def step(learner: Trainer, batch: list[LabelledSlide], epoch: int) -> tuple[floa
 @pytest.mark.parametrize("micro_batch", [4, 5])
 def test_one_pass_and_two_give_the_same_gradient(monkeypatch, epoch, micro_batch):
     """Dropout, tile loss, class weights, label smoothing, exploration and augmentation are on."""
-    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 7)
     plain_loss, plain = step(trainer(gradient="plain"), slides(3), epoch)
     loss, found = step(trainer(gradient="two-pass", micro_batch=micro_batch), slides(3), epoch)
     assert loss == pytest.approx(plain_loss, rel=1e-6)
@@ -63,7 +68,7 @@ def test_one_pass_and_two_give_the_same_gradient(monkeypatch, epoch, micro_batch
 
 def test_saved_bytes_of_a_step_are_those_of_a_micro_batch(monkeypatch):
     """What remains are tables of embeddings: a few D floats a winner, here 2 kB of the 300 kB of its activations."""
-    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 8)
+    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 8)
 
     def saved(gradient: str, *, memory_size: int, count: int) -> int:
         learner = trainer(gradient=gradient, micro_batch=4, memory_size=memory_size)
@@ -110,7 +115,7 @@ def test_pretrained_batch_norm_keeps_its_statistics_in_scan_and_learner():
 
 
 def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
-    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 4)
+    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 4)
     rows, weights = torch.randn(10, 5, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
 
     def part(rows: Tensor, weights: Tensor) -> Tensor:
@@ -129,20 +134,21 @@ def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
 
 def test_the_tile_loss_keeps_activations_of_one_part_only(monkeypatch):
     learner, width = trainer(), 64
+    each = partial(task_losses_each, tasks=learner.net.tasks, weights=[None])
 
     def saved(tiles: int) -> int:
         embeddings = torch.randn(1, tiles, width, requires_grad=True)
         mask, truth = torch.ones(1, tiles, dtype=torch.bool), torch.tensor([1])
         with SavedBytes() as counted:
-            learner._tile_loss(embeddings, mask, truth, functional.cross_entropy, SELECTING).backward()
+            tile_loss.tile_loss(learner.net, embeddings, mask, [truth], each, evenly=False).backward()
         return counted.peak
 
     def floats_a_tile() -> float:
         return (saved(400) - saved(40)) / 360 / 4
 
-    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 1000)
+    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 1000)
     assert floats_a_tile() > 8 * width
-    monkeypatch.setattr(loop, "ROWS_AT_A_TIME", 20)
+    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 20)
     assert floats_a_tile() < 1.2 * width  # the embeddings themselves
 
 
@@ -154,3 +160,31 @@ def test_scores_are_remembered_between_epochs_only_for_partial_scans(every, reme
     step(learner, slides(1), SELECTING)
     known = learner.last_scores.partial("s0", at_least=4, rng=np.random.default_rng(0))
     assert (known is not None) == remembered
+
+
+SEVERAL = (Task("grade", ("0", "1", "2")), Task("signs", ("a", "b"), "multi"))
+
+
+def test_tasks_learn_together_each_from_what_is_known_of_it():
+    """A slide of which a task knows nothing moves neither that task's query nor its head."""
+    torch.manual_seed(0)
+    learner = trainer(gradient="two-pass", micro_batch=4)
+    learner.net = IpsNet(learner.net.encoder, tasks=SEVERAL, heads=2, key_width=8, dropout=0.3)
+    tiles = [textured_slide(f"s{i}", label=i % 2, seed=i) for i in range(2)]
+    weights = [torch.ones(3), torch.ones(2)]
+
+    def gradients(truths: list[tuple[Truth, ...]]) -> dict[str, Tensor]:
+        torch.manual_seed(7)
+        batch = [LabelledSlide(*pair) for pair in zip(tiles, truths, strict=True)]
+        loss, right = learner._step(batch, SELECTING, weights, torch.optim.SGD(learner.net.parameters(), lr=0.0))
+        assert np.isfinite(loss)
+        assert 0 <= right <= 1
+        return {"head": learner.net.head.weight.grad, "queries": learner.net.pooling.queries.grad}
+
+    both = gradients([(2, (True, False)), (0, (False, False))])
+    assert both["head"].abs().sum(1).min() > 0
+    assert both["queries"].abs().sum(1).min() > 0
+    grades = gradients([(2, None), (0, None)])
+    assert not grades["head"][3:].any()
+    assert not grades["queries"][1].any()
+    assert grades["head"][:3].abs().sum() > 0

@@ -14,7 +14,7 @@ from wsi_ips.inference.scores import SlideScores
 from wsi_ips.model.checkpoint import ModelCard
 from wsi_ips.model.int8 import Int8Check, Int8Encoder, Int8Exporter, compare
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.scanning import plain_patches, scan_slides, slide_probabilities
+from wsi_ips.scanning import ChunkLimit, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import SlideTiles, read_tiles
 
 CALIBRATED, CHECKED = 64, 128
@@ -34,6 +34,7 @@ def predict_slide(
     fingerprint: str,
     on_tiles: Callable[[int], None] = lambda _: None,
     int8: Int8Exporter | None = None,
+    limit: ChunkLimit | None = None,
 ) -> SlideScores:
     """Score all tiles of a slide and classify it from the best M.
 
@@ -54,10 +55,13 @@ def predict_slide(
     int8
         Scores the tiles in 8-bit integers; not for slides of fewer than :data:`LEAST_TILES_INT8` tiles, nor for those
         on whose own tiles the two ways differ too much.
+    limit
+        Of the patches scored at once, shared by slides; comes down where the device's memory runs out.
     """
     began = time.perf_counter()
     prepare = plain_patches(device)
     net.eval()
+    limit = limit or ChunkLimit(compute.chunk_size)
     encode, check = (None, None) if int8 is None else _int8_scan(net, int8, tiles, card.memory_size)
     selections = scan_slides(
         net,
@@ -68,16 +72,17 @@ def predict_slide(
         with_probability=True,
         on_tiles=on_tiles,
         encode=encode,
+        limit=limit,
     )
-    probability = slide_probabilities(net, [tiles], selections, prepare, chunk_size=compute.chunk_size)[0]  # (C,)
+    probability = slide_probabilities(net, [tiles], selections, prepare, chunk_size=limit.patches)[0]  # (C,)
     selection = selections[0]
     return SlideScores(
         slide_id=tiles.slide_id,
         attention_logits=selection.logits,
         tile_probability=cast("np.ndarray[tuple[int, int], np.dtype[np.float32]]", selection.probability),
         kept=selection.tiles.astype(np.int32),
-        classes=card.classes,
-        probability=tuple(float(p) for p in probability.cpu()),
+        tasks=card.tasks,
+        probabilities=tuple(tuple(part.tolist()) for part in probability.cpu().split([t.width for t in card.tasks])),
         seconds=round(time.perf_counter() - began, 3),
         fingerprint=fingerprint,
         int8=check,

@@ -2,13 +2,15 @@
 
 ``scores.zarr/<slide_id>`` is a Zarr v3 group: ``attention_logits`` float32 (N, T, H), ``tile_probability``
 float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first. Attributes: schema version, slide id,
-classes, class probabilities of the slide, fingerprint, check of an int8 scan. Row i is row i of the slide's tile index.
+tasks, class probabilities of the slide in each, fingerprint, check of an int8 scan. Row i is row i of the slide's tile
+index.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.labels import Task
 from wsi_ips.model.int8 import Int8Check
 from wsi_ips.model.rules import selection_score
 from wsi_ips.provenance import atomic_folder
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROWS_PER_CHUNK = 65_536
 
 
@@ -38,10 +41,10 @@ class SlideScores:
         float32, shape (N, C): what the model says of each tile alone.
     kept
         Ids of the selected tiles, best first, shape (K,).
-    classes
-        Class names, C of them.
-    probability
-        Class probabilities of the slide, C of them.
+    tasks
+        What was asked of the slide; the first one is its label, C classes in all of them.
+    probabilities
+        Class probabilities of the slide, per task.
     seconds
         Time the pass over the slide took.
     fingerprint
@@ -54,8 +57,8 @@ class SlideScores:
     attention_logits: NDArray[np.float32]
     tile_probability: NDArray[np.float32]
     kept: NDArray[np.int32]
-    classes: tuple[str, ...]
-    probability: tuple[float, ...]
+    tasks: tuple[Task, ...]
+    probabilities: tuple[tuple[float, ...], ...]
     seconds: float
     fingerprint: str
     int8: Int8Check | None = None
@@ -67,13 +70,23 @@ class SlideScores:
 
     @property
     def positive_probability(self) -> NDArray[np.float32]:
-        """Single-tile probability of the last class, shape (N,)."""
-        return self.tile_probability[:, -1]
+        """Single-tile probability of the label's last class, shape (N,)."""
+        return self.tile_probability[:, self.tasks[0].width - 1]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of the label."""
+        return self.tasks[0].classes
+
+    @property
+    def probability(self) -> tuple[float, ...]:
+        """Probabilities of the label's classes."""
+        return self.probabilities[0]
 
     @property
     def label(self) -> str:
-        """Most probable class of the slide."""
-        return self.classes[int(np.argmax(self.probability))]
+        """What the slide is, by its probabilities."""
+        return self.tasks[0].answer(self.probability)
 
 
 def write_scores(root: Path, scores: SlideScores) -> None:
@@ -85,8 +98,8 @@ def write_scores(root: Path, scores: SlideScores) -> None:
             attributes={
                 "schema_version": SCHEMA_VERSION,
                 "slide_id": scores.slide_id,
-                "classes": list(scores.classes),
-                "probability": list(scores.probability),
+                "tasks": [asdict(task) for task in scores.tasks],
+                "probabilities": scores.probabilities,
                 "seconds": scores.seconds,
                 "fingerprint": scores.fingerprint,
                 "int8": asdict(scores.int8) if scores.int8 else None,
@@ -112,14 +125,14 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
             name: np.asarray(group[name][:])  # type: ignore[index]
             for name in ("attention_logits", "tile_probability", "kept")
         }
-        stored = dict(group.attrs)
+        stored: dict[str, Any] = dict(group.attrs)
         return SlideScores(
             slide_id=slide_id,
-            classes=tuple(stored["classes"]),  # type: ignore[arg-type]
-            probability=tuple(stored["probability"]),  # type: ignore[arg-type]
-            seconds=float(stored["seconds"]),  # type: ignore[arg-type]
+            tasks=tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in stored["tasks"]),
+            probabilities=tuple(tuple(part) for part in stored["probabilities"]),
+            seconds=float(stored["seconds"]),
             fingerprint=str(stored["fingerprint"]),
-            int8=Int8Check(**stored["int8"]) if stored.get("int8") else None,  # type: ignore[arg-type]
+            int8=Int8Check(**stored["int8"]) if stored.get("int8") else None,
             **arrays,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,13 @@ class Manifest:
         Its file.
     records
         Its rows, in order.
+    further
+        Text in each of the further columns, by slide_id; empty cells as they are.
     """
 
     path: Path
     records: tuple[SlideRecord, ...]
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Problem(NamedTuple):
@@ -51,7 +54,7 @@ class Numbered(NamedTuple):
     record: SlideRecord
 
 
-def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
+def read_manifest(path: Path, *, label_column: str = "label", further_columns: Sequence[str] = ()) -> Manifest:
     """Read and check a manifest.
 
     Whether the slides' files exist is not checked here: a missing file fails that slide, not the cohort.
@@ -62,13 +65,15 @@ def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
         CSV file with a header; comma, semicolon or tab, UTF-8 with or without byte order mark.
     label_column
         Column that holds the label; must be there unless it is ``label``.
+    further_columns
+        More columns to read, all of which must be there.
 
     Raises
     ------
     ManifestError
         Not readable, a needed column is missing, or rows with problems; names rows and columns.
     """
-    rows = read_rows(path, label_column=label_column)
+    rows = read_rows(path, label_column=label_column, further_columns=further_columns)
     records, problems = list[Numbered](), list[Problem]()
     for row in rows:
         try:
@@ -81,7 +86,8 @@ def read_manifest(path: Path, *, label_column: str = "label") -> Manifest:
         raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
     if not records:
         raise ManifestError(f"manifest {path}: no slide in it; add one row per slide")
-    return Manifest(path, tuple(numbered.record for numbered in records))
+    further = {row.cells["slide_id"]: tuple(row.cells.get(name, "") for name in further_columns) for row in rows}
+    return Manifest(path, tuple(numbered.record for numbered in records), further)
 
 
 def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:

@@ -37,7 +37,7 @@ class Row:
     surplus: str
 
 
-def read_rows(path: Path, *, label_column: str) -> list[Row]:
+def read_rows(path: Path, *, label_column: str, further_columns: Sequence[str] = ()) -> list[Row]:
     """Rows of a manifest file.
 
     Parameters
@@ -46,6 +46,8 @@ def read_rows(path: Path, *, label_column: str) -> list[Row]:
         CSV file.
     label_column
         Column that holds the label; must be there unless it is ``label``.
+    further_columns
+        More columns that must be there.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def read_rows(path: Path, *, label_column: str) -> list[Row]:
     except csv.Error as error:
         raise ManifestError(f"manifest {path}: no CSV table ({error}); is a quotation mark missing?") from error
     header = [name.strip() for name in table[0]] if table else []
-    problems = list(_header_problems(header, label_column))
+    problems = list(_header_problems(header, label_column, further_columns))
     if problems:
         found = ", ".join(name for name in header if name) or "nothing"
         raise ManifestError(f"manifest {path}, row 1: {'; '.join(problems)}. The file has: {found}")
@@ -86,9 +88,10 @@ def _text(path: Path) -> str:
     return re.sub(r"\Asep=.\n", "", lines, flags=re.IGNORECASE)
 
 
-def _header_problems(header: Sequence[str], label_column: str) -> Iterator[str]:
+def _header_problems(header: Sequence[str], label_column: str, further_columns: Sequence[str]) -> Iterator[str]:
     known = [label_column if name == "label" else name for name in SlideRecord.model_fields]
-    needed = {*REQUIRED, *([label_column] if label_column != "label" else [])}
+    known += [name for name in further_columns if name not in known]
+    needed = {*REQUIRED, *further_columns, *([label_column] if label_column != "label" else [])}
     others = [name for name in header if name and name not in known]
     for name in known:
         if header.count(name) > 1:

@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from wsi_ips.errors import CheckpointError
+from wsi_ips.labels import Task
 from wsi_ips.model.encoder import EncoderSpec, build_encoder
 from wsi_ips.model.freezing import plain_state
 from wsi_ips.model.net import IpsNet, PoolingName, PositionName
 from wsi_ips.model.rules import SelectionName, selection_rule
 from wsi_ips.provenance import atomic_path, atomic_write_json, fingerprint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
 
@@ -31,8 +32,8 @@ class ModelCard:
     ----------
     model_id
         Short name shown on every picture.
-    classes
-        Class names in the order of the head's outputs.
+    tasks
+        What it was taught, in the order of the head's outputs; the first one is the slide label of heatmaps.
     encoder
         Encoder architecture and normalisation.
     heads, key_width, dropout
@@ -52,7 +53,7 @@ class ModelCard:
     """
 
     model_id: str
-    classes: tuple[str, ...]
+    tasks: tuple[Task, ...]
     encoder: EncoderSpec
     heads: int
     key_width: int
@@ -80,7 +81,7 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
     """
     return IpsNet(
         build_encoder(card.encoder, pretrained=pretrained, weights=weights),
-        classes=len(card.classes),
+        tasks=card.tasks,
         heads=card.heads,
         key_width=card.key_width,
         dropout=card.dropout,
@@ -118,7 +119,8 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
         encoder = EncoderSpec(**stored.pop("encoder"))
-        card = ModelCard(encoder=encoder, **(stored | {"classes": tuple(stored["classes"])}))
+        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in stored.pop("tasks"))
+        card = ModelCard(encoder=encoder, tasks=tasks, **stored)
         _known("pooling", card.pooling, get_args(PoolingName))
         _known("position", card.position, get_args(PositionName))
         _known("selection", card.selection, get_args(SelectionName))
@@ -132,26 +134,26 @@ def _known(key: str, name: str, names: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {key} `{name}`")
 
 
-def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[IpsNet, ModelCard]:
+def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> tuple[IpsNet, ModelCard]:
     """Read a checkpoint.
 
     Parameters
     ----------
     folder
         Folder with the weights and the card.
-    classes
-        Classes the caller expects, in order; None takes those of the checkpoint.
+    tasks
+        Tasks the caller expects, in order; None takes those of the checkpoint.
 
     Raises
     ------
     CheckpointError
-        Missing, damaged, or made for other classes.
+        Missing, damaged, or made for other tasks or classes.
     """
     card = read_card(folder)
-    if classes is not None and classes != card.classes:
+    if tasks is not None and tasks != card.tasks:
         raise CheckpointError(
-            f"checkpoint {folder}: made for classes {', '.join(card.classes)}, the recipe has "
-            f"{', '.join(classes)}; set `labels.classes` to those of the checkpoint or train again"
+            f"checkpoint {folder}: made for {_described(card.tasks)}; the recipe has {_described(tasks)}; set "
+            "`labels.classes` (and `labels.further`) to those of the checkpoint or train again"
         )
     net = build_net(card)
     path = folder / WEIGHTS_NAME
@@ -160,6 +162,13 @@ def load_checkpoint(folder: Path, *, classes: tuple[str, ...] | None = None) -> 
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: does not fit its card ({error}); train again") from error
     return net.eval(), card
+
+
+def _described(tasks: tuple[Task, ...]) -> str:
+    """The classes of the first task, then the further ones by name."""
+    first, *others = [f"{', '.join(t.classes)}{' (any of them)' if t.kind == 'multi' else ''}" for t in tasks]
+    further = [f"`{task.name}` {classes}" for task, classes in zip(tasks[1:], others, strict=True)]
+    return "; ".join([f"classes {first}", *further])
 
 
 def checkpoint_fingerprint(folder: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -151,6 +151,32 @@ class Encoder(nn.Module):
     def start(self, patches: Tensor) -> None:
         """Start :class:`Standardise` from some patches of the training slides, shape (n, 3, h, w)."""
         self.standardise.start(self.embed_raw(patches))
+
+    @torch.no_grad()
+    def estimate_statistics(self, parts: Iterable[Tensor]) -> None:
+        """Take mean and variance of all batch norm anew; frozen ones too, for they describe pixels, not weights.
+
+        Each layer sees what the layers before it make of a part with that part's own statistics, and keeps the mean
+        over parts. The encoder is left as it was otherwise; without batch norm nothing changes.
+
+        Parameters
+        ----------
+        parts
+            Patches as for :meth:`forward`, in parts of equal size that are alike: mixed from all slides.
+        """
+        norms = [module for module in self.trunk.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        before = [(norm, norm.training, norm.momentum) for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over parts
+            norm.train()
+        try:
+            for part in parts:
+                self.embed_raw(part)
+        finally:
+            for norm, training, momentum in before:
+                norm.train(training)
+                norm.momentum = momentum
 
     def embed_raw(self, patches: Tensor) -> Tensor:
         """Embed patches without :class:`Standardise`, (n, 3, h, w) to (n, D)."""

@@ -41,7 +41,9 @@ def scan_encoder(encoder: Encoder) -> Encode:
     if can_fuse(encoder):
         return partial(in_parts, FusedResNet(encoder), pixels=PIXELS_AT_A_TIME_FUSED)
     # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, several times slower.
-    return partial(in_parts, encoder, at_least=16 if torch.get_num_threads() == 1 else 1)
+    # Those of shortcuts, which also halve the sides, are too few to matter: ResNet-18 is fastest in parts of four.
+    pointwise = any(isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == (1, 1) for m in encoder.trunk.modules())
+    return partial(in_parts, encoder, at_least=16 if pointwise and torch.get_num_threads() == 1 else 1)
 
 
 def in_parts(encode: Encode, patches: Tensor, *, pixels: int = PIXELS_AT_A_TIME, at_least: int = 1) -> Tensor:

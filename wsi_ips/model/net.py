@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsi_ips.labels import Task
 from wsi_ips.model.attention import CrossAttentionPooling
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.fused import Encode
 from wsi_ips.model.pooling import GatedAttentionPooling, MaxPooling, MeanPooling, Pooling
 from wsi_ips.model.position import SinusoidalPosition
 from wsi_ips.model.rules import Rule, even, exact
-from wsi_ips.model.tasks import Task, probabilities
+from wsi_ips.model.tasks import probabilities
 
 PoolingName = Literal["attention", "abmil", "mean", "max"]
 PositionName = Literal["none", "sinusoidal"]
@@ -50,7 +51,7 @@ class IpsNet(nn.Module):
     encoder
         Patches to embeddings.
     classes
-        Number of classes of the only task; or give ``tasks``.
+        Number of classes of the only task, a single-label one; or give ``tasks``.
     tasks
         Each has one query of the pooling and one linear head.
     heads, key_width, dropout
@@ -79,12 +80,12 @@ class IpsNet(nn.Module):
         super().__init__()
         if (classes is None) == (not tasks):
             raise ValueError("give either `classes` or `tasks`")
-        self.tasks = (Task("label", classes),) if classes is not None else tuple(tasks)
+        self.tasks = tuple(tasks) or (Task("label", tuple(map(str, range(classes or 0)))),)
         self.encoder = encoder
         self.pooling = build_pooling(
             pooling, encoder.width, queries=len(self.tasks), heads=heads, key_width=key_width, dropout=dropout
         )
-        self.head = nn.Linear(encoder.width, sum(task.classes for task in self.tasks))
+        self.head = nn.Linear(encoder.width, sum(task.width for task in self.tasks))
         self.position = SinusoidalPosition(encoder.width) if position == "sinusoidal" else None
         self.rule = rule if self.pooling.ranks else even
 
@@ -107,7 +108,7 @@ class IpsNet(nn.Module):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Class logits of pooled vectors, each task from its own query, shape (..., T, D) to (..., C)."""
-        widths = [task.classes for task in self.tasks]
+        widths = [task.width for task in self.tasks]
         heads = zip(self.head.weight.split(widths), self.head.bias.split(widths), strict=True)
         parts = [functional.linear(pooled[..., t, :], weight, bias) for t, (weight, bias) in enumerate(heads)]
         return torch.cat(parts, dim=-1)

@@ -2,40 +2,22 @@
 
 Logits of all tasks stand side by side: task 0's classes first, then task 1's, ...
 
-Shapes: B slides, T tasks, C classes of all tasks together, C_t of one.
+Shapes: B slides, n slides or tiles, T tasks, C classes of all tasks together, C_t of one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsi_ips.labels import Task, Truth
+
 UNKNOWN = -1
 """Label of a slide of which a single-label task does not know the class; NaN in a multi-label task."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One question to a slide.
-
-    Attributes
-    ----------
-    name
-        For messages and stored weights.
-    classes
-        Number of its classes (C_t).
-    kind
-        ``single``: exactly one class holds (softmax); ``multi``: each class holds or not (sigmoid).
-    """
-
-    name: str
-    classes: int
-    kind: Literal["single", "multi"] = "single"
 
 
 def probabilities(logits: Tensor, tasks: Sequence[Task]) -> Tensor:
@@ -87,6 +69,84 @@ def task_loss(
     return torch.stack(losses).mean()
 
 
+def task_losses_each(
+    logits: Tensor,
+    truths: Sequence[Tensor],
+    tasks: Sequence[Task],
+    *,
+    weights: Sequence[Tensor | None],
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Loss of each row in each task, shape (n, T); 0 where its label is not known.
+
+    Parameters as for :func:`task_loss`, n in place of B. In a multi-label task it is the mean over the classes that are
+    known.
+    """
+    losses = []
+    for task, part, truth, weight in zip(tasks, _split(logits, tasks), truths, weights, strict=True):
+        if task.kind == "single":
+            known = truth != UNKNOWN  # (n,)
+            each = functional.cross_entropy(
+                part, truth.clamp_min(0), weight=weight, label_smoothing=label_smoothing, reduction="none"
+            )
+            losses.append(each * known)
+        else:
+            losses.append(_multi_each(part, truth, weight).sum(1) / _known_classes(truth).clamp_min(1))
+    return torch.stack(losses, 1)
+
+
+def share_right(logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task]) -> float:
+    """Share of answers that are right, mean over the tasks of which something is known; NaN where nothing is.
+
+    An answer is the most probable class of a slide, or in a multi-label task whether a class holds.
+    """
+    shares = []
+    for task, part, truth in zip(tasks, _split(logits, tasks), truths, strict=True):
+        known = truth != UNKNOWN if task.kind == "single" else ~truth.isnan()
+        right = part.argmax(-1) == truth if task.kind == "single" else (part > 0) == (truth > 0)
+        if known.any():
+            shares.append(float(right[known].float().mean()))
+    return sum(shares) / len(shares) if shares else math.nan
+
+
+def is_negative(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+    """Whether a slide holds nothing but the absence of each task's findings, bool, shape (B, T).
+
+    Single-label: it is of the first class. Multi-label: no class holds.
+    """
+    return torch.stack(
+        [
+            truth == 0 if task.kind == "single" else truth.nan_to_num().sum(1) == 0
+            for task, truth in zip(tasks, truths, strict=True)
+        ],
+        1,
+    )
+
+
+def is_known(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+    """Whether anything is known of a slide in each task, bool, shape (B, T)."""
+    return torch.stack(
+        [
+            truth != UNKNOWN if task.kind == "single" else ~truth.isnan().all(1)
+            for task, truth in zip(tasks, truths, strict=True)
+        ],
+        1,
+    )
+
+
+def truth_tensors(truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> list[Tensor]:
+    """Truths of B slides, T each, as :func:`task_loss` takes them: a tensor per task."""
+    columns = [[entry[number] for entry in truths] for number in range(len(tasks))]
+    tensors = []
+    for task, column in zip(tasks, columns, strict=True):
+        if task.kind == "single":
+            tensors.append(torch.tensor([UNKNOWN if entry is None else entry for entry in column]))
+        else:
+            unknown = (math.nan,) * task.width
+            tensors.append(torch.tensor([unknown if entry is None else entry for entry in column], dtype=torch.float32))
+    return tensors
+
+
 def _single(logits: Tensor, truth: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
     known = truth != UNKNOWN  # (B,)
     if not known.any():
@@ -95,14 +155,23 @@ def _single(logits: Tensor, truth: Tensor, weight: Tensor | None, label_smoothin
 
 
 def _multi(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
-    known = ~truth.isnan()  # (B, C_t)
+    return _multi_each(logits, truth, weight).sum() / _known_classes(truth).sum().clamp_min(1)
+
+
+def _multi_each(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
+    """Loss of each class, 0 where it is not known, shape (B, C_t)."""
     each = functional.binary_cross_entropy_with_logits(
         logits, truth.nan_to_num().to(logits), pos_weight=weight, reduction="none"
     )
-    return (each * known).sum() / known.sum().clamp_min(1)
+    return each * ~truth.isnan()
+
+
+def _known_classes(truth: Tensor) -> Tensor:
+    """How many classes of each slide are known, shape (B,)."""
+    return (~truth.isnan()).sum(1)
 
 
 def _split(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, ...]:
     """(..., C) to one (..., C_t) per task."""
-    parts: tuple[Tensor, ...] = logits.split([task.classes for task in tasks], dim=-1)
+    parts: tuple[Tensor, ...] = logits.split([task.width for task in tasks], dim=-1)
     return parts

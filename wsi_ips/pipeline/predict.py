@@ -16,7 +16,7 @@ from wsi_ips.model.int8 import Int8Exporter
 from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path, fingerprint
-from wsi_ips.scanning import choose_device
+from wsi_ips.scanning import ChunkLimit, choose_device
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -71,7 +71,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
     """
     card = read_card(checkpoint_folder(run))
     check_scale(run, card)
-    net, card = load_checkpoint(checkpoint_folder(run), classes=run.recipe.labels.classes)
+    net, card = load_checkpoint(checkpoint_folder(run), tasks=run.recipe.labels.tasks)
     model = checkpoint_fingerprint(checkpoint_folder(run))
     due = [
         record
@@ -84,6 +84,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         device = choose_device(run.recipe.compute.device)
         net.to(device)
         int8 = Int8Exporter(net.encoder, card.patch_px) if run.recipe.predict.scan_precision == "int8" else None
+        limit = ChunkLimit(run.recipe.compute.chunk_size, run.progress.note)
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
         with run.progress.stage("prediction", total, "tiles") as advance:
             for record in due:
@@ -98,6 +99,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
                         fingerprint=scores_fingerprint(run, record, model),
                         on_tiles=advance,
                         int8=int8,
+                        limit=limit,
                     )
                     if scores.int8:
                         used = "" if scores.int8.holds else "; too far from fp32, which was used instead"
@@ -129,21 +131,22 @@ def check_scale(run: Run, card: ModelCard) -> None:
 
 def write_predictions(run: Run) -> None:
     """Write ``predictions.csv``: one row per predicted slide, in the order of the manifest."""
-    rows = [_row(record, read_scores(run.folder.scores, record.slide_id)) for record in predicted(run)]
-    columns = ["slide_id", *[f"probability_{c}" for c in run.recipe.labels.classes]]
-    columns += ["predicted", "label", "split", "tiles", "seconds"]
+    rows = [_row(run, record, read_scores(run.folder.scores, record.slide_id)) for record in predicted(run)]
+    first, *further = run.recipe.labels.tasks
+    columns = ["slide_id", *[f"probability_{c}" for c in first.classes], "predicted", "label"]
+    for task in further:
+        columns += [f"{task.name}_probability_{c}" for c in task.classes]
+        columns += [f"{task.name}_predicted", f"{task.name}_label"]
+    columns += ["split", "tiles", "seconds"]
     with atomic_path(run.folder.predictions) as temporary:
         pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
 
 
-def _row(record: SlideRecord, scores: SlideScores) -> dict[str, object]:
-    probabilities = zip(scores.classes, scores.probability, strict=True)
-    return {
-        "slide_id": record.slide_id,
-        **{f"probability_{name}": round(value, 6) for name, value in probabilities},
-        "predicted": scores.label,
-        "label": record.label,
-        "split": record.split,
-        "tiles": len(scores.attention_logits),
-        "seconds": scores.seconds,
-    }
+def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object]:
+    row: dict[str, object] = {"slide_id": record.slide_id}
+    truths = run.truths[record.slide_id]
+    for task, probability, truth in zip(scores.tasks, scores.probabilities, truths, strict=True):
+        prefix = "" if task is scores.tasks[0] else f"{task.name}_"
+        row |= {f"{prefix}probability_{c}": round(p, 6) for c, p in zip(task.classes, probability, strict=True)}
+        row |= {f"{prefix}predicted": task.answer(probability), f"{prefix}label": task.text(truth)}
+    return row | {"split": record.split, "tiles": len(scores.attention_logits), "seconds": scores.seconds}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ from PIL import Image
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation import (
     Interval,
+    TaskFigures,
     TileFigures,
     auc_with_interval,
     roc_curve,
     slide_intervals,
     slide_metrics,
+    task_figures,
     tile_figures,
 )
 from wsi_ips.inference import SlideScores, read_scores
@@ -48,15 +50,17 @@ class Figures:
     intervals: tuple[tuple[str, Interval], ...]
     tile_probability: TileFigures | None
     tile_attention: TileFigures | None
+    tasks: dict[str, TaskFigures]
     notes: tuple[str, ...]
 
 
 def compute_figures(run: Run) -> Figures:
     """Slide and tile figures on the test slides."""
-    positive = run.recipe.labels.classes[-1]
-    test = [r for r in predicted(run) if r.split == "test" and r.label is not None]
+    label = run.recipe.labels.tasks[0]
+    in_test = [r for r in predicted(run) if r.split == "test"]
+    test = [r for r in in_test if run.truth(r) is not None]
     scores = [read_scores(run.folder.scores, r.slide_id) for r in test]
-    truth = np.array([r.label == positive for r in test], int)
+    truth = np.array([label.is_positive(run.truth(r)) for r in test], int)
     score = np.array([s.probability[-1] for s in scores])
     notes: list[str] = []
     auc: Interval | None = None
@@ -72,7 +76,19 @@ def compute_figures(run: Run) -> Figures:
     except EvaluationError as error:
         notes.append(f"no slide AUC: {error}")
     tiles = _tile_figures(run, test, scores, notes)
-    return Figures(auc, roc, at_half, intervals, *tiles, tuple(notes))
+    return Figures(auc, roc, at_half, intervals, *tiles, _task_figures(run, in_test), tuple(notes))
+
+
+def _task_figures(run: Run, test: list[SlideRecord]) -> dict[str, TaskFigures]:
+    """Figures of each task on the test slides whose answer is known; tasks of which none is known are left out."""
+    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in test}
+    found = {}
+    for number, task in enumerate(run.recipe.labels.tasks):
+        known = [r.slide_id for r in test if run.truths[r.slide_id][number] is not None]
+        if known:
+            truth = np.array([run.truths[name][number] for name in known])
+            found[task.name] = task_figures(truth, np.array([scores[name].probabilities[number] for name in known]))
+    return found
 
 
 def _tile_figures(
@@ -87,7 +103,7 @@ def _tile_figures(
     attention: list[NDArray[np.floating]] = []
     for record, entry in zip(test, scores, strict=True):
         known = run.index(record).tumour_fraction
-        if known is None and record.label != run.recipe.labels.classes[0]:
+        if known is None and not run.recipe.labels.tasks[0].is_negative(run.truth(record)):
             continue
         fractions.append(np.zeros(len(entry.attention)) if known is None else known)
         probability.append(entry.positive_probability)
@@ -130,6 +146,7 @@ def _summary(run: Run, figures: Figures, seconds: float) -> dict[str, Any]:
         "test_positives": auc.positives if auc else None,
         "test_negatives": auc.negatives if auc else None,
         **{f"test_{name}": value for name, value in figures.at_half.items()},
+        **_task_summary(run, figures),
         "tile_auc_probability": tiles.auc if tiles else None,
         "tile_pr_auc_probability": tiles.pr_auc if tiles else None,
         "tile_auc_attention": attention.auc if attention else None,
@@ -143,6 +160,16 @@ def _summary(run: Run, figures: Figures, seconds: float) -> dict[str, Any]:
     }
 
 
+def _task_summary(run: Run, figures: Figures) -> dict[str, Any]:
+    """Figures of tasks with more than two classes, and of further ones: ``test_accuracy_NAME``, ..."""
+    return {
+        f"test_{what}_{task.name}": value
+        for task in run.recipe.labels.tasks
+        if task.name in figures.tasks and (task.name != "label" or task.width > 2)
+        for what, value in asdict(figures.tasks[task.name]).items()
+    }
+
+
 def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and note of the figures people are shown, in the terminal and on the page."""
     lines = []
@@ -150,6 +177,10 @@ def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         interval = f"95 % interval {summary['test_auc_low']:.3f}-{summary['test_auc_high']:.3f}"
         counts = f"{summary['test_positives']} + {summary['test_negatives']} slides"
         lines.append(("test AUC", f"{summary['test_auc']:.3f}", f"{interval}, {counts}"))
+    for task in [name.removeprefix("test_accuracy_") for name in summary if name.startswith("test_accuracy_")]:
+        auc, slides = summary[f"test_auc_{task}"], summary[f"test_slides_{task}"]
+        mean_auc = "" if auc is None else f"mean AUC of its classes {auc:.3f}, "
+        lines.append((f"accuracy, {task}", f"{summary[f'test_accuracy_{task}']:.3f}", f"{mean_auc}{slides} slides"))
     if summary["tile_auc_probability"] is not None:
         share = f"{summary['tumour_tiles']} of {summary['tiles']} test tiles are tumour"
         lines.append(("tile AUC, probability map", f"{summary['tile_auc_probability']:.3f}", share))
@@ -197,7 +228,7 @@ def _entry(run: Run, record: SlideRecord, is_predicted: bool, pictured: bool) ->
         slide_id=record.slide_id,
         state=state.state,
         reason=state.reason,
-        label=record.label or "",
+        label=run.recipe.labels.tasks[0].text(run.truth(record)) or "",
         split=record.split or "",
         probability=scores.probability[-1] if scores else None,
         predicted=scores.label if scores else "",

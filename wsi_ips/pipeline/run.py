@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from wsi_ips.config import Recipe
+from wsi_ips.config import LabelsSection, Recipe
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
-from wsi_ips.manifest import SlideRecord, read_manifest
+from wsi_ips.labels import Truth
+from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
@@ -33,6 +34,8 @@ class Run:
         The whole recipe; stages take their section from it.
     records
         Rows of the manifest, in order.
+    truths
+        What the manifest says of each slide, by slide_id: an entry per task of ``recipe.labels``.
     folder
         Where everything goes.
     states
@@ -45,6 +48,7 @@ class Run:
 
     recipe: Recipe
     records: Sequence[SlideRecord]
+    truths: Mapping[str, tuple[Truth, ...]]
     folder: RunFolder
     states: StateTable
     progress: Progress = field(default_factory=Silent)
@@ -63,12 +67,13 @@ class Run:
         """
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
-        manifest = read_manifest(recipe.manifest, label_column=recipe.labels.column)
-        check_labels(manifest.records, recipe.labels.classes, recipe.labels.column)
+        column, *further = recipe.labels.columns
+        manifest = read_manifest(recipe.manifest, label_column=column, further_columns=further)
+        truths = read_truths(manifest, recipe.labels)
         folder = RunFolder(recipe.output, recipe.tiles.store)
         states = StateTable(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
         pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
-        return cls(recipe, manifest.records, folder, states, progress or Silent(), pool)
+        return cls(recipe, manifest.records, truths, folder, states, progress or Silent(), pool)
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +131,10 @@ class Run:
             return False
         return stored_tiles_fingerprint(self.folder.tiles, record.slide_id) == wanted
 
+    def truth(self, record: SlideRecord) -> Truth:
+        """What is known of the slide's label, the first task."""
+        return self.truths[record.slide_id][0]
+
     def with_tiles(self, records: Sequence[SlideRecord] | None = None) -> list[SlideRecord]:
         """Slides that have tiles: state ``ok``, or failed in a later stage that may be tried again."""
         chosen = self.records if records is None else records
@@ -147,22 +156,35 @@ class Run:
         )
 
 
-def check_labels(records: Sequence[SlideRecord], classes: tuple[str, ...], column: str) -> None:
-    """Refuse labels that are no class of the recipe.
+def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Truth, ...]]:
+    """What the manifest says of each slide, an entry per task, by slide_id.
 
     Raises
     ------
     ManifestError
-        Names the slides and the two ways out.
+        Labels that are no class of the recipe; names the slides and the two ways out.
     """
-    odd = [r for r in records if r.label is not None and r.label not in classes]
-    if odd:
-        shown = ", ".join(f"{r.slide_id}: `{r.label}`" for r in odd[:5])
-        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
-        raise ManifestError(
-            f"column `{column}`: labels that are no class of the recipe ({', '.join(classes)}): {shown}{more}; "
-            "correct the manifest or list all classes in `labels.classes`"
-        )
+    truths: dict[str, tuple[Truth, ...]] = {}
+    odd: dict[str, list[str]] = {}
+    for record in manifest.records:
+        known: list[Truth] = []
+        cells = (record.label, *manifest.further.get(record.slide_id, ()))
+        for task, column, text in zip(labels.tasks, labels.columns, cells, strict=True):
+            try:
+                known.append(task.truth(text))
+            except ValueError:
+                odd.setdefault(column, []).append(f"{record.slide_id}: `{text}`")
+        truths[record.slide_id] = tuple(known)
+    for (task, column), shown in ((pair, odd.get(pair[1])) for pair in zip(labels.tasks, labels.columns, strict=True)):
+        if shown:
+            key = "labels.classes" if task.name == "label" else f"labels.further.{task.name}.classes"
+            several = "; several classes of a slide are written `a;b`, none as `none`" if task.kind == "multi" else ""
+            more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+            raise ManifestError(
+                f"column `{column}`: labels that are no class of the recipe ({', '.join(task.classes)}): "
+                f"{', '.join(shown[:5])}{more}; correct the manifest or list all classes in `{key}`{several}"
+            )
+    return truths
 
 
 def _file_hash(path: Path) -> str:

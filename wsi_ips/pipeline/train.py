@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from wsi_ips.errors import RegionReadError, TrainingError
+from wsi_ips.errors import RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
@@ -52,13 +52,17 @@ def train_stage(run: Run) -> bool:
 
 
 def _labelled(run: Run, split: str) -> list[SlideRecord]:
-    """Slides of a split with a label and tiles that no earlier training failed to read."""
-    chosen = [r for r in run.records if r.split == split and r.label is not None]
+    """Slides of a split with a label in any task, and tiles that no earlier training failed to read."""
+    chosen = [r for r in run.records if r.split == split and _has_label(run, r)]
     return [r for r in run.with_tiles(chosen) if run.states[r.slide_id].stage != "train"]
 
 
+def _has_label(run: Run, record: SlideRecord) -> bool:
+    return any(truth is not None for truth in run.truths[record.slide_id])
+
+
 def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
-    listed = [r for r in run.records if r.split == "train" and r.label is not None]
+    listed = [r for r in run.records if r.split == "train" and _has_label(run, r)]
     if not listed:
         raise TrainingError(
             f"manifest {run.recipe.manifest}: no slide has split `train` and a label; fill both columns, or set "
@@ -78,20 +82,24 @@ def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
 
 def _fingerprint(run: Run, records: Sequence[SlideRecord]) -> str:
     recipe = run.recipe
-    inputs = sorted((r.slide_id, r.label, r.split, run.index(r).fingerprint) for r in records)
+    inputs = sorted((r.slide_id, str(run.truths[r.slide_id]), r.split, run.index(r).fingerprint) for r in records)
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs)
 
 
 def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str) -> None:
     recipe, device = run.recipe, choose_device(run.recipe.compute.device)
     torch.manual_seed(recipe.seed)
-    section, classes = recipe.model, recipe.labels.classes
-    spec = encoder_spec(
-        section.encoder, norm=section.norm, has_weights=section.pretrained or section.weights is not None
-    )
+    section = recipe.model
+    has_weights = section.pretrained or section.weights is not None
+    if section.batch_statistics == "re-estimated" and not has_weights:
+        raise RecipeError(
+            "key `model.batch_statistics`: without weights there are no statistics to take anew; set "
+            "`model.pretrained` or `model.weights`, or leave `stored`"
+        )
+    spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
-        classes=classes,
+        tasks=recipe.labels.tasks,
         encoder=spec,
         heads=section.heads,
         key_width=section.key_width,
@@ -117,7 +125,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     card = replace(card, encoder=net.encoder.spec)
     keeper = _Keeper(run, net, card)
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    labelled = [[LabelledSlide(run.tiles(r), classes.index(str(r.label))) for r in part] for part in (train, val)]
+    labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     with run.progress.stage("training", recipe.training.epochs * len(train), "slides") as advance:
         trainer = Trainer(
             net,
@@ -128,8 +136,9 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             device=device,
             on_slides=advance,
             note=run.progress.note,
+            re_estimate=section.batch_statistics == "re-estimated",
         )
-        trainer.fit(labelled[0], labelled[1], classes=len(classes), on_epoch=keeper)
+        trainer.fit(labelled[0], labelled[1], on_epoch=keeper)
 
 
 class _Keeper:

@@ -5,7 +5,8 @@ One step (Bergner et al., 2023, algorithm 1, with exact selection):
 1. stream all tiles of B slides through the network in evaluation mode, keep the M best of each;
 2. encode the winners again with gradient, pool them with a mask, take the loss, step the optimiser.
 
-Shapes: B slides of a step, K ≤ M kept tiles (padded to the longest of the batch, masked), C classes.
+Shapes: B slides of a step, K ≤ M kept tiles (padded to the longest of the batch, masked), k of all kept tiles, T tasks,
+C classes of all tasks, C_t of one.
 """
 
 from __future__ import annotations
@@ -19,34 +20,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import TrainingError
+from wsi_ips.labels import Truth
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
-from wsi_ips.scanning import Prepare, Winners, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.model.tasks import share_right, task_loss, task_losses_each, truth_tensors
+from wsi_ips.scanning import ChunkLimit, Prepare, Winners, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.gradient import StepGradient
 from wsi_ips.training.rescan import LastScores
+from wsi_ips.training.tile_loss import tile_loss
+from wsi_ips.training.weights import task_weights
 
 GRADIENT_NORM = 1.0
-START_SLIDES, START_TILES = 16, 256
-ROWS_AT_A_TIME = 256
-"""Tiles of which the tile loss keeps activations at a time."""
-
+START_SLIDES, START_TILES, START_BATCH = 16, 256, 64
 WARM_START_TILES = 4
 """Random tiles per slide and step of the warm start."""
 
 
 @dataclass(frozen=True)
 class LabelledSlide:
-    """One slide to learn from: its tiles and the position of its label among the classes."""
+    """One slide to learn from: its tiles, and for each task what is known of it."""
 
     tiles: SlideTiles
-    label: int
+    truths: tuple[Truth, ...]
 
     @property
     def slide_id(self) -> str:
@@ -73,9 +73,9 @@ class EpochRecord:
     loss
         Mean training loss of the slides.
     accuracy
-        Share of training slides whose most probable class is theirs, dropout on.
+        Share of the training slides' labels that are most probable, dropout on, mean over tasks.
     val_loss
-        Mean cross-entropy of the validation slides; None without any and in the warm start.
+        Mean loss of the validation slides, over tasks; None without any and in the warm start.
     learning_rate
         At the end of the epoch.
     """
@@ -105,7 +105,9 @@ class Trainer:
     on_slides
         Called with the number of training slides finished, after each step.
     note
-        Told how the gradient is taken where that is not in one pass.
+        Told how the gradient is taken where that is not in one pass, and where memory runs out.
+    re_estimate
+        Take the statistics of batch norm from tiles of the training slides before the first step.
     """
 
     def __init__(
@@ -119,10 +121,13 @@ class Trainer:
         device: torch.device,
         on_slides: Callable[[int], None] = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
+        re_estimate: bool = False,
     ) -> None:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
         self.last_scores = LastScores(best=section.rescan_best, random=section.rescan_random)
+        self.limit = ChunkLimit(compute.chunk_size, note)
+        self.re_estimate = re_estimate
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
@@ -132,7 +137,6 @@ class Trainer:
         train: Sequence[LabelledSlide],
         val: Sequence[LabelledSlide],
         *,
-        classes: int,
         on_epoch: Callable[[EpochRecord], None],
     ) -> None:
         """Run all epochs.
@@ -142,10 +146,13 @@ class Trainer:
         Raises
         ------
         TrainingError
-            A class without training slides, or a loss that is not finite.
+            A task whose training slides are all alike, or a loss that is not finite.
         """
-        labels = [slide.label for slide in train]
-        weights = class_weights(labels, classes, balanced=self.section.class_weights).to(self.device)
+        known = truth_tensors([slide.truths for slide in train], self.net.tasks)
+        weights = [
+            task_weights(truth, task, balanced=self.section.class_weights).to(self.device)
+            for truth, task in zip(known, self.net.tasks, strict=True)
+        ]
         optimiser = torch.optim.AdamW(
             self.net.parameter_groups(self.section.weight_decay), lr=self.section.learning_rate
         )
@@ -156,11 +163,11 @@ class Trainer:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
         for epoch in range(1, self.section.epochs + 1):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(train))
-            loss, right = 0.0, 0
+            loss, right = 0.0, 0.0
             for part in np.array_split(order, steps[epoch - 1]):
                 step_loss, step_right = self._step([train[i] for i in part], epoch, weights, optimiser)
                 schedule.step()
-                loss, right = loss + step_loss * len(part), right + step_right
+                loss, right = loss + step_loss * len(part), right + step_right * len(part)
                 self.on_slides(len(part))
             on_epoch(
                 EpochRecord(
@@ -185,7 +192,7 @@ class Trainer:
 
     @torch.no_grad()
     def _start_encoder(self, slides: Sequence[LabelledSlide]) -> None:
-        """Show the encoder some tiles of several slides before the first step."""
+        """Show the encoder some tiles of several slides before the first step, mixed."""
         rng = np.random.default_rng([self.seed, 0])
         chosen = rng.permutation(len(slides))[:START_SLIDES]
         each = max(2, START_TILES // len(chosen))
@@ -195,26 +202,38 @@ class Trainer:
             drawn = np.sort(rng.permutation(len(tiles.index))[:each])
             pixels.append(read_tiles(tiles.only(drawn.astype(np.int32))))
         self.net.eval()
-        self.net.encoder.start(to_float(torch.from_numpy(np.concatenate(pixels)).to(self.device)))
+        patches = to_float(torch.from_numpy(np.concatenate(pixels)).to(self.device))
+        if self.re_estimate:
+            mixed = torch.from_numpy(rng.permutation(len(patches))).to(self.device)
+            self.net.encoder.estimate_statistics(patches[mixed].split(START_BATCH))
+        self.net.encoder.start(patches)
 
     def _step(
-        self, batch: Sequence[LabelledSlide], epoch: int, weights: Tensor, optimiser: torch.optim.Optimizer
-    ) -> tuple[float, int]:
-        """One update; mean loss and number of slides classified rightly."""
+        self,
+        batch: Sequence[LabelledSlide],
+        epoch: int,
+        weights: Sequence[Tensor],
+        optimiser: torch.optim.Optimizer,
+    ) -> tuple[float, float]:
+        """One update; mean loss and share of right answers."""
         prepare = self._augmented([slide.slide_id for slide in batch], epoch)
         kept = self._kept(batch, epoch, prepare)
         self.net.train()
-        truth = torch.tensor([slide.label for slide in batch], device=self.device)  # (B,)
-        criterion = partial(functional.cross_entropy, weight=weights, label_smoothing=self.section.label_smoothing)
-        right = 0
+        tasks, smoothing = self.net.tasks, self.section.label_smoothing
+        truths = [truth.to(self.device) for truth in truth_tensors([slide.truths for slide in batch], tasks)]
+        right = 0.0
 
         def loss_of(embeddings: Tensor, mask: Tensor) -> Tensor:
             nonlocal right
             logits = self.net(embeddings, mask)  # (B, C)
-            right = int((logits.argmax(1) == truth).sum())
-            loss = criterion(logits, truth)
+            right = share_right(logits, truths, tasks)
+            loss = task_loss(logits, truths, tasks, weights=weights, label_smoothing=smoothing)
             if self.section.tile_loss:
-                loss = loss + self.section.tile_loss * self._tile_loss(embeddings, mask, truth, criterion, epoch)
+                each = partial(task_losses_each, tasks=tasks, weights=weights, label_smoothing=smoothing)
+                is_warm = epoch <= self.section.warm_start_epochs
+                loss = loss + self.section.tile_loss * tile_loss(
+                    self.net, embeddings, mask, truths, each, evenly=is_warm
+                )
             return loss
 
         optimiser.zero_grad(set_to_none=True)
@@ -228,35 +247,18 @@ class Trainer:
         optimiser.step()
         return float(loss), right
 
-    def _tile_loss(
-        self, embeddings: Tensor, mask: Tensor, truth: Tensor, criterion: Callable[..., Tensor], epoch: int
-    ) -> Tensor:
-        """Loss of each kept tile alone against the slide's label.
-
-        Tiles of a slide of the first class count evenly, for they are all of it; tiles of another class
-        count by attention, for only some of them are. In the warm start, when attention means nothing yet, all
-        count evenly. Weights carry no gradient and sum to 1 per slide.
-        """
-        with torch.no_grad():
-            attention = selection_weights(self.net.pooling.logits(embeddings), mask)  # (B, K)
-        evenly = mask / mask.sum(1, keepdim=True)  # (B, K)
-        even = (truth[:, None] == 0) | (epoch <= self.section.warm_start_epochs)  # (B, 1)
-        share = torch.where(even, evenly, attention)[mask]  # (sum K,)
-        label = truth[:, None].expand_as(mask)[mask]  # (sum K,)
-
-        def part(embeddings: Tensor, label: Tensor, share: Tensor) -> Tensor:  # (k, D), (k,), (k,)
-            alone = self.net.head(self.net.pooling.alone(embeddings)[:, 0])  # (k, C)
-            return (criterion(alone, label, reduction="none") * share).sum()
-
-        return in_parts(part, embeddings[mask], label, share) / len(truth)
-
     def _kept(self, batch: Sequence[LabelledSlide], epoch: int, prepare: Prepare) -> list[Kept]:
         """Tiles to learn from: random ones in the warm start, later the best and some random ones."""
         if epoch <= self.section.warm_start_epochs:
             return [self._random(slide, epoch) for slide in batch]
         requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
         selections = scan_slides(
-            self.net, requests, memory_size=self.memory_size, compute=self.compute, prepare=prepare
+            self.net,
+            requests,
+            memory_size=self.memory_size,
+            compute=self.compute,
+            prepare=prepare,
+            limit=self.limit,
         )
         if self.section.rescan_every > 1:
             for slide, found in zip(batch, selections, strict=True):
@@ -317,9 +319,9 @@ class Trainer:
         return prepare
 
     def _validate(self, slides: Sequence[LabelledSlide]) -> float:
-        """Mean cross-entropy of slides, one at a time, without augmentation."""
+        """Mean loss of slides over tasks, one slide at a time, without augmentation."""
         prepare = plain_patches(self.device)
-        total = 0.0
+        logits = []
         for slide in slides:
             selections = scan_slides(
                 self.net,
@@ -327,30 +329,11 @@ class Trainer:
                 memory_size=self.memory_size,
                 compute=self.compute,
                 prepare=prepare,
+                limit=self.limit,
             )
-            probability = slide_probabilities(
-                self.net, [slide.tiles], selections, prepare, chunk_size=self.compute.chunk_size
-            )[0, slide.label]
-            total -= math.log(max(float(probability), 1e-12))
-        return total / len(slides)
-
-
-def class_weights(labels: Sequence[int], classes: int, *, balanced: bool) -> Tensor:
-    """Weight per class, inverse to its frequency and 1 on average over slides, shape (C,).
-
-    Raises
-    ------
-    TrainingError
-        Fewer than two classes occur.
-    """
-    counts = np.bincount(labels, minlength=classes)
-    if (counts > 0).sum() < 2:
-        raise TrainingError(
-            f"all {len(labels)} training slides have one class (counts {counts.tolist()}): a classifier needs "
-            "two; check columns `label` and `split` of the manifest"
-        )
-    weights = len(labels) / (np.maximum(counts, 1) * (counts > 0).sum())
-    return torch.tensor(weights if balanced else np.ones(classes), dtype=torch.float32)
+            logits.append(slide_logits(self.net, [slide.tiles], selections, prepare, chunk_size=self.limit.patches))
+        truths = truth_tensors([slide.truths for slide in slides], self.net.tasks)
+        return float(task_loss(torch.cat(logits).cpu(), truths, self.net.tasks))
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
@@ -359,42 +342,3 @@ def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Sum of a loss over parts of some rows, in the memory of one part.
-
-    Each part is computed again in the backward pass, with the same random numbers. How many rows a part has is fixed,
-    for random numbers depend on it and results must not depend on the machine.
-
-    Parameters
-    ----------
-    part
-        Takes the same rows of all tensors; gives a scalar.
-    rows
-        Tensors of one length n.
-    """
-    if len(rows[0]) <= ROWS_AT_A_TIME:
-        return part(*rows)
-    splits = zip(*(tensor.split(ROWS_AT_A_TIME) for tensor in rows), strict=True)
-    parts = [checkpoint(part, *some, use_reentrant=False) for some in splits]
-    return torch.stack(parts).sum()
-
-
-def selection_weights(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean attention of the kept tiles over queries and heads; sums to 1 per slide.
-
-    Parameters
-    ----------
-    logits
-        Shape (B, K, T, H).
-    mask
-        bool, shape (B, K).
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (B, K); 0 where there is no tile.
-    """
-    masked = logits.masked_fill(~mask[:, :, None, None], -torch.inf)
-    return masked.softmax(dim=1).mean(dim=(2, 3))

@@ -1,0 +1,62 @@
+"""Stages by the rule of CAMELYON17, and their agreement."""
+
+from __future__ import annotations
+
+import pytest
+from sklearn import metrics
+
+from wsi_ips.errors import EvaluationError
+from wsi_ips.evaluation import node_label, pn_stage, quadratic_kappa
+
+
+@pytest.mark.parametrize(
+    ("longest_mm", "label"),
+    [(0, "negative"), (0.05, "itc"), (0.199, "itc"), (0.2, "micro"), (2.0, "micro"), (2.01, "macro"), (30, "macro")],
+)
+def test_a_node_is_called_by_its_longest_metastasis(longest_mm, label):
+    assert node_label(longest_mm) == label
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stage"),
+    [
+        (["negative"] * 5, "pN0"),
+        (["negative", "itc", "itc", "itc", "itc"], "pN0(i+)"),
+        (["micro", "itc", "negative", "negative", "negative"], "pN1mi"),
+        (["micro"] * 5, "pN1mi"),
+        (["macro", "negative", "itc", "itc", "itc"], "pN1"),  # isolated cells make no node positive
+        (["macro", "micro", "micro", "negative", "itc"], "pN1"),
+        (["macro", "micro", "micro", "micro", "negative"], "pN2"),
+        (["macro"] * 9, "pN2"),
+    ],
+)
+def test_stage_of_a_patient(nodes, stage):
+    assert pn_stage(nodes) == stage
+
+
+def test_what_the_rule_does_not_know_is_refused():
+    with pytest.raises(EvaluationError, match="ends at 9"):
+        pn_stage(["macro"] * 10)
+    with pytest.raises(EvaluationError, match="negative, itc, micro, macro"):
+        pn_stage(["big"])
+    with pytest.raises(EvaluationError, match="give one or more"):
+        pn_stage([])
+
+
+def test_kappa_is_that_of_scikit_learn_on_the_order_of_stages():
+    truth = ["pN0", "pN0(i+)", "pN1mi", "pN1", "pN2", "pN0", "pN1"]
+    guess = ["pN0", "pN0", "pN1", "pN1", "pN1mi", "pN0", "pN2"]
+    order = ["pN0", "pN0(i+)", "pN1mi", "pN1", "pN2"]
+    numbers = [[order.index(s) for s in stages] for stages in (truth, guess)]
+    assert quadratic_kappa(truth, guess) == pytest.approx(metrics.cohen_kappa_score(*numbers, weights="quadratic"))
+    by_chance = sum((a - b) ** 2 for a in numbers[0] for b in numbers[1]) / len(truth)
+    assert quadratic_kappa(truth, guess) == pytest.approx(1 - (0 + 1 + 1 + 0 + 4 + 0 + 1) / by_chance)
+
+
+def test_kappa_of_nothing_to_agree_on_is_refused():
+    with pytest.raises(EvaluationError, match="undefined"):
+        quadratic_kappa(["pN0"] * 3, ["pN0"] * 3)
+    with pytest.raises(EvaluationError, match="pNX"):
+        quadratic_kappa(["pN0"], ["pNX"])
+    with pytest.raises(EvaluationError, match="one of each"):
+        quadratic_kappa(["pN0"], [])

@@ -1,0 +1,56 @@
+"""What a cell of the manifest means, and back."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsi_ips.labels import Task
+
+GRADE = Task("grade", ("low", "mid", "high"))
+MARKERS = Task("markers", ("er", "pr", "her2"), "multi")
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "truth"),
+    [
+        (GRADE, "mid", 1),
+        (GRADE, None, None),
+        (MARKERS, "er;her2", (True, False, True)),
+        (MARKERS, "none", (False, False, False)),
+        (MARKERS, "", None),
+    ],
+)
+def test_a_cell_says_what_is_known_and_can_be_written_again(task, text, truth):
+    assert task.truth(text) == truth
+    assert task.text(truth) == (text or None)
+
+
+def test_classes_come_back_in_the_order_of_the_recipe():
+    assert MARKERS.text(MARKERS.truth(" her2 ; er")) == "er;her2"
+
+
+ODD = [(GRADE, "worst"), (GRADE, "low;mid"), (MARKERS, "er;ki67"), (MARKERS, "er;")]
+
+
+@pytest.mark.parametrize(("task", "text"), ODD)
+def test_what_is_no_class_is_refused_by_name(task, text):
+    with pytest.raises(ValueError, match=r"no class of the recipe \("):
+        task.truth(text)
+
+
+def test_the_answer_is_the_most_probable_class_or_all_from_a_half_on():
+    assert GRADE.answer((0.2, 0.5, 0.3)) == "mid"
+    assert MARKERS.answer((0.5, 0.2, 0.9)) == "er;her2"
+    assert MARKERS.answer((0.4, 0.2, 0.1)) == "none"
+
+
+def test_positive_is_the_last_class_and_negative_nothing_but_the_first():
+    assert [(GRADE.is_positive(t), GRADE.is_negative(t)) for t in (0, 1, 2, None)] == [
+        (False, True),
+        (False, False),
+        (True, False),
+        (False, False),
+    ]
+    assert MARKERS.is_positive((False, False, True))
+    assert MARKERS.is_negative((False, False, False))
+    assert not MARKERS.is_negative(None)

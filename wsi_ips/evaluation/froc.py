@@ -1,0 +1,233 @@
+"""Lesion detection by the rule of CAMELYON16: numbers in, numbers out.
+
+Ehteshami Bejnordi et al., JAMA 2017, supplement; the challenge's evaluation script. Truth is a mask at a downsample of
+32. Lesions closer than 75 µm are one; those with a major axis below 275 µm are isolated tumour cells (ITC), which count
+neither as found nor as missed. Sensitivity is pooled over the lesions of all slides, false positives are averaged over
+all slides, also those without any detection.
+
+Shapes: D detections of a slide, L lesions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage import measure
+
+from wsi_ips.errors import EvaluationError
+from wsi_ips.geometry import Point, Scale
+
+JOIN_UM = 75.0
+"""Tumour closer than this is one lesion."""
+ITC_UM = 275.0
+"""Lesions whose major axis is shorter are isolated tumour cells: 200 µm, and what the joining adds on both sides."""
+PEAK_RADIUS_UM = 187.0
+"""Half the side of the box around a peak in which no other is picked."""
+TARGETS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""False positives per slide at which sensitivity is averaged."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Lesions of one slide.
+
+    Attributes
+    ----------
+    labels
+        int32, shape (rows, columns): number of the lesion, 0 where there is none.
+    itc
+        Numbers of those that are isolated tumour cells.
+    downsample
+        Level-0 pixels per pixel of ``labels``.
+    """
+
+    labels: NDArray[np.int32]
+    itc: frozenset[int]
+    downsample: float
+
+    @property
+    def counted(self) -> list[int]:
+        """Numbers of the lesions that count."""
+        return [number for number in range(1, int(self.labels.max(initial=0)) + 1) if number not in self.itc]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Points a model calls tumour on one slide.
+
+    Attributes
+    ----------
+    x_px0, y_px0
+        Level-0 positions, shape (D,).
+    score
+        Higher means more certain, shape (D,).
+    """
+
+    x_px0: Floats
+    y_px0: Floats
+    score: Floats
+
+
+@dataclass(frozen=True)
+class Froc:
+    """Sensitivity against false positives per slide.
+
+    Attributes
+    ----------
+    false_positives
+        Per slide, at each threshold from the highest down, starting at 0; shape (thresholds + 1,).
+    sensitivity
+        Share of the lesions that count, at the same thresholds.
+    score
+        Mean sensitivity at :data:`TARGETS`.
+    lesions, slides
+        What it rests on.
+    """
+
+    false_positives: Floats
+    sensitivity: Floats
+    score: float
+    lesions: int
+    slides: int
+
+    def at(self, target: float) -> float:
+        """Sensitivity at the first point with so many false positives per slide; that of the last where none has."""
+        reached = np.flatnonzero(self.false_positives >= target)
+        return float(self.sensitivity[reached[0] if len(reached) else -1])
+
+
+def find_lesions(mask: NDArray[np.bool_], *, mpp: float, downsample: float) -> Lesions:
+    """Lesions of a tumour mask.
+
+    Parameters
+    ----------
+    mask
+        Tumour, bool, shape (rows, columns); at a downsample of 32 for figures that compare with published ones.
+    mpp
+        µm per pixel of the mask.
+    downsample
+        Level-0 pixels per pixel of the mask.
+    """
+    if not mask.any():  # a distance transform without any zero would make a lesion of nothing
+        return Lesions(np.zeros(mask.shape, np.int32), frozenset(), downsample)
+    near = ndimage.distance_transform_edt(~mask) < JOIN_UM / 2 / mpp
+    labels = measure.label(ndimage.binary_fill_holes(near), connectivity=2)
+    shapes = measure.regionprops(labels)
+    itc = frozenset(int(shape.label) for shape in shapes if shape.axis_major_length < ITC_UM / mpp)
+    return Lesions(labels.astype(np.int32), itc, downsample)
+
+
+def froc(slides: Sequence[tuple[Detections, Lesions]]) -> Froc:
+    """Free-response ROC of a cohort.
+
+    A detection within a lesion finds it, with the highest score of those within; outside of all it is a false positive.
+    Detections within isolated tumour cells are neither.
+
+    Parameters
+    ----------
+    slides
+        All slides of the cohort, those without tumour and those without detections too.
+
+    Raises
+    ------
+    EvaluationError
+        No slide, no lesion that counts, or detections that are not finite or off their slide.
+    """
+    if not slides:
+        raise EvaluationError("no slide: sensitivity needs annotated lesions")
+    false, true = list[Floats](), list[Floats]()
+    for detections, lesions in slides:
+        hit = _hit(detections, lesions)
+        false.append(detections.score[hit == 0])
+        true.append(np.array([detections.score[hit == n].max(initial=-np.inf) for n in lesions.counted]))
+    wrong, found = np.concatenate(false), np.concatenate(true)
+    if not len(found):
+        raise EvaluationError(
+            f"none of {len(slides)} slides has a lesion that counts; annotate lesions of 200 µm or more"
+        )
+    thresholds = np.unique(np.concatenate([wrong, found[np.isfinite(found)]]))[::-1]
+    per_slide = np.array([0.0, *[(wrong >= t).sum() / len(slides) for t in thresholds]])
+    sensitivity = np.array([0.0, *[(found >= t).sum() / len(found) for t in thresholds]])
+    curve = Froc(per_slide, sensitivity, 0.0, len(found), len(slides))
+    score = float(np.mean([curve.at(target) for target in TARGETS]))
+    return Froc(per_slide, sensitivity, score, len(found), len(slides))
+
+
+def peak_detections(
+    values: NDArray[np.floating], *, origin_px0: Point, cell_px0: Scale, mpp: Scale, least: float = 0.5
+) -> Detections:
+    """Peaks of a tile map, highest first; around each a box is left out.
+
+    Parameters
+    ----------
+    values
+        Score per cell, shape (rows, columns); NaN where there is no tile.
+    origin_px0, cell_px0
+        Place of the map on the slide, level-0 pixels.
+    mpp
+        µm per level-0 pixel.
+    least
+        Lower scores are no detections.
+    """
+    reach_x = round(PEAK_RADIUS_UM / (cell_px0.x * mpp.x))
+    reach_y = round(PEAK_RADIUS_UM / (cell_px0.y * mpp.y))
+    rows, columns = np.nonzero(np.nan_to_num(values, nan=-np.inf) >= least)
+    order = np.argsort(-values[rows, columns], kind="stable")
+    free = np.ones(values.shape, bool)
+    picked = []
+    for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
+        if free[row, column]:
+            picked.append((row, column))
+            free[max(0, row - reach_y) : row + reach_y + 1, max(0, column - reach_x) : column + reach_x + 1] = False
+    row, column = np.array(picked, int).reshape(-1, 2).T
+    return _placed(row, column, values[row, column], origin_px0, cell_px0)
+
+
+def component_detections(
+    values: NDArray[np.floating], *, origin_px0: Point, cell_px0: Scale, least: float = 0.5
+) -> Detections:
+    """Connected parts of a tile map from a threshold on: a detection each, at its highest cell (the first of equals).
+
+    Parameters
+    ----------
+    values, origin_px0, cell_px0
+        As for :func:`peak_detections`.
+    least
+        Cells from this score on are tumour.
+    """
+    scores = np.nan_to_num(values, nan=-np.inf)
+    labels, _ = ndimage.label(scores >= least, structure=np.ones((3, 3)))
+    rows, columns = np.nonzero(labels)
+    order = np.argsort(-scores[rows, columns], kind="stable")
+    _, first = np.unique(labels[rows, columns][order], return_index=True)
+    row, column = rows[order][first], columns[order][first]
+    return _placed(row, column, values[row, column], origin_px0, cell_px0)
+
+
+def _placed(
+    row: NDArray[np.intp], column: NDArray[np.intp], score: NDArray[np.floating], origin: Point, cell: Scale
+) -> Detections:
+    """Detections in the middle of their cells."""
+    x = np.asarray(origin.x + (column + 0.5) * cell.x, np.float64)
+    y = np.asarray(origin.y + (row + 0.5) * cell.y, np.float64)
+    return Detections(x, y, np.asarray(score, np.float64))
+
+
+def _hit(detections: Detections, lesions: Lesions) -> NDArray[np.int32]:
+    """Number of the lesion each detection lies in, shape (D,)."""
+    column = np.floor(detections.x_px0 / lesions.downsample).astype(int)
+    row = np.floor(detections.y_px0 / lesions.downsample).astype(int)
+    rows, columns = lesions.labels.shape
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns) & np.isfinite(detections.score)
+    if not inside.all():
+        raise EvaluationError(
+            f"{int((~inside).sum())} of {len(inside)} detections are off their slide or have no finite score; "
+            "positions are level-0 pixels"
+        )
+    return np.asarray(lesions.labels[row, column])
