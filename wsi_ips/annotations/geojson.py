@@ -60,12 +60,8 @@ def read_geojson(path: Path, *, bounds_origin: Point = Point(0, 0)) -> list[Area
         raise AnnotationError(f"annotation {path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError) as error:
         raise AnnotationError(f"annotation {path}: no JSON ({error}); export it from QuPath again") from error
-    return [area for number, feature in enumerate(_features(document, path)) for area in _areas(feature, number, path)]\
-        if bounds_origin == Point(0, 0) else [
-            Area(area.classification, affinity.translate(area.region, *bounds_origin))
-            for number, feature in enumerate(_features(document, path))
-            for area in _areas(feature, number, path)
-        ]
+    areas = [area for number, feature in enumerate(_features(document, path)) for area in _areas(feature, number, path)]
+    return [Area(name, affinity.translate(region, *bounds_origin)) for name, region in areas]
 
 
 def geojson_of(
@@ -84,7 +80,7 @@ def geojson_of(
     locked
         Whether QuPath keeps them from being moved.
     """
-    features = []
+    features: list[dict[str, Any]] = []
     for classification, region in regions:
         shifted = affinity.translate(region, -bounds_origin.x, -bounds_origin.y)
         for polygon in polygons_of(shifted):

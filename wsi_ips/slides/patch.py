@@ -243,7 +243,7 @@ def _shrunk_by_decoder(reader: SlideReader, location_px0: Point, level: int, siz
     """Let the decoder average where it can do so exactly; whether it did."""
     height, width = out.shape[:2]
     ratio = size.width // width
-    if not isinstance(reader, DirectReader) or (width * ratio, height * ratio) != size:
+    if not isinstance(reader, DirectReader) or Size(width * ratio, height * ratio) != size:
         return False
     factors = [f for f in FACTORS if ratio % f == 0 and reader.shrinks(location_px0, level, size, f)]
     if not factors:

@@ -25,7 +25,7 @@ LEAST_SHARE: dict[Flag, float] = {"pen": 0.05, "fold": 0.25, "bubble": 0.25}
 """Share of a tile from which on it is flagged. Little ink already tells what a person marked."""
 COARSEST_DETAIL_MPP = 5.0
 """Nuclei are lost at coarser scales: blur is not judged."""
-SHARP = 0.7
+SHARP = 0.65
 """Detail of one fine pixel over that of two, below which tissue is out of focus: H&E in focus has 0.8 to 2 at 4 µm/px, behind a
 Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)."""
 JUDGED_SHARE = 0.5

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -11,12 +9,14 @@ from PIL import Image, ImageDraw
 from shapely.geometry.base import BaseGeometry
 from skimage.measure import find_contours
 
-from wsi_ips.geometry import Scale, Size
+from wsi_ips.annotations import polygons_of
+from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.tissue.mask import TissueMask
 
 SIMPLIFIED_PX = 0.5
 """Mask pixels by which a simplified outline may leave the true one."""
 SUPERSAMPLED = 4
+BAND_PX = 256
 
 
 def outline_of(tissue: TissueMask) -> BaseGeometry:
@@ -34,19 +34,15 @@ def outline_of(tissue: TissueMask) -> BaseGeometry:
     return shapely.make_valid(shapely.simplify(region, tolerance))
 
 
-def mask_of(region: BaseGeometry, *, px0_size: Size, mpp: Scale, mask_mpp: float, source: str) -> TissueMask:
+def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: str) -> TissueMask:
     """Rasterise a region that somebody drew.
 
     Parameters
     ----------
     region
         Level-0 pixels.
-    px0_size
-        Size of level 0.
-    mpp
-        µm per level-0 pixel.
-    mask_mpp
-        µm per mask pixel, about.
+    px0_size, mask_size
+        Size of level 0, and of the mask in its pixels.
     source
         Where the region comes from, for people.
 
@@ -55,31 +51,45 @@ def mask_of(region: BaseGeometry, *, px0_size: Size, mpp: Scale, mask_mpp: float
     TissueMask
         A pixel is tissue where at least half of it lies in the region.
     """
-    size = Size(
-        max(1, math.ceil(px0_size.width * mpp.x / mask_mpp)), max(1, math.ceil(px0_size.height * mpp.y / mask_mpp))
-    )
-    scale = Scale(px0_size.width / size.width, px0_size.height / size.height)
-    return TissueMask(
-        mask=covered(region, size, scale) >= 0.5,
-        px0_per_mask_px=scale,
-        threshold=0.0,
-        method=f"drawn: {source}",
-        rung="drawn",
-    )
+    scale = Scale(px0_size.width / mask_size.width, px0_size.height / mask_size.height)
+    mask = covered(region, Box(0, 0, *mask_size), scale) >= 0.5
+    return TissueMask(mask=mask, px0_per_mask_px=scale, threshold=0.0, method=f"drawn: {source}", rung="drawn")
 
 
-def covered(region: BaseGeometry, size: Size, px0_per_px: Scale) -> NDArray[np.float32]:
-    """Share of each pixel of a raster from the slide's corner that lies in a region, to a 16th; (height, width)."""
-    image = Image.new("L", (size.width * SUPERSAMPLED, size.height * SUPERSAMPLED))
-    draw = ImageDraw.Draw(image)
+def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.float32]:
+    """Share of each pixel of a window of a raster that lies in a region, to a 16th.
+
+    Parameters
+    ----------
+    region
+        Level-0 pixels.
+    window
+        Pixels of the raster, which begins at the corner of the slide.
+    px0_per_px
+        Level-0 pixels per pixel of the raster.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (height, width) of the window.
+    """
+    out = np.empty((window.height, window.width), np.float32)
     scale = np.array(px0_per_px) / SUPERSAMPLED
-    for polygon in sorted(_polygons(region), key=lambda p: -p.area):
-        for ring, value in ((polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)):
-            # PIL counts from the middle of a pixel.
-            points = np.asarray(ring.coords)[:, :2] / scale - 0.5
-            draw.polygon([tuple(point) for point in points.tolist()], fill=value)
-    fine = np.asarray(image).reshape(size.height, SUPERSAMPLED, size.width, SUPERSAMPLED)
-    return fine.mean(axis=(1, 3), dtype=np.float32)
+    corner = np.array([window.x, window.y]) * SUPERSAMPLED
+    rings = [
+        (np.asarray(ring.coords)[:, :2] / scale - corner - 0.5, value)  # PIL counts from the middle of a pixel
+        for polygon in sorted(polygons_of(region), key=lambda p: -p.area)
+        for ring, value in ((polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors))
+    ]
+    for top in range(0, window.height, BAND_PX):
+        height = min(BAND_PX, window.height - top)
+        image = Image.new("L", (window.width * SUPERSAMPLED, height * SUPERSAMPLED))
+        draw = ImageDraw.Draw(image)
+        for points, value in rings:
+            draw.polygon((points - (0, top * SUPERSAMPLED)).ravel().tolist(), fill=value)
+        fine = np.asarray(image).reshape(height, SUPERSAMPLED, window.width, SUPERSAMPLED)
+        out[top : top + height] = fine.mean(axis=(1, 3), dtype=np.float32)
+    return out
 
 
 def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
@@ -93,8 +103,3 @@ def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
     holes = [loop for loop, level in zip(order, depth, strict=True) if level % 2 == 1]
     return shapely.difference(shapely.union_all(solid), shapely.union_all(holes))
 
-
-def _polygons(region: BaseGeometry) -> list[shapely.Polygon]:
-    parts = shapely.get_parts(region).tolist()
-    nested = [p for part in parts for p in shapely.get_parts(part).tolist()]
-    return [part for part in nested if isinstance(part, shapely.Polygon) and not part.is_empty]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -11,10 +12,10 @@ from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.artifacts import find_bubbles, find_pen
 from wsi_ips.tissue.fat import find_fat
-from wsi_ips.tissue.ladder import Method, distrust, rungs
+from wsi_ips.tissue.ladder import Found, Method, distrust, rungs
 from wsi_ips.tissue.mask import Seen, TissueMask
 from wsi_ips.tissue.raster import Bools, box_count, closed, without_small
-from wsi_ips.tissue.view import view_of
+from wsi_ips.tissue.view import View, view_of
 
 Lumen = Literal["keep", "drop"]
 UNDER_PEN_UM = 500.0
@@ -65,42 +66,58 @@ def segment_tissue(
         All False where there is no tissue.
     """
     step_um = math.sqrt(mpp.x * mpp.y)
-    pixel_um2 = mpp.x * mpp.y
-    view = view_of(thumbnail, smoothing_px=max(1, 2 * round((smoothing_um / step_um - 1) / 2) + 1))
-    bubble = find_bubbles(view.planes, step_um=step_um)
-    pen = find_pen(view.planes, pixel_um2=pixel_um2) & ~bubble
-    seen = Seen(view.planes, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
-    view = view.without(pen)
-    smallest_px, hole_px = math.ceil(min_area_um2 / pixel_um2), math.floor(max_hole_um2 / pixel_um2) + 1
-    fat = find_fat(view, step_um=step_um) if lumen == "keep" else np.zeros(pen.shape, bool)
+    view, seen = _look(thumbnail, mpp, smoothing_um)
+    smallest_px, hole_px = math.ceil(min_area_um2 / step_um**2), math.floor(max_hole_um2 / step_um**2) + 1
+    fat = find_fat(view, step_um=step_um) if lumen == "keep" else np.zeros(seen.pen.shape, bool)
     passed: list[str] = []
-    best: tuple[Bools, str, float] | None = None
-    rung = "none"
+    best = Found("bounded", np.zeros_like(fat), 1.0, "no threshold could be used")
     for found in rungs(view, min_saturation=min_saturation, method=method):
-        rung = found.rung
         if found.mask is None:
-            passed.append(f"{rung}: {found.detail}")
+            passed.append(f"{found.rung}: {found.detail}")
             continue
         candidate = closed(found.mask, round(closing_um / step_um / 2)) | fat
         mask = without_small(candidate, smallest_px)
-        best = (mask, found.detail, found.threshold)
+        best = replace(found, mask=mask)
         reason = distrust(candidate, mask)
         if not reason:
             break
-        passed.append(f"{rung} {reason}")
-    mask, detail, threshold = best or (np.zeros(pen.shape, bool), "nothing could be used", 1.0)
-    mask = _with_tissue_under(pen, mask, step_um) if pen.any() and mask.any() else mask
+        passed.append(f"{found.rung} {reason}")
+    mask = best.mask if best.mask is not None else np.zeros_like(fat)
+    mask = _with_tissue_under(seen.pen, mask, step_um) if seen.pen.any() and mask.any() else mask
     mask = ~without_small(~mask, hole_px) if lumen == "keep" else mask
     height, width = mask.shape
     return TissueMask(
         mask=mask,
         px0_per_mask_px=Scale(px0_size.width / width, px0_size.height / height),
-        threshold=threshold,
-        method=f"{rung}: {detail} at {step_um:.3g} µm/px" + (f" ({'; '.join(passed)})" if passed else ""),
-        rung=rung,
+        threshold=best.threshold,
+        method=f"{best.rung}: {best.detail} at {step_um:.3g} µm/px" + (f" ({'; '.join(passed)})" if passed else ""),
+        rung=best.rung,
         passed=tuple(passed),
         seen=seen,
     )
+
+
+def see(tissue: TissueMask, thumbnail: RGB, *, mpp: Scale, smoothing_um: float) -> TissueMask:
+    """A drawn mask with what lies on the slide besides, so that its tiles can be flagged.
+
+    Parameters
+    ----------
+    tissue
+        The mask; of the thumbnail's shape.
+    thumbnail, mpp, smoothing_um
+        As for :func:`segment_tissue`.
+    """
+    return replace(tissue, seen=_look(thumbnail, mpp, smoothing_um)[1])
+
+
+def _look(thumbnail: RGB, mpp: Scale, smoothing_um: float) -> tuple[View, Seen]:
+    """The thumbnail without its ink, and what was seen on the way."""
+    step_um = math.sqrt(mpp.x * mpp.y)
+    view = view_of(thumbnail, smoothing_px=max(1, 2 * round((smoothing_um / step_um - 1) / 2) + 1))
+    bubble = find_bubbles(view.planes, step_um=step_um)
+    pen = find_pen(view.planes, pixel_um2=mpp.x * mpp.y) & ~bubble
+    seen = Seen(view.planes, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
+    return view.without(pen), seen
 
 
 def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -13,8 +15,10 @@ LITTLE_MM2 = 0.5
 MOST_OF_SLIDE = 0.9
 MANY_PIECES = 60
 CUT_MM = 1.0
+"""Length along the border of the slide on which tissue may lie unremarked."""
 MUCH_PEN = 0.02
 MUCH_BLACK = 0.05
+"""Shares of the slide."""
 
 
 def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
@@ -32,28 +36,32 @@ def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
     list of str
         Worst first.
     """
-    return [text for _, text in sorted(_found(tissue, mpp), reverse=True)]
+    return sorted(_found(tissue, mpp), key=lambda text: -_weight(text))
 
 
-def suspicion(remarks: list[str]) -> int:
-    """How urgently a slide should be looked at: more is worse."""
-    return sum(next((weight for weight, start in WEIGHTS if text.startswith(start)), 1) for text in remarks)
+def suspicion(remarks: Sequence[str]) -> int:
+    """How urgently a slide should be looked at; 0 where there is no remark, more is worse."""
+    return sum(_weight(text) for text in remarks)
 
 
 WEIGHTS = (
-    (100, "no tissue"),
-    (60, "almost everything"),
-    (50, "no rung"),
-    (40, "black"),
-    (30, "little tissue"),
-    (20, "cut by the border"),
-    (15, "many pieces"),
-    (10, "pen"),
-    (5, "found by"),
+    ("no tissue", 100),
+    ("almost everything", 60),
+    ("no rung", 50),
+    ("black", 40),
+    ("little tissue", 30),
+    ("cut by the border", 20),
+    ("many pieces", 15),
+    ("pen", 10),
 )
+"""How remarks begin, and what each weighs; others weigh 5."""
 
 
-def _found(tissue: TissueMask, mpp: Scale) -> list[tuple[int, str]]:
+def _weight(text: str) -> int:
+    return next((weight for start, weight in WEIGHTS if text.startswith(start)), 5)
+
+
+def _found(tissue: TissueMask, mpp: Scale) -> list[str]:
     mask, area_mm2 = tissue.mask, tissue.area_um2(mpp) / 1e6
     share = float(mask.mean())
     texts: list[str] = []
@@ -76,7 +84,7 @@ def _found(tissue: TissueMask, mpp: Scale) -> list[tuple[int, str]]:
             texts.append(f"black over {black:.0%} of the slide: fluorescence, ink or a scan gap")
         if pen > MUCH_PEN:
             texts.append(f"pen over {pen:.0%} of the slide")
-    return [(suspicion([text]), text) for text in texts]
+    return texts
 
 
 def _of_the_ladder(tissue: TissueMask) -> list[str]:
