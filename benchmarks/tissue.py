@@ -132,7 +132,7 @@ def _flags(
     return figures
 
 
-def _scale(plan: SyntheticSlide, truth: Planted):  # noqa: ANN202
+def _scale(plan: SyntheticSlide, truth: Planted):
     from wsi_ips.geometry import Scale
 
     height, width = truth.tissue.shape

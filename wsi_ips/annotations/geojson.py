@@ -119,7 +119,9 @@ def _features(document: Any, path: Path) -> Sequence[Mapping[str, Any]]:
     elif isinstance(document, Mapping) and document.get("type") == "Feature":
         document = [document]
     if not isinstance(document, list) or not all(isinstance(f, Mapping) and f.get("geometry") for f in document):
-        raise AnnotationError(f"annotation {path}: no GeoJSON with features; export it from QuPath as FeatureCollection")
+        raise AnnotationError(
+            f"annotation {path}: no GeoJSON with features; export it from QuPath as FeatureCollection"
+        )
     return document
 
 

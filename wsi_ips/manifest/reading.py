@@ -95,8 +95,9 @@ def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
     values = {name: row.cells[column] for name, column in names.items() if row.cells.get(column)}
     record = SlideRecord.model_validate(values)
     annotation = folder / record.annotation if record.annotation else None
+    tissue_mask = folder / record.tissue_mask if record.tissue_mask else None
     path = record.path if isinstance(record.path, str) else folder / record.path
-    return record.model_copy(update={"path": path, "annotation": annotation})
+    return record.model_copy(update={"path": path, "annotation": annotation, "tissue_mask": tissue_mask})
 
 
 def _explain(number: int, problem: Any, label_column: str) -> str:

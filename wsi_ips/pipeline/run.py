@@ -106,7 +106,7 @@ class Run:
         Raises
         ------
         SlideNotFoundError
-            There is no file at the slide's path, or at its annotation's.
+            There is no file at the slide's path, or at its annotation's or tissue mask's.
         """
         recipe = self.recipe
         return fingerprint(
@@ -117,7 +117,10 @@ class Run:
             recipe.tiles.model_dump(exclude={"store"}),
             record.mpp,
             content_identity(record.path, self.remote),
-            _file_hash(record.annotation) if record.annotation else None,
+            _file_hash(record.annotation, "annotation") if record.annotation else None,
+            record.tissue_method,
+            record.tissue_min_saturation,
+            _file_hash(record.tissue_mask, "tissue_mask") if record.tissue_mask else None,
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:
@@ -187,10 +190,10 @@ def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Tr
     return truths
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path, column: str) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
         raise SlideNotFoundError(
-            f"annotation {path}: no such file; correct column `annotation` of the manifest"
+            f"{column.replace('_', ' ')} {path}: no such file; correct column `{column}` of the manifest"
         ) from error

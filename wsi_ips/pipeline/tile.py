@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.sheet import sheet_stage
 from wsi_ips.pipeline.tile_slide import tile_slide
 from wsi_ips.provenance import atomic_write_bytes
 from wsi_ips.slides import content_identity
@@ -26,6 +27,7 @@ def tile_stage(run: Run, only: Container[str] | None = None) -> int:
         for _ in pool.map(lambda record: _tile_fenced(run, record, advance), due):
             pass
     run.states.save()
+    sheet_stage(run)
     return len(due)
 
 

@@ -1,10 +1,25 @@
-"""Results people look at: rasters, overlays, the report. No torch, no pixels of its own."""
+"""Results people look at: rasters, overlays, the report. No torch, no pixels of its own.
 
-from wsi_ips.results.alignment import alignment_correlation, page_position
-from wsi_ips.results.heatmap import Raster, attention_rank, tile_raster
-from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.report import Figure, ReportData, SlideEntry, TopTile, render_report, write_report
-from wsi_ips.results.tissue import draw_tissue
+Names are loaded when they are asked for: tiling draws tissue and needs nothing of what heatmaps and reports need.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsi_ips.results.alignment import alignment_correlation, page_position
+    from wsi_ips.results.heatmap import Raster, attention_rank, tile_raster
+    from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
+    from wsi_ips.results.report import Figure, ReportData, SlideEntry, TopTile, render_report, write_report
+    from wsi_ips.results.tissue import Tiling, draw_tissue
+
+_HOMES = {
+    "alignment": ("alignment_correlation", "page_position"),
+    "heatmap": ("Raster", "attention_rank", "tile_raster"),
+    "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
+    "report": ("Figure", "ReportData", "SlideEntry", "TopTile", "render_report", "write_report"),
+    "tissue": ("Tiling", "draw_tissue"),
+}
 
 __all__ = [
     "Caption",
@@ -12,6 +27,7 @@ __all__ = [
     "Raster",
     "ReportData",
     "SlideEntry",
+    "Tiling",
     "TopTile",
     "View",
     "alignment_correlation",
@@ -25,3 +41,10 @@ __all__ = [
     "write_overlay",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -223,7 +223,9 @@ class _Painter:
                 Image.new("RGB", image.size, self.plan.pen), image, weight.point(lambda v: v * 0.85)
             )
         if self.bubble is not None and (weight := _soft(self.bubble, row, column, 0.5)):
-            image = _under_air(image, weight, _soft(self.bubble - BUBBLE_RIM_UM / self.plan.mpp / CELL_PX, row, column, 0.5))
+            image = _under_air(
+                image, weight, _soft(self.bubble - BUBBLE_RIM_UM / self.plan.mpp / CELL_PX, row, column, 0.5)
+            )
         return np.asarray(image)
 
     def _weight(self, name: str, row: int, column: int) -> Image.Image | None:

@@ -3,7 +3,7 @@
 from wsi_ips.tissue.flags import BITS, FLAGS, Flag, bits_of, flag_names, flag_tiles
 from wsi_ips.tissue.mask import TissueMask
 from wsi_ips.tissue.outline import covered, mask_of, outline_of
-from wsi_ips.tissue.segmentation import segment_tissue, see
+from wsi_ips.tissue.segmentation import see, segment_tissue
 from wsi_ips.tissue.suspicion import remarks_on, suspicion
 
 __all__ = [

@@ -33,8 +33,8 @@ LEAST_DENSITY = 0.05
 EVERYTHING = 0.97
 """A larger share of the picture is not believed to be tissue before every rung has said so."""
 OF_TISSUE = 0.25
-"""Share of the usual saturation of what rises above the glass from which on a pixel is tissue: less is what the compression
-smears over the edge."""
+"""Share of the usual saturation of what rises above the glass from which on a pixel is tissue: less is what
+compression smears over the edge."""
 LEFT_OUT = 0.25
 """Otsu is not trusted where it leaves out a larger share of what the adaptive rung finds: pale tissue beside dark."""
 CRUMBS = 0.6
@@ -98,7 +98,9 @@ def _otsu(view: View, min_saturation: float) -> Found:
         above = counts[round(_adaptive_threshold(view, min_saturation) * 255) + 1 :].sum()
         lost = 1 - counts[round(threshold * 255) + 1 :].sum() / max(1, above)
         if lost > LEFT_OUT:
-            return Found("otsu", None, threshold, f"{threshold:.3f} leaves out {lost:.0%} of what rises above the glass")
+            return Found(
+                "otsu", None, threshold, f"{threshold:.3f} leaves out {lost:.0%} of what rises above the glass"
+            )
     return _saturated("otsu", view, threshold)
 
 
@@ -108,7 +110,7 @@ def _adaptive(view: View, min_saturation: float) -> Found:
     return _saturated("adaptive", view, _adaptive_threshold(view, min_saturation))
 
 
-def _stain(view: View, min_saturation: float) -> Found:
+def _stain(view: View, _: float) -> Found:
     if view.glass.share == 0:
         return Found("stain", None, 1.0, "sees no glass")
     threshold = min(max(view.glass.density, LEAST_DENSITY), MOST_DENSITY)

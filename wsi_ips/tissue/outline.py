@@ -102,4 +102,3 @@ def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
     solid = [loop for loop, level in zip(order, depth, strict=True) if level % 2 == 0]
     holes = [loop for loop, level in zip(order, depth, strict=True) if level % 2 == 1]
     return shapely.difference(shapely.union_all(solid), shapely.union_all(holes))
-
