@@ -4,8 +4,8 @@ Slides are real files read back through the reader; the truth is the plan they w
 
     python benchmarks/tissue.py [--quick] [--pictures DIR] [--json FILE]
 
-Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}, the peer being Otsu's threshold on
-saturation alone, as most pipelines use it. --pictures writes what was seen.
+Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}, the peer being Otsu's threshold
+on saturation alone, as most pipelines use it. --pictures writes what was seen.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Area(NamedTuple):
     region: BaseGeometry
 
 
-def read_geojson(path: Path, *, bounds_origin: Point = Point(0, 0)) -> list[Area]:
+def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
     """Read the areas of a GeoJSON file; points and lines are left out.
 
     Parameters

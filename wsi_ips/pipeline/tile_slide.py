@@ -179,7 +179,7 @@ def _files(
         tissue.mask,
         tiling,
         px0_size=index.size_px0,
-        caption=f"{index.slide_id} · {len(index)} tiles · {tissue.method}",
+        caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}",
         lesions=lesions,
     )
     name = f"tissue/{index.slide_id}"

@@ -103,7 +103,7 @@ def draw_tissue(
     pixels[~small] = pixels[~small] // 2 + 127
     _tint(pixels, *tiling.raster(Size(*image.size), px0_size))
     pixels[small & ~_eroded(small)] = EDGE
-    page = Image.new("RGB", (max(480, image.width), image.height + FOOTER_PX), PAPER)
+    page = Image.new("RGB", (max(720, image.width), image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(page)
     scale = np.array([image.width / px0_size.width, image.height / px0_size.height])

@@ -1,7 +1,7 @@
 """What lies on the slide and is no tissue, or tissue nobody can read: pen, folds, bubbles, blur. Classical, pure.
 
-Colours are compared as optical densities (Beer and Lambert): haematoxylin and eosin take more green than red light away and
-blue light least, whatever their amount (Ruifrok and Johnston 2001). Inks do not keep to that.
+Colours are compared as optical densities (Beer and Lambert): haematoxylin and eosin take more green than red light
+away and blue light least, whatever their amount (Ruifrok and Johnston 2001). Inks do not keep to that.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:
     return red, green, blue
 
 
-def find_pen(planes: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
+def find_pen(od: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
     """Green, blue, red and black ink; also the grey of a bubble's rim, which :func:`find_bubbles` tells apart.
 
     Parameters
     ----------
-    planes
-        Red, green, blue relative to the glass; uint8.
+    od
+        As :func:`densities` gives them.
     pixel_um2
         Area of a pixel.
     """
-    red, green, blue = (plane.astype(np.int16) for plane in densities(planes))
+    red, green, blue = (plane.astype(np.int16) for plane in od)
     stained = max(1, int(np.count_nonzero(green > 8)))
     inks = ((_cold, INK_UM2), (_red, RED_INK_UM2), (_black, INK_UM2))
     pen = np.zeros(red.shape, bool)
@@ -74,12 +74,13 @@ def find_pen(planes: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
     return dilated(pen, 1) if pen.any() else pen
 
 
-def _cold(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+def _cold(red: NDArray[np.int16], green: NDArray[np.int16], _: NDArray[np.int16]) -> Bools:
     """Green and blue ink take away more red than green light; haematoxylin does not, whatever its shade."""
-    stained = green > 20
-    usual = float(np.median(red[stained] / green[stained])) if stained.any() else 0.0
+    some = (slice(None, None, 4), slice(None, None, 4))  # enough for a median
+    stained = green[some] > 20
+    usual = float(np.median(red[some][stained] / green[some][stained])) if stained.any() else 0.0
     ratio = min(1.5, max(1.0, BLUER * usual)) if usual < 1 else BLUER * usual
-    return np.asarray((red > 12) & (red > ratio * green))
+    return np.asarray((red > 12) & (10 * red > round(10 * ratio) * green))
 
 
 def _red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
@@ -93,13 +94,13 @@ def _black(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.in
     return np.asarray((low > 42) & (100 * (high - low) < 36 * high))
 
 
-def find_folds(planes: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
+def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
     """Tissue much denser than the rest of this slide's: folds, thick or burnt places."""
     nothing = np.zeros(tissue.shape, bool)
     tissue = tissue & ~pen
     if not tissue.any():
         return nothing
-    red, green, blue = densities(planes)
+    red, green, blue = od
     mean = (red.astype(np.uint16) + green + blue) // 3
     mean = box_mean(mean.astype(np.uint8), _odd(FOLD_UM / step_um))
     usual = float(np.percentile(mean[tissue], 75))
@@ -107,21 +108,26 @@ def find_folds(planes: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *,
     return without_small(dense, math.ceil(FOLD_UM2 / step_um**2)) if dense.any() else nothing
 
 
-def find_bubbles(planes: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
+def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
     """Air under the coverslip: a closed thin grey ring, and what it encloses."""
-    red, green, blue = densities(planes)
+    red, green, blue = od
     low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     spread = high - low
     grey = (low >= RIM_OD[0]) & (high <= RIM_OD[1]) & (spread <= 4 + RIM_SPREAD * high)
     found = np.zeros(grey.shape, bool)
     smallest = (BUBBLE_UM / step_um) ** 2 * math.pi / 4
-    rim = closed(without_small(grey, math.ceil(BUBBLE_UM / step_um)), 1)
+    if np.count_nonzero(grey) < math.pi * BUBBLE_UM / step_um:
+        return found
+    rim = closed(grey, 1)
     labels, _ = ndimage.label(rim, structure=EIGHT_CONNECTED)
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         height, width = (side.stop - side.start for side in box)
         if min(height, width) * step_um < BUBBLE_UM or max(height, width) > 3 * min(height, width):
             continue
         ring = labels[box] == number
+        around = math.pi / 2 * (height + width)
+        if np.count_nonzero(ring) * step_um > 2 * RIM_UM * around:
+            continue
         filled = ndimage.binary_fill_holes(ring)
         area = np.count_nonzero(filled)
         width_um = np.count_nonzero(ring) / math.sqrt(math.pi * area) / 2 * step_um

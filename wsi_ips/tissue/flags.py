@@ -26,8 +26,8 @@ LEAST_SHARE: dict[Flag, float] = {"pen": 0.05, "fold": 0.25, "bubble": 0.25}
 COARSEST_DETAIL_MPP = 5.0
 """Nuclei are lost at coarser scales: blur is not judged."""
 SHARP = 0.65
-"""Detail of one fine pixel over that of two, below which tissue is out of focus: H&E in focus has 0.8 to 2 at 4 µm/px, behind a
-Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)."""
+"""Detail of one fine pixel over that of two, below which tissue is out of focus: at 4 µm/px H&E in focus has 0.8 to 2,
+behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)."""
 JUDGED_SHARE = 0.5
 """Blur is judged on tiles with at least so much tissue."""
 
@@ -66,7 +66,7 @@ def artifact_maps(overview: Overview, tissue: TissueMask) -> dict[Flag, Bools]:
         return {}
     return {
         "pen": seen.pen,
-        "fold": find_folds(seen.planes, tissue.mask, seen.pen, step_um=step_um),
+        "fold": find_folds(seen.od, tissue.mask, seen.pen, step_um=step_um),
         "bubble": seen.bubble,
     }
 
@@ -84,26 +84,25 @@ def bits_of(flags: Iterable[Flag]) -> int:
 def _blurred(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tiles whose finest detail is weak against the next coarser."""
     fine_mpp, size = overview.fine_mpp, tissue.mask.shape
-    if max(fine_mpp) > COARSEST_DETAIL_MPP or not tissue.mask.any() or min(size) * overview.factor < 8:
+    if max(fine_mpp) > COARSEST_DETAIL_MPP or not tissue.mask.any() or min(size) * overview.factor < 16:
         return np.zeros(len(boxes_px0), bool)
     image = Image.fromarray(overview.fine).convert("L")
-    fine, half = (_detail(np.asarray(grey)) for grey in (image, image.reduce(2)))
-    rows, columns = min(fine.shape[0] // 2, half.shape[0]), min(fine.shape[1] // 2, half.shape[1])
-    # Both on the raster of the half scale; every second row of the fine one is enough for a mean.
-    fine = fine[: 2 * rows : 2, : 2 * columns].reshape(rows, columns, 2).sum(2)
-    half = half[:rows, :columns].astype(np.int32) * 2
-    full = Scale(
-        tissue.px0_per_mask_px.x * size[1] / (overview.fine.shape[1] / 2),
-        tissue.px0_per_mask_px.y * size[0] / (overview.fine.shape[0] / 2),
+    # Blocks of 8 x 8 fine pixels hold 32 differences of the fine picture (every second row is enough), 16 of the half.
+    fine, half = _detail(np.asarray(image)[::2], (4, 8)), _detail(np.asarray(image.reduce(2)), (4, 4))
+    per_block = Scale(
+        8 * tissue.px0_per_mask_px.x / overview.factor,
+        8 * tissue.px0_per_mask_px.y / overview.factor,
     )
     judged = tissue.fraction(boxes_px0) >= JUDGED_SHARE
-    finest, next_finest = (AreaSums(values, full).mean(boxes_px0) for values in (fine, half))
-    return np.asarray(judged & (finest < SHARP * next_finest))
+    finest, next_finest = (AreaSums(values, per_block).mean(boxes_px0) for values in (fine, half))
+    return np.asarray(judged & (finest / 32 < SHARP * next_finest / 16))
 
 
-def _detail(grey: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Absolute second difference along x, 0 at the edges; int32, shape of ``grey``."""
+def _detail(grey: NDArray[np.uint8], block: tuple[int, int]) -> NDArray[np.int32]:
+    """Absolute second differences along x, summed over blocks (rows, columns); what fills no block is left out."""
     values = grey.astype(np.int16)
-    out = np.zeros(grey.shape, np.int32)
-    out[:, 1:-1] = np.abs(2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:])
-    return out
+    difference = np.zeros(grey.shape, np.int16)
+    difference[:, 1:-1] = np.abs(2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:])
+    rows, columns = grey.shape[0] // block[0], grey.shape[1] // block[1]
+    whole = difference[: rows * block[0], : columns * block[1]].reshape(-1, columns, block[1])
+    return whole.sum(2, dtype=np.int32).reshape(rows, block[0], columns).sum(1, dtype=np.int32)

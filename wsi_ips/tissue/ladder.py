@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
 from wsi_ips.tissue.raster import Bools
@@ -94,7 +93,7 @@ def _otsu(view: View, min_saturation: float) -> Found:
         side = "below tissue.min_saturation" if threshold < min_saturation else f"above {MOST_SATURATION:g}"
         return Found("otsu", None, threshold, f"{threshold:.3f} is {side}")
     if view.glass.share:
-        counts = _histogram(view)
+        counts = view.histogram
         above = counts[round(_adaptive_threshold(view, min_saturation) * 255) + 1 :].sum()
         lost = 1 - counts[round(threshold * 255) + 1 :].sum() / max(1, above)
         if lost > LEFT_OUT:
@@ -139,19 +138,15 @@ def _saturated(rung: Rung, view: View, threshold: float) -> Found:
 def _adaptive_threshold(view: View, min_saturation: float) -> float:
     """Above the noise of the glass, and no less than a share of what is usual above it."""
     noise = max(view.glass.saturation, min_saturation / 2)
-    counts = _histogram(view)
+    counts = view.histogram.copy()
     counts[: round(noise * 255) + 1] = 0
     total = counts.cumsum()
     usual = float(np.searchsorted(total, total[-1] / 2)) / 255 if total[-1] else 0.0
     return min(max(noise, OF_TISSUE * usual), MOST_SATURATION)
 
 
-def _histogram(view: View) -> NDArray[np.int64]:
-    return np.bincount(view.saturation[view.usable], minlength=256)
-
-
 def _otsu_threshold(view: View) -> float:
-    counts = _histogram(view)
+    counts = view.histogram
     if np.count_nonzero(counts) < 2:
         return 1.0
     return float(threshold_otsu(hist=(counts, np.arange(256)))) / 255

@@ -61,8 +61,8 @@ class Seen:
 
     Attributes
     ----------
-    planes
-        Red, green, blue relative to the glass; uint8, each (height, width).
+    od
+        Optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width).
     pen, bubble
         Ink, and air under the coverslip; bool, each (height, width).
     glass_share
@@ -71,7 +71,7 @@ class Seen:
         Share of the picture that is too dark for tissue and no pen.
     """
 
-    planes: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+    od: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
     pen: NDArray[np.bool_]
     bubble: NDArray[np.bool_]
     glass_share: float

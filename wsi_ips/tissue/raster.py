@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 Bytes = NDArray[np.uint8]
@@ -29,15 +30,13 @@ def box_mean(values: Bytes, side: int) -> Bytes:
     return np.asarray((total + side * side // 2) // (side * side), np.uint8)
 
 
-def box_count(mask: Bools, side: int) -> NDArray[np.int32]:
-    """True pixels in squares of an odd side around each pixel; nothing outside counts."""
-    half, (height, width) = side // 2, mask.shape
-    sums = np.zeros((height + 1, width + 1), np.int32)
-    np.cumsum(np.cumsum(mask, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
-    top, bottom = np.clip(np.arange(height) - half, 0, None), np.clip(np.arange(height) + half + 1, None, height)
-    left, right = np.clip(np.arange(width) - half, 0, None), np.clip(np.arange(width) + half + 1, None, width)
-    rows = sums[bottom] - sums[top]
-    return np.asarray(rows[:, right] - rows[:, left])
+def box_share(mask: Bools, side: int) -> NDArray[np.float32]:
+    """Share of True in squares of about a side around each pixel, 0-1; to an eighth of the side, which is enough."""
+    block = max(1, side // 8)
+    image = Image.fromarray(mask.view(np.uint8) * np.uint8(255)).reduce(block)
+    blurred = np.asarray(image.filter(ImageFilter.BoxBlur(side / block / 2)), np.float32) / 255
+    height, width = mask.shape
+    return blurred.repeat(block, axis=0)[:height].repeat(block, axis=1)[:, :width]
 
 
 def dilated(mask: Bools, radius: int) -> Bools:

@@ -10,11 +10,11 @@ import numpy as np
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.artifacts import find_bubbles, find_pen
+from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
 from wsi_ips.tissue.fat import find_fat
 from wsi_ips.tissue.ladder import Found, Method, distrust, rungs
 from wsi_ips.tissue.mask import Seen, TissueMask
-from wsi_ips.tissue.raster import Bools, box_count, closed, without_small
+from wsi_ips.tissue.raster import Bools, box_share, closed, without_small
 from wsi_ips.tissue.view import View, view_of
 
 Lumen = Literal["keep", "drop"]
@@ -114,14 +114,15 @@ def _look(thumbnail: RGB, mpp: Scale, smoothing_um: float) -> tuple[View, Seen]:
     """The thumbnail without its ink, and what was seen on the way."""
     step_um = math.sqrt(mpp.x * mpp.y)
     view = view_of(thumbnail, smoothing_px=max(1, 2 * round((smoothing_um / step_um - 1) / 2) + 1))
-    bubble = find_bubbles(view.planes, step_um=step_um)
-    pen = find_pen(view.planes, pixel_um2=mpp.x * mpp.y) & ~bubble
-    seen = Seen(view.planes, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
+    od = densities(view.planes)
+    bubble = find_bubbles(od, step_um=step_um)
+    pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
+    seen = Seen(od, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
     return view.without(pen), seen
 
 
 def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:
     """A pen mark is on tissue where most of what is around it, and is no pen, is tissue."""
     side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
-    around = box_count(~pen, side)
-    return np.asarray(mask | (pen & (2 * box_count(mask & ~pen, side) > around)))
+    on_tissue = 2 * box_share(mask & ~pen, side) > box_share(~pen, side)
+    return np.asarray(mask | (pen & on_tissue))

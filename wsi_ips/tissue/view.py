@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ CORRECTED_TINT = 0.02
 """Glass of a lower saturation is taken for white: dividing by it would change nothing but rounding."""
 LEAST_GLASS = 0.01
 """Share of the picture that must look like glass before its noise is believed."""
+SOME = (slice(None, None, 3), slice(None, None, 3))
+"""Pixels on which the glass is measured: a ninth of them is enough."""
 DEVIATIONS = 6.0
 """Robust standard deviations of the glass above which a pixel is no noise."""
 
@@ -74,6 +78,11 @@ class View:
     usable: Bools
     glass: Glass
 
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """Number of usable pixels with each saturation 0 to 255."""
+        return np.bincount(self.saturation.ravel(), self.usable.ravel(), minlength=256).astype(np.int64)
+
     def without(self, ink: Bools) -> View:
         """The view with ink made unusable."""
         return replace(self, usable=self.usable & ~ink) if ink.any() else self
@@ -85,7 +94,7 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     low, high = _extremes(planes)
     usable = high > DARK
     saturation = _saturation(low, high)
-    bright, colour = _brightest(planes, low)
+    share, bright, colour = _brightest([plane[SOME] for plane in planes], low[SOME])
     tint = 1 - min(colour) / max(colour)
     seen = bright is not None and tint <= LARGEST_TINT
     white = max(colour)
@@ -97,8 +106,8 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     density = box_mean(_density(planes, white if seen else 255), smoothing_px)
     if not seen or bright is None:
         return View(planes, saturation, density, usable, Glass((255, 255, 255), 0.0, 1.0, 1.0, 1.0))
-    level, noise = _noise_limit(density[bright])
-    glass = Glass(colour, float(bright.mean()), _noise_limit(saturation[bright])[0], level, noise)
+    level, noise = _noise_limit(density[SOME][bright])
+    glass = Glass(colour, share, _noise_limit(saturation[SOME][bright])[0], level, noise)
     return View(planes, saturation, density, usable, glass)
 
 
@@ -127,22 +136,22 @@ def _density(planes: tuple[Bytes, Bytes, Bytes], white: int) -> Bytes:
     return np.asarray(np.rint(missing * 255), np.uint8)[total]
 
 
-def _brightest(planes: tuple[Bytes, Bytes, Bytes], low: Bytes) -> tuple[Bools | None, tuple[int, int, int]]:
-    """Pixels around the commonest bright grey, and their colour; None where too few."""
+def _brightest(planes: Sequence[Bytes], low: Bytes) -> tuple[float, Bools | None, tuple[int, int, int]]:
+    """Share and place of the pixels around the commonest bright grey, and their colour; None where too few."""
     counts = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:SCAN_GAP]
     white = (255, 255, 255)
     if counts.sum() < LEAST_GLASS * low.size:
         counts = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:]  # a synthetic or cut-out white ground
         if counts.sum() < LEAST_GLASS * low.size:
-            return None, white
+            return 0.0, None, white
     smooth = np.convolve(counts, np.ones(5), mode="same")
     # The highest peak that is not far below the commonest: glass is brighter than pale tissue.
     peak = DIMMEST_GLASS + int(np.flatnonzero(smooth >= 0.25 * smooth.max())[-1])
     bright = (low >= peak - NEAR_GLASS) & (low <= peak + NEAR_GLASS)
     if bright.mean() < LEAST_GLASS:
-        return None, white
+        return 0.0, None, white
     red, green, blue = (int(np.median(plane[bright])) for plane in planes)
-    return bright, (red, green, blue)
+    return float(bright.mean()), bright, (red, green, blue)
 
 
 def _relative(planes: tuple[Bytes, Bytes, Bytes], colour: tuple[int, int, int]) -> tuple[Bytes, Bytes, Bytes]:
