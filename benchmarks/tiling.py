@@ -1,13 +1,14 @@
 """Segment and tile one slide, whole process: ours, the bare minimum, and lazyslide where it is installed.
 
-Slide: 40 000 x 40 000 px at 0.25 µm/px with three levels (1, 4, 16), tiled JPEG, and 20 000 x 20 000 px with one level.
-Each contender runs in a process of its own, in turns; wall time is that of the process, imports and all; memory its peak
-RSS. Ours is what `wsi-ips tile` does to a slide: open, identity, overview, tissue, flags, grid, pictures, mask, index.
+Slide: 40 000 x 40 000 px at 0.25 µm/px with three levels (1, 4, 16), tiled JPEG; and 20 000 x 20 000 px with one level.
+Each contender runs in a process of its own, in turns; wall time is that of the process, imports and all; memory its
+peak RSS. Ours is what `wsi-ips tile` does to a slide: open, identity, overview, tissue, flags, grid, pictures, mask,
+index; not the runner around it.
 
     python benchmarks/tiling.py [--quick] [--turns N] [--peer PYTHON] [--json FILE]
 
-``--peer`` is the Python of an environment with lazyslide; without it that column stays empty. Prints a table; with --json
-also writes rows {case, ours, peer, peer_name, ratio, unit}.
+``--peer`` is the Python of an environment with lazyslide; without it that column stays empty. Prints a table; with
+--json also writes rows {case, ours, peer, peer_name, ratio, unit}.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def ours(path: Path, folder: Path) -> dict[str, float]:
     return {"import_s": imported - BEGUN, "tiles": len(tiled.index)}
 
 
-def steps(path: Path, folder: Path) -> dict[str, float]:
+def steps(path: Path, _: Path) -> dict[str, float]:
     """Segmentation and gridding alone, against the read they stand on; all within one process, best of five."""
     from wsi_ips.config import TissueSection
     from wsi_ips.slides import open_slide, read_overview

@@ -105,4 +105,4 @@ def _detail(grey: NDArray[np.uint8], block: tuple[int, int]) -> NDArray[np.int32
     difference[:, 1:-1] = np.abs(2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:])
     rows, columns = grey.shape[0] // block[0], grey.shape[1] // block[1]
     whole = difference[: rows * block[0], : columns * block[1]].reshape(-1, columns, block[1])
-    return whole.sum(2, dtype=np.int32).reshape(rows, block[0], columns).sum(1, dtype=np.int32)
+    return np.asarray(whole.sum(2, dtype=np.int32).reshape(rows, block[0], columns).sum(1), np.int32)

@@ -36,7 +36,8 @@ def box_share(mask: Bools, side: int) -> NDArray[np.float32]:
     image = Image.fromarray(mask.view(np.uint8) * np.uint8(255)).reduce(block)
     blurred = np.asarray(image.filter(ImageFilter.BoxBlur(side / block / 2)), np.float32) / 255
     height, width = mask.shape
-    return blurred.repeat(block, axis=0)[:height].repeat(block, axis=1)[:, :width]
+    wide = blurred.repeat(block, axis=0)[:height].repeat(block, axis=1)[:, :width]
+    return np.asarray(wide, np.float32)
 
 
 def dilated(mask: Bools, radius: int) -> Bools:
