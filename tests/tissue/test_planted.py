@@ -74,7 +74,7 @@ def test_a_plan_without_variants_is_drawn_as_before(tmp_path):
     write_synthetic_slide(PLAIN, tmp_path / "a.svs")
     truth = planted(PLAIN)
     assert truth.tissue.any()
-    assert not (truth.pen.any() or truth.fold.any() or truth.bubble.any())
+    assert not any(raster.any() for raster in (truth.pen, truth.fold, truth.bubble, truth.blur))
 
 
 def test_detail_that_is_smeared_is_flagged_as_blur():

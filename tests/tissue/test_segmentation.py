@@ -92,7 +92,7 @@ def test_real_thumbnails_give_a_believable_share(real_data, name, mpp, low, high
 
 def test_the_mask_says_which_rung_found_it_and_why_not_the_ones_before():
     pixels = glass()
-    pixels[40:150, 60:200] = (190, 120, 180)
+    pixels[40:150, 60:200] = (205, 160, 200)
     plain = segment(pixels)
     assert plain.rung == "otsu"
     assert plain.passed == ()

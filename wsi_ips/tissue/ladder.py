@@ -149,4 +149,6 @@ def _otsu_threshold(view: View) -> float:
     counts = view.histogram
     if np.count_nonzero(counts) < 2:
         return 1.0
-    return float(threshold_otsu(hist=(counts, np.arange(256)))) / 255
+    lower = int(threshold_otsu(hist=(counts, np.arange(256))))
+    upper = lower + 1 + int(np.flatnonzero(counts[lower + 1 :])[0])
+    return (lower + upper - 1) / 2 / 255  # the middle of an empty stretch, where there is one

@@ -75,7 +75,9 @@ def segment_tissue(
         if found.mask is None:
             passed.append(f"{found.rung}: {found.detail}")
             continue
-        candidate = closed(found.mask, round(closing_um / step_um / 2)) | fat
+        candidate = closed(found.mask, round(closing_um / step_um / 2))
+        if np.count_nonzero(candidate) >= smallest_px:
+            candidate |= fat
         mask = without_small(candidate, smallest_px)
         best = replace(found, mask=mask)
         reason = distrust(candidate, mask)

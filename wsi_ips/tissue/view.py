@@ -138,16 +138,19 @@ def _density(planes: tuple[Bytes, Bytes, Bytes], white: int) -> Bytes:
 
 def _brightest(planes: Sequence[Bytes], low: Bytes) -> tuple[float, Bools | None, tuple[int, int, int]]:
     """Share and place of the pixels around the commonest bright grey, and their colour; None where too few."""
-    counts = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:SCAN_GAP]
-    white = (255, 255, 255)
+    every = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:]
+    counts, white = every.copy(), (255, 255, 255)
+    counts[SCAN_GAP - DIMMEST_GLASS :] = 0
     if counts.sum() < LEAST_GLASS * low.size:
-        counts = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:]  # a synthetic or cut-out white ground
+        counts = every  # a synthetic or cut-out white ground
         if counts.sum() < LEAST_GLASS * low.size:
             return 0.0, None, white
     smooth = np.convolve(counts, np.ones(5), mode="same")
     # The highest peak that is not far below the commonest: glass is brighter than pale tissue.
     peak = DIMMEST_GLASS + int(np.flatnonzero(smooth >= 0.25 * smooth.max())[-1])
     bright = (low >= peak - NEAR_GLASS) & (low <= peak + NEAR_GLASS)
+    if peak + 2 < SCAN_GAP:
+        bright &= low < SCAN_GAP
     if bright.mean() < LEAST_GLASS:
         return 0.0, None, white
     red, green, blue = (int(np.median(plane[bright])) for plane in planes)
