@@ -9,6 +9,7 @@ from wsi_ips.evaluation.calibration import (
     reliability,
     with_temperature,
 )
+from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, evaluate_slides
 from wsi_ips.evaluation.froc import Detections, Froc, Lesions, component_detections, find_lesions, froc, peak_detections
 from wsi_ips.evaluation.intervals import slide_intervals
 from wsi_ips.evaluation.localisation import TileFigures, false_alarm_mm2, pointing_hit, tile_figures
@@ -23,11 +24,14 @@ __all__ = [
     "Interval",
     "Lesions",
     "ReliabilityBin",
+    "Scored",
+    "SlideEvaluation",
     "TaskFigures",
     "TileFigures",
     "auc_with_interval",
     "calibration",
     "component_detections",
+    "evaluate_slides",
     "false_alarm_mm2",
     "find_lesions",
     "fit_temperature",

@@ -16,6 +16,7 @@ from wsi_ips.errors import EvaluationError
 NodeLabel = Literal["negative", "itc", "micro", "macro"]
 """What a lymph node holds, by its largest metastasis."""
 
+NODE_LABELS: tuple[str, ...] = get_args(NodeLabel)
 STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
 """Stages from best to worst."""
 
@@ -45,9 +46,9 @@ def pn_stage(nodes: Sequence[NodeLabel]) -> str:
     EvaluationError
         No node, a label that is none, or more positive nodes than the rule knows.
     """
-    odd = [node for node in nodes if node not in get_args(NodeLabel)]
+    odd = [node for node in nodes if node not in NODE_LABELS]
     if odd or not nodes:
-        raise EvaluationError(f"node labels {list(nodes)}: give one or more of {', '.join(get_args(NodeLabel))}")
+        raise EvaluationError(f"node labels {list(nodes)}: give one or more of {', '.join(NODE_LABELS)}")
     positive = sum(node in ("micro", "macro") for node in nodes)
     if positive == 0:
         return "pN0(i+)" if "itc" in nodes else "pN0"

@@ -29,6 +29,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def training(self) -> Path:
+        """A training at work: its state and the best checkpoint so far; gone when it is done."""
+        return self.root / "training"
+
+    @property
     def metrics(self) -> Path:
         """Figures per epoch, a JSON object a line."""
         return self.root / "metrics.jsonl"
@@ -47,6 +52,11 @@ class RunFolder:
     def summary(self) -> Path:
         """The figures the command prints at its end."""
         return self.root / "summary.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures of ``wsi-ips evaluate``."""
+        return self.root / "evaluation.json"
 
     @property
     def facts(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -16,13 +16,16 @@ from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import fingerprint
+from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
 from wsi_ips.scanning import choose_device
-from wsi_ips.training import EpochRecord, LabelledSlide, Trainer
+from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer
+
+STATE_NAME, BEST_NAME = "state.safetensors", "best"
+"""In the folder of a training at work."""
 
 
 def train_stage(run: Run) -> bool:
-    """Train unless the checkpoint is up to date; whether anything was done.
+    """Train unless the checkpoint is up to date, from where an earlier call stopped; whether anything was done.
 
     A training slide whose tiles cannot be read is marked as failed and training starts again without it.
 
@@ -124,9 +127,11 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
     keeper = _Keeper(run, net, card)
+    stop = StopRequest()
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
-    with run.progress.stage("training", recipe.training.epochs * len(train), "slides") as advance:
+    total = recipe.training.epochs * len(train)
+    with stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
             net,
             memory_size=section.memory_size,
@@ -138,23 +143,33 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             note=run.progress.note,
             re_estimate=section.batch_statistics == "re-estimated",
         )
-        trainer.fit(labelled[0], labelled[1], on_epoch=keeper)
+        state = StateFile(run.folder.training / STATE_NAME, wanted)
+        trainer.fit(*labelled, on_epoch=keeper, state=state, on_resume=keeper.resume, stop=stop)
+    keeper.finish()
 
 
 class _Keeper:
-    """Writes the figures of each epoch and keeps the checkpoint of the best."""
+    """Writes the figures of each epoch and keeps the checkpoint of the best, apart until the training is done.
+
+    A checkpoint in the run's folder ``model`` is therefore always that of a whole training.
+    """
 
     def __init__(self, run: Run, net: IpsNet, card: ModelCard) -> None:
         self.run, self.net, self.card = run, net, card
         self.best = float("inf")
-        self.began = time.monotonic()
-        run.folder.root.mkdir(parents=True, exist_ok=True)
+        self.folder = run.folder.training / BEST_NAME
+        run.folder.training.mkdir(parents=True, exist_ok=True)
         run.folder.metrics.write_text("", encoding="utf-8")
 
+    def resume(self, history: Sequence[EpochRecord]) -> None:
+        """Stand where the training stands that goes on."""
+        atomic_write_text(self.run.folder.metrics, "".join(_line(record) for record in history))
+        self.best = min((r.val_loss for r in history if r.val_loss is not None), default=float("inf"))
+        self.run.progress.note(f"training goes on in epoch {len(history) + 1}")
+
     def __call__(self, record: EpochRecord) -> None:
-        line = {**asdict(record), "seconds": round(time.monotonic() - self.began, 1)}
         with self.run.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(record))
         validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}"
         self.run.progress.note(
             f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}"
@@ -162,6 +177,16 @@ class _Keeper:
         # Without validation slides the last epoch is kept: a training loss says nothing of the best one.
         if record.val_loss is None or record.val_loss <= self.best:
             self.best = float("inf") if record.val_loss is None else record.val_loss
-            metrics = {k: float(v) for k, v in asdict(record).items() if v is not None}
-            card = ModelCard(**{**vars(self.card), "metrics": metrics})
-            save_checkpoint(self.run.folder.model, self.net, card)
+            figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k != "seconds"}
+            save_checkpoint(self.folder, self.net, replace(self.card, metrics=figures))
+
+    def finish(self) -> None:
+        """Put the best checkpoint in its place and let the state go."""
+        with atomic_folder(self.run.folder.model) as folder:
+            for file in self.folder.iterdir():
+                file.replace(folder / file.name)
+        shutil.rmtree(self.run.folder.training)
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"

@@ -1,5 +1,6 @@
 """Training: plain PyTorch, one loop."""
 
-from wsi_ips.training.loop import EpochRecord, LabelledSlide, Trainer
+from wsi_ips.training.loop import LabelledSlide, Trainer
+from wsi_ips.training.resume import EpochRecord, StateFile, StopRequest
 
-__all__ = ["EpochRecord", "LabelledSlide", "Trainer"]
+__all__ = ["EpochRecord", "LabelledSlide", "StateFile", "StopRequest", "Trainer"]

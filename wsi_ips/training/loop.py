@@ -12,6 +12,7 @@ C classes of all tasks, C_t of one.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.gradient import StepGradient
 from wsi_ips.training.rescan import LastScores
+from wsi_ips.training.resume import EpochRecord, Position, StateFile, StopRequest
 from wsi_ips.training.tile_loss import tile_loss
 from wsi_ips.training.weights import task_weights
 
@@ -60,31 +62,6 @@ class Kept:
 
     tiles: NDArray[np.int64]
     pixels: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """Figures of one epoch.
-
-    Attributes
-    ----------
-    epoch
-        Counted from 1.
-    loss
-        Mean training loss of the slides.
-    accuracy
-        Share of the training slides' labels that are most probable, dropout on, mean over tasks.
-    val_loss
-        Mean loss of the validation slides, over tasks; None without any and in the warm start.
-    learning_rate
-        At the end of the epoch.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None
-    learning_rate: float
 
 
 class Trainer:
@@ -138,15 +115,31 @@ class Trainer:
         val: Sequence[LabelledSlide],
         *,
         on_epoch: Callable[[EpochRecord], None],
+        state: StateFile | None = None,
+        on_resume: Callable[[Sequence[EpochRecord]], None] = lambda _: None,
+        stop: StopRequest | None = None,
     ) -> None:
-        """Run all epochs.
+        """Run all epochs, from where an earlier call stopped.
 
-        ``on_epoch`` sees the figures of an epoch while the network holds that epoch's weights.
+        Parameters
+        ----------
+        train, val
+            Slides to learn from, and to measure on.
+        on_epoch
+            Sees the figures of an epoch while the network holds that epoch's weights.
+        state
+            Where the state is kept; None begins anew and keeps none.
+        on_resume
+            Sees the figures of the epochs done, where the training goes on.
+        stop
+            Asked after every step.
 
         Raises
         ------
         TrainingError
             A task whose training slides are all alike, or a loss that is not finite.
+        KeyboardInterrupt
+            It was asked to stop; the state is saved.
         """
         known = truth_tensors([slide.truths for slide in train], self.net.tasks)
         weights = [
@@ -156,28 +149,48 @@ class Trainer:
         optimiser = torch.optim.AdamW(
             self.net.parameter_groups(self.section.weight_decay), lr=self.section.learning_rate
         )
-        self._start_encoder(train)
+        position = state.load(self.net, optimiser) if state else None
+        if position is None:
+            position = Position()
+            self._start_encoder(train)
+        else:
+            on_resume(position.history)
+        began = time.monotonic() - position.seconds
         steps = [self._steps(len(train), epoch) for epoch in range(1, self.section.epochs + 1)]
         warmup = round(self.section.warmup_epochs * steps[0])
         rate = partial(warmup_cosine, warmup=warmup, total=sum(steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-        for epoch in range(1, self.section.epochs + 1):
+        self.on_slides((position.epoch - 1) * len(train))
+        for epoch in range(position.epoch, self.section.epochs + 1):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(train))
-            loss, right = 0.0, 0.0
-            for part in np.array_split(order, steps[epoch - 1]):
-                step_loss, step_right = self._step([train[i] for i in part], epoch, weights, optimiser)
-                schedule.step()
-                loss, right = loss + step_loss * len(part), right + step_right * len(part)
+            parts = np.array_split(order, steps[epoch - 1])
+            self.on_slides(sum(len(part) for part in parts[: position.step]))
+            for part in parts[position.step :]:
+                set_learning_rate(optimiser, self.section.learning_rate * rate(position.total))
+                loss, right = self._step([train[i] for i in part], epoch, weights, optimiser)
+                position.loss += loss * len(part)
+                position.right += right * len(part)
+                position.step += 1
+                position.total += 1
+                position.seconds = time.monotonic() - began
                 self.on_slides(len(part))
-            on_epoch(
-                EpochRecord(
-                    epoch,
-                    loss / len(train),
-                    right / len(train),
-                    self._validate(val) if val and self._validates(epoch) else None,
-                    float(schedule.get_last_lr()[0]),
-                )
+                if state and (state.is_due or (stop and stop.asked)):
+                    state.save(self.net, optimiser, position)
+                if stop and stop.asked:
+                    raise KeyboardInterrupt
+            record = EpochRecord(
+                epoch,
+                position.loss / len(train),
+                position.right / len(train),
+                self._validate(val) if val and self._validates(epoch) else None,
+                self.section.learning_rate * rate(position.total),
+                round(time.monotonic() - began, 1),
             )
+            on_epoch(record)
+            seconds = time.monotonic() - began
+            history = [*position.history, record]
+            position = Position(epoch + 1, total=position.total, seconds=seconds, history=history)
+            if state and state.is_due:
+                state.save(self.net, optimiser, position)
 
     def _steps(self, slides: int, epoch: int) -> int:
         """Steps of an epoch; in the warm start the same number of tiles is spread over more slides."""
@@ -334,6 +347,12 @@ class Trainer:
             logits.append(slide_logits(self.net, [slide.tiles], selections, prepare, chunk_size=self.limit.patches))
         truths = truth_tensors([slide.truths for slide in slides], self.net.tasks)
         return float(task_loss(torch.cat(logits).cpu(), truths, self.net.tasks))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The same rate for all parameters."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
