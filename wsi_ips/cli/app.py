@@ -136,6 +136,20 @@ def tile(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = 
 
 
 @app.command()
+def sheet(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Make the contact sheet of tissue and tiles anew: every slide, the most doubtful first.
+
+    `wsi-ips tile` makes it too. Masks lie beside it as GeoJSON for QuPath.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.sheet import sheet_stage
+
+        page = sheet_stage(Run.open(load_recipe(recipe, parse_overrides(settings))))
+        out.print(f"contact sheet: {page}", soft_wrap=True)
+
+
+@app.command()
 def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
     """Train on the slides of split `train`, end to end on pixels; tiles first what is not tiled yet."""
     _stages(recipe, settings, debug, "train")
