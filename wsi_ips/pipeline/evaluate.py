@@ -186,7 +186,7 @@ def _localisation(
             index.x,
             index.y,
             entry.positive_probability,
-            bounds=index.bounds,
+            bounds=index.grid,
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,
         )

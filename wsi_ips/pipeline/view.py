@@ -17,7 +17,7 @@ import shapely
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from wsi_ips.annotations import read_asap
+from wsi_ips.annotations import read_annotation
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import AnnotationError, CheckpointError, RecipeError, ScoresError, TileIndexError
 from wsi_ips.geometry import Point, Scale
@@ -202,10 +202,17 @@ class RunCollection:
         written = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
         return (stored_fingerprint(folder.tiles, slide_id), *written)
 
+    def _origin(self, record: SlideRecord, index: TileIndex | None) -> Point:
+        """Corner of the scanned part, from which QuPath counts where a slide says its bounds."""
+        if index is not None:
+            return Point(index.bounds.x, index.bounds.y)
+        with self._run.opener(record)() as reader:
+            return Point(reader.info.bounds.x, reader.info.bounds.y)
+
     def _make_detail(self, record: SlideRecord) -> Detail:
         notes: list[str] = []
-        outlines = _or_note(notes, lambda: _outlines(record))
         index = _or_note(notes, lambda: self._run.index(record))
+        outlines = _or_note(notes, lambda: _outlines(record, self._origin(record, index)))
         if index is None:
             return Detail(outlines=outlines, notes=tuple(notes))
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
@@ -220,7 +227,7 @@ class RunCollection:
             columns["weight"] = np.asarray(scores.attention * len(index), np.float32)
         table = TileTable(
             columns=columns,
-            origin_px0=Point(index.bounds.x, index.bounds.y),
+            origin_px0=Point(index.grid.x, index.grid.y),
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,
             patch_size=index.plan.patch_size,
@@ -265,7 +272,7 @@ def _layer(index: TileIndex, kind: str, score: NDArray[np.float32]) -> Layer:
         index.x,
         index.y,
         score,
-        bounds=index.bounds,
+        bounds=index.grid,
         stride_px0=index.stride_px0,
         footprint_px0=index.plan.footprint_px0,
     )
@@ -287,11 +294,12 @@ def _layer(index: TileIndex, kind: str, score: NDArray[np.float32]) -> Layer:
     )
 
 
-def _outlines(record: SlideRecord) -> tuple[tuple[NDArray[np.float64], ...], ...] | None:
+def _outlines(record: SlideRecord, origin: Point) -> tuple[tuple[NDArray[np.float64], ...], ...] | None:
     """Rings of the annotated lesions, the outer one of each first; None where nothing is annotated."""
     if record.annotation is None:
         return None
-    lesions = [shapely.simplify(lesion, OUTLINE_TOLERANCE_PX0) for lesion in read_asap(record.annotation).lesions()]
+    regions = read_annotation(record.annotation, bounds_origin=origin)
+    lesions = [shapely.simplify(lesion, OUTLINE_TOLERANCE_PX0) for lesion in regions.lesions()]
     return tuple(
         tuple(shapely.get_coordinates(ring)[:-1] for ring in (lesion.exterior, *lesion.interiors)) for lesion in lesions
     )
