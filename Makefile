@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format schema bench clean
+.PHONY: help demo test viewer check format schema bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,6 +15,9 @@ demo: $(STAMP) ## Synthetic slides to labels, heatmaps and a report (SEED=1 for 
 
 test: $(STAMP) ## Run all tests
 	$(BIN)/python -m pytest
+
+viewer: ## Install OpenSeadragon for `wsi-ips view` (needs npm)
+	cd wsi_ips/viewer && npm ci --ignore-scripts --no-audit --no-fund
 
 check: $(STAMP) ## Lint, formatting, types, import rule, spelling
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.viewing import make_run
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -16,6 +18,12 @@ def real_data() -> Path:
     if not (folder / "slides").is_dir():
         pytest.skip(f"no real slides at {folder}; set WSI_IPS_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_to_view(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a small finished run; shared, so nothing in it may be changed but reviews."""
+    return make_run(tmp_path_factory.mktemp("viewed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

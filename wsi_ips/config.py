@@ -65,6 +65,23 @@ class TissueSection(Section):
         40_000.0, description="tissue pieces below this area are dropped, µm²"
     )
     max_hole_um2: Annotated[float, Field(ge=0)] = Field(20_000.0, description="holes up to this area are filled, µm²")
+    lumen: Literal["keep", "drop"] = Field(
+        "keep",
+        description="`keep` fills holes as `max_hole_um2` says: lumina, vessels and vacuoles count as tissue; `drop` "
+        "leaves out holes of any size",
+    )
+    method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
+        "auto",
+        description="`auto`: Otsu on saturation, then the noise of the slide's own glass, then density, the first that "
+        "can be trusted; else only that one",
+    )
+    fine_mpp: Positive = Field(
+        4.0, description="scale at which blur is judged, µm/px; the thumbnail is averaged from it"
+    )
+
+    def segmentation(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`wsi_ips.tissue.segment_tissue`."""
+        return self.model_dump(exclude={"mpp", "fine_mpp"})
 
 
 class TilesSection(Section):
@@ -76,6 +93,9 @@ class TilesSection(Section):
         None, description="step between tiles in patch px; empty = patch_px (no overlap)"
     )
     min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
+    exclude_flags: tuple[Literal["pen", "blur", "fold", "bubble"], ...] = Field(
+        ("pen",), description="tiles with one of these flags are left out of the index"
+    )
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: Path | None = Field(
         None,

@@ -17,6 +17,7 @@
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only, loss not finite)
     ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
+    ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
     └── EvaluationError            figures that cannot be computed from the given numbers
 
 Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
@@ -96,3 +97,7 @@ class ClusterError(WsiIpsError, RuntimeError):
 
 class EvaluationError(WsiIpsError, ValueError):
     """Figures cannot be computed from the numbers given."""
+
+
+class ViewerError(WsiIpsError, RuntimeError):
+    """The viewer cannot start, or cannot keep a review."""

@@ -64,7 +64,7 @@ def test_two_worker_processes_give_the_same_bits_though_one_is_killed(cohort, tw
     until(lambda: len(slide_ids(root)) >= 2)
     victim = two_worker_processes.workers[0].pid
     psutil.Process(victim).kill()
-    output, _ = command.communicate(timeout=120)
+    output, _ = command.communicate(timeout=300)
     assert command.returncode == 0, output
     assert digest(root) == digest(cohort / "out" / "tiles.zarr")
     table = (tmp_path / "out" / "slides.csv").read_text()
@@ -90,9 +90,37 @@ def test_a_remote_scheduler_gives_the_same_bits(cohort, tmp_path):
         for process in reversed(processes):
             beneath = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
             psutil.wait_procs(beneath, timeout=20)
             assert not any(child.is_running() for child in beneath)
+
+
+def test_a_scheduler_that_dies_is_one_message(tmp_path):
+    os.mkfifo(tmp_path / "hangs.tif")
+    write_cohort(tmp_path, [*write_good(tmp_path, 1), "hangs.tif"])
+    address_file = tmp_path / "scheduler.json"
+    here = ["--host", "127.0.0.1", "--scheduler-file", str(address_file), "--no-dashboard"]
+    quiet = {
+        "cwd": tmp_path,
+        "env": os.environ | {"PYTHONPATH": str(ROOT)},
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+    scheduler = subprocess.Popen([sys.executable, "-m", "dask", "scheduler", "--port", "0", *here], **quiet)
+    until(address_file.exists)
+    worker = subprocess.Popen([sys.executable, "-m", "dask", "worker", "--nthreads", "1", "--no-nanny", *here], **quiet)
+    address = until(lambda: json.loads(address_file.read_text())["address"])
+    command = started("tile", tmp_path / "recipe.yaml", "--scheduler", address)
+    try:
+        until(lambda: slide_ids(tmp_path / "out" / "tiles.zarr") == ["good_00"])
+        scheduler.kill()
+        output, _ = command.communicate(timeout=300)
+        assert command.returncode == 2, output
+        assert "the Dask scheduler is gone" in " ".join(output[-300:].split())  # Dask logs its own trouble before
+    finally:
+        for process in (scheduler, worker, command):
+            process.kill()
+            process.wait()
 
 
 def test_an_address_where_nobody_answers_is_one_message(cohort, monkeypatch):

@@ -12,8 +12,9 @@ from torch import nn
 
 from wsi_ips.errors import RecipeError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec, int8, selection_score
-from wsi_ips.model.int8 import Int8Check, Int8Exporter, check_possible, compare
+from wsi_ips.model import IpsNet, build_encoder, encoder_spec, int8, int8_check, selection_score
+from wsi_ips.model.int8 import Int8Exporter, check_possible, compare
+from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.net import to_float
 
 CPU = torch.device("cpu")
@@ -136,14 +137,14 @@ class TestQuantised:
         monkeypatch.setattr(predict, "CALIBRATED", 10)
         monkeypatch.setattr(predict, "CHECKED", 12)
         monkeypatch.setattr(predict, "LEAST_TILES_INT8", 28)
-        monkeypatch.setattr(int8, "LEAST_CORRELATION", -1.0)
+        monkeypatch.setattr(int8_check, "LEAST_CORRELATION", -1.0)
         near = predict_slide(net, card, slide, int8=exporter, **settings)
         assert near.int8 is not None
         assert near.int8.tiles == 12
         assert not np.array_equal(near.attention_logits, exact.attention_logits)
         write_scores(tmp_path, near)
         assert read_scores(tmp_path, "s").int8 == near.int8
-        monkeypatch.setattr(int8, "LEAST_CORRELATION", 2.0)
+        monkeypatch.setattr(int8_check, "LEAST_CORRELATION", 2.0)
         refused = predict_slide(net, card, slide, int8=exporter, **settings)
         assert refused.int8 is not None
         assert not refused.int8.holds

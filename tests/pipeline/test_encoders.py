@@ -16,7 +16,7 @@ from tests.pipeline.test_run import SMALL
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.inference import predict, read_scores
-from wsi_ips.model import build_encoder, encoder_spec, int8, presets, read_card
+from wsi_ips.model import build_encoder, encoder_spec, int8, int8_check, presets, read_card
 from wsi_ips.pipeline import run_until
 from wsi_ips.pipeline.progress import Silent
 
@@ -99,7 +99,7 @@ def test_an_int8_scan_is_done_once_reported_and_stored(trained, monkeypatch):
     monkeypatch.setattr(predict, "CALIBRATED", 8)
     monkeypatch.setattr(predict, "CHECKED", 16)
     monkeypatch.setattr(predict, "LEAST_TILES_INT8", 24)
-    monkeypatch.setattr(int8, "LEAST_CORRELATION", -1.0)
+    monkeypatch.setattr(int8_check, "LEAST_CORRELATION", -1.0)
 
     def scores_after(notes: Notes, **overrides: Any):
         run = run_until(recipe_of(folder, **overrides), "predict", notes)

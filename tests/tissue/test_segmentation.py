@@ -76,13 +76,101 @@ def test_tissue_at_the_edge_of_the_picture_stays():
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"),
-    [("tcga-lung-rgb.png", 0.6, 0.9), ("wsi-blue-pen.png", 0.15, 0.45), ("tcga-green-pen.png", 0.85, 1.0)],
+    ("name", "mpp", "low", "high"),
+    [
+        ("tcga-lung-rgb.png", 8.0, 0.6, 1.0),
+        ("wsi-blue-pen.png", 100.0, 0.15, 0.45),
+        ("tcga-green-pen.png", 8.0, 0.85, 1.0),
+        ("diagnostic-slide-thumb-rgb.png", 40.0, 0.4, 0.65),
+    ],
 )
-def test_real_thumbnails_give_a_believable_share(real_data, name, low, high):
+def test_real_thumbnails_give_a_believable_share(real_data, name, mpp, low, high):
     pixels = np.asarray(Image.open(real_data / "thumbnails" / name).convert("RGB"))
-    share = segment(pixels).mask.mean()
+    share = segment(pixels, Scale(mpp, mpp)).mask.mean()
     assert low < share < high
+
+
+def test_the_mask_says_which_rung_found_it_and_why_not_the_ones_before():
+    pixels = glass()
+    pixels[40:150, 60:200] = (205, 160, 200)
+    plain = segment(pixels)
+    assert plain.rung == "otsu"
+    assert plain.passed == ()
+    pixels[40:150, 60:200] = (110, 60, 130)
+    dark = segment(pixels)
+    assert dark.rung == "adaptive"
+    assert any("above 0.2" in reason for reason in dark.passed)
+    assert dark.method.startswith("adaptive: saturation >")
+
+
+def test_tissue_without_colour_is_found_by_density():
+    pixels = glass()
+    pixels[40:150, 60:200] = (170, 168, 171)
+    found = segment(pixels)
+    assert found.rung == "stain"
+    assert found.mask[100, 100]
+    assert not found.mask[10, 10]
+
+
+def test_one_method_only_where_it_is_asked_for():
+    pixels = glass()
+    pixels[40:150, 60:200] = (170, 168, 171)
+    assert not segment(pixels, method="otsu").mask.any()
+    assert segment(pixels, method="stain").mask.any()
+
+
+def test_pale_tissue_beside_dark_is_not_lost():
+    pixels = glass()
+    pixels[40:180, 20:110] = (120, 50, 140)
+    pixels[40:180, 180:280] = (228, 206, 224)
+    assert segment(pixels).mask[110, 230]
+
+
+@pytest.mark.parametrize("tint", [(240, 234, 212), (205, 204, 208)])
+def test_tinted_and_grey_glass_is_no_tissue(tint):
+    pixels = np.clip(glass().astype(int) - 240 + np.array(tint), 0, 255).astype(np.uint8)
+    assert segment(pixels).mask.mean() < 0.01
+    pixels[40:150, 60:200] = (190, 120, 180)
+    assert segment(pixels).mask.mean() == pytest.approx(110 * 140 / (220 * 300), rel=0.03)
+
+
+@pytest.mark.parametrize("ink", [(20, 110, 60), (200, 20, 30), (40, 60, 150), (35, 35, 40)])
+def test_ink_is_tissue_where_it_lies_on_tissue_and_nowhere_else(ink):
+    pixels = glass()
+    pixels[40:180, 100:280] = (190, 120, 180)
+    pixels[100:115, 20:200] = ink
+    found = segment(pixels)
+    assert found.seen.pen[107, 50]
+    assert found.seen.pen[107, 150]
+    assert found.mask[107, 150]
+    assert not found.mask[100:115, 20:80].any()
+
+
+def test_a_blue_stain_is_no_blue_pen():
+    pixels = glass()
+    pixels[40:180, 40:260] = (60, 90, 190)
+    found = segment(pixels)
+    assert found.mask[100, 100]
+    assert not found.seen.pen.any()
+
+
+def test_lumina_are_dropped_on_request():
+    pixels = glass()
+    pixels[40:160, 40:160] = (190, 120, 180)
+    pixels[60:75, 60:75] = (241, 239, 242)
+    assert segment(pixels, lumen="keep").mask[67, 67]
+    assert not segment(pixels, lumen="drop").mask[67, 67]
+
+
+def test_a_net_of_walls_is_fat_and_a_step_between_stitched_fields_is_not():
+    net = glass()
+    net[40:180:7, 40:260] = net[40:180, 40:260:7] = (226, 200, 220)
+    assert segment(net).mask[60:160, 60:240].mean() > 0.9
+    assert segment(net, lumen="drop").mask[60:160, 60:240].mean() < 0.9
+    stitched = np.full((220, 300, 3), 255, np.uint8)
+    stitched[:, :150] = glass()[:, :150]
+    stitched[40:150, 20:90] = (190, 120, 180)
+    assert not segment(stitched).mask[:, 100:].any()
 
 
 def test_a_real_slide_has_the_tissue_one_sees(real_data):

@@ -18,6 +18,7 @@ from defusedxml.ElementTree import parse
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
+from wsi_ips.annotations.geojson import polygons_of
 from wsi_ips.errors import AnnotationError
 from wsi_ips.provenance import atomic_path
 
@@ -44,7 +45,7 @@ class Regions:
 
     def lesions(self) -> list[shapely.Polygon]:
         """Connected parts of the tumour, largest first."""
-        parts = [part for part in _polygons(self.tumour) if part.area > 0]
+        parts = [part for part in polygons_of(self.tumour) if part.area > 0]
         return sorted(parts, key=lambda part: -part.area)
 
 
@@ -130,11 +131,4 @@ def _areas(root: Element, path: Path) -> Iterator[tuple[str, BaseGeometry]]:
             log.info("annotation %s: %s has fewer than three points and is left out", path.name, name)
             continue
         group = annotation.get("PartOfGroup", "").strip().lower()
-        yield group, shapely.union_all(_polygons(shapely.make_valid(shapely.Polygon(ring))))
-
-
-def _polygons(geometry: BaseGeometry) -> list[shapely.Polygon]:
-    """The polygons in a geometry, lines and points left out."""
-    parts = shapely.get_parts(geometry, return_index=False).tolist()
-    nested = [p for part in parts for p in (shapely.get_parts(part).tolist())]
-    return [part for part in nested if isinstance(part, shapely.Polygon) and not part.is_empty]
+        yield group, shapely.union_all(polygons_of(shapely.make_valid(shapely.Polygon(ring))))

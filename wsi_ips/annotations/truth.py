@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
+
+MOST_POINTS = 128
+"""Of a piece from which boxes are cut."""
 
 
 def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -23,19 +28,35 @@ def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDA
     numpy.ndarray
         float32, shape (N,), 0-1.
     """
-    fraction = np.zeros(len(boxes_px0), np.float32)
     if region.is_empty or len(boxes_px0) == 0:
-        return fraction
+        return np.zeros(len(boxes_px0), np.float32)
     x, y, width, height = boxes_px0.T
     boxes = shapely.box(x, y, x + width, y + height)
-    shapely.prepare(region)
-    touched = np.flatnonzero(shapely.intersects(region, boxes))
-    inside = shapely.contains_properly(region, boxes[touched])
-    fraction[touched[inside]] = 1
-    edge = touched[~inside]
-    # Cutting each box out of the nearby part only: a lesion outline has tens of thousands of points.
-    tree = shapely.STRtree(shapely.get_parts(region))
-    box_row, part = tree.query(boxes[edge])
-    areas = shapely.area(shapely.intersection(tree.geometries[part], boxes[edge][box_row]))
-    np.add.at(fraction, edge[box_row], areas / (width * height)[edge[box_row]])
-    return np.clip(fraction, 0, 1)
+    # A lesion outline has tens of thousands of points: each box is cut out of a small piece of it.
+    pieces = [piece for part in shapely.get_parts(region).tolist() for piece in _pieces(part)]
+    tree = shapely.STRtree(pieces)
+    row, piece = tree.query(boxes)
+    shapely.prepare(tree.geometries)
+    areas = (width * height)[row]
+    edge = ~shapely.contains_properly(tree.geometries[piece], boxes[row])
+    areas[edge] = shapely.area(shapely.intersection(tree.geometries[piece[edge]], boxes[row[edge]]))
+    covered = np.bincount(row, areas, minlength=len(boxes))
+    return np.asarray(np.clip(covered / (width * height), 0, 1), np.float32)
+
+
+def _pieces(part: BaseGeometry) -> Iterator[BaseGeometry]:
+    """A geometry cut in halves until each piece has few points; areas add up."""
+    waiting = [part]
+    while waiting:
+        piece = waiting.pop()
+        if shapely.get_num_coordinates(piece) <= MOST_POINTS:
+            yield piece
+            continue
+        left, top, right, bottom = piece.bounds
+        if right - left >= bottom - top:
+            middle = (left + right) / 2
+            halves = [shapely.box(left, top, middle, bottom), shapely.box(middle, top, right, bottom)]
+        else:
+            middle = (top + bottom) / 2
+            halves = [shapely.box(left, top, right, middle), shapely.box(left, middle, right, bottom)]
+        waiting += [half for half in shapely.intersection(piece, halves).tolist() if half.area > 0]

@@ -136,6 +136,20 @@ def tile(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = 
 
 
 @app.command()
+def sheet(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Make the contact sheet of tissue and tiles anew: every slide, the most doubtful first.
+
+    `wsi-ips tile` makes it too. Masks lie beside it as GeoJSON for QuPath.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.sheet import sheet_stage
+
+        page = sheet_stage(Run.open(load_recipe(recipe, parse_overrides(settings))))
+        out.print(f"contact sheet: {page}", soft_wrap=True)
+
+
+@app.command()
 def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
     """Train on the slides of split `train`, end to end on pixels; tiles first what is not tiled yet."""
     _stages(recipe, settings, debug, "train")
@@ -176,6 +190,54 @@ def run_all(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides
     """All stages: tile, train, predict, heatmap, report. Run again to go on; nothing is done twice."""
     with explained(debug=debug):
         _run(load_recipe(recipe, parse_overrides([*(settings or []), *scheduled(scheduler)])))
+
+
+@app.command()
+def view(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|SLIDE...", help="Run folder or its recipe; or slides: files, a folder, URLs."),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    remote_access: Annotated[
+        bool, typer.Option("--remote-access", help="Other machines may look; needed for any --host but this machine.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name by which browsers call this server.")
+    ] = None,
+    token: Annotated[
+        bool, typer.Option("--token", help="Ask for a token on this machine too, where several people share it.")
+    ] = False,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    cache_mb: Annotated[int, typer.Option(min=1, help="Encoded tiles kept, MiB.")] = 128,
+    export_reviews: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the reviews of a run to this CSV file and stop.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Look at slides in the browser: of a run with maps, tiles and reviews, or any slides as they are.
+
+    A local server; nothing leaves this machine, and but for reviews nothing is written.
+    """
+    with explained(debug=debug):
+        from wsi_ips.cli.viewing import collection_of, write_reviews
+        from wsi_ips.viewer import ServerOptions, serve
+
+        collection = collection_of(targets)
+        if export_reviews is not None:
+            write_reviews(collection, export_reviews)
+            return
+        options = ServerOptions(
+            host=host,
+            port=port,
+            remote_access=remote_access,
+            allow_hosts=tuple(allow_host or ()),
+            ask_token=token,
+            cache_mb=cache_mb,
+            open_browser=browser,
+        )
+        serve(collection, options, Bars().note)
 
 
 def parse_overrides(settings: list[str] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from wsi_ips.fence import Failure
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+GONE = "the Dask scheduler is gone; start it and run the same command again: what is done is kept"
 TICK_S = 1.0
 COUNT_WORKERS_EVERY_S = 5.0
 
@@ -108,7 +109,10 @@ class _AtWork:
     def room(self) -> int:
         """Jobs to have at work: a second one for each thread, that none waits for the way there and back."""
         if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
-            self._room = max(1, 2 * sum(self._client.nthreads().values()))
+            try:
+                self._room = max(1, 2 * sum(self._client.nthreads().values()))
+            except (OSError, TimeoutError) as error:
+                raise ClusterError(GONE) from error
             self._counted = time.monotonic()
         return self._room
 
@@ -144,7 +148,7 @@ def _result(future: Future[JobResult], job: Job) -> JobResult:
         result: JobResult = future.result()
         return result
     if future.status == "cancelled":
-        raise ClusterError("the Dask scheduler is gone; start it and run the same command again: what is done is kept")
+        raise ClusterError(GONE)
     error = future.exception()
     if isinstance(error, KilledWorker):
         reason = "the workers that had it went away, each time: look at their logs and at the memory of their machines"

@@ -12,7 +12,8 @@ import torch
 from wsi_ips.config import ComputeSection
 from wsi_ips.inference.scores import SlideScores
 from wsi_ips.model.checkpoint import ModelCard
-from wsi_ips.model.int8 import Int8Check, Int8Encoder, Int8Exporter, compare
+from wsi_ips.model.int8 import Int8Encoder, Int8Exporter, compare
+from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.scanning import ChunkLimit, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import SlideTiles, read_tiles

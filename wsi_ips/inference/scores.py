@@ -19,7 +19,7 @@ from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
 from wsi_ips.labels import Task
-from wsi_ips.model.int8 import Int8Check
+from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.rules import selection_score
 from wsi_ips.provenance import atomic_folder
 

@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import ValidationError
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.record import SlideRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SLIDE_SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
@@ -244,6 +246,8 @@ def _table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
         except ValidationError as error:
             text = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ManifestError(f"folder {folder}: the name of {path} {text}") from error
+    import pandas as pd
+
     table = pd.DataFrame(rows, dtype=object)
     return table.where(table.notna(), None)
 

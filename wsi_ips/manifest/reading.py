@@ -19,6 +19,8 @@ from wsi_ips.manifest.record import SlideRecord
 from wsi_ips.manifest.table import Row, read_rows
 
 MAX_PROBLEMS = 20
+FILES = ("annotation", "coordinates", "tissue_mask")
+"""Columns that name a file beside the manifest."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:
     names = {name: label_column if name == "label" else name for name in SlideRecord.model_fields}
     values = {name: row.cells[column] for name, column in names.items() if row.cells.get(column)}
     record = SlideRecord.model_validate(values)
-    annotation = folder / record.annotation if record.annotation else None
-    coordinates = folder / record.coordinates if record.coordinates else None
+    # Paths beside the manifest; those of slides may be URLs.
+    files = {name: folder / file for name in FILES if (file := getattr(record, name)) is not None}
     path = record.path if isinstance(record.path, str) else folder / record.path
-    return record.model_copy(update={"path": path, "annotation": annotation, "coordinates": coordinates})
+    return record.model_copy(update={"path": path, **files})
 
 
 def _explain(number: int, problem: Any, label_column: str) -> str:

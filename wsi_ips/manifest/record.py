@@ -84,7 +84,17 @@ class SlideRecord(BaseModel):
         None, description="µm per level-0 pixel; wins over what the file says; one number or `x,y`"
     )
     annotation: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
-        None, description="ASAP XML with the outlined tumour, relative to the manifest or absolute"
+        None,
+        description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute",
+    )
+    tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
+        None, description="How tissue is found on this slide; wins over `tissue.method` of the recipe"
+    )
+    tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Lowest saturation that counts as stain on this slide, 0 to 1; wins over the recipe's"
+    )
+    tissue_mask: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+        None, description="GeoJSON with the tissue, as written by the tile stage and edited in QuPath; used as it is"
     )
     coordinates: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
         None,

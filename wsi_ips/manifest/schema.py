@@ -18,6 +18,8 @@ NARROWER: dict[str, dict[str, Any]] = {
     },
     "path": {"minLength": 1},
     "split": {"enum": ["train", "val", "test", ""]},
+    "tissue_method": {"enum": ["auto", "otsu", "adaptive", "stain", ""]},
+    "tissue_min_saturation": {"pattern": r"^(0(\.[0-9]+)?|1(\.0+)?|\.[0-9]+)?$"},
     "mpp": {"pattern": rf"^({NUMBER}|{PAIR})?$"},
 }
 """What a column's text is narrowed to, beyond being text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.errors import CheckpointError, RecipeError
+from wsi_ips.model.card import EncoderSpec
 from wsi_ips.model.presets import PoolingOfTokens, find_preset
 from wsi_ips.model.published import access_explained, hub_config, is_on_hub, read_weights, timm_arguments
 
@@ -32,37 +33,6 @@ _GLOBAL_POOL: Mapping[PoolingOfTokens, Mapping[str, Any]] = {
 }
 
 _RESNET = re.compile(r"(?P<name>resnet(?:18|34|50|101))(?:-(?P<stages>[1-4]))?")
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Everything needed to build an encoder again, without its weights.
-
-    Attributes
-    ----------
-    name
-        ``resnet18``, ``resnet18-2`` (first two of its four stages), ..., ``timm:NAME`` or ``preset:KEY``.
-    norm
-        ``group`` has group norm wherever the architecture has batch norm; ``batch`` leaves it as it is.
-    frozen_statistics
-        Batch norm uses its stored statistics also in training, so that the scan and the gradient pass
-        see one and the same network.
-    architecture, arguments, mean, std
-        What a model's page on the hub says of it, so that a trained one is built again without the network; empty
-        until :func:`build_encoder` has read it, and for all other models.
-    """
-
-    name: str
-    norm: Literal["batch", "group"]
-    frozen_statistics: bool
-    architecture: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    mean: Sequence[float] = ()
-    std: Sequence[float] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # lists where they come from JSON
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class Standardise(nn.Module):

@@ -14,7 +14,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import RecipeError
 from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.rules import selection_score
 
@@ -33,43 +33,6 @@ LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 AT_A_TIME = 16
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool"]
 """What is computed in integers; the rest is a small part of the time."""
-
-LEAST_CORRELATION = 0.95
-"""Slides whose scores in int8 correlate less with those in float32 are scanned in float32."""
-
-
-@dataclass(frozen=True)
-class Int8Check:
-    """Scores in int8 against scores in float32, on tiles that were not used to calibrate.
-
-    Attributes
-    ----------
-    tiles
-        Number of tiles compared.
-    error
-        Of the embeddings: norm of the difference over norm of the embeddings.
-    correlation
-        Of the selection scores, Spearman's; 1 where the pooling does not rank tiles.
-    kept, overlap
-        So many of the best were taken from both, and this share of them is the same.
-    """
-
-    tiles: int
-    error: float
-    correlation: float
-    kept: int
-    overlap: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the scores are near enough to be used."""
-        return self.correlation >= LEAST_CORRELATION
-
-    def __str__(self) -> str:
-        return (
-            f"{self.error:.1%} error of embeddings, correlation of scores {self.correlation:.3f}, {self.overlap:.0%} "
-            f"of the best {self.kept} of {self.tiles} tiles the same"
-        )
 
 
 class Int8Exporter:

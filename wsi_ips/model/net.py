@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,13 @@ from torch.nn import functional
 
 from wsi_ips.labels import Task
 from wsi_ips.model.attention import CrossAttentionPooling
+from wsi_ips.model.card import PoolingName, PositionName
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.fused import Encode
 from wsi_ips.model.pooling import GatedAttentionPooling, MaxPooling, MeanPooling, Pooling
 from wsi_ips.model.position import SinusoidalPosition
 from wsi_ips.model.rules import Rule, even, exact
 from wsi_ips.model.tasks import probabilities
-
-PoolingName = Literal["attention", "abmil", "mean", "max"]
-PositionName = Literal["none", "sinusoidal"]
 
 
 @dataclass(frozen=True)

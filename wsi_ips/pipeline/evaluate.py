@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wsi_ips.annotations import read_asap
+from wsi_ips.annotations import read_annotation
 from wsi_ips.annotations.raster import region_mask
 from wsi_ips.errors import EvaluationError, ManifestError
 from wsi_ips.evaluation import (
@@ -30,6 +30,7 @@ from wsi_ips.evaluation import (
 )
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.evaluation.staging import NODE_LABELS
+from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.predict import predicted
@@ -185,7 +186,7 @@ def _localisation(
             index.x,
             index.y,
             entry.positive_probability,
-            bounds=index.bounds,
+            bounds=index.grid,
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,
         )
@@ -232,7 +233,8 @@ def _lesions(run: Run, record: SlideRecord) -> Lesions:
     if record.annotation is None:
         shape = (-(-size.height // MASK_DOWNSAMPLE), -(-size.width // MASK_DOWNSAMPLE))
         return Lesions(np.zeros(shape, np.int32), frozenset(), MASK_DOWNSAMPLE)
-    mask = region_mask(read_asap(record.annotation).tumour, size, downsample=MASK_DOWNSAMPLE)
+    regions = read_annotation(record.annotation, bounds_origin=Point(index.bounds.x, index.bounds.y))
+    mask = region_mask(regions.tumour, size, downsample=MASK_DOWNSAMPLE)
     return find_lesions(mask, mpp=mpp * MASK_DOWNSAMPLE, downsample=MASK_DOWNSAMPLE)
 
 

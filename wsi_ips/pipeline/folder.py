@@ -79,9 +79,24 @@ class RunFolder:
         """The page to open."""
         return self.root / "report" / "index.html"
 
+    @property
+    def reviews(self) -> Path:
+        """What reviewers said in the viewer (SQLite)."""
+        return self.root / "reviews.sqlite"
+
+    @property
+    def tissue(self) -> Path:
+        """Pictures, masks and facts of the tissue of each slide, and the contact sheet."""
+        return self.root / "tissue"
+
+    @property
+    def tissue_recall(self) -> Path:
+        """What segmentation and tiling left of each annotated lesion."""
+        return self.root / "tissue_recall.csv"
+
     def tissue_picture(self, slide_id: str) -> Path:
         """Thumbnail with the tissue outline and the tiles."""
-        return self.root / "tissue" / f"{slide_id}.png"
+        return self.tissue / f"{slide_id}.png"
 
     def overlay(self, slide_id: str, kind: str) -> Path:
         """Heatmap picture; ``kind`` is ``probability`` or ``attention``."""

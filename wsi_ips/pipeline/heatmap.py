@@ -13,9 +13,9 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_ips.annotations import read_asap
+from wsi_ips.annotations import read_annotation
 from wsi_ips.errors import EvaluationError
-from wsi_ips.geometry import Box
+from wsi_ips.geometry import Box, Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
@@ -71,7 +71,7 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         class_name=scores.classes[-1],
         probability=scores.probability[-1],
         model_id=model_id,
-        outlines=_outlines(record),
+        outlines=_outlines(record, index.bounds),
     )
     values = {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
     for kind in KINDS:
@@ -120,11 +120,12 @@ def _alignment(
     return round(found, 4)
 
 
-def _outlines(record: SlideRecord) -> tuple[NDArray[np.float64], ...]:
+def _outlines(record: SlideRecord, bounds: Box) -> tuple[NDArray[np.float64], ...]:
     """Outer rings of the annotated lesions."""
     if record.annotation is None:
         return ()
-    return tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in read_asap(record.annotation).lesions())
+    regions = read_annotation(record.annotation, bounds_origin=Point(bounds.x, bounds.y))
+    return tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in regions.lesions())
 
 
 def _drawn_from(run: Run, record: SlideRecord, kind: Kind) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -11,17 +10,15 @@ from wsi_ips.errors import CheckpointError, ManifestError
 from wsi_ips.inference import SlideScores, predict_slide, read_scores, stored_fingerprint, write_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import ModelCard, load_checkpoint, read_card
-from wsi_ips.model.checkpoint import checkpoint_fingerprint
+from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.int8 import Int8Exporter
 from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import atomic_path, fingerprint
+from wsi_ips.pipeline.scored import checkpoint_folder, predicted, scores_fingerprint
+from wsi_ips.provenance import atomic_path
 from wsi_ips.scanning import ChunkLimit, choose_device
 
-
-def checkpoint_folder(run: Run) -> Path:
-    """The checkpoint the recipe names, else the one the run trains."""
-    return run.recipe.predict.checkpoint or run.folder.model
+__all__ = ["checkpoint_folder", "predict_stage", "predicted", "scores_fingerprint", "to_predict", "write_predictions"]
 
 
 def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
@@ -43,22 +40,6 @@ def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
         return [known[name] for name in names]
     wanted = (*run.recipe.predict.splits, None)
     return [record for record in run.records if record.split in wanted]
-
-
-def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
-    """Fingerprint that a slide's scores must have to be up to date."""
-    how = [run.recipe.predict.scan_precision] if run.recipe.predict.scan_precision != "fp32" else []
-    return fingerprint("scores", model, run.index(record).fingerprint, *how)
-
-
-def predicted(run: Run) -> list[SlideRecord]:
-    """Slides whose stored scores are up to date with the checkpoint and their tiles."""
-    model = checkpoint_fingerprint(checkpoint_folder(run))
-    return [
-        record
-        for record in run.with_tiles()
-        if stored_fingerprint(run.folder.scores, record.slide_id) == scores_fingerprint(run, record, model)
-    ]
 
 
 def predict_stage(run: Run, names: Sequence[str] = ()) -> int:

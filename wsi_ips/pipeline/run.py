@@ -114,7 +114,7 @@ class Run:
         Raises
         ------
         SlideNotFoundError
-            There is no file at the slide's path, or at its annotation's.
+            There is no file at the slide's path, or at its annotation's or tissue mask's.
         """
         recipe = self.recipe
         return fingerprint(
@@ -127,6 +127,9 @@ class Run:
             content_identity(record.path, self.remote),
             _file_hash("annotation", record.annotation) if record.annotation else None,
             *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
+            record.tissue_method,
+            record.tissue_min_saturation,
+            _file_hash("tissue_mask", record.tissue_mask) if record.tissue_mask else None,
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:

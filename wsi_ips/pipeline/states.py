@@ -52,6 +52,10 @@ class SlideState:
         Tiles in its index.
     tissue_mm2
         Tissue area.
+    tissue_method
+        What found the tissue: a rung of :mod:`wsi_ips.tissue.ladder`, or ``drawn``.
+    remarks
+        What is odd about the tissue or the tiles; a person should look.
     seconds
         Time spent in ``stage``.
     attempts
@@ -72,6 +76,8 @@ class SlideState:
     mpp: float | None = None
     tiles: int | None = None
     tissue_mm2: float | None = None
+    tissue_method: str = ""
+    remarks: str = ""
     seconds: float | None = None
     attempts: int = 0
     cpu_seconds: float | None = None

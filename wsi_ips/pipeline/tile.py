@@ -11,6 +11,7 @@ from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.fence import Failure
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.sheet import sheet_stage
 from wsi_ips.pipeline.spread import spread
 from wsi_ips.pipeline.survey import survey
 from wsi_ips.pipeline.throughput import Throughput
@@ -42,6 +43,7 @@ def tile_stage(run: Run, only: Container[str] | None = None) -> int:
             meter.close()
             run.states.save()
     run.progress.note(meter.line())
+    sheet_stage(run)
     return len(jobs)
 
 

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-import io
+import json
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from wsi_ips.annotations import read_asap
-from wsi_ips.config import Recipe
+import numpy as np
+import shapely
+
+from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
+from wsi_ips.config import Recipe, TissueSection
+from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.results import draw_tissue
-from wsi_ips.slides import SlideReader, read_thumbnail
-from wsi_ips.tiles import TileIndex, build_index
+from wsi_ips.results.tissue import Tiling, draw_tissue, png_bytes, preview
+from wsi_ips.slides import Overview, SlideReader, read_overview
+from wsi_ips.tiles import Recall, TileIndex, build_index, tissue_recall
 from wsi_ips.tiles.interop import imported_index, read_foreign
-from wsi_ips.tissue import look_of, segment_tissue
+from wsi_ips.tissue import (
+    BITS,
+    TissueMask,
+    bits_of,
+    flag_tiles,
+    look_of,
+    mask_of,
+    outline_of,
+    remarks_on,
+    see,
+    segment_tissue,
+    suspicion,
+)
+
+LOST = 0.99
+"""Less of the annotated tumour in tiles than this is remarked."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class TiledSlide:
 def tile_slide(
     reader: SlideReader, record: SlideRecord, recipe: Recipe, *, slide_identity: str, fingerprint: str
 ) -> TiledSlide:
-    """Segment, lay the grid, measure and draw.
+    """Segment, lay the grid, flag, measure and draw.
 
     Parameters
     ----------
@@ -57,20 +77,21 @@ def tile_slide(
     SlideError
         The slide cannot be read or has no scale.
     AnnotationError
-        Its annotation cannot be used.
+        Its annotation or its tissue mask cannot be used.
     """
-    regions = read_asap(record.annotation) if record.annotation else None
-    pyramid = reader.info.pyramid
-    thumbnail, mpp = read_thumbnail(reader, recipe.tissue.mpp)
-    mask = segment_tissue(thumbnail, mpp=mpp, px0_size=pyramid.size_px0, **recipe.tissue.model_dump(exclude={"mpp"}))
+    origin = Point(reader.info.bounds.x, reader.info.bounds.y)
+    regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
+    section = tissue_section(recipe.tissue, record)
+    overview = read_overview(reader, section.mpp, section.fine_mpp)
+    tissue = _tissue_of(reader, record, section, overview, origin)
     lay_tiles = (
         partial(imported_index, read_foreign(record.coordinates))
         if record.coordinates
         else partial(build_index, stride_px=recipe.tiles.stride, min_tissue_fraction=recipe.tiles.min_tissue_fraction)
     )
-    index = lay_tiles(
+    every = lay_tiles(
         info=reader.info,
-        mask=mask,
+        mask=tissue,
         slide_id=record.slide_id,
         target_mpp=recipe.tiles.mpp,
         patch_px=recipe.tiles.patch_px,
@@ -78,31 +99,132 @@ def tile_slide(
         slide_identity=slide_identity,
         fingerprint=fingerprint,
     )
-    picture = draw_tissue(
-        thumbnail,
-        mask.mask,
-        index.boxes_px0,
-        px0_size=pyramid.size_px0,
-        caption=f"{record.slide_id} · {len(index)} tiles · {mask.method}",
+    flags = flag_tiles(overview, tissue, every.boxes_px0)
+    # Whoever brings tiles of their own wants those: they are flagged, and all stay.
+    exclude = 0 if record.coordinates else bits_of(recipe.tiles.exclude_flags)
+    index = every.flagged(flags, exclude=exclude)
+    tiling = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
+    recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
+    remarks = _remarks(tissue, index, tiling, recall)
+    return TiledSlide(
+        replace(index, look=look_of(overview.thumbnail)),
+        _row(tissue, index, recipe, remarks, left_out=len(every) - len(index)),
+        _files(overview, tissue, index, tiling, regions, recall, remarks, origin),
     )
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    area_mm2 = mask.area_um2(pyramid.mpp) / 1e6
-    row = {
+
+
+def tissue_section(section: TissueSection, record: SlideRecord) -> TissueSection:
+    """The recipe's section with what the manifest says about this slide."""
+    own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
+    return section.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+
+def _tissue_of(
+    reader: SlideReader, record: SlideRecord, section: TissueSection, overview: Overview, origin: Point
+) -> TissueMask:
+    """The mask that somebody drew, else the segmentation's."""
+    size = reader.info.size_px0
+    if record.tissue_mask is None:
+        return segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, **section.segmentation())
+    height, width = overview.thumbnail.shape[:2]
+    region = read_tissue(record.tissue_mask, bounds_origin=origin)
+    drawn = mask_of(region, px0_size=size, mask_size=Size(width, height), source=record.tissue_mask.name)
+    return see(drawn, overview.thumbnail, mpp=overview.mpp, smoothing_um=section.smoothing_um)
+
+
+def _remarks(tissue: TissueMask, index: TileIndex, tiling: Tiling, recall: Recall | None) -> list[str]:
+    remarks = remarks_on(tissue, index.mpp)
+    left_out = int((~tiling.kept).sum())
+    if left_out:
+        remarks.append(f"{left_out} tiles left out by their flags")
+    if recall is not None and recall.lost:
+        remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
+    elif recall is not None and recall.lesions and recall.in_tiles < LOST:
+        remarks.append(f"{1 - recall.in_tiles:.1%} of the annotated tumour lies in no tile")
+    return remarks
+
+
+def _row(tissue: TissueMask, index: TileIndex, recipe: Recipe, remarks: list[str], *, left_out: int) -> dict[str, Any]:
+    area_mm2 = tissue.area_um2(index.mpp) / 1e6
+    return {
         "state": "ok" if len(index) else "empty",
-        "reason": "" if len(index) else _why_empty(area_mm2, recipe.tiles.min_tissue_fraction),
+        "reason": "" if len(index) else _why_empty(area_mm2, recipe, left_out),
         "reader": index.reader,
-        "mpp": round(pyramid.mpp.x, 5),
+        "mpp": round(index.mpp.x, 5),
         "tiles": len(index),
         "tissue_mm2": round(area_mm2, 3),
+        "tissue_method": tissue.rung,
+        "remarks": "; ".join(remarks),
     }
-    return TiledSlide(replace(index, look=look_of(thumbnail)), row, {f"tissue/{record.slide_id}.png": png.getvalue()})
 
 
-def _why_empty(area_mm2: float, min_tissue_fraction: float) -> str:
+def _why_empty(area_mm2: float, recipe: Recipe, left_out: int) -> str:
     if area_mm2 == 0:
         return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
+    if left_out:
+        return f"all {left_out} tiles are flagged; look at its picture, then shorten `tiles.exclude_flags`"
     return (
-        f"{area_mm2:.3f} mm² of tissue, but no tile holds {min_tissue_fraction:.0%} of it; lower "
+        f"{area_mm2:.3f} mm² of tissue, but no tile holds {recipe.tiles.min_tissue_fraction:.0%} of it; lower "
         "`tiles.min_tissue_fraction`, or tile finer"
     )
+
+
+def _files(
+    overview: Overview,
+    tissue: TissueMask,
+    index: TileIndex,
+    tiling: Tiling,
+    regions: Regions | None,
+    recall: Recall | None,
+    remarks: list[str],
+    origin: Point,
+) -> dict[str, bytes]:
+    """Picture, preview, mask for QuPath and facts, under ``tissue/``."""
+    lesions = [] if regions is None else [shapely.get_coordinates(part.exterior) for part in regions.lesions()]
+    picture = draw_tissue(
+        overview.thumbnail,
+        tissue.mask,
+        tiling,
+        px0_size=index.size_px0,
+        caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}",
+        lesions=lesions,
+    )
+    name = f"tissue/{index.slide_id}"
+    outline = geojson_of([("Tissue", outline_of(tissue))], bounds_origin=origin, seed=index.slide_id)
+    facts = json.dumps(_facts(tissue, index, tiling, recall, remarks), ensure_ascii=False, indent=1, allow_nan=False)
+    return {
+        f"{name}.png": png_bytes(picture),
+        f"{name}.jpg": preview(overview.thumbnail, picture),
+        f"{name}.geojson": outline,
+        f"{name}.json": facts.encode("utf-8"),
+    }
+
+
+def _facts(
+    tissue: TissueMask, index: TileIndex, tiling: Tiling, recall: Recall | None, remarks: list[str]
+) -> dict[str, Any]:
+    """What the contact sheet and the table of lesions show."""
+
+    def counts(tiles: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, int]:
+        return {flag: int(np.count_nonzero(tiling.flags[tiles] & bit)) for flag, bit in BITS.items()}
+
+    return {
+        "slide_id": index.slide_id,
+        "fingerprint": index.fingerprint,
+        "tiles": len(index),
+        "tissue_mm2": round(tissue.area_um2(index.mpp) / 1e6, 3),
+        "tissue_share": round(float(tissue.mask.mean()), 4),
+        "method": tissue.method,
+        "rung": tissue.rung,
+        "remarks": remarks,
+        "suspicion": suspicion(remarks),
+        "flagged": counts(np.ones_like(tiling.kept)),
+        "left_out": int((~tiling.kept).sum()),
+        "lesions": None if recall is None else [lesion.to_dict() for lesion in recall.lesions],
+        "tissue_recall": _number(None if recall is None else recall.in_tissue),
+        "tile_recall": _number(None if recall is None else recall.in_tiles),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 5)

@@ -1,6 +1,6 @@
 """Results people look at: rasters, overlays, the report. No torch, no pixels of its own.
 
-Names are loaded when they are asked for: tiling draws tissue and needs neither matplotlib nor the report.
+Names are loaded when they are asked for: tiling draws tissue and needs nothing of what heatmaps and reports need.
 """
 
 from importlib import import_module
@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from wsi_ips.results.heatmap import Raster, attention_rank, tile_raster
     from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
     from wsi_ips.results.report import Figure, ReportData, SlideEntry, TopTile, render_report, write_report
-    from wsi_ips.results.tissue import draw_tissue
+    from wsi_ips.results.tissue import Tiling, draw_tissue
+
+_HOMES = {
+    "alignment": ("alignment_correlation", "page_position"),
+    "heatmap": ("Raster", "attention_rank", "tile_raster"),
+    "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
+    "report": ("Figure", "ReportData", "SlideEntry", "TopTile", "render_report", "write_report"),
+    "tissue": ("Tiling", "draw_tissue"),
+}
 
 __all__ = [
     "Caption",
@@ -19,6 +27,7 @@ __all__ = [
     "Raster",
     "ReportData",
     "SlideEntry",
+    "Tiling",
     "TopTile",
     "View",
     "alignment_correlation",
@@ -33,28 +42,9 @@ __all__ = [
     "write_report",
 ]
 
-_HOMES = {
-    "Caption": "overlay",
-    "Figure": "report",
-    "Raster": "heatmap",
-    "ReportData": "report",
-    "SlideEntry": "report",
-    "TopTile": "report",
-    "View": "overlay",
-    "alignment_correlation": "alignment",
-    "attention_rank": "heatmap",
-    "draw_overlay": "overlay",
-    "draw_tissue": "tissue",
-    "page_position": "alignment",
-    "render_report": "report",
-    "sidecar": "overlay",
-    "tile_raster": "heatmap",
-    "write_overlay": "overlay",
-    "write_report": "report",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -28,7 +28,7 @@ from wsi_ips.slides import RGB
 
 Kind = Literal["probability", "attention"]
 SCHEMA_VERSION = 1
-COLOURS = {"probability": "viridis", "attention": "cividis"}
+COLOURS = {"probability": "viridis", "attention": "cividis", "truth": "Oranges", "tissue": "Greens"}
 TITLES = {"probability": "Tumour probability map", "attention": "Attention map, relative within this slide"}
 LEGENDS = {
     "probability": ("tumour probability of each tile alone", "0", "0.25", "0.5", "0.75", "1"),
@@ -192,7 +192,7 @@ def _blend(pixels: RGB, score: NDArray[np.floating], kind: Kind, opacity: float)
     """Colours over pixels of shape (n, 3); opacity follows the score of shape (n,)."""
     score = np.clip(score, 0, 1)
     alpha = opacity * (score if kind == "probability" else score**2)[:, None]
-    colours = _palette(kind)[np.rint(score * 255).astype(np.uint8)]
+    colours = palette(kind)[np.rint(score * 255).astype(np.uint8)]
     return np.asarray(np.rint(pixels * (1 - alpha) + colours * alpha), np.uint8)
 
 
@@ -213,8 +213,8 @@ def _draw_outlines(picture: Image.Image, view: View, outlines: tuple[NDArray[np.
         page_frame.draw_outline(draw, [*ring, ring[0]], frame)
 
 
-@lru_cache(2)
-def _palette(kind: Kind) -> NDArray[np.uint8]:
-    """256 colours, shape (256, 3)."""
+@lru_cache(4)
+def palette(kind: str) -> NDArray[np.uint8]:
+    """Colours of a map's scores 0 to 1, uint8, shape (256, 3); ``kind`` is a key of ``COLOURS``."""
     colours = matplotlib.colormaps[COLOURS[kind]](np.arange(256))[:, :3]
     return np.asarray(np.rint(colours * 255), np.uint8)

@@ -1,56 +1,168 @@
-"""Picture of a tissue mask and its tiles: what was analysed and what was not."""
+"""Picture of a tissue mask and its tiles: what was analysed, what was not, and why not."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from scipy import ndimage
+from PIL import Image, ImageDraw, ImageFont
 
-from wsi_ips.geometry import Size
-from wsi_ips.results.frame import INK, PAPER, SOFT_INK, font
+from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides import RGB
 
-EDGE, TILE = (0, 110, 60), (30, 90, 200)
-LONGEST_PX, FOOTER_PX = 1024, 40
+INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
+EDGE, TILE, LESION = (0, 120, 60), (30, 90, 200), (210, 0, 0)
+FLAG_COLOURS = ((1, (0, 170, 190)), (8, (240, 120, 0)), (4, (230, 190, 0)), (2, (150, 60, 200)))
+"""Bit and colour of a flag: pen, bubble, fold, blur; where a tile has several, the first."""
+LONGEST_PX, FOOTER_PX, PREVIEW_PX = 1024, 40, 420
+KEY = "green: edge of tissue · blue: tiles · pale: not analysed"
+FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · crossed: left out"
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of a slide, also those that a flag left out.
+
+    Attributes
+    ----------
+    corners
+        x, y in level-0 pixels, shape (N, 2).
+    flags
+        uint8, shape (N,).
+    kept
+        bool, shape (N,): in the index.
+    bounds
+        Scanned part of the slide, level-0 pixels; the grid begins at its corner.
+    stride_px0
+        Step of the grid, level-0 pixels.
+    """
+
+    corners: NDArray[np.int32]
+    flags: NDArray[np.uint8]
+    kept: NDArray[np.bool_]
+    bounds: Box
+    stride_px0: Scale
+
+    def raster(self, size: Size, px0_size: Size) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+        """Tiles on a picture of the whole slide.
+
+        Returns
+        -------
+        state
+            int16, shape (height, width): -1 no tile, else the tile's flags, plus 256 where it was left out.
+        lines
+            True where a cell of the grid begins.
+        """
+        columns = self._cells(size.width, px0_size.width, self.bounds.x, self.stride_px0.x)
+        rows = self._cells(size.height, px0_size.height, self.bounds.y, self.stride_px0.y)
+        cells = np.full((max(0, int(rows.max())) + 2, max(0, int(columns.max())) + 2), -1, np.int16)
+        at = np.rint((self.corners - np.array(self.bounds[:2])) / np.array(self.stride_px0)).astype(np.intp)
+        inside = (at[:, 0] < cells.shape[1]) & (at[:, 1] < cells.shape[0])
+        state = self.flags.astype(np.int16) + np.where(self.kept, 0, 256).astype(np.int16)
+        cells[at[inside, 1], at[inside, 0]] = state[inside]
+        new_row, new_column = np.diff(rows, prepend=rows[0]) != 0, np.diff(columns, prepend=columns[0]) != 0
+        return cells[rows[:, None], columns[None]], new_row[:, None] | new_column[None]
+
+    @staticmethod
+    def _cells(pixels: int, px0: int, origin: int, stride: float) -> NDArray[np.intp]:
+        """Number of the cell under each pixel of a row; the last, empty one (-1) off the grid."""
+        at = ((np.arange(pixels) + 0.5) * px0 / pixels - origin) / stride
+        return np.maximum(np.floor(at).astype(np.intp), -1)
 
 
 def draw_tissue(
     thumbnail: RGB,
     mask: NDArray[np.bool_],
-    boxes_px0: NDArray[np.float64],
+    tiling: Tiling,
     *,
     px0_size: Size,
     caption: str,
+    lesions: Sequence[NDArray[np.float64]] = (),
 ) -> Image.Image:
-    """Thumbnail with the outline of the tissue (green) and the tiles (blue); glass is left pale.
+    """Thumbnail with the outline of the tissue (green), the tiles (blue), flags and annotated tumour (red).
 
     Parameters
     ----------
     thumbnail, mask
         The slide and its mask, of one shape (height, width).
-    boxes_px0
-        Tiles x, y, width, height in level-0 pixels, shape (N, 4).
+    tiling
+        Its tiles.
     px0_size
         Size of level 0.
     caption
         Line below the picture.
+    lesions
+        Outlines, each of shape (n, 2): x, y in level-0 pixels.
     """
-    shrink = max(1, -(-max(mask.shape) // LONGEST_PX))
-    image = Image.fromarray(thumbnail).reduce(shrink)
+    image = _small(thumbnail)
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image).copy()
-    pixels[~small] = (pixels[~small].astype(np.uint16) + 255) // 2
-    scale = np.array([image.width / px0_size.width, image.height / px0_size.height] * 2)
-    tiled = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(tiled, "RGBA")
-    for x, y, width, height in (boxes_px0 * scale).tolist():
-        draw.rectangle([x, y, x + width, y + height], outline=(*TILE, 90))
-    pixels = np.asarray(tiled).copy()
-    pixels[small & ~ndimage.binary_erosion(small)] = EDGE
-    page = Image.new("RGB", (max(480, image.width), image.height + FOOTER_PX), PAPER)
+    pixels[~small] = pixels[~small] // 2 + 127
+    _tint(pixels, *tiling.raster(Size(*image.size), px0_size))
+    pixels[small & ~_eroded(small)] = EDGE
+    page = Image.new("RGB", (max(720, image.width), image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
-    text = ImageDraw.Draw(page)
-    text.text((8, image.height + 5), caption, INK, font(13))
-    text.text((8, image.height + 22), "green: edge of tissue · blue: tiles · pale: not analysed", SOFT_INK, font(11))
+    draw = ImageDraw.Draw(page)
+    scale = np.array([image.width / px0_size.width, image.height / px0_size.height])
+    for outline in lesions:
+        points = (outline * scale).ravel().tolist()
+        if len(points) >= 4:
+            draw.line([*points, *points[:2]], fill=LESION, width=1)
+    draw.text((8, image.height + 4), caption, INK, ImageFont.load_default(13))
+    key = KEY + (f" · {FLAG_KEY}" if tiling.flags.any() else "") + (" · red: annotated" if lesions else "")
+    draw.text((8, image.height + 22), key, SOFT_INK, ImageFont.load_default(11))
     return page
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as PNG, compressed lightly: a tenth larger and several times as fast."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
+    """Slide and picture side by side, small, as JPEG: what the contact sheet shows."""
+    left = Image.fromarray(thumbnail)
+    right = picture.crop((0, 0, picture.width, picture.height - FOOTER_PX))
+    parts = []
+    for image in (left, right):
+        shrink = max(1, max(image.size) // PREVIEW_PX)
+        part = image.reduce(shrink) if shrink > 1 else image
+        part.thumbnail((PREVIEW_PX, PREVIEW_PX))
+        parts.append(part)
+    page = Image.new("RGB", (2 * PREVIEW_PX + 8, max(part.height for part in parts)), PAPER)
+    for number, part in enumerate(parts):
+        page.paste(part, (number * (PREVIEW_PX + 8), 0))
+    buffer = io.BytesIO()
+    page.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _small(thumbnail: RGB) -> Image.Image:
+    shrink = max(1, -(-max(thumbnail.shape[:2]) // LONGEST_PX))
+    image = Image.fromarray(thumbnail)
+    return image.reduce(shrink) if shrink > 1 else image
+
+
+def _tint(pixels: RGB, state: NDArray[np.int16], lines: NDArray[np.bool_]) -> None:
+    tiled = (state >= 0) & (state < 256)
+    for bit, colour in reversed(FLAG_COLOURS):
+        here = (state >= 0) & ((state & bit) > 0)
+        pixels[here] = pixels[here] // 2 + np.array(colour, np.uint8) // 2
+    left_out = state >= 256
+    y, x = np.nonzero(left_out)
+    crossed = (x + y) % 6 == 0
+    pixels[y[crossed], x[crossed]] = INK
+    on = lines & tiled
+    pixels[on] = (pixels[on].astype(np.uint16) * 2 + np.array(TILE, np.uint16)) // 3
+
+
+def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without the pixels that have a neighbour outside; the border of the picture counts as outside."""
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return inner

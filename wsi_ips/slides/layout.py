@@ -53,7 +53,14 @@ class Layout:
 
 
 def plan_layout(
-    rng: Generator, *, size_px0: Size, mpp: float, tissue_mm2: float, blobs: Sequence[PlannedBlob]
+    rng: Generator,
+    *,
+    size_px0: Size,
+    mpp: float,
+    tissue_mm2: float,
+    blobs: Sequence[PlannedBlob],
+    fat_share: float | None = None,
+    fragments: int = 1,
 ) -> Layout:
     """Draw a slide's layout.
 
@@ -69,12 +76,19 @@ def plan_layout(
         Tissue area.
     blobs
         Regions to plant, each wholly inside the tissue where it fits.
+    fat_share
+        Share of the tissue that is fat; None for the little that a lymph node has.
+    fragments
+        Pieces that the tissue is broken into.
     """
     shape = (-(-size_px0.height // CELL_PX), -(-size_px0.width // CELL_PX))
     cell_mm = CELL_PX * mpp / 1000
-    tissue = _tissue(rng, shape, tissue_mm2 / cell_mm**2)
+    area_cells = tissue_mm2 / cell_mm**2
+    tissue = _tissue(rng, shape, area_cells) if fragments == 1 else _fragments(rng, shape, area_cells, fragments)
     stroma = np.asarray(6 * (smooth_noise(rng, shape, 0.9 / cell_mm) - 0.7), np.float32)
-    fat = np.asarray(8 * (smooth_noise(rng, shape, 0.5 / cell_mm) - 1.9), np.float32)
+    lobules = smooth_noise(rng, shape, 0.5 / cell_mm)
+    level = 1.9 if fat_share is None else float(np.quantile(lobules[tissue > 0], 1 - fat_share))
+    fat = np.asarray(8 * (lobules - level), np.float32)
     planted: dict[BlobKind, list[Field]] = {"follicle": [], "tumour": []}
     room = tissue.copy()
     for blob in sorted(blobs, key=lambda b: -b.diameter_mm):
@@ -129,6 +143,30 @@ def _tissue(rng: Generator, shape: tuple[int, int], area_cells: float) -> Field:
     labels = measure.label(field > cut)
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     return signed_distance(ndimage.binary_fill_holes(labels == largest))
+
+
+def _fragments(rng: Generator, shape: tuple[int, int], area_cells: float, count: int) -> Field:
+    """Pieces of uneven size strewn over the glass, as of a curettage or a needle."""
+    height, width = shape
+    shares = rng.dirichlet(np.full(count, 4.0))
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    field = np.full(shape, -99, np.float32)
+    ragged = smooth_noise(rng, shape, 0.6 * (area_cells / count) ** 0.5)
+    for share in sorted(shares.tolist(), reverse=True):
+        radius, angle, ratio = (share * area_cells / np.pi) ** 0.5, rng.uniform(0, np.pi), rng.uniform(1.2, 4.0)
+        reach = radius * ratio**0.5 + 6
+        room = np.argwhere(field < -reach)
+        inner = room[(np.minimum(room, np.array(shape) - 1 - room) > reach).all(axis=1)] if len(room) else room
+        if not len(inner):
+            continue
+        cy, cx = inner[rng.integers(len(inner))]
+        u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / ratio**0.5
+        v = ((y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)) * ratio**0.5
+        field = np.maximum(field, radius - np.hypot(u, v) + 0.15 * radius * ragged)
+    labels = measure.label(field > 0)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return signed_distance(sizes[labels] > 0.25 * area_cells / count)
 
 
 def _blob(rng: Generator, room: Field, radius: float) -> tuple[Field, tuple[int, int]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from wsi_ips.geometry import Box, Point, ReadPlan, Scale, Size
+from wsi_ips.geometry import MPP_TOLERANCE, Box, Point, ReadPlan, Scale, Size
 from wsi_ips.slides.base import RGB, SlideReader
 from wsi_ips.slides.direct_reader import DirectReader
+from wsi_ips.slides.jpeg_tiles import FACTORS
 from wsi_ips.slides.region import SLACK
 
 STRIP_PX = 2**24
@@ -109,10 +111,101 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
         min(area_px0.width, max(1, round(width_um / target))),
         min(area_px0.height, max(1, round(height_um / target))),
     )
-    wanted = Scale(area_px0.width / size.width, area_px0.height / size.height)
-    fine = [k for k in range(len(pyramid.level_sizes)) if max(pyramid.downsample(k).over(wanted)) <= 1.001]
-    pixels = _shrunk(reader, area_px0, max(fine, default=0), size)
+    pixels = read_shrunk(reader, area_px0, _level_for(reader, area_px0, size), size)
     return pixels, Scale(width_um / size.width, height_um / size.height)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A whole slide at two scales, pixel on pixel.
+
+    Attributes
+    ----------
+    thumbnail
+        uint8, shape (height, width, 3); covers all of level 0.
+    fine
+        uint8, shape (factor * height, factor * width, 3); the same at a finer scale.
+    mpp
+        µm per thumbnail pixel, per axis.
+    factor
+        Fine pixels per thumbnail pixel, along each axis; 1 where the slide has nothing finer.
+    """
+
+    thumbnail: RGB
+    fine: RGB
+    mpp: Scale
+    factor: int
+
+    @property
+    def fine_mpp(self) -> Scale:
+        """µm per fine pixel, per axis."""
+        return Scale(self.mpp.x / self.factor, self.mpp.y / self.factor)
+
+
+def read_overview(reader: SlideReader, target_mpp: float, fine_mpp: float, max_side_px: int = 8192) -> Overview:
+    """Read the whole slide at a coarse scale and, from the same pixels, at a finer one.
+
+    A scale that is a whole multiple of a level within 5 % is read as that multiple, as patches are; else as by
+    :func:`read_area`.
+
+    Parameters
+    ----------
+    reader
+        The slide.
+    target_mpp
+        Requested µm per thumbnail pixel; coarser where the slide is.
+    fine_mpp
+        Coarsest µm per fine pixel.
+    max_side_px
+        Longest side of the fine picture at most.
+
+    Raises
+    ------
+    ResolutionError
+        The slide has no scale.
+    RegionReadError
+        The file cannot deliver its pixels.
+    """
+    pyramid = reader.info.pyramid
+    whole = pyramid.size_px0
+    longest_um = max(whole.width * pyramid.mpp.x, whole.height * pyramid.mpp.y)
+    target = max(target_mpp, longest_um / max_side_px)
+    size = _multiple_of_a_level(reader, target) or _size_at(reader, target)
+    most = min(max_side_px // max(size), whole.width // size.width, whole.height // size.height)
+    factor = max(1, min(most, math.ceil(target / fine_mpp / (1 + MPP_TOLERANCE))))
+    wanted = Size(size.width * factor, size.height * factor)
+    fine = read_shrunk(reader, Box(0, 0, *whole), _level_for(reader, Box(0, 0, *whole), wanted), wanted)
+    thumbnail = fine if factor == 1 else np.asarray(Image.fromarray(fine).reduce(factor))
+    mpp = Scale(whole.width * pyramid.mpp.x / size.width, whole.height * pyramid.mpp.y / size.height)
+    return Overview(thumbnail, fine, mpp, factor)
+
+
+def _size_at(reader: SlideReader, mpp: float) -> Size:
+    pyramid = reader.info.pyramid
+    width, height = pyramid.size_px0
+    return Size(
+        min(width, max(1, round(width * pyramid.mpp.x / mpp))),
+        min(height, max(1, round(height * pyramid.mpp.y / mpp))),
+    )
+
+
+def _multiple_of_a_level(reader: SlideReader, mpp: float) -> Size | None:
+    """Size of the whole slide where it is a level averaged by a whole factor, the coarsest such level."""
+    pyramid = reader.info.pyramid
+    for level in reversed(range(len(pyramid.level_sizes))):
+        size, scale = pyramid.level_sizes[level], pyramid.level_mpp(level)
+        factor = round(mpp / max(scale))
+        near = factor >= 1 and all(abs(axis * factor / mpp - 1) <= MPP_TOLERANCE for axis in scale)
+        if near and size.width % factor == size.height % factor == 0:
+            return Size(size.width // factor, size.height // factor)
+    return None
+
+
+def _level_for(reader: SlideReader, area_px0: Box, size: Size) -> int:
+    """The coarsest level that is fine enough to be averaged down to a size."""
+    wanted = Scale(area_px0.width / size.width, area_px0.height / size.height)
+    info = reader.info
+    return max((k for k in range(len(info.level_sizes)) if max(info.downsample(k).over(wanted)) <= 1.001), default=0)
 
 
 def area_average(pixels: RGB, size: Size) -> RGB:
@@ -120,8 +213,30 @@ def area_average(pixels: RGB, size: Size) -> RGB:
     return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BOX))
 
 
-def _shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
-    """A box of a level averaged down to ``size``, read in strips of whole output rows."""
+def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
+    """A box of a level averaged down to a size, read in strips of whole output rows; needs no scale.
+
+    Parameters
+    ----------
+    reader
+        The slide.
+    area_px0
+        What to read, inside level 0.
+    level
+        Level to read from.
+    size
+        Pixels of the result, at most those of the box on that level.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, shape (height, width, 3).
+
+    Raises
+    ------
+    RegionReadError
+        The box is not inside the slide, or the file cannot deliver it.
+    """
     info = reader.info
     downsample = info.downsample(level)
     left, right = area_px0.x / downsample.x, area_px0.right / downsample.x  # level pixels, real
@@ -136,9 +251,29 @@ def _shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
         first = math.floor(upper + SLACK)
         last = min(info.level_sizes[level].height, math.ceil(lower - SLACK))
         location = Point(math.ceil(first_column * downsample.x - SLACK), math.ceil(first * downsample.y - SLACK))
+        if _shrunk_by_decoder(reader, location, level, Size(columns, last - first), out[start:end]):
+            continue
         strip = reader.read_region(location, level, Size(columns, last - first))
         box = (left - first_column, upper - first, right - first_column, lower - first)
         inside = (max(0.0, box[0]), max(0.0, box[1]), min(columns, box[2]), min(last - first, box[3]))
         resized = Image.fromarray(strip).resize((size.width, end - start), Image.Resampling.BOX, box=inside)
         out[start:end] = np.asarray(resized)
     return out
+
+
+def _shrunk_by_decoder(reader: SlideReader, location_px0: Point, level: int, size: Size, out: RGB) -> bool:
+    """Let the decoder average where it can do so exactly; whether it did."""
+    height, width = out.shape[:2]
+    ratio = size.width // width
+    if not isinstance(reader, DirectReader) or Size(width * ratio, height * ratio) != size:
+        return False
+    factors = [f for f in FACTORS if ratio % f == 0 and reader.shrinks(location_px0, level, size, f)]
+    if not factors:
+        return False
+    factor = max(factors)
+    rest = ratio // factor
+    pixels = out if rest == 1 else np.empty((height * rest, width * rest, 3), np.uint8)
+    reader.read_into(pixels, location_px0, level, factor=factor)
+    if rest > 1:
+        out[:] = np.asarray(Image.fromarray(pixels).reduce(rest))
+    return True

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
 from wsi_ips.annotations import write_asap
@@ -47,6 +47,7 @@ SMALLEST_LEVEL_PX = 1024
 CELLS = TILE_PX // CELL_PX
 EDGE_CELLS = {"stroma": 2.0, "fat": 0.5, "follicle": 1.0, "tumour": 1.0, "tissue": 0.4}
 """Width of the soft edge of each field, cells."""
+BUBBLE_RIM_UM = 40.0
 PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
 
 
@@ -76,6 +77,14 @@ class SyntheticSlide:
         Colour of a pen mark, or None.
     blur
         Whether a region is out of focus.
+    fat_share
+        Share of the tissue that is fat; None for the little that a lymph node has.
+    fragments
+        Pieces that the tissue is broken into.
+    fold
+        Whether the tissue lies double along a line.
+    bubble
+        Whether there is air under the coverslip.
     """
 
     slide_id: str
@@ -88,6 +97,10 @@ class SyntheticSlide:
     bank: int = 0
     pen: tuple[int, int, int] | None = None
     blur: bool = False
+    fat_share: float | None = None
+    fragments: int = 1
+    fold: bool = False
+    bubble: bool = False
 
     @property
     def label(self) -> int:
@@ -104,11 +117,59 @@ def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.
         Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
     """
     rng = np.random.default_rng([plan.seed, 7])
-    layout = plan_layout(rng, size_px0=plan.size_px0, mpp=plan.mpp, tissue_mm2=plan.tissue_mm2, blobs=plan.blobs)
+    layout = _layout(plan, rng)
     painter = _Painter(plan, layout, rng)
     levels = _pyramid(painter)
     write_aperio(path, levels[0], thumbnail=levels[1], mpp=plan.mpp)
     return layout.lesions
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What was planted on a slide, on a raster of a quarter of a cell (8 level-0 pixels); bool, all of one shape.
+
+    Attributes
+    ----------
+    tissue
+        Tissue, under ink and with its fat and lumina.
+    pen, blur, fold, bubble
+        Where each lies; all False where the plan has none.
+    """
+
+    tissue: NDArray[np.bool_]
+    pen: NDArray[np.bool_]
+    blur: NDArray[np.bool_]
+    fold: NDArray[np.bool_]
+    bubble: NDArray[np.bool_]
+
+
+def planted(plan: SyntheticSlide) -> Planted:
+    """The truth of a slide, from its plan alone."""
+    rng = np.random.default_rng([plan.seed, 7])
+    layout = _layout(plan, rng)
+    painter = _Painter(plan, layout, rng)
+    height, width = (4 * side for side in layout.tissue.shape)
+
+    def raster(field: Field | None) -> NDArray[np.bool_]:
+        if field is None:
+            return np.zeros((height, width), bool)
+        crop = field[1 : layout.tissue.shape[0] + 1, 1 : layout.tissue.shape[1] + 1]
+        return np.asarray(Image.fromarray(crop).resize((width, height), Image.Resampling.BILINEAR)) > 0
+
+    fields = (painter.fields["tissue"], painter.pen, painter.blur, painter.fold, painter.bubble)
+    return Planted(*(raster(field) for field in fields))
+
+
+def _layout(plan: SyntheticSlide, rng: Generator) -> Layout:
+    return plan_layout(
+        rng,
+        size_px0=plan.size_px0,
+        mpp=plan.mpp,
+        tissue_mm2=plan.tissue_mm2,
+        blobs=plan.blobs,
+        fat_share=plan.fat_share,
+        fragments=plan.fragments,
+    )
 
 
 class _Painter:
@@ -128,12 +189,14 @@ class _Painter:
         shape = layout.tissue.shape
         self.pen = _padded(_pen_field(rng, shape), self.rows, self.columns) if plan.pen else None
         self.blur = _padded(_blur_field(rng, layout.tissue), self.rows, self.columns) if plan.blur else None
+        self.fold = _padded(_fold_field(rng, layout.tissue, plan.mpp), self.rows, self.columns) if plan.fold else None
+        self.bubble = _padded(_bubble_field(rng, shape, plan.mpp), self.rows, self.columns) if plan.bubble else None
 
     def tiles(self) -> Iterator[tuple[int, int, TextureName | RGB]]:
         """Row, column and what a tile shows, for all tiles that are not plain glass."""
         crops = {name: _extremes(field) for name, field in self.fields.items()}
         special = np.zeros((self.rows, self.columns), bool)
-        for extra in (self.pen, self.blur):
+        for extra in (self.pen, self.blur, self.fold, self.bubble):
             if extra is not None:
                 special |= _extremes(extra)[1] > -1
         for row, column in np.argwhere((crops["tissue"][1] > -1) | special).tolist():
@@ -151,11 +214,17 @@ class _Painter:
                 image = Image.composite(Image.fromarray(self.textures[name][variant]), image, weight)
         weight = self._weight("tissue", row, column)
         image = Image.composite(image, Image.fromarray(self.glass), weight) if weight else Image.fromarray(self.glass)
+        if self.fold is not None and (weight := _soft(self.fold, row, column, 0.4)):
+            image = Image.composite(ImageChops.multiply(image, image), image, weight)  # two layers
         if self.blur is not None and (weight := _soft(self.blur, row, column, 3.0)):
             image = Image.composite(image.filter(ImageFilter.GaussianBlur(2.5 / self.plan.mpp)), image, weight)
         if self.pen is not None and (weight := _soft(self.pen, row, column, 0.6)):
             image = Image.composite(
                 Image.new("RGB", image.size, self.plan.pen), image, weight.point(lambda v: v * 0.85)
+            )
+        if self.bubble is not None and (weight := _soft(self.bubble, row, column, 0.5)):
+            image = _under_air(
+                image, weight, _soft(self.bubble - BUBBLE_RIM_UM / self.plan.mpp / CELL_PX, row, column, 0.5)
             )
         return np.asarray(image)
 
@@ -289,6 +358,38 @@ def _pen_field(rng: Generator, shape: tuple[int, int]) -> Field:
     y, x = np.clip(np.rint(path).astype(int), 0, [height - 1, width - 1]).T
     on[y, x] = True
     return np.asarray(5.0 - ndimage.distance_transform_edt(~on), np.float32)
+
+
+def _under_air(image: Image.Image, disc: Image.Image, inside: Image.Image | None) -> Image.Image:
+    """A bubble: a grey rim that bends the light away, washed-out tissue within."""
+    dark = image.convert("L").point(lambda v: v * 0.55)
+    washed = Image.blend(image.filter(ImageFilter.GaussianBlur(3)), Image.new("RGB", image.size, (238, 238, 238)), 0.5)
+    ring = Image.composite(Image.merge("RGB", (dark, dark, dark)), image, disc)
+    return Image.composite(washed, ring, inside) if inside else ring
+
+
+def _fold_field(rng: Generator, tissue: Field, mpp: float) -> Field:
+    """A band of doubled tissue, some 100 µm wide; signed distance in cells."""
+    inside = np.argwhere(tissue > 0)
+    cy, cx = inside.mean(axis=0) + rng.normal(0, 0.1, 2) * inside.std(axis=0)
+    angle = rng.uniform(0, np.pi)
+    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
+    along, across = (
+        (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle),
+        (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle),
+    )
+    bent = across + 0.2 * inside.std() * np.sin(along / max(1.0, float(inside.std())))
+    length = rng.uniform(0.5, 0.9) * float(inside.std(axis=0).max())
+    half = 60 / mpp / CELL_PX
+    return np.asarray(np.minimum(np.minimum(half - np.abs(bent), length - np.abs(along)), tissue), np.float32)
+
+
+def _bubble_field(rng: Generator, shape: tuple[int, int], mpp: float) -> Field:
+    """A round bubble of about a millimetre; signed distance in cells."""
+    radius = rng.uniform(300, 600) / mpp / CELL_PX
+    centre = np.array(shape) * rng.uniform(0.3, 0.7, 2)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return np.asarray(radius - np.hypot(x - centre[1], y - centre[0]), np.float32)
 
 
 def _blur_field(rng: Generator, tissue: Field) -> Field:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -41,7 +41,8 @@ class TileIndex:
     tumour_fraction
         Share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation.
     flags
-        Quality flags, uint8, shape (N,); 0 is none.
+        Quality flags, uint8, shape (N,): bits of :data:`wsi_ips.tissue.BITS` (1 pen, 2 blur, 4 fold, 8 bubble); 0 is
+        none.
     size_px0
         Size of level 0.
     bounds
@@ -112,6 +113,27 @@ class TileIndex:
             return self.bounds
         left, top = int(self.x.min()), int(self.y.min())
         return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
+
+    def flagged(self, flags: NDArray[np.uint8], *, exclude: int) -> Self:
+        """The index with flags, without the tiles that have one of the bits ``exclude``.
+
+        Parameters
+        ----------
+        flags
+            uint8, shape (N,).
+        exclude
+            Bits of :data:`wsi_ips.tissue.BITS`.
+        """
+        keep = (flags & exclude) == 0
+        truth = None if self.tumour_fraction is None else self.tumour_fraction[keep]
+        return replace(
+            self,
+            x=self.x[keep],
+            y=self.y[keep],
+            tissue_fraction=self.tissue_fraction[keep],
+            tumour_fraction=truth,
+            flags=flags[keep],
+        )
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The stored columns, by name."""

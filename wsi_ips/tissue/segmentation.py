@@ -1,23 +1,25 @@
-"""Tissue from a thumbnail: Otsu's threshold on saturation, cleaned by sizes in µm. Pure."""
+"""Tissue from a thumbnail: a ladder of thresholds, cleaned by sizes in µm. Pure."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
-from skimage import filters, morphology
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.mask import TissueMask
+from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
+from wsi_ips.tissue.fat import find_fat
+from wsi_ips.tissue.ladder import Found, Method, distrust, rungs
+from wsi_ips.tissue.mask import Seen, TissueMask
+from wsi_ips.tissue.raster import Bools, box_share, closed, without_small
+from wsi_ips.tissue.view import View, view_of
 
-MOST_SATURATION = 0.2
-"""A higher threshold splits tissue from tissue: where there is little glass Otsu has nothing else to split."""
-
-DARK = 40
-"""Pixels darker than this in all channels (0-255) are no tissue: ink, coverslip edge, scan gaps."""
+Lumen = Literal["keep", "drop"]
+UNDER_PEN_UM = 500.0
+"""How far around a pen mark one looks to tell whether it lies on tissue or on glass."""
 
 
 def segment_tissue(
@@ -30,6 +32,8 @@ def segment_tissue(
     min_saturation: float,
     min_area_um2: float,
     max_hole_um2: float,
+    lumen: Lumen = "keep",
+    method: Method = "auto",
 ) -> TissueMask:
     """Tell tissue from glass.
 
@@ -42,15 +46,19 @@ def segment_tissue(
     px0_size
         Size of level 0.
     smoothing_um
-        Diameter of the median filter on saturation.
+        Side of the mean filter on saturation and density.
     closing_um
         Gaps up to this width are closed.
     min_saturation
-        Lowest threshold: on a slide with nothing but glass Otsu would split noise.
+        Lowest threshold on saturation (0-1) of Otsu's rung; half of it is the lowest of the adaptive one.
     min_area_um2
         Smaller pieces are dropped.
     max_hole_um2
-        Holes up to this area are filled.
+        Holes up to this area are filled, where ``lumen`` is ``keep``.
+    lumen
+        ``keep``: lumina, vessels and vacuoles count as tissue; ``drop``: they do not, whatever their size.
+    method
+        ``auto``: the first rung of :mod:`wsi_ips.tissue.ladder` that can be trusted; else only that rung.
 
     Returns
     -------
@@ -58,39 +66,65 @@ def segment_tissue(
         All False where there is no tissue.
     """
     step_um = math.sqrt(mpp.x * mpp.y)
-    saturation = ndimage.median_filter(_saturation(thumbnail), size=max(1, round(smoothing_um / step_um)))
-    otsu = float(filters.threshold_otsu(saturation)) if np.ptp(saturation) > 0 else 1.0
-    threshold = max(min_saturation, min(otsu, MOST_SATURATION))
-    mask = (saturation > threshold) & (thumbnail.max(axis=2) > DARK)
-    radius = round(closing_um / step_um / 2)
-    if radius:
-        padded = np.pad(mask, radius)
-        mask = morphology.closing(padded, morphology.disk(radius))[radius:-radius, radius:-radius]
-    pixel_um2 = mpp.x * mpp.y
-    mask = _without_small(mask, math.ceil(min_area_um2 / pixel_um2))
-    mask = ~_without_small(~mask, math.floor(max_hole_um2 / pixel_um2) + 1)
+    view, seen = _look(thumbnail, mpp, smoothing_um)
+    smallest_px, hole_px = math.ceil(min_area_um2 / step_um**2), math.floor(max_hole_um2 / step_um**2) + 1
+    fat = find_fat(view, step_um=step_um) if lumen == "keep" else np.zeros(seen.pen.shape, bool)
+    passed: list[str] = []
+    best = Found("bounded", np.zeros_like(fat), 1.0, "no threshold could be used")
+    for found in rungs(view, min_saturation=min_saturation, method=method):
+        if found.mask is None:
+            passed.append(f"{found.rung}: {found.detail}")
+            continue
+        candidate = closed(found.mask, round(closing_um / step_um / 2))
+        if np.count_nonzero(candidate) >= smallest_px:
+            candidate |= fat
+        mask = without_small(candidate, smallest_px)
+        best = replace(found, mask=mask)
+        reason = distrust(candidate, mask)
+        if not reason:
+            break
+        passed.append(f"{found.rung} {reason}")
+    mask = best.mask if best.mask is not None else np.zeros_like(fat)
+    mask = _with_tissue_under(seen.pen, mask, step_um) if seen.pen.any() and mask.any() else mask
+    mask = ~without_small(~mask, hole_px) if lumen == "keep" else mask
     height, width = mask.shape
-    rung = "Otsu" if threshold == otsu else "floor" if threshold == min_saturation else "ceiling"
     return TissueMask(
         mask=mask,
         px0_per_mask_px=Scale(px0_size.width / width, px0_size.height / height),
-        threshold=threshold,
-        method=f"saturation > {threshold:.3f} ({rung}) at {step_um:.3g} µm/px",
+        threshold=best.threshold,
+        method=f"{best.rung}: {best.detail} at {step_um:.3g} µm/px" + (f" ({'; '.join(passed)})" if passed else ""),
+        rung=best.rung,
+        passed=tuple(passed),
+        seen=seen,
     )
 
 
-def _saturation(rgb: RGB) -> NDArray[np.float32]:
-    """Saturation of HSV, 0-1, float32."""
-    high = rgb.max(axis=2).astype(np.float32)
-    low = rgb.min(axis=2)
-    return np.asarray((high - low) / np.maximum(high, 1), np.float32)
+def see(tissue: TissueMask, thumbnail: RGB, *, mpp: Scale, smoothing_um: float) -> TissueMask:
+    """A drawn mask with what lies on the slide besides, so that its tiles can be flagged.
+
+    Parameters
+    ----------
+    tissue
+        The mask; of the thumbnail's shape.
+    thumbnail, mpp, smoothing_um
+        As for :func:`segment_tissue`.
+    """
+    return replace(tissue, seen=_look(thumbnail, mpp, smoothing_um)[1])
 
 
-def _without_small(mask: NDArray[np.bool_], smallest_px: int) -> NDArray[np.bool_]:
-    """Drop 8-connected pieces of fewer than ``smallest_px`` pixels."""
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    if count == 0 or smallest_px <= 1:
-        return mask
-    keep = np.bincount(labels.ravel(), minlength=count + 1) >= smallest_px
-    keep[0] = False
-    return np.asarray(keep[labels])
+def _look(thumbnail: RGB, mpp: Scale, smoothing_um: float) -> tuple[View, Seen]:
+    """The thumbnail without its ink, and what was seen on the way."""
+    step_um = math.sqrt(mpp.x * mpp.y)
+    view = view_of(thumbnail, smoothing_px=max(1, 2 * round((smoothing_um / step_um - 1) / 2) + 1))
+    od = densities(view.planes)
+    bubble = find_bubbles(od, step_um=step_um)
+    pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
+    seen = Seen(od, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
+    return view.without(pen), seen
+
+
+def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:
+    """A pen mark is on tissue where most of what is around it, and is no pen, is tissue."""
+    side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
+    on_tissue = 2 * box_share(mask & ~pen, side) > box_share(~pen, side)
+    return np.asarray(mask | (pen & on_tissue))

@@ -269,3 +269,11 @@ def test_a_real_file_of_another_slide_is_refused(real_data):
             slide_identity="",
             fingerprint="",
         )
+
+
+def test_what_wsinfer_itself_writes_is_read():
+    """``files/wsinfer.h5``: written by ``save_hdf5`` of WSInfer (Apache-2.0), which needs an older Zarr than we do."""
+    index = taken(Path(__file__).parent / "files" / "wsinfer.h5", mpp=0.5, patch=128)
+    assert list(zip(index.x.tolist(), index.y.tolist(), strict=True)) == [
+        (x, y) for y in (32, 288) for x in (64, 320, 576)
+    ]

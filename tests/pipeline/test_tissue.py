@@ -1,0 +1,127 @@
+"""Tissue in a run: masks that go out to QuPath and come back, overrides, recall, the sheet, no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+import yaml
+from typer.testing import CliRunner
+
+from wsi_ips.annotations import geojson_of, write_asap
+from wsi_ips.cli.app import app
+from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.geometry import Point, Size
+from wsi_ips.pipeline import Run, run_until
+from wsi_ips.slides.histology import Stain
+from wsi_ips.slides.layout import PlannedBlob
+from wsi_ips.slides.synthetic import SyntheticSlide, write_synthetic_slide
+
+STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Two slides, one with pen, annotated tumour and a mask to come."""
+    rows = []
+    for name, pen in (("plain", None), ("inked", (20, 110, 60))):
+        blobs = (PlannedBlob("tumour", 0.3),)
+        plan = SyntheticSlide(name, 4, Size(6144, 4096), 0.5, 1.0, blobs, STAIN, pen=pen)
+        lesions = write_synthetic_slide(plan, tmp_path / f"{name}.svs")
+        write_asap(tmp_path / f"{name}.xml", lesions)
+        rows.append({"slide_id": name, "path": f"{name}.svs", "annotation": f"{name}.xml", "tissue_mask": ""})
+    pd.DataFrame(rows).to_csv(tmp_path / "manifest.csv", index=False)
+    recipe = {"name": "t", "output": "out", "manifest": "manifest.csv", "tiles": {"mpp": 1.0, "patch_px": 64}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return tmp_path
+
+
+def recipe_of(folder: Path, **overrides: object) -> Recipe:
+    return load_recipe(folder / "recipe.yaml", overrides)
+
+
+def set_cell(folder: Path, slide_id: str, column: str, value: object) -> None:
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    if column not in table:
+        table[column] = ""
+    table.loc[table["slide_id"] == slide_id, column] = str(value)
+    table.to_csv(folder / "manifest.csv", index=False)
+
+
+def test_a_mask_goes_out_and_comes_back_and_only_its_slide_is_tiled_again(cohort):
+    run = run_until(recipe_of(cohort), "tile")
+    before = {r.slide_id: run.index(r) for r in run.records}
+    set_cell(cohort, "plain", "tissue_mask", "out/tissue/plain.geojson")
+    again = run_until(recipe_of(cohort), "tile")
+    after = {r.slide_id: again.index(r) for r in again.records}
+    assert again.states["plain"].tissue_method == "drawn"
+    assert after["plain"].tissue_method == "drawn: plain.geojson"
+    assert after["inked"].fingerprint == before["inked"].fingerprint
+    both = set(zip(before["plain"].x, before["plain"].y, strict=True)) & set(
+        zip(after["plain"].x, after["plain"].y, strict=True)
+    )
+    assert len(both) >= 0.97 * max(len(before["plain"]), len(after["plain"]))
+    np.testing.assert_allclose(after["plain"].tissue_fraction.mean(), before["plain"].tissue_fraction.mean(), atol=0.02)
+
+
+def test_an_edited_mask_is_used_as_it_is_and_a_bad_one_fails_its_slide(cohort):
+    (cohort / "mine.geojson").write_bytes(
+        geojson_of([("Tissue", shapely.box(512, 512, 1024, 768))], bounds_origin=Point(0, 0), seed="x")
+    )
+    set_cell(cohort, "plain", "tissue_mask", "mine.geojson")
+    set_cell(cohort, "inked", "tissue_mask", "nobody.geojson")
+    run = run_until(recipe_of(cohort), "tile")
+    boxes = run.index(run.records[0]).boxes_px0
+    assert boxes.tolist() == [[x, y, 128, 128] for y in (512, 640) for x in (512, 640, 768, 896)]
+    assert run.states["inked"].state == "failed"
+    assert "tissue_mask" in run.states["inked"].reason
+    (cohort / "mine.geojson").write_bytes(
+        geojson_of([("Tissue", shapely.box(512, 512, 768, 768))], bounds_origin=Point(0, 0), seed="x")
+    )
+    assert len(run_until(recipe_of(cohort), "tile").index(run.records[0])) == 4
+
+
+def test_the_manifest_overrides_the_recipe_for_one_slide(cohort):
+    set_cell(cohort, "plain", "tissue_method", "otsu")
+    set_cell(cohort, "plain", "tissue_min_saturation", "0.99")
+    run = run_until(recipe_of(cohort), "tile")
+    assert run.states["plain"].state == "empty"
+    assert run.states["plain"].remarks.startswith("1 of 1 annotated lesions lost")
+    assert run.states["inked"].state == "ok"
+    recall = pd.read_csv(run.folder.tissue_recall, keep_default_na=False).set_index("slide_id")
+    assert recall.loc["plain", "lost_to"] == "segmentation"
+    assert recall.loc["inked", "in_tissue"] > 0.98
+    page = (run.folder.tissue / "index.html").read_text(encoding="utf-8")
+    assert page.index('id="plain"') < page.index('id="inked"')
+
+
+def test_tiles_with_pen_are_left_out_unless_the_recipe_keeps_them(cohort):
+    strict = run_until(recipe_of(cohort), "tile")
+    inked = strict.records[1]
+    assert not (strict.index(inked).flags & 1).any()
+    count = len(strict.index(inked))
+    facts = json.loads((strict.folder.tissue / "inked.json").read_text(encoding="utf-8"))
+    kept = run_until(recipe_of(cohort, **{"tiles.exclude_flags": []}), "tile")
+    flags = kept.index(inked).flags
+    assert facts["left_out"] == (flags & 1).astype(bool).sum() > 0
+    assert len(flags) == count + facts["left_out"]
+
+
+def test_the_sheet_is_made_anew_by_its_command(cohort):
+    run_until(recipe_of(cohort), "tile")
+    page = Run.open(recipe_of(cohort)).folder.tissue / "index.html"
+    page.unlink()
+    done = CliRunner().invoke(app, ["sheet", str(cohort / "recipe.yaml")])
+    assert done.exit_code == 0, done.output
+    assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 2
+
+
+def test_tiling_a_slide_imports_no_torch():
+    code = "import sys, wsi_ips.pipeline.tile_slide; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

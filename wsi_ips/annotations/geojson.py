@@ -1,0 +1,143 @@
+"""Regions as GeoJSON, as QuPath 0.5 to 0.8 reads and writes them.
+
+Coordinates are full-resolution pixels of the image as QuPath opens it: cropped to the slide's bounds. So bounds are
+added on reading and subtracted on writing, and everywhere else regions are in level-0 pixels of the full slide.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import shapely
+from shapely import affinity
+from shapely.geometry.base import BaseGeometry
+
+from wsi_ips.errors import AnnotationError
+from wsi_ips.geometry import Point
+
+AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
+
+
+class Area(NamedTuple):
+    """One annotated area.
+
+    Attributes
+    ----------
+    classification
+        Name of its class in lower case, empty where it has none.
+    region
+        Valid polygons, level-0 pixels.
+    """
+
+    classification: str
+    region: BaseGeometry
+
+
+def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
+    """Read the areas of a GeoJSON file; points and lines are left out.
+
+    Parameters
+    ----------
+    path
+        FeatureCollection, list of Features or one Feature; ``.gz`` is unpacked.
+    bounds_origin
+        Upper left corner of what was scanned, level-0 pixels.
+
+    Raises
+    ------
+    AnnotationError
+        Not readable, no GeoJSON, or a coordinate that is no number.
+    """
+    try:
+        data = path.read_bytes()
+        document = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except OSError as error:
+        raise AnnotationError(f"annotation {path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError) as error:
+        raise AnnotationError(f"annotation {path}: no JSON ({error}); export it from QuPath again") from error
+    areas = [area for number, feature in enumerate(_features(document, path)) for area in _areas(feature, number, path)]
+    return [Area(name, affinity.translate(region, *bounds_origin)) for name, region in areas]
+
+
+def geojson_of(
+    regions: Sequence[tuple[str, BaseGeometry]], *, bounds_origin: Point, seed: str, locked: bool = False
+) -> bytes:
+    """Regions as annotations that QuPath opens and edits.
+
+    Parameters
+    ----------
+    regions
+        Class and region in level-0 pixels; each polygon becomes an annotation.
+    bounds_origin
+        Upper left corner of what was scanned, level-0 pixels.
+    seed
+        The same seed gives the same ids, and so the same bytes.
+    locked
+        Whether QuPath keeps them from being moved.
+    """
+    features: list[dict[str, Any]] = []
+    for classification, region in regions:
+        shifted = affinity.translate(region, -bounds_origin.x, -bounds_origin.y)
+        for polygon in polygons_of(shifted):
+            number = len(features)
+            features.append(
+                {
+                    "type": "Feature",
+                    "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{seed}/{classification}/{number}")),
+                    "geometry": shapely.geometry.mapping(shapely.set_precision(polygon, 0.01, mode="pointwise")),
+                    "properties": {
+                        "objectType": "annotation",
+                        "name": f"{classification} {number + 1}",
+                        "classification": {"name": classification, "color": COLOURS.get(classification, [60, 60, 200])},
+                        "isLocked": locked,
+                    },
+                }
+            )
+    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+    return text.encode("utf-8")
+
+
+COLOURS = {"Tissue": [0, 140, 70], "Tumor": [200, 0, 0]}
+"""RGB by class; QuPath does not parse a class without a colour."""
+
+
+def polygons_of(region: BaseGeometry) -> list[shapely.Polygon]:
+    """The polygons in a geometry, lines and points left out."""
+    parts = shapely.get_parts(region).tolist()
+    nested = [p for part in parts for p in shapely.get_parts(part).tolist()]
+    return [part for part in nested if isinstance(part, shapely.Polygon) and not part.is_empty]
+
+
+def _features(document: Any, path: Path) -> Sequence[Mapping[str, Any]]:
+    if isinstance(document, Mapping) and document.get("type") == "FeatureCollection":
+        document = document.get("features")
+    elif isinstance(document, Mapping) and document.get("type") == "Feature":
+        document = [document]
+    if not isinstance(document, list) or not all(isinstance(f, Mapping) and f.get("geometry") for f in document):
+        raise AnnotationError(
+            f"annotation {path}: no GeoJSON with features; export it from QuPath as FeatureCollection"
+        )
+    return document
+
+
+def _areas(feature: Mapping[str, Any], number: int, path: Path) -> list[Area]:
+    geometry = feature["geometry"]
+    if geometry.get("type") not in AREAS:
+        return []
+    try:
+        region = shapely.make_valid(shapely.force_2d(shapely.geometry.shape(geometry)))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, shapely.errors.ShapelyError) as error:
+        raise AnnotationError(f"annotation {path}: feature {number + 1} is no polygon ({error})") from error
+    parts = [part for part in polygons_of(region) if part.area > 0]
+    return [Area(_class_of(feature), shapely.union_all(parts))] if parts else []
+
+
+def _class_of(feature: Mapping[str, Any]) -> str:
+    found = (feature.get("properties") or {}).get("classification")
+    name = found.get("name", "") if isinstance(found, Mapping) else found
+    return str(name or "").strip().lower()

@@ -1,0 +1,32 @@
+"""Which model a run uses, and which slides it has scored; no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsi_ips.inference import stored_fingerprint
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.card import checkpoint_fingerprint
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import fingerprint
+
+
+def checkpoint_folder(run: Run) -> Path:
+    """The checkpoint the recipe names, else the one the run trains."""
+    return run.recipe.predict.checkpoint or run.folder.model
+
+
+def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
+    """Fingerprint that a slide's scores must have to be up to date."""
+    how = [run.recipe.predict.scan_precision] if run.recipe.predict.scan_precision != "fp32" else []
+    return fingerprint("scores", model, run.index(record).fingerprint, *how)
+
+
+def predicted(run: Run) -> list[SlideRecord]:
+    """Slides whose stored scores are up to date with the checkpoint and their tiles."""
+    model = checkpoint_fingerprint(checkpoint_folder(run))
+    return [
+        record
+        for record in run.with_tiles()
+        if stored_fingerprint(run.folder.scores, record.slide_id) == scores_fingerprint(run, record, model)
+    ]

@@ -1,0 +1,85 @@
+"""Contact sheet of the tissue and table of the lesions, made from what tiling left for each slide."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import atomic_write_text
+from wsi_ips.results.sheet import SheetEntry, page_name, recall_figures, render_sheet
+
+LESION_COLUMNS = (
+    "slide_id",
+    "x_px0",
+    "y_px0",
+    "area_um2",
+    "diameter_um",
+    "size_class",
+    "in_tissue",
+    "in_tiles",
+    "lost_to",
+)
+
+
+def sheet_stage(run: Run) -> Path:
+    """Write the contact sheet and ``tissue_recall.csv``; the page to open."""
+    entries = sheet_entries(run)
+    pages = render_sheet(run.recipe.name, entries)
+    for name, text in pages.items():
+        atomic_write_text(run.folder.tissue / name, text)
+    number = len(pages) + 1
+    while (old := run.folder.tissue / page_name(number)).exists():  # of a larger cohort
+        old.unlink()
+        number += 1
+    atomic_write_text(run.folder.tissue_recall, _lesion_table(entries))
+    return run.folder.tissue / page_name(1)
+
+
+def sheet_entries(run: Run) -> list[SheetEntry]:
+    """What is known of every slide of the manifest."""
+    entries = []
+    for record in run.records:
+        state = run.states[record.slide_id]
+        tiled = state.state in ("ok", "empty") or (state.state == "failed" and state.stage != "tile")
+        facts = _facts(run.folder.tissue / f"{record.slide_id}.json") if tiled else {}
+        picture = run.folder.tissue / f"{record.slide_id}.jpg"
+        preview = picture.read_bytes() if facts and picture.exists() else None
+        entries.append(SheetEntry(record.slide_id, state.state, state.reason, preview, facts))
+    return entries
+
+
+def recall_summary(run: Run) -> dict[str, Any]:
+    """Figures for the summary of a run; None where nothing is annotated."""
+    figures = recall_figures(sheet_entries(run))
+    known = figures["lesions"] > 0
+    return {
+        "lesions": figures["lesions"],
+        "lesions_lost": figures["lost"],
+        "tissue_recall": round(figures["in_tissue"], 5) if known else None,
+        "tile_recall": round(figures["in_tiles"], 5) if known else None,
+    }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return facts
+
+
+def _lesion_table(entries: Sequence[SheetEntry]) -> str:
+    """A row per lesion; ``in_tissue`` and ``in_tiles`` are shares of its area."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, LESION_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for entry in entries:
+        for lesion in entry.lesions:
+            rounded = {name: round(v, 4) if isinstance(v, float) else v for name, v in lesion.items()}
+            writer.writerow({"slide_id": entry.slide_id, **rounded})
+    return buffer.getvalue()

@@ -1,0 +1,330 @@
+"""A run as something to look at: what ``wsi-ips view RUN`` shows."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from wsi_ips.annotations import read_annotation
+from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.errors import AnnotationError, CheckpointError, RecipeError, ScoresError, TileIndexError
+from wsi_ips.geometry import Point, Scale
+from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model import read_card
+from wsi_ips.model.card import checkpoint_fingerprint
+from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import checkpoint_folder, scores_fingerprint
+from wsi_ips.pipeline.states import read_states
+from wsi_ips.results import attention_rank, tile_raster
+from wsi_ips.results.overlay import LEGENDS, palette
+from wsi_ips.slides import RGB, SlideReader, read_patch
+from wsi_ips.tiles import TileIndex, read_index, stored_fingerprint
+from wsi_ips.viewer import Detail, Download, Entry, Layer, TileTable, eight_bits, slide_version
+
+DETAILS_KEPT = 8
+"""Slides whose maps are kept in memory."""
+MOST_CELLS = 8_000_000
+"""Largest map sent to the browser, values."""
+OUTLINE_TOLERANCE_PX0 = 1.0
+"""Outlines are simplified by so little that nobody sees it: a lesion has tens of thousands of points."""
+MAPS = {
+    "probability": "Tumour probability",
+    "attention": "Attention",
+    "truth": "Annotated tumour",
+    "tissue": "Tissue and tiles",
+}
+LEGEND = {
+    "probability": LEGENDS["probability"][1:],
+    "attention": LEGENDS["attention"][1:],
+    "truth": ("none", "half", "whole tile"),
+    "tissue": ("none", "half", "whole tile"),
+}
+DRAWN_FROM = {"probability": 0.0, "attention": 0.5, "truth": 0.0, "tissue": 0.0}
+"""First threshold of each map; half of all tiles have less than the median attention."""
+
+
+def view_recipe(target: Path) -> Recipe:
+    """Recipe of a run to look at.
+
+    Parameters
+    ----------
+    target
+        Run folder, or recipe file.
+
+    Raises
+    ------
+    RecipeError
+        It is neither, or the folder's run has not come to its end and only the recipe says what it was.
+    """
+    if not target.is_dir():
+        return load_recipe(target)
+    facts = RunFolder(target).facts
+    try:
+        stored = json.loads(facts.read_text(encoding="utf-8"))["recipe"]
+        recipe = Recipe.model_validate(stored)
+    except OSError as error:
+        raise RecipeError(
+            f"folder {target}: no finished run ({facts.name}: {error.strerror}); give the recipe instead of the folder"
+        ) from error
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise RecipeError(
+            f"folder {target}: {facts.name} holds no recipe of this version; give the recipe instead"
+        ) from error
+    moved = {"output": target.resolve()}
+    if not recipe.manifest.exists() and recipe.manifest.is_relative_to(recipe.output):
+        moved["manifest"] = target.resolve() / recipe.manifest.relative_to(recipe.output)  # the folder was moved
+    return recipe.model_copy(update=moved)
+
+
+class RunCollection:
+    """A :class:`wsi_ips.viewer.Collection` over a run; reads, and never writes.
+
+    Parameters
+    ----------
+    run
+        The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._records = {record.slide_id: record for record in run.records}
+        self._details: OrderedDict[str, tuple[tuple[object, ...], Detail]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.title = run.recipe.name
+        self.classes = run.recipe.labels.classes
+        self.reviews: Path | None = run.folder.reviews
+
+    @property
+    def model_id(self) -> str:
+        """See :class:`wsi_ips.viewer.Collection`."""
+        try:
+            return read_card(checkpoint_folder(self._run)).model_id
+        except CheckpointError:
+            return ""
+
+    def entries(self) -> list[Entry]:
+        """See :class:`wsi_ips.viewer.Collection`; read anew, for the run may still be going on."""
+        folder = self._run.folder
+        states = {state.slide_id: state for state in read_states(folder.states)}
+        predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")
+        return [self._entry(record, states.get(record.slide_id), predictions) for record in self._records.values()]
+
+    def open(self, slide_id: str) -> AbstractContextManager[SlideReader]:
+        """See :class:`wsi_ips.viewer.Collection`."""
+        return self._run.opener(self._records[slide_id])()
+
+    def detail(self, slide_id: str) -> Detail:
+        """See :class:`wsi_ips.viewer.Collection`; kept until the stored scores or tiles change."""
+        record = self._records[slide_id]
+        state = self._stored_state(slide_id)
+        with self._lock:
+            known = self._details.get(slide_id)
+        if known is None or known[0] != state:
+            known = (state, self._make_detail(record))
+        with self._lock:
+            self._details[slide_id] = known
+            self._details.move_to_end(slide_id)
+            while len(self._details) > DETAILS_KEPT:
+                self._details.popitem(last=False)
+        return known[1]
+
+    def patch(self, slide_id: str, tile: int) -> RGB:
+        """See :class:`wsi_ips.viewer.Collection`."""
+        record = self._records[slide_id]
+        try:
+            index = read_index(self._run.folder.tiles, slide_id, slice(tile, tile + 1))
+        except TileIndexError as error:
+            raise IndexError(tile) from error
+        if len(index) == 0:
+            raise IndexError(tile)
+        with self._run.opener(record)() as reader:
+            return read_patch(reader, Point(int(index.x[0]), int(index.y[0])), index.plan)
+
+    def downloads(self, slide_id: str | None = None) -> list[Download]:
+        """See :class:`wsi_ips.viewer.Collection`."""
+        folder = self._run.folder
+        if slide_id is None:
+            offered = [
+                Download(folder.predictions.name, "Predictions (CSV)", folder.predictions),
+                Download(folder.states.name, "States of all slides (CSV)", folder.states),
+                Download(f"{self.title}_report.html", "Report (HTML)", folder.report),
+                Download(folder.summary.name, "Summary (JSON)", folder.summary),
+                Download(folder.evaluation.name, "Evaluation (JSON)", folder.evaluation),
+                Download(folder.facts.name, "Recipe and versions (JSON)", folder.facts),
+            ]
+        else:
+            if slide_id not in self._records:
+                raise KeyError(slide_id)
+            offered = [_picture(folder.tissue_picture(slide_id), "Tissue and tiles", slide_id)]
+            for kind in ("probability", "attention"):
+                path = folder.overlay(slide_id, kind)
+                offered.append(_picture(path, f"{MAPS[kind]} map", slide_id))
+                offered.append(_picture(path.with_suffix(".json"), f"{MAPS[kind]} map: where it lies", slide_id))
+        return [download for download in offered if download.path.is_file()]
+
+    def close(self) -> None:
+        """See :class:`wsi_ips.viewer.Collection`."""
+        self._run.pool.close()
+
+    def _entry(self, record: SlideRecord, state: Any, predictions: dict[str, tuple[float, str]]) -> Entry:
+        probability, predicted = predictions.get(record.slide_id, (None, ""))
+        return Entry(
+            slide_id=record.slide_id,
+            version=slide_version(record.path),
+            state=state.state if state else "pending",
+            reason=state.reason if state else "",
+            label=record.label or "",
+            split=record.split or "",
+            probability=probability,
+            predicted=predicted,
+            tiles=state.tiles if state else None,
+            tissue_mm2=state.tissue_mm2 if state else None,
+        )
+
+    def _stored_state(self, slide_id: str) -> tuple[object, ...]:
+        """Changes when the tiles, scores or annotation of a slide do."""
+        folder, record = self._run.folder, self._records[slide_id]
+        paths = [folder.scores / slide_id / "zarr.json", *([record.annotation] if record.annotation else [])]
+        written = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+        return (stored_fingerprint(folder.tiles, slide_id), *written)
+
+    def _origin(self, record: SlideRecord, index: TileIndex | None) -> Point:
+        """Corner of the scanned part, from which QuPath counts where a slide says its bounds."""
+        if index is not None:
+            return Point(index.bounds.x, index.bounds.y)
+        with self._run.opener(record)() as reader:
+            return Point(reader.info.bounds.x, reader.info.bounds.y)
+
+    def _make_detail(self, record: SlideRecord) -> Detail:
+        notes: list[str] = []
+        index = _or_note(notes, lambda: self._run.index(record))
+        outlines = _or_note(notes, lambda: _outlines(record, self._origin(record, index)))
+        if index is None:
+            return Detail(outlines=outlines, notes=tuple(notes))
+        scores = _or_note(notes, lambda: self._scores(record, index, notes))
+        values = _values(index, scores)
+        layers = tuple(_layer(index, kind, values[kind]) for kind in MAPS if kind in values and len(index))
+        side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
+        facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
+        if scores:
+            facts.append(("model", self.model_id))
+        columns = {"x": index.x, "y": index.y, **values}
+        if scores:
+            columns["weight"] = np.asarray(scores.attention * len(index), np.float32)
+        table = TileTable(
+            columns=columns,
+            origin_px0=Point(index.grid.x, index.grid.y),
+            stride_px0=index.stride_px0,
+            footprint_px0=index.plan.footprint_px0,
+            patch_size=index.plan.patch_size,
+            patch_mpp=index.plan.effective_mpp,
+        )
+        return Detail(table, layers, outlines, tuple(notes), tuple(facts))
+
+    def _scores(self, record: SlideRecord, index: TileIndex, notes: list[str]) -> SlideScores:
+        scores = read_scores(self._run.folder.scores, record.slide_id)
+        if len(scores.tile_probability) != len(index):
+            raise ScoresError(
+                f"scores of slide {record.slide_id}: {len(scores.tile_probability)} for {len(index)} tiles; run "
+                "`wsi-ips predict` again"
+            )
+        try:
+            model = checkpoint_fingerprint(checkpoint_folder(self._run))
+        except CheckpointError:
+            return scores
+        if scores.fingerprint != scores_fingerprint(self._run, record, model):
+            notes.append("the maps are of an older model or older tiles; run `wsi-ips predict` again")
+        return scores
+
+
+def _values(index: TileIndex, scores: SlideScores | None) -> dict[str, NDArray[np.float32]]:
+    """What is known of each tile, 0-1, by name of the map."""
+    values = {"tissue": np.asarray(index.tissue_fraction, np.float32)}
+    if index.tumour_fraction is not None:
+        values["truth"] = np.asarray(index.tumour_fraction, np.float32)
+    if scores is not None:
+        values["probability"] = np.asarray(scores.positive_probability, np.float32)
+        values["attention"] = attention_rank(scores.attention)
+    return values
+
+
+def _layer(index: TileIndex, kind: str, score: NDArray[np.float32]) -> Layer:
+    """The raster of a map, fine enough that every value is wholly inside or outside of each tile.
+
+    Step and size of a tile are whole numbers of patch pixels, so cells of their greatest common divisor are: one per
+    tile where tiles lie side by side. Where that would be too many, cells are larger and edges of tiles less exact.
+    """
+    raster = tile_raster(
+        index.x,
+        index.y,
+        score,
+        bounds=index.grid,
+        stride_px0=index.stride_px0,
+        footprint_px0=index.plan.footprint_px0,
+    )
+    rows, columns = raster.starts.shape
+    fine = index.stride_px // math.gcd(index.stride_px, index.plan.patch_size.width, index.plan.patch_size.height)
+    parts = max(1, min(fine, math.isqrt(MOST_CELLS // max(1, rows * columns))))
+    cell = Scale(raster.cell_px0.x / parts, raster.cell_px0.y / parts)
+    x = raster.origin_px0.x + (np.arange(columns * parts) + 0.5) * cell.x
+    y = raster.origin_px0.y + (np.arange(rows * parts) + 0.5) * cell.y
+    return Layer(
+        kind=kind,
+        title=MAPS[kind],
+        legend=LEGEND[kind],
+        values=eight_bits(raster.sample(x, y)),
+        origin_px0=raster.origin_px0,
+        cell_px0=cell,
+        palette=palette(kind),
+        threshold=DRAWN_FROM[kind],
+    )
+
+
+def _outlines(record: SlideRecord, origin: Point) -> tuple[tuple[NDArray[np.float64], ...], ...] | None:
+    """Rings of the annotated lesions, the outer one of each first; None where nothing is annotated."""
+    if record.annotation is None:
+        return None
+    regions = read_annotation(record.annotation, bounds_origin=origin)
+    lesions = [shapely.simplify(lesion, OUTLINE_TOLERANCE_PX0) for lesion in regions.lesions()]
+    return tuple(
+        tuple(shapely.get_coordinates(ring)[:-1] for ring in (lesion.exterior, *lesion.interiors)) for lesion in lesions
+    )
+
+
+def _or_note(notes: list[str], read: Callable[[], Any]) -> Any:
+    """What is read, or None and a note why it cannot be."""
+    try:
+        return read()
+    except (AnnotationError, TileIndexError, ScoresError) as error:
+        notes.append(str(error))
+        return None
+
+
+def _predictions(path: Path, column: str) -> dict[str, tuple[float, str]]:
+    """Slide to its probability of the positive class and its predicted class; empty where nothing was predicted."""
+    try:
+        table = pd.read_csv(path, dtype={"slide_id": str, "predicted": str}, keep_default_na=False)
+    except (OSError, ValueError):
+        return {}
+    if column not in table:
+        return {}
+    return {str(r["slide_id"]): (float(r[column]), str(r["predicted"])) for r in table.to_dict("records")}
+
+
+def _picture(path: Path, title: str, slide_id: str) -> Download:
+    name = path.name if path.name != f"{slide_id}.png" else f"{slide_id}_tissue.png"
+    return Download(name, f"{title} ({path.suffix[1:].upper()})", path)

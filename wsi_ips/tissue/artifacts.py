@@ -1,0 +1,141 @@
+"""What lies on the slide and is no tissue, or tissue nobody can read: pen, folds, bubbles, blur. Classical, pure.
+
+Colours are compared as optical densities (Beer and Lambert): haematoxylin and eosin take more green than red light
+away and blue light least, whatever their amount (Ruifrok and Johnston 2001). Inks do not keep to that.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from wsi_ips.tissue.raster import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
+
+OD_UNIT = 100
+"""Optical densities are kept as whole numbers of 1/100."""
+INK_UM2 = 5_000.0
+"""Smaller spots of an ink's colour are pigment, no pen."""
+RED_INK_UM2 = 20_000.0
+"""Smaller red spots are blood."""
+MOST_INK = 0.3
+"""Where a larger share of the stained picture has an ink's colour, it is the stain's."""
+
+BLUER = 1.25
+"""Blue ink takes away so many times more red than green light as the stain of the slide does."""
+
+FOLD_FACTOR = 1.6
+"""A fold is at least so many times as dense as the denser quarter of the slide's tissue: two layers are 2."""
+LEAST_FOLD_OD = 25
+FOLD_UM = 24.0
+"""Narrower dark lines are vessels, crowded nuclei, edges."""
+FOLD_UM2 = 5_000.0
+
+RIM_OD = (15, 150)
+"""Mean optical density of the rim of a bubble and of the edge of a coverslip: grey, neither glass nor ink."""
+RIM_SPREAD = 0.35
+"""Largest difference between the channels of a grey, as a share of the densest."""
+BUBBLE_UM = 150.0
+"""Smaller rings are vacuoles."""
+RIM_UM = 100.0
+"""Wider rings were drawn with a pen."""
+ROUND = 0.7
+"""Least share of a bubble's bounding ellipse that its filled ring covers."""
+
+
+def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:
+    """Optical density per channel in units of 1/100, 0 (white) to 240; input relative to white."""
+    table = np.rint(-OD_UNIT * np.log10(np.maximum(np.arange(256), 1) / 255)).astype(np.uint8)
+    red, green, blue = (table[plane] for plane in planes)
+    return red, green, blue
+
+
+def find_pen(od: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
+    """Green, blue, red and black ink; also the grey of a bubble's rim, which :func:`find_bubbles` tells apart.
+
+    Parameters
+    ----------
+    od
+        As :func:`densities` gives them.
+    pixel_um2
+        Area of a pixel.
+    """
+    red, green, blue = (plane.astype(np.int16) for plane in od)
+    stained = max(1, int(np.count_nonzero(green > 8)))
+    inks = ((_cold, INK_UM2), (_red, RED_INK_UM2), (_black, INK_UM2))
+    pen = np.zeros(red.shape, bool)
+    for is_ink, smallest_um2 in inks:
+        spots = is_ink(red, green, blue)
+        spots = without_small(closed(spots, 1), math.ceil(smallest_um2 / pixel_um2)) if spots.any() else spots
+        if np.count_nonzero(spots) <= MOST_INK * stained:
+            pen |= spots
+    return dilated(pen, 1) if pen.any() else pen
+
+
+def _cold(red: NDArray[np.int16], green: NDArray[np.int16], _: NDArray[np.int16]) -> Bools:
+    """Green and blue ink take away more red than green light; haematoxylin does not, whatever its shade."""
+    some = (slice(None, None, 4), slice(None, None, 4))  # enough for a median
+    stained = green[some] > 20
+    usual = float(np.median(red[some][stained] / green[some][stained])) if stained.any() else 0.0
+    ratio = min(1.5, max(1.0, BLUER * usual)) if usual < 1 else BLUER * usual
+    return np.asarray((red > 12) & (10 * red > round(10 * ratio) * green))
+
+
+def _red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+    """Red ink lets red light through and hardly any blue; eosin lets blue through, only blood comes near."""
+    return np.asarray((green > 40) & (8 * blue > 5 * green) & (5 * red < green))
+
+
+def _black(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+    """Black ink takes all light away alike."""
+    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    return np.asarray((low > 42) & (100 * (high - low) < 36 * high))
+
+
+def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
+    """Tissue much denser than the rest of this slide's: folds, thick or burnt places."""
+    nothing = np.zeros(tissue.shape, bool)
+    tissue = tissue & ~pen
+    if not tissue.any():
+        return nothing
+    red, green, blue = od
+    mean = (red.astype(np.uint16) + green + blue) // 3
+    mean = box_mean(mean.astype(np.uint8), _odd(FOLD_UM / step_um))
+    usual = float(np.percentile(mean[tissue], 75))
+    dense = (mean > max(LEAST_FOLD_OD, FOLD_FACTOR * usual)) & tissue
+    return without_small(dense, math.ceil(FOLD_UM2 / step_um**2)) if dense.any() else nothing
+
+
+def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
+    """Air under the coverslip: a closed thin grey ring, and what it encloses."""
+    red, green, blue = od
+    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    spread = high - low
+    grey = (low >= RIM_OD[0]) & (high <= RIM_OD[1]) & (spread <= 4 + RIM_SPREAD * high)
+    found = np.zeros(grey.shape, bool)
+    smallest = (BUBBLE_UM / step_um) ** 2 * math.pi / 4
+    if np.count_nonzero(grey) < math.pi * BUBBLE_UM / step_um:
+        return found
+    rim = closed(grey, 1)
+    labels, _ = ndimage.label(rim, structure=EIGHT_CONNECTED)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        height, width = (side.stop - side.start for side in box)
+        if min(height, width) * step_um < BUBBLE_UM or max(height, width) > 3 * min(height, width):
+            continue
+        ring = labels[box] == number
+        around = math.pi / 2 * (height + width)
+        if np.count_nonzero(ring) * step_um > 2 * RIM_UM * around:
+            continue
+        filled = ndimage.binary_fill_holes(ring)
+        area = np.count_nonzero(filled)
+        width_um = np.count_nonzero(ring) / math.sqrt(math.pi * area) / 2 * step_um
+        if width_um <= RIM_UM and area >= smallest and area >= ROUND * math.pi / 4 * height * width:
+            found[box] |= filled
+    return found
+
+
+def _odd(side: float) -> int:
+    """The odd whole number next to a side, at most 15."""
+    return min(15, 2 * round((side - 1) / 2) + 1) if side > 1 else 1

@@ -1,0 +1,86 @@
+"""Filters on small rasters, by adding and OR-ing shifted copies. Pure.
+
+Squares of a few pixels are all that a thumbnail needs. On 1250 x 1250 px, one core: mean of 3 x 3 in 4 ms (scipy 20),
+closing by 5 x 5 in 4 ms (scikit-image with a disk 90), and that decides how long a slide takes.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+Bytes = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Number = TypeVar("Number", bound=np.generic)
+
+EIGHT_CONNECTED = np.ones((3, 3), bool)
+
+
+def box_mean(values: Bytes, side: int) -> Bytes:
+    """Mean over squares of an odd side of at most 15, edges repeated; rounded."""
+    total = np.pad(values, side // 2, mode="edge").astype(np.uint16)
+    for axis in (0, 1):
+        parts = _shifted(total, side, axis)
+        total = reduce(lambda a, b: np.add(a, b, out=a), parts[1:], parts[0].copy())
+    return np.asarray((total + side * side // 2) // (side * side), np.uint8)
+
+
+def box_share(mask: Bools, side: int) -> NDArray[np.float32]:
+    """Share of True in squares of about a side around each pixel, 0-1; to an eighth of the side, which is enough."""
+    block = max(1, side // 8)
+    image = Image.fromarray(mask.view(np.uint8) * np.uint8(255)).reduce(block)
+    blurred = np.asarray(image.filter(ImageFilter.BoxBlur(side / block / 2)), np.float32) / 255
+    height, width = mask.shape
+    wide = blurred.repeat(block, axis=0)[:height].repeat(block, axis=1)[:, :width]
+    return np.asarray(wide, np.float32)
+
+
+def dilated(mask: Bools, radius: int) -> Bools:
+    """True within a square of side ``2 * radius + 1`` around a True pixel."""
+    if radius <= 0:
+        return mask
+    out = np.pad(mask, radius)
+    for axis in (0, 1):
+        parts = _shifted(out, 2 * radius + 1, axis)
+        out = reduce(lambda a, b: np.logical_or(a, b, out=a), parts[1:], parts[0].copy())
+    return out
+
+
+def local_minimum(values: Bytes, radius: int) -> Bytes:
+    """Least value within a square of side ``2 * radius + 1``, edges repeated."""
+    out = np.pad(values, radius, mode="edge")
+    for axis in (0, 1):
+        parts = _shifted(out, 2 * radius + 1, axis)
+        out = reduce(lambda a, b: np.minimum(a, b, out=a), parts[1:], parts[0].copy())
+    return out
+
+
+def closed(mask: Bools, radius: int) -> Bools:
+    """Gaps of up to ``2 * radius`` pixels closed; the edge of the picture is no gap."""
+    if radius <= 0:
+        return mask
+    wide = dilated(np.pad(mask, radius), radius)
+    return ~dilated(~wide, radius)[radius:-radius, radius:-radius]
+
+
+def without_small(mask: Bools, smallest_px: int) -> Bools:
+    """Drop 8-connected pieces of fewer than ``smallest_px`` pixels."""
+    if smallest_px <= 1 or not mask.any():
+        return mask
+    labels, count = ndimage.label(mask, structure=EIGHT_CONNECTED)
+    keep = np.bincount(labels.ravel(), minlength=count + 1) >= smallest_px
+    keep[0] = False
+    return np.asarray(keep[labels])
+
+
+def _shifted(values: NDArray[Number], count: int, axis: int) -> list[NDArray[Number]]:
+    """Views shifted by 0 to ``count - 1`` along an axis."""
+    length = values.shape[axis] - count + 1
+    if axis == 0:
+        return [values[k : k + length] for k in range(count)]
+    return [values[:, k : k + length] for k in range(count)]

@@ -1,0 +1,173 @@
+"""What a thumbnail shows, as the rungs of the segmentation look at it: saturation, density, and the glass. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.slides.base import RGB
+from wsi_ips.tissue.raster import Bools, Bytes, box_mean
+
+DARK = 40
+"""Pixels darker than this in all channels (0-255) are no tissue: ink, coverslip edge, scan gaps."""
+SCAN_GAP = 254
+"""Pixels of at least this in all channels are paper white: not scanned, or stitched in. No glass looks so."""
+NEAR_GLASS = 20
+"""Grey levels around the commonest bright grey within which a pixel may be glass."""
+DIMMEST_GLASS = 150
+LARGEST_TINT = 0.2
+"""A brighter colour of higher saturation is no glass: the picture is full of tissue."""
+CORRECTED_TINT = 0.02
+"""Glass of a lower saturation is taken for white: dividing by it would change nothing but rounding."""
+LEAST_GLASS = 0.01
+"""Share of the picture that must look like glass before its noise is believed."""
+SOME = (slice(None, None, 3), slice(None, None, 3))
+"""Pixels on which the glass is measured: a ninth of them is enough."""
+DEVIATIONS = 6.0
+"""Robust standard deviations of the glass above which a pixel is no noise."""
+
+
+@dataclass(frozen=True)
+class Glass:
+    """The empty slide as it looks on a thumbnail.
+
+    Attributes
+    ----------
+    colour
+        RGB, 0-255; white where no glass was seen.
+    share
+        Share of the picture that looks like it; 0 where none was seen.
+    saturation, density
+        Above these (0-1) a pixel is no noise of the glass.
+    density_noise
+        By how much (0-1) density differs from place to place by noise alone.
+    """
+
+    colour: tuple[int, int, int]
+    share: float
+    saturation: float
+    density: float
+    density_noise: float
+
+
+@dataclass(frozen=True)
+class View:
+    """A thumbnail, prepared once for all rungs and for the flags.
+
+    Attributes
+    ----------
+    planes
+        Red, green and blue relative to the glass where that is tinted; uint8, each (height, width).
+    saturation
+        Of HSV, smoothed; uint8, 255 is 1.
+    density
+        Share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1.
+    usable
+        False on pixels too dark for tissue.
+    glass
+        What the empty slide looks like.
+    """
+
+    planes: tuple[Bytes, Bytes, Bytes]
+    saturation: Bytes
+    density: Bytes
+    usable: Bools
+    glass: Glass
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """Number of usable pixels with each saturation 0 to 255."""
+        return np.bincount(self.saturation.ravel(), self.usable.ravel(), minlength=256).astype(np.int64)
+
+    def without(self, ink: Bools) -> View:
+        """The view with ink made unusable."""
+        return replace(self, usable=self.usable & ~ink) if ink.any() else self
+
+
+def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
+    """Prepare a thumbnail, uint8 of shape (height, width, 3); ``smoothing_px`` is the odd side of a mean filter."""
+    planes = _planes(thumbnail)
+    low, high = _extremes(planes)
+    usable = high > DARK
+    saturation = _saturation(low, high)
+    share, bright, colour = _brightest([plane[SOME] for plane in planes], low[SOME])
+    tint = 1 - min(colour) / max(colour)
+    seen = bright is not None and tint <= LARGEST_TINT
+    white = max(colour)
+    if seen and tint > CORRECTED_TINT:
+        planes, white = _relative(planes, colour), 255
+        low, high = _extremes(planes)
+        saturation = _saturation(low, high)
+    saturation = box_mean(saturation, smoothing_px)
+    density = box_mean(_density(planes, white if seen else 255), smoothing_px)
+    if not seen or bright is None:
+        return View(planes, saturation, density, usable, Glass((255, 255, 255), 0.0, 1.0, 1.0, 1.0))
+    level, noise = _noise_limit(density[SOME][bright])
+    glass = Glass(colour, share, _noise_limit(saturation[SOME][bright])[0], level, noise)
+    return View(planes, saturation, density, usable, glass)
+
+
+def _planes(thumbnail: RGB) -> tuple[Bytes, Bytes, Bytes]:
+    red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
+    return red, green, blue
+
+
+def _extremes(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes]:
+    red, green, blue = planes
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+
+
+def _saturation(low: Bytes, high: Bytes) -> Bytes:
+    spread = (high - low).astype(np.float32)
+    spread *= 255
+    spread /= np.maximum(high, 1)
+    return np.asarray(spread + 0.5, np.uint8)
+
+
+def _density(planes: tuple[Bytes, Bytes, Bytes], white: int) -> Bytes:
+    total = planes[0].astype(np.uint16)
+    total += planes[1]
+    total += planes[2]
+    missing = np.clip(1 - np.arange(766) / (3 * white), 0, 1)
+    return np.asarray(np.rint(missing * 255), np.uint8)[total]
+
+
+def _brightest(planes: Sequence[Bytes], low: Bytes) -> tuple[float, Bools | None, tuple[int, int, int]]:
+    """Share and place of the pixels around the commonest bright grey, and their colour; None where too few."""
+    every = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:]
+    counts, white = every.copy(), (255, 255, 255)
+    counts[SCAN_GAP - DIMMEST_GLASS :] = 0
+    if counts.sum() < LEAST_GLASS * low.size:
+        counts = every  # a synthetic or cut-out white ground
+        if counts.sum() < LEAST_GLASS * low.size:
+            return 0.0, None, white
+    smooth = np.convolve(counts, np.ones(5), mode="same")
+    # The highest peak that is not far below the commonest: glass is brighter than pale tissue.
+    peak = DIMMEST_GLASS + int(np.flatnonzero(smooth >= 0.25 * smooth.max())[-1])
+    bright = (low >= peak - NEAR_GLASS) & (low <= peak + NEAR_GLASS)
+    if peak + 2 < SCAN_GAP:
+        bright &= low < SCAN_GAP
+    if bright.mean() < LEAST_GLASS:
+        return 0.0, None, white
+    red, green, blue = (int(np.median(plane[bright])) for plane in planes)
+    return float(bright.mean()), bright, (red, green, blue)
+
+
+def _relative(planes: tuple[Bytes, Bytes, Bytes], colour: tuple[int, int, int]) -> tuple[Bytes, Bytes, Bytes]:
+    levels = np.arange(256)
+    red, green, blue = (
+        np.asarray(np.clip(np.rint(levels * 255 / value), 0, 255), np.uint8)[plane]
+        for plane, value in zip(planes, colour, strict=True)
+    )
+    return red, green, blue
+
+
+def _noise_limit(values: NDArray[np.uint8]) -> tuple[float, float]:
+    """Median plus six robust deviations, and these alone, 0-1; the deviation is that of the lower, empty half."""
+    median, lower = np.percentile(values, (50, 16))
+    noise = DEVIATIONS * max(0.5, median - lower)
+    return float((median + noise) / 255), float(noise / 255)

@@ -1,0 +1,173 @@
+"""Tiles of a Deep Zoom pyramid: where they lie by ``openslide.deepzoom``, their pixels by our readers.
+
+The generator is given the levels of the slide as a viewer should see them. A level whose size differs from level 0
+divided by a whole number by less than a pixel was made by that number and cut (46003 px become 11500): it is taken as
+exact, so that a tile of the file is a tile of the page and nothing is resampled; what this moves is less than a
+pixel of that level. The whole of level 0 is covered (no limit to bounds): level-0 coordinates of tiles, outlines and
+links are positions on the page.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, cast
+
+import numpy as np
+from openslide import AbstractSlide
+from openslide.deepzoom import DeepZoomGenerator
+from PIL import Image
+
+from wsi_ips.geometry import Box, Point, Size
+from wsi_ips.slides import RGB, DirectReader, SlideInfo, SlideReader, read_shrunk
+from wsi_ips.slides.region import level0_position
+
+TILE_PX = 256
+OVERVIEW_PX = 4096
+"""Longest side of the overview that is made of slides without coarse levels (48 MB at most)."""
+LARGEST_COARSEST_PX = 8192
+"""Slides whose coarsest level is longer get an overview."""
+MOST_PX = 2**24
+"""Larger regions are read in strips."""
+
+
+class DeepZoomTiles:
+    """Tiles of one slide; safe to use from several threads.
+
+    Parameters
+    ----------
+    info
+        Header facts of the slide.
+    """
+
+    def __init__(self, info: SlideInfo) -> None:
+        self._info = info
+        downsamples = [viewing_downsample(info, level) for level in range(len(info.level_sizes))]
+        longest = max(info.level_sizes[-1])
+        self._coarsest = len(downsamples) - 1
+        self._has_overview = longest > LARGEST_COARSEST_PX
+        if self._has_overview:
+            step = 2 ** math.ceil(math.log2(longest / OVERVIEW_PX))
+            downsamples.append(downsamples[-1] * step)
+        self._downsamples = downsamples
+        levels = cast(AbstractSlide, _Levels(info, downsamples))
+        self._generator = DeepZoomGenerator(levels, TILE_PX, overlap=0, limit_bounds=False)
+        self._overview: RGB | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def levels(self) -> int:
+        """Levels of the pyramid; the last is level 0 of the slide."""
+        return self._generator.level_count
+
+    def has(self, level: int, column: int, row: int) -> bool:
+        """Whether there is such a tile."""
+        if not 0 <= level < self.levels:
+            return False
+        columns, rows = self._generator.level_tiles[level]
+        return 0 <= column < columns and 0 <= row < rows
+
+    def render(self, reader: SlideReader, level: int, column: int, row: int) -> RGB:
+        """Pixels of a tile.
+
+        Parameters
+        ----------
+        reader
+            The slide, open.
+        level, column, row
+            A tile for which :meth:`has` holds.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, shape (height, width, 3); at most 256 px a side, less at the right and lower edge.
+
+        Raises
+        ------
+        RegionReadError
+            The file cannot deliver it.
+        """
+        place, source, size = self._generator.get_tile_coordinates(level, (column, row))
+        out = Size(*self._generator.get_tile_dimensions(level, (column, row)))
+        downsample = self._downsamples[source]
+        pixel = Point(round(place[0] / downsample), round(place[1] / downsample))
+        wanted = Size(max(1, size[0]), max(1, size[1]))
+        if source > self._coarsest:
+            overview = self._whole(reader)
+            return _resized(overview[pixel.y : pixel.y + wanted.height, pixel.x : pixel.x + wanted.width], out)
+        return self._read(reader, source, pixel, wanted, out)
+
+    def _read(self, reader: SlideReader, level: int, pixel: Point, size: Size, out: Size) -> RGB:
+        """Pixels of a level, filled up by its last row and column where the page's level is a pixel larger."""
+        whole = self._info.level_sizes[level]
+        pixel = Point(min(pixel.x, whole.width - 1), min(pixel.y, whole.height - 1))
+        inside = Size(min(size.width, whole.width - pixel.x), min(size.height, whole.height - pixel.y))
+        there = level0_position(self._info, pixel, level)
+        if inside.width * inside.height > MOST_PX:
+            downsample = self._info.downsample(level)
+            right = min(self._info.size_px0.width, round((pixel.x + inside.width) * downsample.x))
+            bottom = min(self._info.size_px0.height, round((pixel.y + inside.height) * downsample.y))
+            return read_shrunk(reader, Box(*there, right - there.x, bottom - there.y), level, out)
+        factor = size.width // out.width
+        whole_factor = inside == size == Size(out.width * factor, out.height * factor)
+        if whole_factor and isinstance(reader, DirectReader) and reader.shrinks(there, level, size, factor):
+            shrunk = np.empty((out.height, out.width, 3), np.uint8)
+            reader.read_into(shrunk, there, level, factor=factor)
+            return shrunk
+        pixels = reader.read_region(there, level, inside)
+        if inside != size:
+            missing = ((0, size.height - inside.height), (0, size.width - inside.width), (0, 0))
+            pixels = np.pad(pixels, missing, "edge")
+        return _resized(pixels, out)
+
+    def _whole(self, reader: SlideReader) -> RGB:
+        """The overview, made when it is first asked for; that reads the whole slide once."""
+        with self._lock:
+            if self._overview is None:
+                size = _level_size(self._info, self._downsamples[-1])
+                self._overview = read_shrunk(reader, Box(0, 0, *self._info.size_px0), self._coarsest, size)
+            return self._overview
+
+
+class _Levels:
+    """What ``DeepZoomGenerator`` asks of a slide."""
+
+    properties: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, info: SlideInfo, downsamples: list[float]) -> None:
+        self.level_downsamples = tuple(downsamples)
+        self.level_dimensions = tuple(tuple(_level_size(info, downsample)) for downsample in downsamples)
+        self.dimensions = self.level_dimensions[0]
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """The coarsest level that is no coarser than asked for."""
+        fine = [n for n, d in enumerate(self.level_downsamples) if d <= downsample * 1.001]
+        return max(fine, default=0)
+
+
+def viewing_downsample(info: SlideInfo, level: int) -> float:
+    """Level-0 pixels per pixel of a level, a whole number where the sizes say no more than that they were cut.
+
+    Parameters
+    ----------
+    info
+        Header facts of the slide.
+    level
+        One of its levels.
+    """
+    stated = info.downsample(level)
+    mean = (stated.x + stated.y) / 2
+    whole = round(mean)
+    size0, size = info.size_px0, info.level_sizes[level]
+    cut = max(abs(size0.width - whole * size.width), abs(size0.height - whole * size.height))
+    return float(whole) if cut < whole else mean
+
+
+def _level_size(info: SlideInfo, downsample: float) -> Size:
+    return Size(math.ceil(info.size_px0.width / downsample), math.ceil(info.size_px0.height / downsample))
+
+
+def _resized(pixels: RGB, size: Size) -> RGB:
+    if pixels.shape[:2] == (size.height, size.width):
+        return np.ascontiguousarray(pixels)
+    return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BOX))
