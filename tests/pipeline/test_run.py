@@ -78,6 +78,8 @@ def test_all_outputs_are_there_and_agree(done):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["slides_ok"] == summary["slides"] == 8
     assert 0 <= summary["tile_auc_probability"] <= 1
+    assert summary["lesions_lost"] == 0 < summary["lesions"]
+    assert summary["tile_recall"] > 0.9
     predictions = pd.read_csv(out / "predictions.csv")
     assert len(predictions) == 4
     assert (predictions["split"] == "test").all()

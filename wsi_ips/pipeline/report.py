@@ -29,6 +29,7 @@ from wsi_ips.model import read_card
 from wsi_ips.pipeline.heatmap import KINDS
 from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.sheet import recall_summary
 from wsi_ips.pipeline.states import STATES
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb, run_facts
 from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, write_report
@@ -156,6 +157,7 @@ def _summary(run: Run, figures: Figures, seconds: float) -> dict[str, Any]:
         "tile_pr_auc_probability": tiles.pr_auc if tiles else None,
         "tile_auc_attention": attention.auc if attention else None,
         "tile_pr_auc_attention": attention.pr_auc if attention else None,
+        **recall_summary(run),
         "tumour_tiles": tiles.tumour_tiles if tiles else None,
         "tiles": tiles.tiles if tiles else None,
         "seconds": round(seconds, 1),
@@ -190,6 +192,9 @@ def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         share = f"{summary['tumour_tiles']} of {summary['tiles']} test tiles are tumour"
         lines.append(("tile AUC, probability map", f"{summary['tile_auc_probability']:.3f}", share))
         lines.append(("tile AUC, attention", f"{summary['tile_auc_attention']:.3f}", "comparable within a slide only"))
+    if summary.get("tile_recall") is not None:
+        lost = f"{summary['lesions_lost']} of {summary['lesions']} annotated lesions lost before any learning"
+        lines.append(("annotated tumour in tiles", f"{summary['tile_recall']:.1%}", lost))
     lines.append(("time", f"{summary['seconds']:.0f} s", "all stages of this call"))
     lines.append(("peak memory", f"{summary['peak_rss_mb']:.0f} MB", "resident, main process"))
     return lines + [("note", "", note) for note in summary["notes"]]
