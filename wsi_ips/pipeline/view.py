@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from wsi_ips.annotations import read_annotation
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.errors import AnnotationError, CheckpointError, RecipeError, ScoresError, TileIndexError
+from wsi_ips.errors import AnnotationError, CheckpointError, RecipeError, ScoresError, SlideError, TileIndexError
 from wsi_ips.geometry import Point, Scale
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
@@ -212,7 +212,10 @@ class RunCollection:
     def _make_detail(self, record: SlideRecord) -> Detail:
         notes: list[str] = []
         index = _or_note(notes, lambda: self._run.index(record))
-        outlines = _or_note(notes, lambda: _outlines(record, self._origin(record, index)))
+        outlines = None
+        if record.annotation is not None:
+            path = record.annotation
+            outlines = _or_note(notes, lambda: _outlines(path, self._origin(record, index)))
         if index is None:
             return Detail(outlines=outlines, notes=tuple(notes))
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
@@ -294,11 +297,9 @@ def _layer(index: TileIndex, kind: str, score: NDArray[np.float32]) -> Layer:
     )
 
 
-def _outlines(record: SlideRecord, origin: Point) -> tuple[tuple[NDArray[np.float64], ...], ...] | None:
-    """Rings of the annotated lesions, the outer one of each first; None where nothing is annotated."""
-    if record.annotation is None:
-        return None
-    regions = read_annotation(record.annotation, bounds_origin=origin)
+def _outlines(annotation: Path, origin: Point) -> tuple[tuple[NDArray[np.float64], ...], ...]:
+    """Rings of the annotated lesions, the outer one of each first."""
+    regions = read_annotation(annotation, bounds_origin=origin)
     lesions = [shapely.simplify(lesion, OUTLINE_TOLERANCE_PX0) for lesion in regions.lesions()]
     return tuple(
         tuple(shapely.get_coordinates(ring)[:-1] for ring in (lesion.exterior, *lesion.interiors)) for lesion in lesions
@@ -309,7 +310,7 @@ def _or_note(notes: list[str], read: Callable[[], Any]) -> Any:
     """What is read, or None and a note why it cannot be."""
     try:
         return read()
-    except (AnnotationError, TileIndexError, ScoresError) as error:
+    except (AnnotationError, SlideError, TileIndexError, ScoresError) as error:
         notes.append(str(error))
         return None
 
