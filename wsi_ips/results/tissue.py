@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides import RGB
@@ -132,11 +132,11 @@ def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
     for image in (left, right):
         shrink = max(1, max(image.size) // PREVIEW_PX)
         part = image.reduce(shrink) if shrink > 1 else image
-        part.thumbnail((PREVIEW_PX, PREVIEW_PX))
-        parts.append(part)
-    page = Image.new("RGB", (2 * PREVIEW_PX + 8, max(part.height for part in parts)), PAPER)
-    for number, part in enumerate(parts):
-        page.paste(part, (number * (PREVIEW_PX + 8), 0))
+        parts.append(ImageOps.contain(part, (PREVIEW_PX, PREVIEW_PX)))
+    left, right = parts
+    page = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), PAPER)
+    page.paste(left, (0, 0))
+    page.paste(right, (left.width + 8, 0))
     buffer = io.BytesIO()
     page.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
