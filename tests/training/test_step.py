@@ -114,6 +114,17 @@ def test_pretrained_batch_norm_keeps_its_statistics_in_scan_and_learner():
     torch.testing.assert_close(together[:1], learner.net.train().encoder(patches[:1]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("re_estimate", [False, True])
+def test_statistics_are_taken_anew_before_the_first_step_where_asked_for(re_estimate):
+    learner = trainer(has_weights=True)
+    learner.re_estimate = re_estimate
+    before = learner.net.encoder.trunk[1].running_mean.clone()
+    learner._start_encoder(slides(3))
+    after = learner.net.encoder.trunk[1].running_mean
+    assert torch.equal(after, before) != re_estimate
+    assert not uses_batch_statistics(learner.net.train().encoder)  # frozen again
+
+
 def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
     monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 4)
     rows, weights = torch.randn(10, 5, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
