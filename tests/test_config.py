@@ -179,3 +179,8 @@ def test_every_field_of_every_section_says_what_it_is() -> None:
 
 def test_selection_that_would_have_no_effect_is_refused(tmp_path: Path) -> None:
     assert "even sample" in complaint(tmp_path, {"model": {"pooling": "mean", "selection": "paper"}})
+
+
+def test_a_misspelt_key_of_a_further_task_is_told_with_the_right_one(tmp_path: Path) -> None:
+    text = complaint(tmp_path, {"labels": {"further": {"grade": {"clases": ["low", "high"]}}}})
+    assert "unknown key `labels.further.grade.clases`; did you mean `classes`?" in text

@@ -9,7 +9,8 @@ from pathlib import Path
 from wsi_ips.config import Recipe, SynthSection
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.provenance import atomic_write_json, fingerprint
-from wsi_ips.slides.synthetic import SCHEMA_VERSION, CohortPlan, make_cohort
+from wsi_ips.slides.synthetic import SCHEMA_VERSION
+from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 
 RECORD_NAME = "cohort.json"
 

@@ -1,0 +1,42 @@
+"""The recipe: everything that decides a run's result, in one YAML file.
+
+A recipe has a section per stage. Sections are frozen, every field says its unit, an unknown key is an
+error. A stage gets its section only; ``pipeline`` alone sees the whole. Section ``compute`` holds what
+changes speed but no result, so it is in no fingerprint.
+"""
+
+from wsi_ips.config.loading import load_recipe
+from wsi_ips.config.sections import (
+    ComputeSection,
+    HeatmapSection,
+    LabelsSection,
+    Leak,
+    ModelSection,
+    PredictSection,
+    Recipe,
+    Section,
+    SlidesSection,
+    SplitSection,
+    SynthSection,
+    TilesSection,
+    TissueSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "ComputeSection",
+    "HeatmapSection",
+    "LabelsSection",
+    "Leak",
+    "ModelSection",
+    "PredictSection",
+    "Recipe",
+    "Section",
+    "SlidesSection",
+    "SplitSection",
+    "SynthSection",
+    "TilesSection",
+    "TissueSection",
+    "TrainingSection",
+    "load_recipe",
+]
