@@ -80,7 +80,7 @@ def test_a_perfect_map_finds_every_lesion_and_a_turned_one_none(done, run, monke
 
 
 def test_a_column_that_is_not_there_and_a_split_without_slides_are_refused(run):
-    with pytest.raises(ManifestError, match="no column centre"):
+    with pytest.raises(ManifestError, match="column `centre` is missing"):
         evaluate_run(run, by=["centre"])
     with pytest.raises(EvaluationError, match="split `val`"):
         evaluate_run(run, split="val")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from wsi_ips.annotations import read_annotation
 from wsi_ips.annotations.raster import region_mask
-from wsi_ips.errors import EvaluationError, ManifestError
+from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation import (
     Detections,
     Froc,
@@ -33,6 +33,7 @@ from wsi_ips.evaluation.staging import NODE_LABELS
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.table import read_rows
 from wsi_ips.pipeline.predict import predicted
 from wsi_ips.pipeline.run import Run
 from wsi_ips.results import tile_raster
@@ -159,14 +160,10 @@ def _scored(run: Run, records: Sequence[SlideRecord]) -> Scored:
 
 
 def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict[str, list[str]]:
-    if not by:
-        return {}
-    table = pd.read_csv(run.recipe.manifest, dtype=str, keep_default_na=False, sep=None, engine="python")
-    missing = [name for name in by if name not in table]
-    if missing:
-        raise ManifestError(f"manifest {run.recipe.manifest}: no column {', '.join(missing)} to group by")
-    rows = table.set_index("slide_id")
-    return {name: [str(rows.loc[r.slide_id, name]) or "(empty)" for r in records] for name in by}
+    """Cells of further columns, read as the manifest itself is."""
+    rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column, further_columns=by)
+    cells = {row.cells["slide_id"]: row.cells for row in rows}
+    return {name: [cells[r.slide_id].get(name) or "(empty)" for r in records] for name in by}
 
 
 def _localisation(
