@@ -46,7 +46,11 @@ def local_client(workers: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    settings = {"distributed.worker.memory.target": False, "distributed.admin.tick.limit": "60s"}
+    settings = {
+        "distributed.worker.memory.target": False,
+        "distributed.admin.tick.limit": "60s",
+        "distributed.worker.profile.enabled": False,  # it samples this process all the time and keeps an hour of it
+    }
     try:
         with (
             dask.config.set(settings),

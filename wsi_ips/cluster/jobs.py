@@ -117,7 +117,8 @@ class _AtWork:
         return self._room
 
     def add(self, job: Job) -> None:
-        key = f"{job.name}-{secrets.token_hex(4)}"
+        # Dask keeps figures for each first word of a key, for ever: one word for all slides.
+        key = f"slide-0{secrets.token_hex(8)}"
         future = self._client.submit(work, job, self._limits, key=key, pure=False)
         self.jobs[key], self._futures[key] = job, future
         future.add_done_callback(self._ended.put)
