@@ -26,9 +26,20 @@ def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size)
 
 
 def level0_position(info: SlideInfo, pixel: Point, level: int) -> Point:
-    """The level-0 pixel nearest to a pixel of a level; :func:`level_pixel` leads back to it."""
+    """The level-0 pixel of a pixel of a level; :func:`level_pixel` leads back to it.
+
+    It is the first level-0 pixel that begins within the level's pixel, so that a reader that rounds down (OpenSlide) is
+    led back too. Where a level is less than twice as coarse as level 0 that one may be nearer to the next pixel of the
+    level: the one before is taken then.
+    """
     downsample = info.downsample(level)
-    return Point(math.ceil(pixel.x * downsample.x - SLACK), math.ceil(pixel.y * downsample.y - SLACK))
+    x, y = (_first_px0(at, factor) for at, factor in zip(pixel, downsample, strict=True))
+    return Point(x, y)
+
+
+def _first_px0(pixel: int, downsample: float) -> int:
+    first = math.ceil(pixel * downsample - SLACK)
+    return first if round(first / downsample) == pixel else first - 1
 
 
 def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool) -> None:
