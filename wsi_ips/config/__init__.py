@@ -7,6 +7,7 @@ changes speed but no result, so it is in no fingerprint.
 
 from wsi_ips.config.loading import load_recipe
 from wsi_ips.config.sections import (
+    AugmentSection,
     ComputeSection,
     HeatmapSection,
     LabelsSection,
@@ -20,10 +21,12 @@ from wsi_ips.config.sections import (
     SynthSection,
     TilesSection,
     TissueSection,
+    TrackingSection,
     TrainingSection,
 )
 
 __all__ = [
+    "AugmentSection",
     "ComputeSection",
     "HeatmapSection",
     "LabelsSection",
@@ -37,6 +40,7 @@ __all__ = [
     "SynthSection",
     "TilesSection",
     "TissueSection",
+    "TrackingSection",
     "TrainingSection",
     "load_recipe",
 ]
