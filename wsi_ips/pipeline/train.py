@@ -128,13 +128,14 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         add_lora(net.encoder, section.lora_rank)
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
-    keeper = _Keeper(run, card, _tracking(run, wanted))
+    tracking = _tracking(run, wanted)
+    keeper = _Keeper(run, card, tracking)
     stop = StopRequest()
     for folder in (run.folder.model, run.folder.last_model):
         (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     total = recipe.training.epochs * len(train)
-    with stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
+    with tracking, stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
             net,
             memory_size=section.memory_size,

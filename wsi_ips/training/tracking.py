@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from wsi_ips.config import TrackingSection
 from wsi_ips.errors import TrainingError
@@ -39,6 +41,10 @@ class Tracker(Protocol):
         """Bring what is kept to these epochs; may fail in any way, and is then called again with more."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...
+
 
 class Tracking:
     """All trackers of a training; one that fails is told of once and tried again with the next epoch.
@@ -54,6 +60,14 @@ class Tracking:
     def __init__(self, trackers: Sequence[Tracker], note: Callable[[str], None]) -> None:
         self._trackers, self._note = trackers, note
         self._failed: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracker in self._trackers:
+            with suppress(Exception):  # what could be written is written
+                tracker.close()
 
     def write(self, history: Sequence[EpochRecord]) -> None:
         """Tell all."""
@@ -79,6 +93,9 @@ class MetricsFile:
         """Write all epochs."""
         atomic_write_text(self._path, "".join(json.dumps(asdict(record)) + "\n" for record in history))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class TensorBoardFile:
     """One file of events in a folder, begun anew by each call of the program.
@@ -97,12 +114,19 @@ class TensorBoardFile:
             if self._writer is None:
                 self._writer, self._done = self._begin(), 0
             for record in history[self._done :]:
-                self._add(self._writer, record)
+                self._writer.write(_event(record, _time_of(record, history)))
                 self._done += 1
             self._writer.flush()
         except BaseException:
-            self._writer = None  # what is half written is begun anew
+            with suppress(OSError):
+                self.close()  # what is half written is begun anew
             raise
+
+    def close(self) -> None:
+        """Close the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _begin(self) -> RecordWriter:
         from tensorboardX.proto.event_pb2 import Event
@@ -110,17 +134,22 @@ class TensorBoardFile:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         writer = RecordWriter(str(self._folder / EVENTS_NAME))
-        writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         return writer
 
-    @staticmethod
-    def _add(writer: RecordWriter, record: EpochRecord) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in flat_figures(record).items()]
-        event = Event(wall_time=record.seconds, step=record.epoch, summary=Summary(value=values))
-        writer.write(event.SerializeToString())
+def _event(record: EpochRecord, when: float) -> bytes:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in flat_figures(record).items()]
+    event = Event(wall_time=when, step=record.epoch, summary=Summary(value=values))
+    return bytes(event.SerializeToString())
+
+
+def _time_of(record: EpochRecord, history: Sequence[EpochRecord]) -> float:
+    """When an epoch ended if the last one ends now and nothing was interrupted, s since 1970."""
+    return time.time() - (history[-1].seconds - record.seconds)
 
 
 class MlflowRun:
@@ -158,7 +187,7 @@ class MlflowRun:
             for record in history:
                 if record.epoch > self._last:
                     metrics = [
-                        Metric(name, value, round(record.seconds * 1000), record.epoch)
+                        Metric(name, value, round(1000 * _time_of(record, history)), record.epoch)
                         for name, value in flat_figures(record).items()
                     ]
                     self._client.log_batch(self._run_id, metrics)
@@ -166,6 +195,11 @@ class MlflowRun:
         except BaseException:
             self._client = None
             raise
+
+    def close(self) -> None:
+        """Say that the training is over, or was stopped."""
+        if self._client is not None:
+            self._client.set_terminated(self._run_id)
 
     def _connect(self) -> MlflowClient:
         for name, value in PATIENCE.items():
