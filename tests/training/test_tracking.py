@@ -108,6 +108,7 @@ def mlflow_tracker(address: str, training: str = "abc") -> MlflowRun:
     )
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, of libraries newer than itself
 def test_mlflow_keeps_each_epoch_once_in_sqlite(tmp_path):
     tracking = pytest.importorskip("mlflow.tracking", reason="extra `mlflow`")
     address = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -127,6 +128,7 @@ def test_mlflow_keeps_each_epoch_once_in_sqlite(tmp_path):
     assert steps == {"train/loss": [1, 2, 3, 4], "val/auc": [2, 4]}
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_an_mlflow_server_that_is_gone_costs_little_and_stops_nothing():
     pytest.importorskip("mlflow.tracking", reason="extra `mlflow`")
     with socket.socket() as free:
