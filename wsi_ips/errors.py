@@ -27,7 +27,15 @@ message names the slide, row or key, says what is wrong, and says what to do.
 
 
 class WsiIpsError(Exception):
-    """Root of all errors raised on purpose by wsi_ips."""
+    """Root of all errors raised on purpose by wsi_ips.
+
+    Attributes
+    ----------
+    is_told
+        Whether another process of the same training tells people of it.
+    """
+
+    is_told = False
 
 
 class RecipeError(WsiIpsError, ValueError):

@@ -425,6 +425,9 @@ class ComputeSection(Section):
     slide_attempts: Annotated[int, Field(ge=1)] = Field(
         2, description="times a slide is tried whose process died or was stopped, before it fails"
     )
+    process_timeout_s: Positive = Field(
+        3600.0, description="with `torchrun`: a process gives up when the others have not answered for so long, s"
+    )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
     remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")
 

@@ -7,6 +7,7 @@ Shapes: K ≤ M kept tiles of h x w pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,10 @@ from wsi_ips.model.selection import Selection
 from wsi_ips.scanning import ChunkLimit, Prepare, plain_patches, scan_slides
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
+from wsi_ips.training.plan import Deal, deal
 from wsi_ips.training.record import LastSelection, Meter
+from wsi_ips.training.shares import StepTable, join_shared, piece_requests
+from wsi_ips.training.world import World
 
 WARM_START_TILES = 4
 """Random tiles per slide and step of the warm start."""
@@ -76,6 +80,8 @@ class TileChoice:
         Where patches go.
     limit
         Of the patches scored at once.
+    world
+        The processes that share the slides of a step.
 
     Attributes
     ----------
@@ -94,18 +100,75 @@ class TileChoice:
         seed: int,
         device: torch.device,
         limit: ChunkLimit,
+        world: World,
     ) -> None:
         self.section, self.compute, self.memory_size = section, compute, memory_size
-        self.seed, self.device, self.limit = seed, device, limit
+        self.seed, self.device, self.limit, self.world = seed, device, limit, world
         self.meter, self.last = Meter(), LastSelection(memory_size)
 
-    def kept(self, net: IpsNet, batch: Sequence[LabelledSlide], epoch: int, prepare: Prepare) -> list[Kept]:
-        """Tiles to learn from: random ones in the warm start, later the best and some random ones."""
-        if epoch <= self.section.warm_start_epochs:
-            return [self._random(slide, epoch) for slide in batch]
+    def deal(self, batch: Sequence[LabelledSlide], epoch: int) -> Deal:
+        """Who scans and learns what of these slides; without a scan no slide costs more than another."""
+        is_warm = self._is_warm(epoch)
+        return deal([1 if is_warm else self.scanned_count(s) for s in batch], self.world.size, whole=is_warm)
+
+    def kept(
+        self, net: IpsNet, batch: Sequence[LabelledSlide], epoch: int, table: StepTable
+    ) -> list[Kept] | None:
+        """Tiles of the own slides to learn from: random ones in the warm start, later the best and some random ones.
+
+        Writes the best into the table. None where this process failed and the others are to be told.
+        """
+        shares = self.deal(batch, epoch)
+        own = shares.owned(self.world.rank)
+        if self._is_warm(epoch):
+            return self.world.attempt(lambda: [self._random(batch[number], epoch) for number in own])
         requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
+        pieces = shares.pieces[self.world.rank]
+        prepare = self.prepare([batch[piece.slide] for piece in pieces], epoch)
+        scanned = self.world.attempt(lambda: self._scan(net, piece_requests(pieces, requests), prepare))
+        found = dict(zip(pieces, scanned or [], strict=False))
+        joined = join_shared(
+            self.world, shares, found, requests, memory_size=self.memory_size, rule=net.rule
+        )
+        selections = {piece.slide: selection for piece, selection in found.items()} | joined
+        del scanned, found, joined
+
+        def chosen(number: int) -> Kept:
+            # Each selection is let go when its pixels have been taken over: not all are in memory twice.
+            best = selections.pop(number)
+            table.keep_best(number, best.tiles)
+            return self._explored(batch[number], best, epoch)
+
+        return self.world.attempt(lambda: [chosen(number) for number in own])
+
+    def note(self, batch: Sequence[LabelledSlide], table: StepTable) -> None:
+        """Count entropy and overlap of the slides of a whole step."""
+        for number, slide in enumerate(batch):
+            entropy, best = float(table.entropy[number]), table.best_of(number)
+            if math.isfinite(entropy):  # not where one tile was kept
+                self.meter.add("attention_entropy", entropy)
+            overlap = self.last.overlap(slide.slide_id, best) if len(best) else None
+            if overlap is not None:
+                self.meter.add("selection_overlap", overlap)
+
+    def scanned_count(self, slide: LabelledSlide) -> int:
+        """How many of a slide's tiles are scanned."""
+        return max(1, round(len(slide.tiles.index) * (1 - self.section.tile_dropout)))
+
+    def kept_count(self, slide: LabelledSlide, epoch: int) -> int:
+        """How many of a slide's tiles are learned from."""
+        if self._is_warm(epoch):
+            return min(WARM_START_TILES, len(slide.tiles.index))
+        return min(self.memory_size, self.scanned_count(slide))
+
+    def _is_warm(self, epoch: int) -> bool:
+        return epoch <= self.section.warm_start_epochs
+
+    def _scan(self, net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare) -> list[Selection]:
+        if not requests:
+            return []
         with self.meter.clock("scan"):
-            selections = scan_slides(
+            return scan_slides(
                 net,
                 requests,
                 memory_size=self.memory_size,
@@ -115,8 +178,6 @@ class TileChoice:
                 on_tiles=partial(self.meter.add, "tiles"),
                 reading=partial(self.meter.clock, "scan_read"),
             )
-        # Each selection is let go when its pixels have been taken over: not all are in memory twice.
-        return [self._explored(slide, selections.pop(0), epoch) for slide in batch]
 
     def _random(self, slide: LabelledSlide, epoch: int) -> Kept:
         """A few random tiles: what tells one slide from another (stain) averages out over many slides."""
@@ -126,9 +187,6 @@ class TileChoice:
 
     def _explored(self, slide: LabelledSlide, best: Selection, epoch: int) -> Kept:
         """Replace the last of the best tiles by random ones of the scan; fewer from epoch to epoch."""
-        overlap = self.last.overlap(slide.slide_id, best.tiles)
-        if overlap is not None:
-            self.meter.add("selection_overlap", overlap)
         first, last = self.section.warm_start_epochs + 1, self.section.epochs
         share = self.section.exploration * (last - epoch) / max(1, last - first)
         others = np.setdiff1d(best.scanned, best.tiles)
@@ -147,8 +205,7 @@ class TileChoice:
     def _request(self, slot: int, slide: LabelledSlide, epoch: int) -> SlideTiles:
         """The slide's tiles of this epoch, a random share of them left out."""
         request = slide.tiles.at_slot(slot)
-        count = len(request.index)
-        keep = max(1, round(count * (1 - self.section.tile_dropout)))
+        count, keep = len(request.index), self.scanned_count(slide)
         if keep == count:
             return request
         chosen = self._rng(slide, epoch, purpose=0).permutation(count)[:keep]

@@ -94,11 +94,11 @@ def two_pass_gradient(
     require_independent_patches(encoder)
     parts = winners.parts(micro_batch)
     device = next(encoder.parameters()).device
-    states: list[_RandomState] = []
+    states: list[RandomState] = []
     rows = []
     with torch.no_grad():
         for a, b in parts:
-            states.append(_RandomState(device, like=states[-1] if states else None))
+            states.append(RandomState(device, like=states[-1] if states else None))
             rows.append(encoder(winners.patches(a, b, prepare)))  # (b - a, D)
     # Older versions of PyTorch hand weights that autocast has cast without gradient to passes with gradient (its issue
     # 112583): the encoder would learn nothing, in silence.
@@ -109,7 +109,7 @@ def two_pass_gradient(
     _backward(loss)
     if embedded.grad is None or not _learns(encoder):
         return loss.detach()
-    after = _RandomState(device)
+    after = RandomState(device)
     for (a, b), state in zip(parts, states, strict=True):
         state.restore()
         _backward(encoder(winners.patches(a, b, prepare)), embedded.grad[a:b])
@@ -176,7 +176,7 @@ class StepGradient:
         return loss
 
     def _anew(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
-        before = _RandomState(next(net.parameters()).device)
+        before = RandomState(next(net.parameters()).device)
         try:
             return self._run(net.encoder, winners, prepare, loss_of)
         except torch.cuda.OutOfMemoryError as error:
@@ -251,7 +251,7 @@ def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> 
 
     Measured on a few winners and on one; the difference is free of weights and of what autocast makes of them.
     """
-    before = _RandomState(next(encoder.parameters()).device)
+    before = RandomState(next(encoder.parameters()).device)
     count = min(MEASURED_TILES, len(winners))
     kept = []
     for tiles in (count, 1) if count > 1 else (1,):
@@ -276,13 +276,13 @@ def require_independent_patches(encoder: nn.Module) -> None:
         )
 
 
-class _RandomState:
+class RandomState:
     """Where the generators of the CPU and of one CUDA device stand.
 
     One that stands where ``like`` does shares its memory: 5 kB each, and most encoders draw nothing.
     """
 
-    def __init__(self, device: torch.device, like: _RandomState | None = None) -> None:
+    def __init__(self, device: torch.device, like: RandomState | None = None) -> None:
         self._device = device
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

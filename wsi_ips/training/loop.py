@@ -31,14 +31,16 @@ from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.tiles import read_tiles
 from wsi_ips.training.amp import ReducedPrecision
 from wsi_ips.training.average import averaged
-from wsi_ips.training.choosing import WARM_START_TILES, LabelledSlide, TileChoice
-from wsi_ips.training.gradient import StepGradient
-from wsi_ips.training.record import EpochRecord, Meter, attention_entropy, waited
+from wsi_ips.training.choosing import WARM_START_TILES, Kept, LabelledSlide, TileChoice
+from wsi_ips.training.gradient import RandomState, StepGradient
+from wsi_ips.training.record import TILES_COMPARED, EpochRecord, Meter, attention_entropy, waited
 from wsi_ips.training.resume import Position, StateFile, Stateful, StopRequest
 from wsi_ips.training.schedule import epoch_steps, set_learning_rate, warmup_cosine
+from wsi_ips.training.shares import StepTable, among_all, no_slides
 from wsi_ips.training.tile_loss import known_slides, selection_weights, tile_loss
 from wsi_ips.training.validation import Figures, require_validation, validate
 from wsi_ips.training.weights import task_weights
+from wsi_ips.training.world import World
 
 GRADIENT_NORM = 1.0
 DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
@@ -51,6 +53,10 @@ class LossParts(NamedTuple):
     loss: Tensor
     logits: Tensor
     entropy: Tensor
+
+
+LossOfPart = Callable[[list[Tensor], Tensor, Tensor, list[int] | None], LossParts]
+"""(truths, embeddings (B, K, D), mask (B, K), slides that count or None for all) -> loss of a part of a step."""
 
 
 class Trainer:
@@ -74,6 +80,8 @@ class Trainer:
         Told how the gradient is taken where that is not in one pass, and where memory runs out.
     re_estimate
         Take the statistics of batch norm from tiles of the training slides before the first step.
+    world
+        The processes that train together; None trains alone.
     """
 
     def __init__(
@@ -88,7 +96,10 @@ class Trainer:
         on_slides: Callable[[int], None] = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
         re_estimate: bool = False,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World(device)
+        self.stop, self._all_stop = StopRequest(), False
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
         self.limit = ChunkLimit(compute.chunk_size, note)
@@ -101,7 +112,7 @@ class Trainer:
             device, scan_dtype(compute.gradient_precision, device, key="compute.gradient_precision")
         )
         self.choice = TileChoice(
-            section, compute, memory_size=memory_size, seed=self.seed, device=device, limit=self.limit
+            section, compute, memory_size=memory_size, seed=self.seed, device=device, limit=self.limit, world=self.world
         )
 
     @property
@@ -129,6 +140,8 @@ class Trainer:
     ) -> None:
         """Run all epochs, from where an earlier call stopped.
 
+        Of several processes the first alone calls ``on_epoch`` and ``on_resume`` and writes the state.
+
         Parameters
         ----------
         train, val
@@ -140,7 +153,7 @@ class Trainer:
         on_resume
             Sees the figures of the epochs done, where the training goes on.
         stop
-            Asked after every step.
+            Asked after every step; one process that is asked stops all.
 
         Raises
         ------
@@ -151,19 +164,26 @@ class Trainer:
         KeyboardInterrupt
             It was asked to stop; the state is saved.
         """
-        section = self.section
+        section, world = self.section, self.world
+        self.stop = stop or StopRequest()
         require_validation(section, [slide.truths for slide in val], self.net.tasks)
         weights = self._class_weights(train)
         optimiser = torch.optim.AdamW(self.net.parameter_groups(section.weight_decay), lr=section.learning_rate)
         also: dict[str, Stateful] = {"precision": self.precision, "selections": self.choice.last}
         if self.average is not None:
             also["average"] = self.average
-        position = state.load(self.net, optimiser, also) if state else None
+        position = None
+        if state:
+            with world.file_of_first(state.path) as path:
+                position = state.load(self.net, optimiser, also, path=path)
         if position is None:
             position = Position()
-            self._start_encoder(train)
-        else:
+            with world.ahead() as is_first:
+                if is_first:
+                    self._start_encoder(train)
+        elif world.is_first:
             on_resume(position.history)
+        world.align(self.net)
         began = time.monotonic() - position.seconds
         steps = [self._steps(len(train), epoch) for epoch in range(1, section.epochs + 1)]
         rate = partial(warmup_cosine, warmup=round(section.warmup_epochs * steps[0]), total=sum(steps))
@@ -182,15 +202,18 @@ class Trainer:
                 position.total += 1
                 position.seconds = time.monotonic() - began
                 self.on_slides(len(part))
-                if state and (state.is_due or (stop and stop.asked)):
+                stopping = self.stop.asked if world.is_alone else self._all_stop
+                if state and world.is_first and (state.is_due or stopping):
                     state.save(self.net, optimiser, position, also)
-                if stop and stop.asked:
+                if stopping:
+                    world.wait()  # nobody leaves before the state is there
                     raise KeyboardInterrupt
             figures = self._validate(val) if val and self._validates(position.epoch) else None
             record = self._record(position, len(train), figures, section.learning_rate * rate(position.total), began)
-            on_epoch(record)
+            if world.is_first:
+                on_epoch(record)
             position = position.after(record, time.monotonic() - began)
-            if state and state.is_due:
+            if state and world.is_first and state.is_due:
                 state.save(self.net, optimiser, position, also)
 
     def _class_weights(self, train: Sequence[LabelledSlide]) -> list[Tensor]:
@@ -271,19 +294,21 @@ class Trainer:
     ) -> tuple[float, float]:
         """One update; mean loss and share of right answers."""
         at_once, tasks = self.compute.slides_at_once or len(batch), self.net.tasks
-        parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
+        parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
         truths = [truth.to(self.device) for truth in truth_tensors([slide.truths for slide in batch], tasks)]
         # A part's loss is divided by the labels of the whole step, so that gradients add up to those of the step.
-        totals = label_totals(truths, tasks, weights) if len(parts) > 1 else None
-        known = known_slides(truths, tasks)
+        is_whole = len(parts) == 1 and self.world.is_alone
+        totals = None if is_whole else label_totals(truths, tasks, weights)
+        loss_of = partial(self._loss, epoch, weights, totals, known_slides(truths, tasks))
         optimiser.zero_grad(set_to_none=True)
-        loss, logits = 0.0, []
+        width = min(self.memory_size, TILES_COMPARED)
+        table = StepTable(len(batch), classes=sum(task.width for task in tasks), width=width)
         for part in parts:
-            part_loss, part_logits = self._learn(part, epoch, partial(self._loss, epoch, weights, totals, known))
-            if not math.isfinite(part_loss):
-                raise self._diverged(epoch, f"the loss is {part_loss}", optimiser)
-            loss += part_loss
-            logits.append(part_logits)
+            self._learn(batch[part], epoch, loss_of, table.rows(part))
+        self.world.attempt(partial(self._require_finite, table, epoch, optimiser))
+        sums = self.world.sum_step(list(self.net.parameters()), table.figures, stop=self.stop.asked)
+        table.take(sums.figures)
+        self._all_stop = sums.stop
         self.precision.unscale(optimiser)
         norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
         if math.isfinite(norm):
@@ -293,34 +318,59 @@ class Trainer:
         self.precision.step(optimiser)
         if self.average is not None:
             self.average.update_parameters(self.net)
-        return loss, share_right(torch.cat(logits), truths, tasks)
+        self.choice.note(batch, table)
+        return table.loss, share_right(table.logits, [truth.cpu() for truth in truths], tasks)
 
-    def _learn(
-        self, batch: Sequence[LabelledSlide], epoch: int, loss_of: Callable[[list[Tensor], Tensor, Tensor], LossParts]
-    ) -> tuple[float, Tensor]:
-        """Add the gradient of some slides; their loss and class logits, shape (B, C)."""
-        prepare = self.choice.prepare(batch, epoch)
+    def _require_finite(self, table: StepTable, epoch: int, optimiser: torch.optim.Optimizer) -> None:
+        if not math.isfinite(table.loss):
+            raise self._diverged(epoch, f"the loss is {table.loss}", optimiser)
+
+    def _learn(self, batch: Sequence[LabelledSlide], epoch: int, loss_of: LossOfPart, table: StepTable) -> None:
+        """Add the gradient of some slides of a step, of those that are this process's own, and fill their rows."""
+        own = self.choice.deal(batch, epoch).owned(self.world.rank)
         try:
-            kept = self.choice.kept(self.net, batch, epoch, prepare)
+            kept = self.choice.kept(self.net, batch, epoch, table)
         except ScoresError as error:
             raise self._diverged(epoch, "attention scores are not finite") from error
+        self.world.attempt(lambda: self._add_gradient(batch, own, kept or [], epoch, loss_of, table))
+
+    def _add_gradient(
+        self,
+        batch: Sequence[LabelledSlide],
+        own: list[int],
+        kept: Sequence[Kept],
+        epoch: int,
+        loss_of: LossOfPart,
+        table: StepTable,
+    ) -> None:
         self.net.train()
+        slides = [batch[number] for number in own]
         truths = [t.to(self.device) for t in truth_tensors([slide.truths for slide in batch], self.net.tasks)]
+        counts = [self.choice.kept_count(slide, epoch) for slide in batch]
+        state = RandomState(self.device)
         found: LossParts
 
         def scaled(embeddings: Tensor, mask: Tensor) -> Tensor:
-            nonlocal found
+            nonlocal found, state
             with self.precision.full():
-                found = loss_of(truths, embeddings.float(), mask)
+                if self.world.is_alone:
+                    found = loss_of(truths, embeddings.float(), mask, None)
+                else:
+                    state.restore()  # whatever the encoder drew for the own slides
+                    found = loss_of(truths, *among_all(embeddings.float(), own, counts), own)
+                    state = RandomState(self.device)
                 return self.precision.scale(found.loss)
 
         with self.meter.clock("gradient"), self.precision.encoder():
-            winners = Winners.of(self.net, [slide.tiles for slide in batch], kept)
-            self.gradient(self.net, winners, prepare, scaled)
-            for entropy in found.entropy.tolist():
-                if math.isfinite(entropy):  # not where one tile was kept
-                    self.meter.add("attention_entropy", entropy)
-            return float(found.loss.detach()), found.logits.detach()
+            if own:
+                winners = Winners.of(self.net, [slide.tiles for slide in slides], kept)
+                self.gradient(self.net, winners, self.choice.prepare(slides, epoch), scaled)
+            else:
+                with torch.no_grad():  # draws the random numbers that the others draw
+                    scaled(*no_slides(self.net))
+            if not self.world.is_alone:
+                state.restore()
+            table.add(own, loss=found.loss, logits=found.logits, entropy=found.entropy)
 
     def _loss(
         self,
@@ -331,16 +381,18 @@ class Trainer:
         truths: list[Tensor],
         embeddings: Tensor,
         mask: Tensor,
+        own: list[int] | None,
     ) -> LossParts:
-        """Loss of some slides of a step, of the whole slide and of each kept tile alone."""
+        """Loss of some slides of a step (all, or the own ones), of the whole slide and of each kept tile alone."""
         tasks, smoothing = self.net.tasks, self.section.label_smoothing
         logits = self.net(embeddings, mask)  # (B, C)
-        loss = task_loss(logits, truths, tasks, weights=weights, label_smoothing=smoothing, totals=totals)
+        counted = (logits, truths) if own is None else (logits[own], [truth[own] for truth in truths])
+        loss = task_loss(*counted, tasks, weights=weights, label_smoothing=smoothing, totals=totals)
         if self.section.tile_loss:
             each = partial(task_losses_each, tasks=tasks, weights=weights, label_smoothing=smoothing)
             is_warm = epoch <= self.section.warm_start_epochs
             loss = loss + self.section.tile_loss * tile_loss(
-                self.net, embeddings, mask, truths, each, evenly=is_warm, known=known
+                self.net, embeddings, mask, truths, each, evenly=is_warm, known=known, own=own
             )
         with torch.no_grad():
             attention = selection_weights(self.net.pooling.logits(embeddings), mask)  # (B, K, T)
@@ -365,4 +417,5 @@ class Trainer:
             memory_size=self.memory_size,
             compute=self.compute,
             limit=self.limit,
+            world=self.world,
         )

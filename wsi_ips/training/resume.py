@@ -129,9 +129,14 @@ class StateFile:
         self._saved = time.monotonic()
 
     def load(
-        self, net: IpsNet, optimiser: torch.optim.Optimizer, also: Mapping[str, Stateful] = MappingProxyType({})
+        self,
+        net: IpsNet,
+        optimiser: torch.optim.Optimizer,
+        also: Mapping[str, Stateful] = MappingProxyType({}),
+        *,
+        path: Path | None = None,
     ) -> Position | None:
-        """Bring network, optimiser, random numbers and other things to the stored state.
+        """Bring network, optimiser, random numbers and other things to the stored state, or that of a copy of the file.
 
         Returns
         -------
@@ -139,7 +144,7 @@ class StateFile:
             None, and nothing changed, where there is no state of this training that can be read.
         """
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with safe_open(path or self.path, framework="pt") as file:
                 header = file.metadata() or {}
                 ours = {"schema_version": str(SCHEMA_VERSION), "fingerprint": self._fingerprint}
                 if not ours.items() <= header.items():

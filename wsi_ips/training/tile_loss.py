@@ -28,6 +28,7 @@ def tile_loss(
     *,
     evenly: bool,
     known: Tensor | None = None,
+    own: Sequence[int] | None = None,
 ) -> Tensor:
     """Loss of each kept tile alone against its slide's labels, mean over tasks and slides whose label is known.
 
@@ -50,6 +51,8 @@ def tile_loss(
         All tiles count evenly: attention means nothing yet.
     known
         Slides whose label is known, per task, shape (T,), where these are a part of a step's; None counts them.
+    own
+        Slides whose tiles count; None is all. Random numbers are drawn for all the same.
     """
     tasks, counts = net.tasks, mask.sum(1)  # (B,)
     with torch.no_grad():
@@ -57,6 +60,10 @@ def tile_loss(
     even = is_negative(truths, tasks)[:, None] | evenly  # (B, 1, T)
     share = torch.where(even, (mask / counts[:, None])[:, :, None], attention)  # (B, K, T)
     known = known_slides(truths, tasks) if known is None else known  # (T,)
+    if own is not None:
+        share = share * torch.zeros(len(mask), 1, 1, device=share.device).index_fill_(
+            0, torch.tensor(own, dtype=torch.long, device=share.device), 1.0
+        )
     share = (share / (known * len(tasks)))[mask]  # (k, T)
 
     def part(embeddings: Tensor, share: Tensor, *truths: Tensor) -> Tensor:

@@ -16,9 +16,13 @@ from wsi_ips.errors import DivergedError, ScoresError, TrainingError
 from wsi_ips.evaluation.tasks import task_figures
 from wsi_ips.labels import Task, Truth
 from wsi_ips.model.net import IpsNet
+from wsi_ips.model.selection import Selection
 from wsi_ips.model.tasks import is_known, task_loss, truth_tensors
 from wsi_ips.scanning import ChunkLimit, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import SlideTiles
+from wsi_ips.training.plan import Piece, deal
+from wsi_ips.training.shares import join_shared, piece_requests
+from wsi_ips.training.world import World
 
 
 class Figures(NamedTuple):
@@ -36,24 +40,45 @@ def validate(
     memory_size: int,
     compute: ComputeSection,
     limit: ChunkLimit,
+    world: World | None = None,
 ) -> Figures:
     """Loss and AUC of slides, one at a time, all their tiles, without augmentation.
+
+    Several processes share the slides and come to the same figures.
 
     Raises
     ------
     DivergedError
         The loss is not finite.
     """
-    prepare = plain_patches(next(net.parameters()).device)
-    logits = []
-    for slide in slides:
-        alone = [slide.at_slot(0)]
-        try:
-            best = scan_slides(net, alone, memory_size=memory_size, compute=compute, prepare=prepare, limit=limit)
-        except ScoresError as error:
-            raise DivergedError(f"validation: {error}") from error
-        logits.append(slide_logits(net, [slide], best, prepare, chunk_size=limit.patches))
-    together = torch.cat(logits).cpu()  # (B, C)
+    device = next(net.parameters()).device
+    world, prepare = world or World(device), plain_patches(device)
+    shares = deal([len(slide.index) for slide in slides], world.size)
+    logits = torch.zeros(len(slides), sum(task.width for task in net.tasks))  # (B, C), rows of the others stay 0
+
+    def classify(slide: int, best: Selection) -> None:
+        row = slide_logits(net, [slides[slide]], [best], prepare, chunk_size=limit.patches)
+        logits[slide] = row[0].float().cpu()
+
+    def work() -> dict[Piece, Selection]:
+        """Classify the slides that are this process's alone; give its part of the others."""
+        parts = {}
+        for piece in shares.pieces[world.rank]:
+            request = piece_requests([piece], slides)
+            try:
+                best = scan_slides(net, request, memory_size=memory_size, compute=compute, prepare=prepare, limit=limit)
+            except ScoresError as error:
+                raise DivergedError(f"validation: {error}") from error
+            if piece.slide in shares.shared:
+                parts[piece] = best[0]
+            else:
+                classify(piece.slide, best[0])
+        return parts
+
+    found = world.attempt(work) or {}
+    joined = join_shared(world, shares, found, slides, memory_size=memory_size, rule=net.rule)
+    world.attempt(lambda: [classify(slide, best) for slide, best in joined.items()])
+    together = world.sum_table(logits)
     known = truth_tensors(truths, net.tasks)
     loss = float(task_loss(together, known, net.tasks))
     if not math.isfinite(loss):

@@ -1,0 +1,43 @@
+"""Whether this process is one of several that ``torchrun`` started; asked without loading torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that work on one training together.
+
+    Attributes
+    ----------
+    rank
+        Its number, from 0; process 0 is the first, which alone writes files and talks.
+    size
+        How many there are, on all machines.
+    local_rank
+        Its number on this machine, from 0.
+    together
+        Whether they were started to find each other; of one process alone too, where ``torchrun`` started it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    together: bool = False
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """As the variables of ``torchrun`` say; all of them must be there, or the process is alone."""
+        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+            return cls()
+        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        return cls(rank, size, int(environment.get("LOCAL_RANK", "0")), together=True)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it writes files and talks."""
+        return self.rank == 0
