@@ -24,9 +24,9 @@ def textured_pixels(*, label: int, seed: int, columns: int = 7, rows: int = 4) -
     return pixels
 
 
-def textured_slide(slide_id: str, *, label: int, seed: int) -> SlideTiles:
+def textured_slide(slide_id: str, *, label: int, seed: int, columns: int = 7, rows: int = 4) -> SlideTiles:
     """The tiles of such a slide, ready to stream at slot 0."""
-    pixels = textured_pixels(label=label, seed=seed)
+    pixels = textured_pixels(label=label, seed=seed, columns=columns, rows=rows)
     scale = Scale(0.5, 0.5)
 
     def opened() -> ArrayReader:

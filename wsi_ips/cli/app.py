@@ -14,6 +14,7 @@ from wsi_ips import __version__
 from wsi_ips.cli.cohort import add_commands
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
 from wsi_ips.cli.tables import print_encoders, print_status, print_summary
+from wsi_ips.cluster.launch import Launch
 from wsi_ips.config import Recipe, SynthSection, load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -49,11 +50,14 @@ def main() -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
         out.print(__version__)
         raise typer.Exit
+    if not Launch.of().is_first and context.invoked_subcommand not in ("train", "run"):
+        raise typer.Exit  # with torchrun only training is shared; the first process does the rest
 
 
 @app.command()
@@ -189,7 +193,11 @@ def heatmap(
 def run_all(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = None, debug: Debug = False) -> None:
     """All stages: tile, train, predict, heatmap, report. Run again to go on; nothing is done twice."""
     with explained(debug=debug):
-        _run(load_recipe(recipe, parse_overrides([*(settings or []), *scheduled(scheduler)])))
+        loaded = load_recipe(recipe, parse_overrides([*(settings or []), *scheduled(scheduler)]))
+        if Launch.of().is_first:
+            _run(loaded)
+        else:
+            _train_along(loaded)
 
 
 @app.command()
@@ -260,6 +268,13 @@ def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
+def _train_along(recipe: Recipe) -> None:
+    """What a process that is not the first does: no word, no file."""
+    from wsi_ips.pipeline.together import train_along
+
+    train_along(recipe)
+
+
 def _run(recipe: Recipe) -> None:
     from wsi_ips.pipeline import run_pipeline
 
@@ -283,7 +298,11 @@ def _stages(path: Path, settings: list[str] | None, debug: bool, last: str, slid
     with explained(debug=debug):
         from wsi_ips.pipeline import run_until
 
-        run = run_until(load_recipe(path, parse_overrides(settings)), last, Bars(), slides=slides or [])
+        recipe = load_recipe(path, parse_overrides(settings))
+        if not Launch.of().is_first:
+            _train_along(recipe)
+            return
+        run = run_until(recipe, last, Bars(), slides=slides or [])
         print_status(run.states, only_problems=True)
         if run.states.count("failed"):
             raise typer.Exit(EXIT_PARTIAL)

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from wsi_ips.cluster.launch import Launch
 from wsi_ips.errors import WsiIpsError
 
 EXIT_UNEXPECTED, EXIT_CONFIGURATION, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -57,14 +58,21 @@ class Bars:
 def explained(*, debug: bool) -> Iterator[None]:
     """Turn whatever goes wrong into one clear message and an exit code.
 
+    Of several processes of one training the first tells what all ended with; the others end with 0, so that
+    ``torchrun`` does not kill the first while it does.
+
     2: recipe, manifest, checkpoint or training cannot be used; 1: a fault of the program; 130: Ctrl-C.
     """
     try:
         yield
     except WsiIpsError as error:
+        if error.is_told:
+            raise typer.Exit from None
         _tell("Error", error, debug)
         raise typer.Exit(EXIT_CONFIGURATION) from None
     except KeyboardInterrupt:
+        if not Launch.of().is_first:
+            raise typer.Exit from None
         err.print("\nStopped. What was finished is kept; the same command goes on from here.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (typer.Exit, typer.Abort):
@@ -79,4 +87,6 @@ def explained(*, debug: bool) -> Iterator[None]:
 def _tell(kind: str, error: Exception, debug: bool) -> None:
     if debug:
         err.print_exception()
-    err.print(f"[bold red]{kind}:[/] {escape(str(error))}", soft_wrap=True)
+    launch = Launch.of()
+    who = "" if launch.is_first else f"Process {launch.rank} of {launch.size}: "
+    err.print(f"{who}[bold red]{kind}:[/] {escape(str(error))}", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that work on one training together.
+    """One process among those that work on one training together.
 
     Attributes
     ----------

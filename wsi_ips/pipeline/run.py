@@ -83,6 +83,10 @@ class Run:
         states = StateTable(folder.states, folder.traceback)
         return cls(recipe, (record,), {}, folder, states, pool=pool)
 
+    def read_states(self) -> None:
+        """Take over the table of states as it is stored."""
+        self.states = StateTable.read(self.folder.states, self.folder.traceback, [r.slide_id for r in self.records])
+
     def __enter__(self) -> Self:
         return self
 

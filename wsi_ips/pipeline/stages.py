@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,18 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage
     from wsi_ips.pipeline.report import report_stage
+    from wsi_ips.pipeline.together import joined
     from wsi_ips.pipeline.train import train_stage
 
     began = time.monotonic()
     watcher = progress or Silent()
-    worked = synth_stage(recipe, watcher)
-    with Run.open(recipe, watcher) as run:
-        worked = bool(tile_stage(run)) or worked
-        worked = train_stage(run) or worked
+    with ExitStack() as opened:
+        world = opened.enter_context(joined(recipe))
+        with world.ahead():
+            worked = synth_stage(recipe, watcher)
+            run = opened.enter_context(Run.open(recipe, watcher))
+            worked = bool(tile_stage(run)) or worked
+        worked = train_stage(run, world) or worked
         worked = bool(predict_stage(run)) or worked
         worked = bool(heatmap_stage(run)) or worked
         stored = None if worked else _stored_summary(run)
@@ -100,6 +105,8 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
         Only these slides, for ``predict`` and ``heatmap``.
     """
     watcher = progress or Silent()
+    if last == "train":
+        return _train(recipe, watcher)
     synth_stage(recipe, watcher)
     with Run.open(recipe, watcher) as run:
         if last == "tile":
@@ -109,20 +116,30 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     return run
 
 
+def _train(recipe: Recipe, watcher: Progress) -> Run:
+    from wsi_ips.pipeline.together import joined
+    from wsi_ips.pipeline.train import train_stage
+
+    with ExitStack() as opened:
+        world = opened.enter_context(joined(recipe))
+        with world.ahead():
+            synth_stage(recipe, watcher)
+            run = opened.enter_context(Run.open(recipe, watcher))
+            tile_stage(run)
+        train_stage(run, world)
+    return run
+
+
 def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
     """A stage that needs torch; tiling must work where it is not installed."""
     from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage, to_predict
-    from wsi_ips.pipeline.train import train_stage
 
     if last == "heatmap":
         heatmap_stage(run, slides)
-    elif last == "predict":
+    else:
         tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
         predict_stage(run, slides)
-    else:
-        tile_stage(run)
-        train_stage(run)
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:

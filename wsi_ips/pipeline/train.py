@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
@@ -20,15 +21,23 @@ from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device
 from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer, best_epoch
 from wsi_ips.training.tracking import MetricsFile, TensorBoardFile, Tracker, Tracking, mlflow_run
+from wsi_ips.training.world import World
 
 STATE_NAME, BEST_NAME = "state.safetensors", "best"
 """In the folder of a training at work."""
 
 
-def train_stage(run: Run) -> bool:
+def train_stage(run: Run, world: World | None = None) -> bool:
     """Train unless the checkpoint is up to date, from where an earlier call stopped; whether anything was done.
 
     A training slide whose tiles cannot be read is marked as failed and training starts again without it.
+
+    Parameters
+    ----------
+    run
+        Of several processes each has its own; only the first writes into the folder.
+    world
+        The processes that train together; None trains alone.
 
     Raises
     ------
@@ -37,23 +46,34 @@ def train_stage(run: Run) -> bool:
     """
     if run.recipe.predict.checkpoint is not None:
         return False
-    require_no_leak(run)
+    world = world or World(choose_device(run.recipe.compute.device))
+    with world.ahead() as is_first:
+        if is_first:
+            require_no_leak(run)
     while True:
         train, val = _labelled(run, "train"), _labelled(run, "val")
-        _check_enough(run, train)
-        wanted = _fingerprint(run, [*train, *val])
-        if (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted:
+        world.attempt(partial(_check_enough, run, train))
+        wanted = world.same(_fingerprint(run, [*train, *val]), "training (recipe, labels or tiles)")
+        if world.from_first(_is_trained(run, wanted)):
             return False
         try:
-            _fit(run, train, val, wanted)
+            _fit(run, train, val, wanted, world)
         except RegionReadError as error:
             if error.slide_id is None:
                 raise
-            run.states.fail(error.slide_id, "train", error)
-            run.states.save()
+            with world.ahead() as is_first:
+                if is_first:
+                    run.states.fail(error.slide_id, "train", error)
+                    run.states.save()
+            if not is_first:
+                run.read_states()
             run.progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
             continue
         return True
+
+
+def _is_trained(run: Run, wanted: str) -> bool:
+    return (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted
 
 
 def _labelled(run: Run, split: str) -> list[SlideRecord]:
@@ -91,8 +111,8 @@ def _fingerprint(run: Run, records: Sequence[SlideRecord]) -> str:
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs)
 
 
-def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str) -> None:
-    recipe, device = run.recipe, choose_device(run.recipe.compute.device)
+def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str, world: World) -> None:
+    recipe, device = run.recipe, world.device
     torch.manual_seed(recipe.seed)
     section = recipe.model
     has_weights = section.pretrained or section.weights is not None
@@ -121,17 +141,20 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     )
     for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
-    net = build_net(card, pretrained=section.pretrained, weights=section.weights)
+    build = partial(build_net, card, pretrained=section.pretrained, weights=section.weights)
+    with world.ahead() as is_first:  # published weights are fetched once
+        built = build() if is_first else None
+    net = built or build()
     net.encoder.check_patch(recipe.tiles.patch_px)
     freeze(net.encoder, section.freeze)
     if section.lora_rank:
         add_lora(net.encoder, section.lora_rank)
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
-    tracking = _tracking(run, wanted)
-    keeper = _Keeper(run, card, tracking)
+    tracking = _tracking(run, wanted) if world.is_first else Tracking([], run.progress.note)
+    keeper = _Keeper(run, card, tracking) if world.is_first else None
     stop = StopRequest()
-    for folder in (run.folder.model, run.folder.last_model):
+    for folder in (run.folder.model, run.folder.last_model) if world.is_first else ():
         (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     total = recipe.training.epochs * len(train)
@@ -146,19 +169,23 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             on_slides=advance,
             note=run.progress.note,
             re_estimate=section.batch_statistics == "re-estimated",
+            world=world,
         )
         state = StateFile(run.folder.training / STATE_NAME, wanted)
         try:
             trainer.fit(
                 *labelled,
-                on_epoch=lambda record: keeper(record, trainer.result),
+                on_epoch=lambda record: keeper(record, trainer.result) if keeper else None,
                 state=state,
-                on_resume=keeper.resume,
+                on_resume=keeper.resume if keeper else lambda _: None,
                 stop=stop,
             )
         except DivergedError as error:
+            if keeper is None:
+                raise
             raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
-    keeper.finish(trainer.result)
+    if keeper:
+        keeper.finish(trainer.result)
 
 
 def _tracking(run: Run, wanted: str) -> Tracking:

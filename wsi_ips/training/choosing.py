@@ -111,9 +111,7 @@ class TileChoice:
         is_warm = self._is_warm(epoch)
         return deal([1 if is_warm else self.scanned_count(s) for s in batch], self.world.size, whole=is_warm)
 
-    def kept(
-        self, net: IpsNet, batch: Sequence[LabelledSlide], epoch: int, table: StepTable
-    ) -> list[Kept] | None:
+    def kept(self, net: IpsNet, batch: Sequence[LabelledSlide], epoch: int, table: StepTable) -> list[Kept] | None:
         """Tiles of the own slides to learn from: random ones in the warm start, later the best and some random ones.
 
         Writes the best into the table. None where this process failed and the others are to be told.
@@ -127,9 +125,7 @@ class TileChoice:
         prepare = self.prepare([batch[piece.slide] for piece in pieces], epoch)
         scanned = self.world.attempt(lambda: self._scan(net, piece_requests(pieces, requests), prepare))
         found = dict(zip(pieces, scanned or [], strict=False))
-        joined = join_shared(
-            self.world, shares, found, requests, memory_size=self.memory_size, rule=net.rule
-        )
+        joined = join_shared(self.world, shares, found, requests, memory_size=self.memory_size, rule=net.rule)
         selections = {piece.slide: selection for piece, selection in found.items()} | joined
         del scanned, found, joined
 

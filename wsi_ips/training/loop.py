@@ -166,16 +166,14 @@ class Trainer:
         """
         section, world = self.section, self.world
         self.stop = stop or StopRequest()
-        require_validation(section, [slide.truths for slide in val], self.net.tasks)
-        weights = self._class_weights(train)
+        world.attempt(lambda: require_validation(section, [slide.truths for slide in val], self.net.tasks))
+        weights = world.attempt(lambda: self._class_weights(train)) or []
+        world.wait()
         optimiser = torch.optim.AdamW(self.net.parameter_groups(section.weight_decay), lr=section.learning_rate)
         also: dict[str, Stateful] = {"precision": self.precision, "selections": self.choice.last}
         if self.average is not None:
             also["average"] = self.average
-        position = None
-        if state:
-            with world.file_of_first(state.path) as path:
-                position = state.load(self.net, optimiser, also, path=path)
+        position = self._resumed(state, optimiser, also)
         if position is None:
             position = Position()
             with world.ahead() as is_first:
@@ -203,8 +201,7 @@ class Trainer:
                 position.seconds = time.monotonic() - began
                 self.on_slides(len(part))
                 stopping = self.stop.asked if world.is_alone else self._all_stop
-                if state and world.is_first and (state.is_due or stopping):
-                    state.save(self.net, optimiser, position, also)
+                self._save(state, optimiser, position, also, at_once=stopping)
                 if stopping:
                     world.wait()  # nobody leaves before the state is there
                     raise KeyboardInterrupt
@@ -213,8 +210,28 @@ class Trainer:
             if world.is_first:
                 on_epoch(record)
             position = position.after(record, time.monotonic() - began)
-            if state and world.is_first and state.is_due:
-                state.save(self.net, optimiser, position, also)
+            self._save(state, optimiser, position, also)
+
+    def _resumed(
+        self, state: StateFile | None, optimiser: torch.optim.Optimizer, also: Mapping[str, Stateful]
+    ) -> Position | None:
+        """The position of a training to go on with, which all processes hear of from the first."""
+        if state is None:
+            return None
+        with self.world.file_of_first(state.path) as path:
+            return state.load(self.net, optimiser, also, path=path)
+
+    def _save(
+        self,
+        state: StateFile | None,
+        optimiser: torch.optim.Optimizer,
+        position: Position,
+        also: Mapping[str, Stateful],
+        *,
+        at_once: bool = False,
+    ) -> None:
+        if state and self.world.is_first and (at_once or state.is_due):
+            state.save(self.net, optimiser, position, also)
 
     def _class_weights(self, train: Sequence[LabelledSlide]) -> list[Tensor]:
         """Per task; slides that are drawn evenly over the classes of the label need no weights of it besides."""
@@ -303,10 +320,13 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
         width = min(self.memory_size, TILES_COMPARED)
         table = StepTable(len(batch), classes=sum(task.width for task in tasks), width=width)
-        for part in parts:
-            self._learn(batch[part], epoch, loss_of, table.rows(part))
-        self.world.attempt(partial(self._require_finite, table, epoch, optimiser))
-        sums = self.world.sum_step(list(self.net.parameters()), table.figures, stop=self.stop.asked)
+        try:
+            for part in parts:
+                self._learn(batch[part], epoch, loss_of, table.rows(part))
+            self.world.attempt(partial(self._require_finite, table, epoch, optimiser))
+            sums = self.world.sum_step(list(self.net.parameters()), table.figures, stop=self.stop.asked)
+        except ScoresError as error:
+            raise self._diverged(epoch, "attention scores are not finite") from error
         table.take(sums.figures)
         self._all_stop = sums.stop
         self.precision.unscale(optimiser)
@@ -328,10 +348,7 @@ class Trainer:
     def _learn(self, batch: Sequence[LabelledSlide], epoch: int, loss_of: LossOfPart, table: StepTable) -> None:
         """Add the gradient of some slides of a step, of those that are this process's own, and fill their rows."""
         own = self.choice.deal(batch, epoch).owned(self.world.rank)
-        try:
-            kept = self.choice.kept(self.net, batch, epoch, table)
-        except ScoresError as error:
-            raise self._diverged(epoch, "attention scores are not finite") from error
+        kept = self.choice.kept(self.net, batch, epoch, table)
         self.world.attempt(lambda: self._add_gradient(batch, own, kept or [], epoch, loss_of, table))
 
     def _add_gradient(
@@ -402,11 +419,13 @@ class Trainer:
         rate = self.section.learning_rate
         now = "" if optimiser is None else f" at learning rate {optimiser.param_groups[0]['lr']:.3g}"
         reduced = "" if self.compute.gradient_precision == "fp32" else ", or `compute.gradient_precision: fp32`"
-        return DivergedError(
+        error = DivergedError(
             f"epoch {epoch}: {what}{now}; training has diverged and was stopped. `training.learning_rate` is {rate:g}: "
             f"try {min(rate / 10, DEFAULT_RATE):.0e}, more `training.warmup_epochs` (now "
             f"{self.section.warmup_epochs:g}){reduced}, and train again"
         )
+        error.is_told = not self.world.is_first
+        return error
 
     def _validate(self, slides: Sequence[LabelledSlide]) -> Figures:
         """Loss and AUC of slides with the network to keep."""

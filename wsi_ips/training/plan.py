@@ -1,7 +1,7 @@
 """Which process does what of a step. Pure: every process makes the same plan without a word to the others.
 
-Which slides a step learns from (:mod:`wsi_ips.training.schedule`) does not depend on the number of processes, so all have
-the same number of steps, and a training goes on with another number of them from the next step of the same plan.
+Which slides a step learns from (:mod:`wsi_ips.training.schedule`) does not depend on the number of processes, so all
+have the same number of steps, and a training goes on with another number of them from the next step of the same plan.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -92,8 +93,8 @@ def _equal_shares(tiles: Sequence[int], ranks: int) -> list[list[Piece]]:
     ends = np.cumsum([0, *tiles])
     cuts = [round(ends[-1] * rank / ranks) for rank in range(ranks + 1)]
     pieces: list[list[Piece]] = []
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
-        bounds = [(max(first, a), min(last, b), a) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    for first, last in pairwise(cuts):
+        bounds = [(max(first, a), min(last, b), a) for a, b in pairwise(ends)]
         pieces.append([Piece(s, int(a - at), int(b - at)) for s, (a, b, at) in enumerate(bounds) if a < b])
     return pieces
 

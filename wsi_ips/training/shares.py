@@ -1,8 +1,8 @@
 """A process's share of a step: what it scans, and how its part of the loss becomes one with that of the others.
 
-A slide that several processes scanned is selected from by its owner, from the logits of all, so the tiles kept are those of
-a scan by one. The loss of a process is that of its own slides, but random numbers (dropout) are drawn for all slides of the
-step, as a single process would: they do not depend on who learns from which slide.
+A slide that several processes scanned is selected from by its owner, from the logits of all, so the tiles kept are
+those of a scan by one. The loss of a process is that of its own slides, but random numbers (dropout) are drawn for all
+slides of the step, as a single process would: they do not depend on who learns from which slide.
 
 Shapes: B slides of a step, b own slides, K ≤ M kept tiles, C classes, D width.
 """
@@ -36,7 +36,8 @@ def piece_requests(pieces: Sequence[Piece], requests: Sequence[SlideTiles]) -> l
         All slides of the step with the tiles to scan.
     """
     return [
-        requests[p.slide].at_slot(slot).only(requests[p.slide].wanted[p.start : p.stop]) for slot, p in enumerate(pieces)
+        requests[p.slide].at_slot(slot).only(requests[p.slide].wanted[p.start : p.stop])
+        for slot, p in enumerate(pieces)
     ]
 
 
@@ -157,24 +158,28 @@ class StepTable:
 
     @property
     def losses(self) -> Tensor:
+        """Column of figures; writing to it fills them in."""
         return self.figures[:, 0]
 
     @property
     def logits(self) -> Tensor:
+        """As losses."""
         return self._columns(1)
 
     @property
     def entropy(self) -> Tensor:
+        """As losses."""
         return self._columns(2)[:, 0]
 
     @property
     def best(self) -> Tensor:
+        """As losses."""
         return self._columns(3)
 
     @property
     def loss(self) -> float:
         """Of all slides that are filled in."""
-        return sum(self.losses.tolist())
+        return float(sum(self.losses.tolist()))
 
     def take(self, figures: Tensor) -> None:
         """Take over the sum of all processes."""
@@ -199,4 +204,5 @@ class StepTable:
         return row[row > 0].astype(np.int64) - 1
 
     def _columns(self, number: int) -> Tensor:
-        return self.figures.split(self._sizes, dim=1)[number]
+        columns: Tensor = self.figures.split(self._sizes, dim=1)[number]
+        return columns

@@ -75,16 +75,22 @@ def validate(
                 classify(piece.slide, best[0])
         return parts
 
+    def classify_all(joined: dict[int, Selection]) -> None:
+        for slide, best in joined.items():
+            classify(slide, best)
+
     found = world.attempt(work) or {}
     joined = join_shared(world, shares, found, slides, memory_size=memory_size, rule=net.rule)
-    world.attempt(lambda: [classify(slide, best) for slide, best in joined.items()])
+    world.attempt(lambda: classify_all(joined))
     together = world.sum_table(logits)
     known = truth_tensors(truths, net.tasks)
     loss = float(task_loss(together, known, net.tasks))
     if not math.isfinite(loss):
-        raise DivergedError(
+        diverged = DivergedError(
             f"validation: the loss is {loss}; training has diverged: lower `training.learning_rate` and train again"
         )
+        diverged.is_told = not world.is_first
+        raise diverged
     return Figures(loss, _auc(net, together, known))
 
 

@@ -1,9 +1,9 @@
 """One training in several processes: what they say to each other, and how little.
 
-The first process (rank 0) alone writes files and talks. All hold the same weights. A step needs one conversation, the sum
-of gradients, and whatever else all must know rides along with it: the loss, whether somebody failed, whether somebody was
-asked to stop. Only slides that several processes scanned need another one. Failures are told at these moments, so that
-all end with the same error, at the same step.
+The first process (rank 0) alone writes files and talks. All hold the same weights. A step needs one conversation, the
+sum of gradients, and whatever else all must know rides along with it: the loss, whether somebody failed, whether somebody
+was asked to stop. Only slides that several processes scanned need another one. Failures are told at these moments, so
+that all end with the same error, at the same step.
 
 Tensors go by NCCL where they are on GPUs, else by gloo; everything else always by gloo.
 """
@@ -109,8 +109,8 @@ class World:
                 world_size=launch.size,
                 timeout=wait,
             )
-            world._talking = dist.new_group(backend="gloo", timeout=wait)
-            world._patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+            world._talking = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=wait))
+            world._patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
         try:
             yield world
         finally:
@@ -205,8 +205,8 @@ class World:
         if others:
             self._raise_told(
                 TrainingError(
-                    f"process {others[0]} of {self.size} has another {what} than the first; recipe, manifest, slides and "
-                    "run folder must be the same for all, on a disk that all machines share"
+                    f"process {others[0]} of {self.size} has another {what} than the first; recipe, manifest, slides "
+                    "and run folder must be the same for all, on a disk that all machines share"
                 )
             )
         return cast(T, values[0])
@@ -286,7 +286,7 @@ class World:
 
     @contextmanager
     def file_of_first(self, path: Path) -> Iterator[Path]:
-        """A file as the first process finds it, whatever a shared disk shows to the others; a missing one is missing."""
+        """A file as the first process finds it, whatever a shared disk shows the others; a missing one is missing."""
         if self.is_alone:
             yield path
             return
@@ -330,9 +330,10 @@ class World:
             yield
         except RuntimeError as error:  # dist.DistError is one
             raise TrainingError(
-                f"process {self.rank} of {self.size} lost the others: one ended or was killed (then its own message, if it "
-                f"had one, stands above), or did not answer for {self._timeout_s:g} s (`compute.process_timeout_s`). What was "
-                f"saved last is kept; the same command goes on from there. PyTorch says: {_first_line(error)}"
+                f"process {self.rank} of {self.size} lost the others: one ended or was killed (then its own message, if "
+                f"it had one, stands above), or did not answer for {self._timeout_s:g} s "
+                "(`compute.process_timeout_s`). What was saved last is kept; the same command goes on from there. "
+                f"PyTorch says: {_first_line(error)}"
             ) from error
 
 
@@ -352,14 +353,14 @@ def device_of(launch: Launch, name: str) -> torch.device:
     if device.index is not None:
         if launch.size > 1:
             raise RecipeError(
-                f"key `compute.device`: {name} for each of {launch.size} processes; with torchrun leave `auto`, each takes "
-                "the GPU of its number"
+                f"key `compute.device`: {name} for each of {launch.size} processes; with torchrun leave `auto`, each "
+                "takes the GPU of its number"
             )
         return device
     if launch.local_rank >= torch.cuda.device_count():
         raise RecipeError(
-            f"process {launch.local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; start "
-            "as many with `torchrun --nproc-per-node`, or set `compute.device: cpu`"
+            f"process {launch.local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+            "start as many with `torchrun --nproc-per-node`, or set `compute.device: cpu`"
         )
     return torch.device("cuda", launch.local_rank)
 
@@ -372,7 +373,9 @@ def _portable(error: Exception, rank: int) -> Exception:
         except Exception:  # noqa: BLE001 - whatever it is made of
             return TrainingError(str(error))
         return error
-    return TrainingError(f"process {rank} failed: {type(error).__name__}: {_first_line(error)}; its own message says more")
+    return TrainingError(
+        f"process {rank} failed: {type(error).__name__}: {_first_line(error)}; its own message says more"
+    )
 
 
 def _first_line(error: Exception) -> str:
