@@ -84,7 +84,7 @@ def fit(
     val: bool = True,
 ) -> tuple[Trainer, list[EpochRecord]]:
     """Train; with ``stop_after`` this process is asked to stop in the step after so many."""
-    learner, records, stop = trainer(world, compute), list[EpochRecord](), StopRequest()
+    learner, records, stop = trainer(world, compute), list[EpochRecord](), StopRequest(insistent=world is None)
     file = StateFile(state, "this", every_s=1e9) if state else None
     plain, done = learner._step, 0
 

@@ -153,7 +153,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     card = replace(card, encoder=net.encoder.spec)
     tracking = _tracking(run, wanted) if world.is_first else Tracking([], run.progress.note)
     keeper = _Keeper(run, card, tracking) if world.is_first else None
-    stop = StopRequest()
+    stop = StopRequest(insistent=world.is_alone)
     for folder in (run.folder.model, run.folder.last_model) if world.is_first else ():
         (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]

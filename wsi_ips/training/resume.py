@@ -170,14 +170,21 @@ class StateFile:
 
 
 class StopRequest:
-    """Whether somebody asked the training to stop after the step at work."""
+    """Whether somebody asked the training to stop after the step at work.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Parameters
+    ----------
+    insistent
+        A second signal stops at once. Not with ``torchrun``: signals come from the terminal or SLURM and once more from
+        it, and it ends those itself that take too long.
+    """
+
+    def __init__(self, *, insistent: bool = True) -> None:
+        self.asked, self._insistent = False, insistent
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Take a first signal as a request; a second one stops at once, and what was saved last stays."""
+        """Take a first signal as a request; where a second one stops at once, what was saved last stays."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only there signals can be handled
             return
@@ -189,7 +196,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and self._insistent:
             signal.default_int_handler(number, frame)
         self.asked = True
 

@@ -1,9 +1,9 @@
 """One training in several processes: what they say to each other, and how little.
 
 The first process (rank 0) alone writes files and talks. All hold the same weights. A step needs one conversation, the
-sum of gradients, and whatever else all must know rides along with it: the loss, whether somebody failed, whether somebody
-was asked to stop. Only slides that several processes scanned need another one. Failures are told at these moments, so
-that all end with the same error, at the same step.
+sum of gradients, and whatever else all must know rides along with it: the loss, whether somebody failed, whether
+somebody was asked to stop. Only slides that several processes scanned need another one. Failures are told at these
+moments, so that all end with the same error, at the same step.
 
 Tensors go by NCCL where they are on GPUs, else by gloo; everything else always by gloo.
 """
@@ -330,8 +330,8 @@ class World:
             yield
         except RuntimeError as error:  # dist.DistError is one
             raise TrainingError(
-                f"process {self.rank} of {self.size} lost the others: one ended or was killed (then its own message, if "
-                f"it had one, stands above), or did not answer for {self._timeout_s:g} s "
+                f"process {self.rank} of {self.size} lost the others: one ended or was killed (then its own message, "
+                f"if it had one, stands above), or did not answer for {self._timeout_s:g} s "
                 "(`compute.process_timeout_s`). What was saved last is kept; the same command goes on from there. "
                 f"PyTorch says: {_first_line(error)}"
             ) from error
@@ -359,8 +359,8 @@ def device_of(launch: Launch, name: str) -> torch.device:
         return device
     if launch.local_rank >= torch.cuda.device_count():
         raise RecipeError(
-            f"process {launch.local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
-            "start as many with `torchrun --nproc-per-node`, or set `compute.device: cpu`"
+            f"process {launch.local_rank} of this machine has no GPU of its own, there are "
+            f"{torch.cuda.device_count()}; start as many with `torchrun --nproc-per-node`, or set `compute.device: cpu`"
         )
     return torch.device("cuda", launch.local_rank)
 
