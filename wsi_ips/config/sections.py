@@ -94,6 +94,9 @@ class TilesSection(Section):
         description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
         "tiles; `mpp` and `patch_px` must be theirs",
     )
+    shared: Path | None = Field(
+        None, description="another run folder, whose tiles are used and completed instead of making them again"
+    )
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
         None,
         description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
@@ -143,6 +146,11 @@ class LabelsSection(Question):
     further: dict[TaskName, FurtherTask] = Field(
         default_factory=dict, description="more tasks, learned together with the label: name, then `classes`, `kind`"
     )
+    map: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="what a label of the manifest counts as, where it is no class itself: `{itc: null, micro: tumor}`; "
+        "null = not known, so the slide is only predicted",
+    )
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -154,6 +162,17 @@ class LabelsSection(Question):
     def columns(self) -> tuple[str, ...]:
         """Manifest column of each task."""
         return (self.column, *(task.column or name for name, task in self.further.items()))
+
+    def meaning(self, label: str | None) -> str | None:
+        """A label of the manifest as `map` has it."""
+        return label if label is None else self.map.get(label, label)
+
+    @model_validator(mode="after")
+    def _mapped_to_classes(self) -> Self:
+        odd = [f"{name}: {to}" for name, to in self.map.items() if to is not None and to not in self.classes]
+        if odd:
+            raise ValueError(f"`map`: {', '.join(odd)} is no class; they are {', '.join(self.classes)}")
+        return self
 
     @model_validator(mode="after")
     def _label_is_taken(self) -> Self:
@@ -169,6 +188,11 @@ class SplitSection(Section):
         None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
     )
     fold: Annotated[int, Field(ge=0)] = Field(0, description="which fold of the file, from 0")
+    val_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the training slides that validates instead, whole patients, labels in proportion; only "
+        "where no slide has split `val`",
+    )
     allow: tuple[Leak, ...] = Field(
         (),
         description="what may be in two parts without an error: slides of one `patient`, files of the same `content`, "
@@ -380,7 +404,11 @@ class Recipe(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
     output: Path = Field(..., description="run folder, relative to the recipe file")
-    manifest: Path = Field(..., description="manifest CSV, relative to the recipe file")
+    manifest: Path = Field(
+        ...,
+        description="manifest CSV, relative to the recipe file; or a folder of slides (also CAMELYON16 or 17), which "
+        "each command searches anew",
+    )
     seed: Seed = Field(0, description="seed of everything random")
     synth: SynthSection | None = None
     slides: SlidesSection = SlidesSection()
@@ -406,7 +434,9 @@ class Recipe(Section):
                 "manifest": located(self.manifest),
                 "model": self.model.model_copy(update={"weights": located(self.model.weights)}),
                 "split": self.split.model_copy(update={"file": located(self.split.file)}),
-                "tiles": self.tiles.model_copy(update={"imported": located(self.tiles.imported)}),
+                "tiles": self.tiles.model_copy(
+                    update={"imported": located(self.tiles.imported), "shared": located(self.tiles.shared)}
+                ),
                 "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
             }
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from wsi_ips.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -13,11 +16,23 @@ class RunFolder:
     root: Path
     tile_store: str = "zarr"
     tile_location: str | None = None
+    shared: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """The folder of a recipe's run."""
+        return cls(recipe.output, recipe.tiles.store, recipe.tiles.location, recipe.tiles.shared)
 
     @property
     def tiles(self) -> Path | str:
-        """Tile indexes; a URL where the recipe puts them elsewhere."""
-        return self.tile_location or self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+        """Tile indexes; a URL, or in another run folder, where the recipe puts them elsewhere."""
+        name = f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+        return self.tile_location or (self.shared or self.root) / name
+
+    @property
+    def shared_states(self) -> Path | None:
+        """States of the run whose tiles are used; None where they are the run's own."""
+        return self.shared / self.states.name if self.shared else None
 
     @property
     def scores(self) -> Path:
