@@ -68,9 +68,7 @@ def test_slides_in_no_part_get_the_mean_of_all_models(crossed):
     averaged = pd.read_csv(recipe.output / "ensemble.csv").set_index("slide_id")
     assert len(averaged) == 2
     assert (averaged["models"] == 3).all()
-    each = [
-        pd.read_csv(recipe.output / f"fold_{fold}" / "predictions.csv").set_index("slide_id") for fold in range(3)
-    ]
+    each = [pd.read_csv(recipe.output / f"fold_{fold}" / "predictions.csv").set_index("slide_id") for fold in range(3)]
     for name in averaged.index:
         values = [table.loc[name, "probability_tumor"] for table in each]
         assert averaged.loc[name, "probability_tumor"] == pytest.approx(np.mean(values), abs=1e-6)

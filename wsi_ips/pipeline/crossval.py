@@ -209,7 +209,7 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
     own = fold_recipe(recipe, fold)
     progress.note(f"fold {fold}: {own.output}")
     for stage in ("train", "predict"):
-        run = run_until(own, stage, progress)
+        run_until(own, stage, progress)
     evaluation = None
     with Run.open(own, progress) as run:
         tested = sum(r.split == "test" and run.truth(r) is not None for r in run.records)
@@ -233,7 +233,7 @@ def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     rows = pd.concat([table[table["split"].isna()] for table in tables])
     if rows.empty:
         return rows
-    columns = [name for name in rows if name.startswith("probability_") or "_probability_" in name]
+    columns = [name for name in map(str, rows) if name.startswith("probability_") or "_probability_" in name]
     grouped = rows.groupby("slide_id", sort=False)[columns]
     spread = grouped.std().fillna(0.0).add_prefix("sd_")
     return grouped.mean().join(spread).round(6).assign(models=grouped.size()).reset_index()

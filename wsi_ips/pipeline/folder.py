@@ -30,11 +30,6 @@ class RunFolder:
         return self.tile_location or (self.shared or self.root) / name
 
     @property
-    def shared_states(self) -> Path | None:
-        """States of the run whose tiles are used; None where they are the run's own."""
-        return self.shared / self.states.name if self.shared else None
-
-    @property
     def scores(self) -> Path:
         """Score tables."""
         return self.root / "scores.zarr"

@@ -72,9 +72,9 @@ class Run:
         recipe = recipe.model_copy(update={"manifest": manifest.path})  # of a folder: what was found in it
         truths = read_truths(manifest, recipe.labels)
         folder = RunFolder.of(recipe)
-        states = StateTable.read(
-            folder.states, folder.traceback, [r.slide_id for r in manifest.records], tiled_in=folder.shared_states
-        )
+        shared = RunFolder(recipe.tiles.shared).states if recipe.tiles.shared else None
+        names = [r.slide_id for r in manifest.records]
+        states = StateTable.read(folder.states, folder.traceback, names, tiled_in=shared)
         pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
         return cls(recipe, manifest.records, truths, folder, states, progress or Silent(), pool)
 
