@@ -3,12 +3,12 @@
 Each variant is the same recipe with a few keys changed, trained and tested as `wsi-ips train`, `predict` and `evaluate`
 do it, a process each. Tiles are made once and shared.
 
-    python -m benchmarks.learning.compare RECIPE WORK [--seeds 0 1 2] [--variants NAME ...] [--json FILE]
+    python -m benchmarks.learning.compare RECIPE MANIFEST WORK [--seeds 0 1 2] [--variants NAME ...] [--json FILE]
 
-Finished runs stand in WORK and are not done again. Prints a table: slide AUC on the test slides (mean over seeds, and
-the 95 % interval of the scores of all seeds' test slides put together by DeLong of the middle seed), tile AUC and PR-AUC of the
-single-tile probability over the tiles of test slides, share of tumour slides with a tumour tile among those kept,
-minutes and peak memory of training.
+Finished runs stand in WORK and are not done again. Prints a table, mean over seeds and each seed in brackets: slide AUC
+on the test slides and on those that validated, tile AUC and PR-AUC of the single-tile probability over the tiles of
+test slides, share of tumour slides with a tumour tile among those kept, share whose highest tile is tumour, minutes of
+training, peak MB. The JSON holds 95 % intervals too.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("manifest", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        run_one(options.recipe, options.work, options.one, options.seeds[0])
+        run_one(options, options.one, options.seeds[0])
         return
     rows = []
     for variant in options.variants:
@@ -65,7 +66,8 @@ def figures(options: argparse.Namespace, variant: str, seed: int) -> dict[str, A
     """Figures of one run, made in a process of its own unless they are there."""
     path = run_folder(options.work, variant, seed) / "figures.json"
     if not path.exists():
-        command = [sys.executable, "-m", "benchmarks.learning.compare", str(options.recipe), str(options.work)]
+        places = [str(place) for place in (options.recipe, options.manifest, options.work)]
+        command = [sys.executable, "-m", "benchmarks.learning.compare", *places]
         subprocess.run([*command, "--seeds", str(seed), "--one", variant], check=True)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -76,15 +78,15 @@ def run_folder(work: Path, variant: str, seed: int) -> Path:
     return work / f"{variant.replace(', ', '_').replace(' ', '-')}_{seed}"
 
 
-def run_one(path: Path, work: Path, variant: str, seed: int) -> None:
+def run_one(options: argparse.Namespace, variant: str, seed: int) -> None:
     """Train and test one variant."""
     from wsi_ips.pipeline import run_until
 
-    shared = work / "tiles"
-    run_until(load_recipe(path, {"output": str(shared)}), "tile")
-    folder = run_folder(work, variant, seed)
-    overrides = {**VARIANTS[variant], "seed": seed, "output": str(folder), "tiles.shared": str(shared)}
-    recipe = load_recipe(path, overrides)
+    shared, folder = (options.work / "tiles").resolve(), run_folder(options.work, variant, seed).resolve()
+    both = {"manifest": str(options.manifest.resolve())}
+    run_until(load_recipe(options.recipe, {**both, "output": str(shared)}), "tile")
+    own = {"seed": seed, "output": str(folder), "tiles.shared": str(shared)}
+    recipe = load_recipe(options.recipe, {**both, **VARIANTS[variant], **own})
     began = time.monotonic()
     run_until(recipe, "train")
     minutes = (time.monotonic() - began) / 60
