@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import pandas as pd
 
 from wsi_ips.inference import SlideScores
+from wsi_ips.inference.verdict import Verdict
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.calibration import Calibration
 from wsi_ips.pipeline.run import Run
@@ -46,3 +51,40 @@ def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object
 
 def _prefix(task: str) -> str:
     return "" if task == "label" else f"{task}_"
+
+
+@dataclass(frozen=True)
+class PredictedSlide:
+    """One line of what a prediction came to.
+
+    Attributes
+    ----------
+    slide_id, state, reason
+        As in the table of states.
+    verdicts
+        Per task; empty where the slide has no scores that are up to date.
+    tiles
+        Tiles that were scored.
+    picture
+        Probability map; None where there is none.
+    """
+
+    slide_id: str
+    state: str
+    reason: str
+    verdicts: tuple[Verdict, ...]
+    tiles: int | None
+    picture: Path | None
+
+
+def predicted_slides(run: Run, records: Sequence[SlideRecord], calibration: Calibration) -> list[PredictedSlide]:
+    """What the prediction of these slides came to, in their order."""
+    done = {record.slide_id for record in predicted(run)}
+    found = []
+    for record in records:
+        state = run.states[record.slide_id]
+        picture = run.folder.overlay(record.slide_id, "probability")
+        verdicts = slide_scores(run, record, calibration).verdicts if record.slide_id in done else ()
+        shown = picture if verdicts and picture.exists() else None
+        found.append(PredictedSlide(record.slide_id, state.state, state.reason, verdicts, state.tiles, shown))
+    return found
