@@ -10,7 +10,7 @@ from wsi_ips.inference.scores import SlideScores, read_scores, stored_fingerprin
 
 if TYPE_CHECKING:
     from wsi_ips.inference.predict import predict_slide
-    from wsi_ips.inference.recompute import recompute, recomputed_probability
+    from wsi_ips.inference.selfcheck import recompute, recomputed_probability
 
 __all__ = [
     "SlideScores",
@@ -22,7 +22,7 @@ __all__ = [
     "write_scores",
 ]
 
-_HOMES = {"predict_slide": "predict", "recompute": "recompute", "recomputed_probability": "recompute"}
+_HOMES = {"predict_slide": "predict", "recompute": "selfcheck", "recomputed_probability": "selfcheck"}
 
 
 def __getattr__(name: str) -> Any:

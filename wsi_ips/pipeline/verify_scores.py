@@ -15,7 +15,7 @@ from wsi_ips.pipeline.scored import checkpoint_folder, predicted
 from wsi_ips.pipeline.verify import Mismatch
 
 if TYPE_CHECKING:
-    from wsi_ips.inference.recompute import Recomputed
+    from wsi_ips.inference.selfcheck import Recomputed
 
 TOLERANCE = 1e-4
 """Of a probability; the same network on another device rounds otherwise."""
@@ -50,7 +50,7 @@ def verify_scores(run: Run) -> VerifiedScores:
         records, (net, _) = predicted(run), load_checkpoint(checkpoint_folder(run))
     except CheckpointError as error:
         return VerifiedScores(0, 0.0, (Mismatch("(model)", str(error)),))
-    from wsi_ips.inference.recompute import recompute
+    from wsi_ips.inference.selfcheck import recompute
 
     offs, found = [0.0], list[Mismatch]()
     with run.progress.stage("verify predictions", len(records), "slides") as advance:
