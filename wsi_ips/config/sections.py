@@ -386,12 +386,21 @@ class ComputeSection(Section):
         "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then "
         "ends; with `slurm`: SLURM jobs",
     )
+    predict_workers: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="slides predicted at a time, each in a process of its own with its own copy of the network, GPUs "
+        "dealt in turn; 0 = one after another in the process of the command; with `scheduler`: any number sends them "
+        "there, with `slurm` it is that of the SLURM jobs",
+    )
     worker_memory_gb: Positive | None = Field(
         None,
         description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = "
         "an equal share of 80 % of this machine, or of the Dask worker's limit",
     )
-    slide_timeout_s: Positive = Field(1800.0, description="time a slide may take to be tiled, s; then it fails")
+    slide_timeout_s: Positive = Field(
+        1800.0,
+        description="time a slide may take to be tiled, s; then it fails; in `predict_workers`: for each 1 000 tiles",
+    )
     slide_attempts: Annotated[int, Field(ge=1)] = Field(
         2, description="times a slide is tried whose process died or was stopped, before it fails"
     )

@@ -15,7 +15,7 @@ from wsi_ips.model.checkpoint import ModelCard
 from wsi_ips.model.int8 import Int8Encoder, Int8Exporter, compare
 from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.scanning import ChunkLimit, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.scanning import ChunkLimit, kept_embeddings, plain_patches, scan_slides
 from wsi_ips.tiles import SlideTiles, read_tiles
 
 CALIBRATED, CHECKED = 64, 128
@@ -75,7 +75,9 @@ def predict_slide(
         encode=encode,
         limit=limit,
     )
-    probability = slide_probabilities(net, [tiles], selections, prepare, chunk_size=limit.patches)[0]  # (C,)
+    embeddings, mask = kept_embeddings(net, [tiles], selections, prepare, chunk_size=limit.patches)  # (1, K, D)
+    with torch.inference_mode():
+        probability = net.probabilities(net(embeddings, mask))[0]  # (C,)
     selection = selections[0]
     return SlideScores(
         slide_id=tiles.slide_id,
@@ -87,6 +89,7 @@ def predict_slide(
         seconds=round(time.perf_counter() - began, 3),
         fingerprint=fingerprint,
         int8=check,
+        kept_embeddings=embeddings[0].float().cpu().numpy(),
     )
 
 

@@ -16,11 +16,12 @@ from PIL import Image
 from wsi_ips.annotations import read_annotation
 from wsi_ips.errors import EvaluationError
 from wsi_ips.geometry import Box, Point
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import model_calibration, slide_scores
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
 from wsi_ips.results.alignment import alignment_correlation
@@ -45,9 +46,10 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     """Draw all slides whose pictures are not up to date; the number of slides worked on."""
     model_id = read_card(checkpoint_folder(run)).model_id
     due = []
+    calibration = model_calibration(run)
     for record in to_draw(run, names):
-        scores = read_scores(run.folder.scores, record.slide_id)
-        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint)
+        scores = slide_scores(run, record, calibration)
+        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint, calibration.hash)
         if not all(_drawn_from(run, record, kind) == wanted for kind in KINDS):
             due.append((record, scores, wanted))
     if due:
