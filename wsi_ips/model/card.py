@@ -78,6 +78,10 @@ class ModelCard:
         Name of the pooling.
     selection, iteration_size
         How tiles are selected; the latter matters to `paper` only.
+    position
+        Whether the place of a tile is added to its embedding.
+    evidence
+        Whether the slide's logits are a sum over its kept tiles.
     """
 
     model_id: str
@@ -95,6 +99,7 @@ class ModelCard:
     selection: SelectionName = "exact"
     iteration_size: int = 256
     position: PositionName = "none"
+    evidence: bool = False
 
 
 def read_card(folder: Path) -> ModelCard:

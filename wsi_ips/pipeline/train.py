@@ -118,6 +118,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         selection=section.selection,
         iteration_size=section.iteration_size,
         position=section.position,
+        evidence=section.evidence,
     )
     for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
