@@ -1,13 +1,13 @@
 """Patch flipping: whether the tiles that a score calls relevant are those the decision rests on.
 
 Tiles are taken away in the order of a score, and the model decides anew on what is left. The order most relevant first
-should make the probability fall at once, the order least relevant first should leave it for long. Nothing of the truth is
-asked: a score can be faithful to a model that is wrong.
+should make the probability fall at once, the order least relevant first should leave it for long. Nothing of the truth
+is asked: a score can be faithful to a model that is wrong.
 
 Sources: Samek et al., IEEE TNNLS 2017 (perturbing regions in the order of relevance, the area over the curve); Blücher,
 Vielhaben and Strodthoff, 2024 (the gain between both orders, which does not depend on how far the model is led astray
-by taking away as such); Hense et al., xMIL, NeurIPS 2024 (patches taken out of the bag of a slide). There the order ends
-with an empty slide, here with one tile, for a slide without tiles has no probability.
+by taking away as such); Hense et al., xMIL, NeurIPS 2024 (patches taken out of the bag of a slide). There the order
+ends with an empty slide, here with one tile, for a slide without tiles has no probability.
 
 Shapes: N tiles of a slide, S steps.
 """
@@ -44,7 +44,7 @@ class Flipping:
 
     @property
     def gain(self) -> float:
-        """Mean of "least first" less mean of "most first" over the share removed, -1 to 1; 0 is no better than chance."""
+        """Mean of "least first" less mean of "most first" over the share removed, -1 to 1; 0 is what chance gains."""
         width = self.removed[-1] - self.removed[0]
         return float(np.trapezoid(self.least_first - self.most_first, self.removed) / width)
 
@@ -61,7 +61,7 @@ def patch_flipping(
     probability_of
         The model, on the tiles that are left; never none.
     steps
-        At so many places of the order it is asked (at most N), evenly spread, with nothing removed and with all but one.
+        At so many places of the order it is asked (at most N), evenly spread: from nothing removed to all but one.
     rng
         Order of tiles with equal scores.
 

@@ -2,9 +2,9 @@
 
 ``scores.zarr/<slide_id>`` is a Zarr v3 group: ``attention_logits`` float32 (N, T, H), ``tile_probability``
 float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first, ``left_out`` float32 (K,) how far the slide's
-margin falls without each of them. Attributes: schema version, slide id, tasks, class probabilities of the slide in each,
-fingerprint, check of an int8 scan. Row i is row i of the slide's tile index. Everything else (attention, evidence) is
-computed from these.
+margin falls without each of them. Attributes: schema version, slide id, tasks, class probabilities of the slide in
+each, fingerprint, check of an int8 scan. Row i is row i of the slide's tile index. Everything else (attention,
+evidence) is computed from these.
 
 The margin of a task is how far its last class is ahead: with two classes the log-odds
 (:func:`wsi_ips.model.tasks.positive_margin`).
@@ -102,8 +102,8 @@ class SlideScores:
     def evidence(self) -> NDArray[np.float64]:
         """What each tile adds to the label's margin: its attention among the kept times its own margin, shape (N,).
 
-        Over the kept tiles it adds up to the margin of the slide where the model was trained with `model.evidence`; with
-        other models it is no more than that product. A tile that is not kept has what it would weigh beside them.
+        Over the kept tiles it adds up to the margin of the slide where the model was trained with `model.evidence`;
+        with other models it is no more than that product. A tile that is not kept has what it would weigh beside them.
         """
         logits = self.attention_logits[:, :1]  # of the label's query
         return selection_score(logits, log_sum_exp(logits[self.kept].astype(np.float64))) * self.margin

@@ -129,13 +129,14 @@ class IpsNet(nn.Module):
         shares = selection_weights(self.pooling.logits(embeddings), mask)  # (B, K, T)
         alone = self.classify(self.pooling.alone(embeddings.flatten(0, 1)))  # (B·K, C)
         widths = torch.tensor([task.width for task in self.tasks], device=shares.device)
-        return shares.repeat_interleave(widths, dim=-1) * alone.unflatten(0, mask.shape)  # (B, K, C)
+        out: Tensor = shares.repeat_interleave(widths, dim=-1) * alone.view(*mask.shape, -1)  # (B, K, C)
+        return out
 
     def without_each(self, embeddings: Tensor) -> Tensor:
         """Class logits of one slide K times, each time without one of its kept tiles, shape (K, D) to (K, C).
 
-        Exact for the tiles kept, everything after the pooling included; what would move up in place of the tile left out
-        is not looked for. Costs no pass through the encoder. K is at least 2.
+        Exact for the tiles kept, everything after the pooling included; what would move up in place of the tile left
+        out is not looked for. Costs no pass through the encoder. K is at least 2.
         """
         if not self.evidence:
             return self.classify(self.pooling.without_each(embeddings))

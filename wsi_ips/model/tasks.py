@@ -98,8 +98,8 @@ def task_losses_each(
 def positive_margin(logits: Tensor, task: Task) -> Tensor:
     """How far a task's last class is ahead, from that task's logits, shape (..., C_t) to (...).
 
-    Single-label: its logit less the mean of the others; with two classes these are its log-odds. Multi-label: its logit,
-    its log-odds. Linear in the logits, so that shares of logits are shares of it.
+    Single-label: its logit less the mean of the others; with two classes these are its log-odds. Multi-label: its
+    logit, its log-odds. Linear in the logits, so that shares of logits are shares of it.
     """
     if task.kind == "multi":
         return logits[..., -1]
