@@ -70,8 +70,8 @@ FIGURES = {
     "alarm": "false alarm, mm²",
     "gain": "flipping gain",
 }
-FULL = {"training_slides": 30, "slides_per_rung": 12, "warm_start_epochs": 50, "epochs": 58, "resamples": 200}
-QUICK = {"training_slides": 10, "slides_per_rung": 4, "warm_start_epochs": 6, "epochs": 8, "resamples": 20}
+FULL = {"training_slides": 24, "slides_per_rung": 8, "warm_start_epochs": 50, "epochs": 56, "resamples": 200}
+QUICK = {"training_slides": 8, "slides_per_rung": 4, "warm_start_epochs": 6, "epochs": 8, "resamples": 20}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from wsi_ips.pipeline.progress import Progress
 from wsi_ips.provenance import atomic_path
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 
-TISSUE_MM2 = {0.1: (1.5, 2.5), 0.25: (1.5, 2.5), 0.5: (1.5, 2.5), 1.0: (2.5, 3.5), 2.0: (6.0, 8.0)}
+TISSUE_MM2 = {0.1: (1.5, 2.5), 0.25: (1.5, 2.5), 0.5: (1.5, 2.5), 1.0: (2.5, 3.5), 2.0: (5.0, 6.0)}
 """Lesion diameter of each rung in mm, and the tissue its slides have: larger lesions need more room."""
 HELD_OUT = 1000
 """Added to the seed: other layouts, stains and textures than those of the slides learned from."""
@@ -27,7 +27,7 @@ def make_ladder(folder: Path, seed: int, *, training_slides: int, slides_per_run
     manifest = folder / "manifest.csv"
     if manifest.exists():
         return manifest
-    parts = {"learn": _plan(seed, training_slides, (0.3, 1.2), (1.5, 2.5), (0.8, 0.2, 0.0))}
+    parts = {"learn": _plan(seed, training_slides, (0.3, 1.2), (1.5, 2.5), (1.0, 0.0, 0.0))}
     for size, tissue in TISSUE_MM2.items():
         parts[f"{size}mm"] = _plan(HELD_OUT + seed, slides_per_rung, (size, size), tissue, (1e-9, 0.0, 1.0))
     tables = []
@@ -79,7 +79,7 @@ def ladder_recipe(manifest: Path, seed: int, *, evidence: bool, warm_start_epoch
             "warmup_epochs": 1,
             "learning_rate": 0.0004,
             "weight_decay": 0.01,
-            "tile_dropout": 0.5,
+            "tile_dropout": 0.75,
         },
     )
 
