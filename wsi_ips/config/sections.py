@@ -313,6 +313,12 @@ class HeatmapSection(Section):
         1600, description="longest side of the tissue in the picture, px"
     )
     opacity: Share = Field(0.6, description="opacity of the highest score")
+    score: Literal["probability", "attention", "evidence", "leave-one-out"] = Field(
+        "probability",
+        description="of the first map: `probability` of each tile alone; `attention`; `evidence`, what each tile adds "
+        "to the slide's log-odds (with `model.evidence`); `leave-one-out`, what the kept tiles do. Probability and "
+        "attention are always drawn",
+    )
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 
