@@ -251,6 +251,11 @@ class ModelSection(Section):
         64, description="width of keys and values per head; of the gate of `abmil`"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
+    evidence: bool = Field(
+        False,
+        description="the slide's logit is a sum over the kept tiles, attention times what the tile says alone, so each "
+        "tile's share of the decision can be read off",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_freeze(self) -> Self:
@@ -262,6 +267,12 @@ class ModelSection(Section):
     def _selection_has_an_effect(self) -> Self:
         if self.pooling == "mean" and self.selection != "exact":
             raise ValueError("`pooling: mean` keeps an even sample of tiles; leave `selection: exact`")
+        return self
+
+    @model_validator(mode="after")
+    def _evidence_is_a_sum(self) -> Self:
+        if self.evidence and self.pooling == "max":
+            raise ValueError("`pooling: max` decides by one tile; leave `evidence` out or take another pooling")
         return self
 
 
@@ -326,6 +337,12 @@ class HeatmapSection(Section):
         1600, description="longest side of the tissue in the picture, px"
     )
     opacity: Share = Field(0.6, description="opacity of the highest score")
+    score: Literal["probability", "attention", "evidence", "leave-one-out"] = Field(
+        "probability",
+        description="of the first map: `probability` of each tile alone; `attention`; `evidence`, what each tile adds "
+        "to the slide's log-odds (with `model.evidence`); `leave-one-out`, what the kept tiles do. Probability and "
+        "attention are always drawn",
+    )
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 

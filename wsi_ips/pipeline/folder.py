@@ -109,7 +109,7 @@ class RunFolder:
         return self.tissue / f"{slide_id}.png"
 
     def overlay(self, slide_id: str, kind: str) -> Path:
-        """Heatmap picture; ``kind`` is ``probability`` or ``attention``."""
+        """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
 
     def traceback(self, slide_id: str) -> Path:
