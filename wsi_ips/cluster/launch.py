@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Self
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What ``torchrun`` sets and :class:`Launch` needs."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,16 @@ class Launch:
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """As the variables of ``torchrun`` say; all of them must be there, or the process is alone."""
-        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        if not set(VARIABLES) <= environment.keys():
             return cls()
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         return cls(rank, size, int(environment.get("LOCAL_RANK", "0")), together=True)
+
+    @staticmethod
+    def forget(environment: MutableMapping[str, str] = os.environ) -> None:
+        """Be alone from here on, and whatever this process starts."""
+        for name in VARIABLES:
+            environment.pop(name, None)
 
     @property
     def is_first(self) -> bool:
