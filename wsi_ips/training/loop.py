@@ -26,6 +26,7 @@ from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError
 from wsi_ips.model.fast import scan_dtype
 from wsi_ips.model.net import IpsNet, to_float
+from wsi_ips.model.pooling import selection_weights
 from wsi_ips.model.tasks import label_totals, share_right, task_loss, task_losses_each, truth_tensors
 from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.tiles import read_tiles
@@ -37,7 +38,7 @@ from wsi_ips.training.record import TILES_COMPARED, EpochRecord, Meter, attentio
 from wsi_ips.training.resume import Position, StateFile, Stateful, StopRequest
 from wsi_ips.training.schedule import epoch_steps, set_learning_rate, warmup_cosine
 from wsi_ips.training.shares import StepTable, among_all, no_slides
-from wsi_ips.training.tile_loss import known_slides, selection_weights, tile_loss
+from wsi_ips.training.tile_loss import known_slides, tile_loss
 from wsi_ips.training.validation import Figures, require_validation, validate
 from wsi_ips.training.weights import task_weights
 from wsi_ips.training.world import World
