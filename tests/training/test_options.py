@@ -138,6 +138,8 @@ def test_the_best_epoch_by_loss_and_by_auc():
     assert best_epoch(history, "auc").epoch == 4  # of equal AUCs the lower loss
     assert best_epoch(history[:1], "loss").epoch == 1
     assert best_epoch([record(1), record(2)], "auc").epoch == 2  # nothing to go by: the last
+    leapt = [record(1), record(2), replace(record(3), loss=1e9)]
+    assert best_epoch(leapt, "loss").epoch == 2  # unless it has diverged
     assert [waited(history[:n], "loss") for n in range(6)] == [0, 0, 0, 0, 0, 1]
 
 

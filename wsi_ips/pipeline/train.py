@@ -275,8 +275,8 @@ class _Keeper:
         if not self.history:
             return "no epoch was finished, so there is no checkpoint"
         return (
-            f"the last good checkpoint, of epoch {self._best.epoch}, is in {self.folder} until the next training, for "
-            "`wsi-ips predict --checkpoint`"
+            f"the best checkpoint before, of epoch {self._best.epoch} (training loss {self._best.loss:.3g}), is in "
+            f"{self.folder} until the next training, for `wsi-ips predict --checkpoint`"
         )
 
     @property

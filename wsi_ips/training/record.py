@@ -21,6 +21,9 @@ from wsi_ips.provenance import peak_rss_mb
 TILES_COMPARED = 256
 """Best tiles of a slide that are remembered until its next visit."""
 
+LEAP = 10.0
+"""Factor over the training loss of the first epoch, which is about that of guessing."""
+
 Select = Literal["loss", "auc"]
 
 
@@ -101,10 +104,12 @@ class EpochRecord:
 def best_epoch(history: Sequence[EpochRecord], select: Select) -> EpochRecord:
     """The epoch to keep: the best by the validation slides, the later of equals; without any the last one.
 
-    A training loss says nothing of the best one. Of equal AUCs the one with the lower loss is better.
+    A training loss says nothing of the best one, but one :data:`LEAP` times that of the first epoch says that training
+    has diverged: such an epoch is not kept. Of equal AUCs the one with the lower loss is better.
     """
     validated = [record for record in history if record.val_loss is not None]
-    return min(reversed(validated), key=lambda r: _merit(r, select)) if validated else history[-1]
+    sane = [record for record in history if record.loss <= LEAP * history[0].loss]
+    return min(reversed(validated), key=lambda r: _merit(r, select)) if validated else sane[-1]
 
 
 def waited(history: Sequence[EpochRecord], select: Select) -> int:
