@@ -66,7 +66,10 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
             f"checkpoint {card.model_id}: trained on {IMPORTED}, which only a recipe can name; predict with a recipe "
             "that has `tiles.imported`, or a manifest with column `coordinates`"
         )
-    return _sections(card, known)
+    found = _sections(card, known)
+    if found["tiles"]["stride_px"] == found["tiles"]["patch_px"]:
+        found["tiles"]["stride_px"] = None  # as most recipes leave it: the same tiles have the same fingerprint
+    return found
 
 
 def check_preparation(recipe: Recipe, card: ModelCard) -> None:
