@@ -24,6 +24,7 @@ from wsi_ips.model import read_card
 from wsi_ips.model.calibration import Calibration, TaskCalibration, write_calibration
 from wsi_ips.model.card import checkpoint_fingerprint, write_card
 from wsi_ips.pipeline import Run
+from wsi_ips.pipeline.new_slides import new_slides
 
 HERE = ("--set", "compute.workers=0")
 
@@ -220,3 +221,9 @@ def test_a_recipe_that_shows_the_model_other_pixels_is_refused(tmp_path, bundle,
     assert result.exit_code == 2, result.output
     assert re.search(says, " ".join(result.output.split()))
     assert not (tmp_path / "out" / "scores.zarr").exists()
+
+
+def test_files_of_one_dicom_series_are_one_slide(tmp_path, bundle, real_data):
+    found = new_slides([str(real_data / "slides" / "dicom_boxes")], bundle, tmp_path / "out")
+    assert found.names == ("boxes_0",)
+    assert found.notes == ("boxes_1: of the same DICOM series as boxes_0, one slide with it",)

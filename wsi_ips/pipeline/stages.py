@@ -145,8 +145,8 @@ def predict_slides(
         predict_stage(run, slides)
         if heatmaps and names:
             heatmap_stage(run, names)
-        if not run.folder.facts.exists():
-            write_facts(run)
+        if recipe.predict.checkpoint is not None or not run.folder.facts.exists():
+            write_facts(run)  # `wsi-ips view FOLDER` needs it; where a run was trained, it stays that of the whole run
         calibration = model_calibration(run)
         return Predictions(run, calibration, predicted_slides(run, records, calibration))
 
