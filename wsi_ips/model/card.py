@@ -89,6 +89,8 @@ class ModelCard:
         sees, as plain JSON; None where the card is too old to say so.
     training
         Facts of the slides and the training, for people; as plain JSON, see :mod:`wsi_ips.pipeline.preparation`.
+    evidence
+        Whether the slide's logits are a sum over its kept tiles.
     """
 
     model_id: str
@@ -108,6 +110,7 @@ class ModelCard:
     position: PositionName = "none"
     preparation: Mapping[str, Any] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    evidence: bool = False
 
 
 def read_card(folder: Path) -> ModelCard:

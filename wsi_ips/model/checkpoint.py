@@ -55,6 +55,7 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
         pooling=card.pooling,
         position=card.position,
         rule=selection_rule(card.selection, iteration_size=card.iteration_size),
+        evidence=card.evidence,
     )
 
 

@@ -137,6 +137,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         position=section.position,
         preparation=_preparation(run, [*train, *val]),
         training=training_facts(run, train, val),
+        evidence=section.evidence,
     )
     for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
