@@ -212,6 +212,7 @@ def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
             "pooling": card.pooling,
             "selection": card.selection,
             "position": card.position,
+            "evidence": card.evidence,
         },
         "predict": {"checkpoint": str(bundle.resolve()), "splits": ["train", "val", "test"]},
         "heatmap": {"splits": ["train", "val", "test"]},
