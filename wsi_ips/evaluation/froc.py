@@ -88,6 +88,8 @@ class Froc:
         Mean sensitivity at :data:`TARGETS`.
     lesions, slides
         What it rests on.
+    interval
+        95 % interval of ``score``, see :func:`froc_interval`; None where it was not asked for.
     """
 
     false_positives: Floats
@@ -95,6 +97,7 @@ class Froc:
     score: float
     lesions: int
     slides: int
+    interval: tuple[float, float] | None = None
 
     def at(self, target: float) -> float:
         """Sensitivity at the first point with so many false positives per slide; that of the last where none has."""
@@ -157,6 +160,56 @@ def froc(slides: Sequence[tuple[Detections, Lesions]]) -> Froc:
     curve = Froc(per_slide, sensitivity, 0.0, len(found), len(slides))
     score = float(np.mean([curve.at(target) for target in TARGETS]))
     return Froc(per_slide, sensitivity, score, len(found), len(slides))
+
+
+def froc_interval(
+    slides: Sequence[tuple[Detections, Lesions]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the score of :func:`froc`: percentile bootstrap over slides, those with lesions and others apart.
+
+    Lesions of a slide are drawn together, for they are not independent. Where every resample has one and the same score
+    (all lesions found before any false positive, say) the interval has no width: it says nothing then.
+
+    Parameters
+    ----------
+    slides
+        As for :func:`froc`.
+    confidence
+        Coverage of the interval.
+    resamples, seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    EvaluationError
+        As :func:`froc`.
+    """
+    froc(slides)  # says what cannot be used
+    hits = [_hit(detections, lesions) for detections, lesions in slides]
+    wrong = [d.score[hit == 0] for (d, _), hit in zip(slides, hits, strict=True)]
+    best = [
+        np.array([d.score[hit == n].max(initial=-np.inf) for n in lesions.counted])
+        for (d, lesions), hit in zip(slides, hits, strict=True)
+    ]
+    has = np.array([len(found) > 0 for found in best])
+    scores, owner = np.concatenate(wrong), np.repeat(np.arange(len(slides)), [len(w) for w in wrong])
+    order = np.argsort(-scores, kind="stable")
+    scores, owner = scores[order], owner[order]
+    found, of_slide = np.concatenate(best), np.repeat(np.arange(len(slides)), [len(b) for b in best])
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(resamples)
+    for number in range(resamples):
+        weights = np.zeros(len(slides))
+        for members in (np.flatnonzero(has), np.flatnonzero(~has)):
+            if len(members):
+                weights[members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)))
+        counted = weights[owner].cumsum() / len(slides)  # false positives per slide from the highest score down
+        places = np.searchsorted(counted, TARGETS)
+        thresholds = np.array([scores[place] if place < len(scores) else -np.inf for place in places])
+        reached = (found[None] >= thresholds[:, None]) & np.isfinite(found)  # (targets, lesions)
+        drawn[number] = (reached @ weights[of_slide] / weights[of_slide].sum()).mean()
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return low, high
 
 
 def peak_detections(
