@@ -10,15 +10,17 @@ from wsi_ips.evaluation.calibration import (
     with_temperature,
 )
 from wsi_ips.evaluation.classes import ClassFigures, TaskEvaluation, evaluate_task
-from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, evaluate_slides
+from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, Subgroup, evaluate_slides
 from wsi_ips.evaluation.froc import (
     Detections,
     Froc,
     Lesions,
+    Matched,
     component_detections,
     find_lesions,
     froc,
     froc_interval,
+    match_detections,
     peak_detections,
 )
 from wsi_ips.evaluation.intervals import share_interval, slide_intervals
@@ -43,12 +45,14 @@ __all__ = [
     "Interval",
     "Lesions",
     "Localisation",
+    "Matched",
     "PatientStage",
     "Patients",
     "ReliabilityBin",
     "Scored",
     "SizeRecall",
     "SlideEvaluation",
+    "Subgroup",
     "TaskEvaluation",
     "TaskFigures",
     "TileFigures",
@@ -64,6 +68,7 @@ __all__ = [
     "fixed_threshold",
     "froc",
     "froc_interval",
+    "match_detections",
     "node_label",
     "peak_detections",
     "pn_stage",

@@ -22,6 +22,8 @@ from wsi_ips.evaluation.intervals import share_interval, slide_intervals
 from wsi_ips.evaluation.slide import Floats, Interval, auc_with_interval, precision_recall, roc_curve
 
 DEFAULT_THRESHOLD = 0.5
+FEW_SLIDES = 30
+"""Fewer validation slides are told."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class SlideEvaluation:
     calibration
         Of the scores as they are; None where the classes are separated wholly.
     temperature
-        That fits the validation slides; None without any.
+        That fits the validation slides; None where they fix none.
     calibrated
         Calibration after that temperature.
     reliability
@@ -169,7 +171,10 @@ def evaluate_slides(
     is_positive = test.truth == 1
     temperature, calibrated = None, None
     if validation is not None and len(validation):
-        temperature = fit_temperature(_both(validation.score), validation.truth)
+        if len(validation) < FEW_SLIDES and threshold is None:
+            notes.append(f"threshold and temperature rest on {len(validation)} validation slides: they may be far off")
+        temperature = _temperature(validation, notes)
+    if temperature is not None:
         calibrated = _calibration(test.truth, with_temperature(_both(test.score), temperature)[:, 1], [])
     known = test.patients is not None and any(test.patients)
     return SlideEvaluation(
@@ -217,6 +222,15 @@ def _threshold(validation: Scored | None, given: float | None, notes: list[str])
     except EvaluationError as error:
         notes.append(f"validation slides fix no threshold ({error}): it is {DEFAULT_THRESHOLD}")
         return DEFAULT_THRESHOLD, "default"
+
+
+def _temperature(validation: Scored, notes: list[str]) -> float | None:
+    """Temperature of the validation slides; None where any small one would do, because they are told apart wholly."""
+    positive, negative = validation.score[validation.truth == 1], validation.score[validation.truth == 0]
+    if not len(positive) or not len(negative) or positive.min() > negative.max():
+        notes.append("validation slides fix no temperature: the classes are separated wholly, or one is missing")
+        return None
+    return fit_temperature(_both(validation.score), validation.truth)
 
 
 def _calibration(truth: NDArray[np.int64], score: Floats, notes: list[str]) -> Calibration | None:

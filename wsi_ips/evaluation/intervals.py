@@ -68,7 +68,9 @@ def slide_intervals(
     groups = _numbered(patients, len(labels))
     counts = (len(positive), len(negative))
     right = (scores >= threshold) == (labels == 1)
-    rates = [_share(right[labels == c], groups[labels == c], counts, confidence, resamples, seed) for c in (1, 0)]
+    sensitivity, specificity = (
+        _share(right[labels == c], groups[labels == c], counts, confidence, resamples, seed) for c in (1, 0)
+    )
 
     def drawn(*figures: Callable[[Floats], Floats]) -> list[Floats]:
         return _bootstrap(labels, groups, figures, resamples, seed)
@@ -96,9 +98,9 @@ def slide_intervals(
     return {
         "auc": by_delong,
         "auc_bootstrap": by_bootstrap,
-        "sensitivity": rates[0],
-        "specificity": rates[1],
-        "balanced_accuracy": _balanced(*rates, balanced, confidence, name if several else None),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "balanced_accuracy": _balanced(sensitivity, specificity, balanced, confidence, name if several else None),
         "pr_auc": pr_auc,
         "brier": _percentiles(values["brier"], brier, counts, confidence, name),
     }
