@@ -1,4 +1,4 @@
-"""The command ``evaluate``."""
+"""The commands ``evaluate`` and ``report``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from wsi_ips.cli.app import Debug, Overrides, app, parse_overrides
-from wsi_ips.cli.console import explained, out
+from wsi_ips.cli.app import Debug, Overrides, RecipeFile, app, parse_overrides
+from wsi_ips.cli.console import Bars, explained, out
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -107,6 +107,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
         if target is not None:
             atomic_write_json(target, found.as_json())
             out.print(f"all figures: {escape(str(target))}", soft_wrap=True)
+
+
+@app.command()
+def report(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+    """Make the report anew from what is stored: figures, worklist, failures, training, model card.
+
+    `wsi-ips run` makes it too. One file, nothing from elsewhere: it can be handed on as it is.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline import Run
+        from wsi_ips.pipeline.report import report_stage
+
+        with Run.open(load_recipe(recipe, parse_overrides(settings)), Bars()) as run:
+            report_stage(run)
+        out.print(f"report: {escape(str(run.folder.report))}", soft_wrap=True)
 
 
 def print_evaluation(found: Evaluation) -> None:

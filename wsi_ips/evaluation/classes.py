@@ -50,6 +50,8 @@ class TaskEvaluation:
         Those whose answer is known.
     accuracy
         Share of slides answered wholly right, with its interval.
+    share_right
+        The same without an interval; of a ``multi`` task the share of (slide, class) pairs that are right.
     mean_auc
         Mean over classes of the area under the ROC curve; None where there is none.
     kappa
@@ -64,6 +66,7 @@ class TaskEvaluation:
     kind: str
     slides: int
     accuracy: Interval
+    share_right: float
     mean_auc: float | None
     kappa: float | None
     classes: tuple[ClassFigures, ...]
@@ -107,6 +110,7 @@ def evaluate_task(
         "single" if single else "multi",
         len(truth),
         share_interval((holds == given).all(1), patients),
+        plain.accuracy,
         plain.auc,
         float(metrics.cohen_kappa_score(truth, probability.argmax(1))) if varied else None,
         tuple(_of_class(c, holds[:, i], given[:, i], probability[:, i], patients) for i, c in enumerate(classes)),

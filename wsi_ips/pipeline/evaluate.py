@@ -128,7 +128,7 @@ def _scored(run: Run, records: Sequence[SlideRecord]) -> Scored:
 
 def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict[str, list[str]]:
     """Cells of further columns, read as the manifest itself is; those of sites only where there are several."""
-    cells = _cells(run, by)
+    cells = manifest_cells(run, by)
     found = {name: [cells[r.slide_id].get(name) or "(empty)" for r in records] for name in by}
     for name in SITE_COLUMNS:
         values = [cells[r.slide_id].get(name) or "(empty)" for r in records]
@@ -137,7 +137,8 @@ def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict
     return found
 
 
-def _cells(run: Run, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+def manifest_cells(run: Run, columns: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """All cells of the manifest by slide and column; ``columns`` must be there."""
     rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column, further_columns=columns)
     return {row.cells["slide_id"]: row.cells for row in rows}
 
@@ -193,7 +194,7 @@ def _patients_by_map(
 
     A slide below the threshold holds none, whatever its tiles say.
     """
-    cells = _cells(run, [column])
+    cells = manifest_cells(run, [column])
     nodes = []
     for record in records:
         text = cells[record.slide_id].get(column, "")
