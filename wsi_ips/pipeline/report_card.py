@@ -41,7 +41,7 @@ def _use(card: ModelCard) -> tuple[str, ...]:
 def _what(run: Run, card: ModelCard) -> tuple[str, ...]:
     kept = run.recipe.model
     started = "" if run.recipe.predict.checkpoint is not None else f", {_start(run)}"
-    froze = f"; frozen: {kept.freeze}" if run.recipe.predict.checkpoint is None and kept.freeze else ""
+    froze = f"; frozen: {kept.freeze}" if run.recipe.predict.checkpoint is None and kept.freeze != "none" else ""
     return (
         f"Model {card.model_id}: encoder {card.encoder.name}{started}{froze}; pooling `{card.pooling}`, "
         f"{card.heads} heads.",
@@ -56,7 +56,7 @@ def _start(run: Run) -> str:
     section = run.recipe.model
     if section.weights is not None:
         return f"weights from {section.weights.name}"
-    return "published weights" if section.pretrained else "no weights to begin with"
+    return "published weights" if section.pretrained else "random weights to begin with"
 
 
 def _learned(run: Run) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def _learned(run: Run) -> tuple[str, ...]:
     lines = []
     task = run.recipe.labels.tasks[0]
     cells = manifest_cells(run)
-    for name, what in (("train", "learned from"), ("val", "chose the epoch and fix the threshold")):
+    for name, what in (("train", "it learned from"), ("val", "that chose the epoch and fix the threshold")):
         part = [r for r in run.with_tiles() if r.split == name and any(t is not None for t in run.truths[r.slide_id])]
         if not part:
             lines.append(f"No slide of split {name}: the last epoch is kept." if name == "val" else "No slide.")
@@ -165,9 +165,7 @@ def _licences(run: Run, card: ModelCard) -> tuple[str, ...]:
     if run.recipe.model.weights is not None:
         return (f"Weights began from the file {run.recipe.model.weights.name}: its terms hold for the model too.",)
     if not run.recipe.model.pretrained:
-        return (
-            f"Encoder {name}: no published weights were used; the model belongs to whoever owns the slides' labels.",
-        )
+        return (f"Encoder {name}: no published weights were used; the terms of its slides and labels hold.",)
     return (f"Encoder {name}: published weights; the licence on their page holds for the model too.",)
 
 

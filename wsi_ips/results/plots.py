@@ -20,6 +20,9 @@ LEGEND_ROW = 17.0
 FINEST = 0.4
 """Points nearer than this, in units of the plot, are one: what no screen shows is not stored."""
 
+SMALL = 0.01
+"""Axes that end below it are numbered in powers of ten."""
+
 Kind = Literal["line", "steps", "points", "dots", "reference"]
 
 
@@ -75,7 +78,11 @@ def fitted_axis(label: str, values: Sequence[float], *, from_zero: bool = True) 
         high = low + 1.0
     ticks = MaxNLocator(nbins=5).tick_values(low, high)
     inside = tuple(float(t) for t in ticks if low <= t <= high * 1.0001)
-    return Axis(label, low, max(high, inside[-1]), inside)
+    if abs(high) >= SMALL:
+        return Axis(label, low, max(high, inside[-1]), inside)
+    power = math.floor(math.log10(abs(high) or SMALL))  # 0.00032 would not fit beside the axis
+    names = tuple(f"{tick / 10**power:.3g}" for tick in inside)
+    return Axis(f"{label}, in 1e{power:d}", low, max(high, inside[-1]), inside, names=names)
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,9 @@ def _legend(series: Sequence[Series], marks: Sequence[str]) -> Markup:
         name = "reference" if entry.kind == "reference" else f"s{entry.style}"
         if entry.kind == "dots":
             parts.append(Markup('<circle class="dot {}" cx="11" cy="{:.1f}" r="4"/>').format(name, at))
+        elif entry.kind == "points":
+            parts.append(Markup('<path class="{0}" d="M11 {1:.1f}v14"/>').format(name, at - 7))
+            parts.append(Markup('<circle class="{}" cx="11" cy="{:.1f}" r="3.5"/>').format(name, at))
         else:
             parts.append(Markup('<path class="{}" d="M0 {:.1f}H22"/>').format(name, at))
         parts.append(_text(30, at + 4, entry.name, "start"))

@@ -16,7 +16,7 @@ from wsi_ips.results.report_data import ReportData, SlideEntry
 
 METRIC_NAMES = {
     "auc": ("Area under the ROC curve", "chance that a slide with is ranked above one without; 0.5 is chance, 1 best"),
-    "auc_bootstrap": ("The same", "its interval in another way"),
+    "auc_bootstrap": ("The same by bootstrap", "its interval made in another way"),
     "sensitivity": ("Sensitivity", "share of slides with that were called"),
     "specificity": ("Specificity", "share of slides without that were not called"),
     "balanced_accuracy": ("Balanced accuracy", "mean of the two; 0.5 is chance"),
