@@ -22,6 +22,8 @@ from wsi_ips.evaluation.intervals import share_interval, slide_intervals
 from wsi_ips.evaluation.slide import Floats, Interval, auc_with_interval, precision_recall, roc_curve
 
 DEFAULT_THRESHOLD = 0.5
+SLIDES_OF_A_BIN = 8
+"""At least so many make a bin of the reliability plot, where there are enough: with two slides it shows noise."""
 FEW_SLIDES = 30
 """Fewer validation slides are told."""
 
@@ -190,7 +192,7 @@ def evaluate_slides(
         calibration=_calibration(test.truth, test.score, notes),
         temperature=temperature,
         calibrated=calibrated,
-        reliability=reliability(test.truth, test.score),
+        reliability=reliability(test.truth, test.score, bins=min(10, max(3, len(test) // SLIDES_OF_A_BIN))),
         roc=_lists(roc_curve(test.truth, test.score)),
         precision_recall=_lists(precision_recall(test.truth, test.score)),
         patients=_patients(test.patients) if known else None,

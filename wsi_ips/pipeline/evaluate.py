@@ -74,18 +74,18 @@ def evaluate_run(
     chosen = [r for r in everyone if r.split == split]
     if not chosen:
         raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
-    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in chosen}
+    validation = [r for r in everyone if r.split == "val" and run.truth(r) is not None] if split != "val" else []
+    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in (*chosen, *validation)}
     sheet, notes = sheet_entries(run), _not_predicted(run, chosen, split)
     known = [r for r in chosen if run.truth(r) is not None]
     if len(known) < len(chosen):
         notes.append(f"{len(chosen) - len(known)} slides of split `{split}` without a label are in no slide figure")
-    validation = [r for r in everyone if r.split == "val" and run.truth(r) is not None] if split != "val" else []
     sizes = largest_lesions(sheet)
     slides = None
     try:
         slides = evaluate_slides(
-            _scored(run, known),
-            _scored(run, validation),
+            _scored(run, known, scores),
+            _scored(run, validation, scores),
             groups=_groups(run, known, by),
             positive_groups=_size_groups(known, sizes),
             threshold=threshold,
@@ -119,11 +119,11 @@ def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[
     return [f"{len(states)} of {len(states) + len(chosen)} slides of split `{split}` are in no figure: {kinds}"]
 
 
-def _scored(run: Run, records: Sequence[SlideRecord]) -> Scored:
+def _scored(run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores]) -> Scored:
     label = run.recipe.labels.tasks[0]
     truth = np.array([label.is_positive(run.truth(r)) for r in records], np.int64)
-    scores = [read_scores(run.folder.scores, r.slide_id).probability[-1] for r in records]
-    return Scored(truth, np.array(scores, np.float64), [r.patient_id or "" for r in records])
+    score = np.array([scores[r.slide_id].probability[-1] for r in records], np.float64)
+    return Scored(truth, score, [r.patient_id or "" for r in records])
 
 
 def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ def model_card(run: Run, card: ModelCard, evaluation: Evaluation | None, split: 
 
 
 def _use(card: ModelCard) -> tuple[str, ...]:
-    asked = "; ".join(f"{task.name}: {', '.join(task.classes)}" for task in card.tasks)
+    asked = "; ".join(f"{task.name} ({', '.join(task.classes)})" for task in card.tasks)
     return (
         f"Research on whole-slide images like those it learned from. It answers: {asked}.",
         "Research use only: not a medical device, not for diagnosis, not for decisions about a patient. What a "
@@ -121,7 +121,7 @@ def _limits(run: Run, evaluation: Evaluation | None, split: str) -> tuple[str, .
         if slides.patients is None:
             lines.append("Patients are not named: slides count as independent, and intervals may be too narrow.")
         lines += _untested_sizes(slides.subgroups)
-    lines.append(_sites(run, split))
+    lines += _sites(run, split)
     if run.recipe.synth is None and not run.recipe.predict.checkpoint:
         lines.append("Whatever its training slides lack (stains, scanners, organs, treatment effects) it has not seen.")
     if evaluation is not None and evaluation.tissue and evaluation.tissue["lost"]:
@@ -136,19 +136,21 @@ def _untested_sizes(groups: Sequence[Subgroup]) -> list[str]:
     return [f"No slide here has its largest lesion in class {', '.join(untested)}: not tested."] if untested else []
 
 
-def _sites(run: Run, split: str) -> str:
-    cells = manifest_cells(run)
+def _sites(run: Run, split: str) -> list[str]:
+    cells, lines = manifest_cells(run), []
     for column in SITE_COLUMNS:
         by_part = {
             part: {cells[r.slide_id].get(column, "") for r in run.records if r.split == part} - {""}
             for part in ("train", split)
         }
-        if by_part[split]:
-            new = sorted(by_part[split] - by_part["train"])
-            if new:
-                return f"Tested on {column} it did not learn from: {', '.join(new)}."
-            return f"Tested only on {column} it learned from: nothing is known of others."
-    return "The manifest names no centre or scanner: how it does on those of others is not known."
+        if not by_part[split]:
+            continue
+        new = sorted(by_part[split] - by_part["train"])
+        if new:
+            lines.append(f"By {column}, tested on some it did not learn from: {', '.join(new)}.")
+        else:
+            lines.append(f"By {column}, tested only on those it learned from: nothing is known of others.")
+    return lines or ["The manifest names no centre or scanner: how it does on those of others is not known."]
 
 
 def _licences(run: Run, card: ModelCard) -> tuple[str, ...]:

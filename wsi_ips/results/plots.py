@@ -167,7 +167,7 @@ def _series(series: Series, x: Axis, y: Axis) -> Markup:
         circle = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
         return Markup("").join(circle.format(series.style, *place) for place in places)
     if series.kind == "points":
-        return Markup("\n").join([_path(f"s{series.style}", places), *_points(series, y, places)])
+        return Markup("\n").join(_points(series, y, places))
     if series.kind == "steps":
         places = [places[0], *[p for a, b in pairwise(places) for p in ((b[0], a[1]), b)]] if places else []
     name = "reference" if series.kind == "reference" else f"s{series.style}"
