@@ -57,7 +57,7 @@ def test_auc_is_shown_with_its_interval_and_counts():
     assert "On 12 slides with and 12 without" in html
     assert "0.735 – 1.000<small>Clopper-Pearson" in html
     assert "area 1.000" in html
-    assert "no validation slide fixed it" in html
+    assert "The threshold is the default" in html
 
 
 def test_links_from_the_worklist_reach_their_heatmap():

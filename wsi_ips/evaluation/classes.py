@@ -79,6 +79,7 @@ def evaluate_task(
     truth: NDArray[np.integer] | NDArray[np.bool_],
     probability: NDArray[np.floating],
     patients: Sequence[str] | None = None,
+    answers: NDArray[np.integer] | NDArray[np.bool_] | None = None,
 ) -> TaskEvaluation:
     """Figures of a task.
 
@@ -89,9 +90,11 @@ def evaluate_task(
     truth
         Single-label: class numbers, shape (N,). Multi-label: which classes hold, bool, shape (N, C).
     probability
-        Shape (N, C). The answer is the most probable class, or all from 0.5 on.
+        Shape (N, C).
     patients
         Patient of each slide, as for :func:`wsi_ips.evaluation.slide_intervals`.
+    answers
+        What was called, in the form of ``truth``; None: the most probable class, or all from 0.5 on.
 
     Raises
     ------
@@ -102,17 +105,19 @@ def evaluate_task(
     single = truth.ndim == 1
     numbers = np.arange(len(classes))
     holds = truth[:, None] == numbers if single else np.asarray(truth, bool)  # (N, C)
-    given = probability.argmax(1)[:, None] == numbers if single else probability >= 0.5  # (N, C)
-    confusion = metrics.confusion_matrix(truth, probability.argmax(1), labels=numbers) if single else np.zeros((0, 0))
-    varied = single and len({*truth.tolist(), *probability.argmax(1).tolist()}) > 1
+    called = answers if answers is not None else probability.argmax(1) if single else probability >= 0.5
+    given = called[:, None] == numbers if single else np.asarray(called, bool)  # (N, C)
+    confusion = metrics.confusion_matrix(truth, called, labels=numbers) if single else np.zeros((0, 0))
+    varied = single and len({*truth.tolist(), *called.tolist()}) > 1
+    wholly = (holds == given).all(1)
     return TaskEvaluation(
         name,
         "single" if single else "multi",
         len(truth),
-        share_interval((holds == given).all(1), patients),
-        plain.accuracy,
+        share_interval(wholly, patients),
+        float(wholly.mean() if single else (holds == given).mean()),
         plain.auc,
-        float(metrics.cohen_kappa_score(truth, probability.argmax(1))) if varied else None,
+        float(metrics.cohen_kappa_score(truth, called)) if varied else None,
         tuple(_of_class(c, holds[:, i], given[:, i], probability[:, i], patients) for i, c in enumerate(classes)),
         tuple(tuple(int(cell) for cell in row) for row in confusion.tolist()),
     )

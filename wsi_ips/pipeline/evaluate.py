@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation import (
@@ -14,6 +17,7 @@ from wsi_ips.evaluation import (
     Patients,
     PatientStage,
     Scored,
+    SlideEvaluation,
     TaskEvaluation,
     evaluate_slides,
     evaluate_task,
@@ -21,11 +25,16 @@ from wsi_ips.evaluation import (
     pn_stage,
     quadratic_kappa,
 )
+from wsi_ips.evaluation.calibration import LEAST_PROBABILITY
+from wsi_ips.evaluation.calibration import calibration as calibration_of
 from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm
 from wsi_ips.geometry import Scale
 from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.labels import Task
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.table import read_rows
+from wsi_ips.model.calibration import DEFAULT_THRESHOLD, Calibration, TaskCalibration
+from wsi_ips.pipeline.calibrate import calibrate
 from wsi_ips.pipeline.localise import LEGACY_MPP, SIZES, localise, score_raster
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.scored import predicted
@@ -46,7 +55,9 @@ def evaluate_run(
     nodes: str | None = None,
     legacy_spacing: bool = False,
 ) -> Evaluation:
-    """Figures of a run's predictions.
+    """Figures of a run's predictions, with the temperature and the threshold that are frozen in the bundle.
+
+    A model that this run trained is calibrated first where it is not yet, see :mod:`wsi_ips.pipeline.calibrate`.
 
     Parameters
     ----------
@@ -55,9 +66,9 @@ def evaluate_run(
     by
         Further columns of the manifest that make subgroups, beside :data:`SITE_COLUMNS`.
     split
-        Slides to report on; the threshold comes from split ``val``.
+        Slides to report on.
     threshold
-        Given from outside instead.
+        Calibrated probability from which on a slide is called positive, in place of the bundle's.
     nodes
         Column of the manifest with what each lymph node holds; what is predicted is then measured on the map.
     legacy_spacing
@@ -70,31 +81,37 @@ def evaluate_run(
     ManifestError
         A column of ``by`` or ``nodes`` is not there.
     """
-    everyone = predicted(run)
-    chosen = [r for r in everyone if r.split == split]
+    chosen = [r for r in predicted(run) if r.split == split]
     if not chosen:
         raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
-    validation = [r for r in everyone if r.split == "val" and run.truth(r) is not None] if split != "val" else []
-    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in (*chosen, *validation)}
+    calibration = calibrate(run)
+    frozen = calibration.tasks[0]
+    scores = {r.slide_id: _scores(run, r, calibration) for r in chosen}
     sheet, notes = sheet_entries(run), _not_predicted(run, chosen, split)
     known = [r for r in chosen if run.truth(r) is not None]
     if len(known) < len(chosen):
         notes.append(f"{len(chosen) - len(known)} slides of split `{split}` without a label are in no slide figure")
     sizes = largest_lesions(sheet)
+    used = next(iter(frozen.thresholds[-1:]), DEFAULT_THRESHOLD) if threshold is None else threshold
     slides = None
     try:
-        slides = evaluate_slides(
+        figures = evaluate_slides(
             _scored(run, known, scores),
-            _scored(run, validation, scores),
             groups=_groups(run, known, by),
             positive_groups=_size_groups(known, sizes),
-            threshold=threshold,
+            threshold=used,
         )
+        slides = _frozen(figures, frozen, _scored(run, known, scores, raw=True), given=threshold is not None)
     except EvaluationError as error:
         notes.append(f"no slide figures: {error}")
-    used = slides.threshold if slides else 0.5 if threshold is None else threshold
     localisation = localise(
-        run, scores, chosen, notes, threshold=used, sizes=sizes, mpp=LEGACY_MPP if legacy_spacing else None
+        run,
+        scores,
+        chosen,
+        notes,
+        threshold=tile_threshold(run.recipe.labels.tasks[0], frozen.temperature, used),
+        sizes=sizes,
+        mpp=LEGACY_MPP if legacy_spacing else None,
     )
     patients = _patients_by_map(run, chosen, scores, nodes, used, notes) if nodes else _patients(run, known, scores)
     recall = recall_figures(sheet)
@@ -119,11 +136,50 @@ def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[
     return [f"{len(states)} of {len(states) + len(chosen)} slides of split `{split}` are in no figure: {kinds}"]
 
 
-def _scored(run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores]) -> Scored:
+def tile_threshold(task: Task, temperature: float, threshold: float) -> float:
+    """The threshold of slides for tiles, whose probabilities are not calibrated: what a slide of that tile alone needs.
+
+    With more than two classes of which one holds there is no such number; the threshold is taken as it is.
+    """
+    if temperature == 1 or (task.kind == "single" and task.width > 2):
+        return threshold
+    inner = float(np.clip(threshold, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
+    return float(special.expit(temperature * special.logit(inner)))
+
+
+def _scores(run: Run, record: SlideRecord, calibration: Calibration) -> SlideScores:
+    return replace(read_scores(run.folder.scores, record.slide_id), calibration=calibration)
+
+
+def _scored(
+    run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores], *, raw: bool = False
+) -> Scored:
+    """Truth and calibrated probability of the positive class; ``raw``: as the network gave it."""
     label = run.recipe.labels.tasks[0]
     truth = np.array([label.is_positive(run.truth(r)) for r in records], np.int64)
-    score = np.array([scores[r.slide_id].probability[-1] for r in records], np.float64)
+    verdicts = [scores[r.slide_id].verdicts[0] for r in records]
+    score = np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64)
     return Scored(truth, score, [r.patient_id or "" for r in records])
+
+
+def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, given: bool) -> SlideEvaluation:
+    """Figures of calibrated probabilities, with where temperature and threshold come from."""
+    notes = list(figures.notes)
+    if frozen.note:
+        notes.append(frozen.note)
+    is_default = frozen.slides == 0 or "threshold" in frozen.note
+    before = None
+    if frozen.temperature != 1:
+        with suppress(EvaluationError):  # its absence is noted with that of the calibrated one
+            before = calibration_of(raw.truth, raw.score)
+    return replace(
+        figures,
+        threshold_from="given" if given else "default" if is_default else "validation",
+        calibration=before or figures.calibration,
+        temperature=frozen.temperature if frozen.temperature != 1 else None,
+        calibrated=figures.calibration if frozen.temperature != 1 else None,
+        notes=tuple(notes),
+    )
 
 
 def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict[str, list[str]]:
@@ -167,9 +223,11 @@ def _tasks(
             notes.append(f"no figures of task `{task.name}`: its answer is known of no slide here")
             continue
         truth = np.array([run.truths[r.slide_id][number] for r in known])
-        probability = np.array([scores[r.slide_id].probabilities[number] for r in known])
+        verdicts = [scores[r.slide_id].verdicts[number] for r in known]
+        probability = np.array([verdict.probability for verdict in verdicts])
+        answers = np.array([task.truth(verdict.answer) for verdict in verdicts])
         patients = [r.patient_id or "" for r in known]
-        found.append(evaluate_task(task.name, task.classes, truth, probability, patients))
+        found.append(evaluate_task(task.name, task.classes, truth, probability, patients, answers))
     return tuple(found)
 
 
@@ -206,11 +264,12 @@ def _patients_by_map(
                 f"{', '.join(NODE_LABELS)}"
             )
         entry, index = scores[record.slide_id], run.index(record)
-        longest = 0.0
+        temperature = entry.calibration.tasks[0].temperature if entry.calibration else 1.0
+        of_tiles, longest = tile_threshold(run.recipe.labels.tasks[0], temperature, threshold), 0.0
         if entry.probability[-1] >= threshold:
             cell_um = Scale(index.stride_px0.x * index.mpp.x, index.stride_px0.y * index.mpp.y)
             raster = score_raster(entry, index)
-            longest = largest_part_mm(raster.values >= threshold, cell_um)  # noqa: PD011 - no pandas
+            longest = largest_part_mm(raster.values >= of_tiles, cell_um)  # noqa: PD011 - no pandas
         nodes.append((record.patient_id, text, node_label(longest)))
     if not nodes:
         notes.append(f"no stages: no slide here has `patient_id` and `{column}`")

@@ -11,19 +11,18 @@ import yaml
 
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation import Evaluation
-from wsi_ips.inference import read_scores
-from wsi_ips.manifest import Splits
 from wsi_ips.model import ModelCard, read_card
 from wsi_ips.pipeline.evaluate import evaluate_run
+from wsi_ips.pipeline.facts import write_facts
 from wsi_ips.pipeline.localise import SIZES
 from wsi_ips.pipeline.report_card import model_card
 from wsi_ips.pipeline.report_flow import cohort_flow
 from wsi_ips.pipeline.report_slides import slide_entries
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import checkpoint_folder, predicted
+from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.pipeline.sheet import recall_summary, sheet_entries
 from wsi_ips.pipeline.states import STATES
-from wsi_ips.provenance import atomic_write_json, peak_rss_mb, run_facts
+from wsi_ips.provenance import atomic_write_json, peak_rss_mb
 from wsi_ips.results import Figure, History, LostLesion, RecallRow, ReportData, write_report
 from wsi_ips.results.sheet import SheetEntry
 
@@ -43,14 +42,8 @@ def report_stage(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     """
     evaluation = evaluate(run)
     summary = _summary(run, evaluation, seconds)
-    parts = Splits(({r.slide_id: r.split for r in run.records if r.split is not None},))
-    facts = {
-        "run": run_facts(),
-        "recipe": run.recipe.model_dump(mode="json"),
-        "parts": {"hash": parts.hash, **parts.counts(0)},
-    }
+    facts = write_facts(run)
     atomic_write_json(run.folder.summary, summary)
-    atomic_write_json(run.folder.facts, facts)
     atomic_write_json(run.folder.evaluation, evaluation.as_json())
     write_report(run.folder.report, _report_data(run, evaluation, summary, facts))
     return summary
@@ -141,7 +134,8 @@ def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _report_data(run: Run, evaluation: Evaluation, summary: dict[str, Any], facts: dict[str, Any]) -> ReportData:
-    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in predicted(run)}
+    calibration = model_calibration(run)
+    scores = {r.slide_id: slide_scores(run, r, calibration) for r in predicted(run)}
     threshold = evaluation.slides.threshold if evaluation.slides else None
     libraries = ", ".join(f"{k} {v}" for k, v in facts["run"]["libraries"].items() if v)
     card, sheet = read_card(checkpoint_folder(run)), sheet_entries(run)

@@ -117,7 +117,9 @@ def _limits(run: Run, evaluation: Evaluation | None, split: str) -> tuple[str, .
         if fewest < FEW_OF_A_CLASS:
             lines.append(f"Measured on few slides, {fewest} of the rarer class: the intervals are wide, believe them.")
         if slides.threshold_from == "default":
-            lines.append("No validation slide fixed the threshold; 0.5 is a default and no recommendation.")
+            lines.append(
+                "Too few validation slides to fix a threshold: that of 0.5 is a default and no recommendation."
+            )
         if slides.patients is None:
             lines.append("Patients are not named: slides count as independent, and intervals may be too narrow.")
         lines += _untested_sizes(slides.subgroups)

@@ -37,7 +37,7 @@ def slide_entries(
     run, scores
         Scores of the predicted slides.
     threshold
-        Slides from it on are called positive, where there are two classes; None: the most probable class.
+        Slides from it on count as called positive; None where nothing is measured.
     split
         Of its slides it is told which were called wrongly.
     """
@@ -74,11 +74,9 @@ def _entry(
     called = scores.label if scores else ""
     positive = None if truth is None else bool(task.is_positive(truth))
     outcome: Outcome = ""
-    if threshold is not None and probability is not None:
-        if task.kind == "single" and task.width == 2:
-            called = task.classes[int(probability >= threshold)]
-        if record.split == split and positive is not None and positive != (probability >= threshold):
-            outcome = "missed" if positive else "false alarm"
+    if threshold is not None and probability is not None and positive is not None and record.split == split:
+        wrong = positive != (probability >= threshold)
+        outcome = ("missed" if positive else "false alarm") if wrong else ""
     return SlideEntry(
         slide_id=record.slide_id,
         state=state.state,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsi_ips.results.alignment import alignment_correlation, page_position
     from wsi_ips.results.figures import History
-    from wsi_ips.results.heatmap import Raster, attention_rank, tile_raster
+    from wsi_ips.results.heatmap import Raster, attention_rank, odds_share, tile_raster
     from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
     from wsi_ips.results.report import render_report, write_report
     from wsi_ips.results.report_data import (
@@ -27,14 +27,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "alignment": ("alignment_correlation", "page_position"),
-    "heatmap": ("Raster", "attention_rank", "tile_raster"),
+    "heatmap": ("Raster", "attention_rank", "odds_share", "tile_raster"),
     "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
     "figures": ("History",),
     "report": ("render_report", "write_report"),
     "report_data": (
         "CardSection",
         "Figure",
-        "FlowStep",
         "FlowStep",
         "Loss",
         "LostLesion",
@@ -65,6 +64,7 @@ __all__ = [
     "attention_rank",
     "draw_overlay",
     "draw_tissue",
+    "odds_share",
     "page_position",
     "render_report",
     "sidecar",
