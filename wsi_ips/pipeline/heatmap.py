@@ -109,8 +109,10 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         )
         picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
         facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
-        plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
-        facts["alignment"] = _alignment(run, record, scores, plain, facts)  # outlines would cover texture
+        plain = picture
+        if caption.outlines:  # they would cover texture
+            plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
+        facts["alignment"] = _alignment(run, record, scores, plain, facts)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
 
 
