@@ -166,7 +166,10 @@ def heatmap(
     settings: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Draw probability and attention of predicted slides over their thumbnails; give the checkpoint of `predict`."""
+    """Draw the maps of predicted slides over their tissue, and make what is handed over of each: `handoff/SLIDE`.
+
+    Pictures, QuPath GeoJSON, ASAP XML, OME-TIFF, lesion table, gallery. Give the checkpoint of `predict`.
+    """
     _stages(recipe, [*(settings or []), *pinned(checkpoint)], debug, "heatmap", slides or [])
 
 
