@@ -1,0 +1,109 @@
+"""``wsi-ips heatmap --scores``: options, and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from wsi_ips.cli.console import Bars, out
+from wsi_ips.config import HeatmapSection
+from wsi_ips.errors import RecipeError
+
+if TYPE_CHECKING:
+    from wsi_ips.pipeline.other_scores import OtherScores
+
+ScoresFile = Annotated[
+    Path | None, typer.Option("--scores", metavar="FILE", help="Scores of another model: .csv or .h5.")
+]
+ScoredSlide = Annotated[Path | None, typer.Option("--slide", metavar="SLIDE", help="With --scores: the slide.")]
+MapsFolder = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="With --scores: folder for the pictures.")
+]
+ScoreColumns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="NAME", help="With --scores: draw these scores only (several times)."),
+]
+DrawnAs = Annotated[
+    str, typer.Option("--as", metavar="auto|probability|rank", help="With --scores: scale of the colours.")
+]
+TileSide = Annotated[
+    float | None,
+    typer.Option("--tile-px0", min=1, help="With --scores: side of a tile, level-0 px, where FILE has no sizes."),
+]
+PatchesFile = Annotated[
+    Path | None,
+    typer.Option("--patches", metavar="FILE", help="With --scores: coordinate file of CLAM or TRIDENT behind them."),
+]
+SlideScale = Annotated[
+    float | None, typer.Option("--mpp", help="With --scores: µm per level-0 px of a slide that does not state it.")
+]
+
+
+def other_scores(
+    scores: Path,
+    slide: Path | None,
+    columns: list[str] | None,
+    draw_as: str,
+    tile_px0: float | None,
+    patches: Path | None,
+    mpp: float | None,
+) -> OtherScores:
+    """Options as one request.
+
+    Raises
+    ------
+    RecipeError
+        An option is missing or has no known value.
+    """
+    from wsi_ips.pipeline.other_scores import OtherScores
+
+    if slide is None:
+        raise RecipeError("--scores: name the slide they belong to with --slide")
+    if draw_as not in ("auto", "probability", "rank"):
+        raise RecipeError(f"--as {draw_as}: one of auto, probability, rank")
+    if mpp is not None and mpp <= 0:
+        raise RecipeError(f"--mpp {mpp:g}: must be above 0")
+    return OtherScores(scores, slide, tuple(columns or ()), draw_as, tile_px0, patches, mpp)  # type: ignore[arg-type]
+
+
+def draw_scores(wanted: OtherScores, output: Path | None, settings: Mapping[str, Any]) -> None:
+    """Draw, and print a row per map.
+
+    Raises
+    ------
+    RecipeError
+        No folder to write to, or a setting that is none of section `heatmap`.
+    WsiIpsError
+        The file or the slide cannot be used.
+    """
+    from wsi_ips.pipeline.other_scores import draw_other_scores
+
+    if output is None:
+        raise RecipeError("--scores: name the folder for the pictures with --output")
+    drawn = draw_other_scores(wanted, output, section=_section(settings), note=Bars().note)
+    table = Table("scores", "drawn as", "alignment", "picture", box=None, pad_edge=False)
+    for one in drawn:
+        how = "0 to 1" if one.kind == "probability" else "rank"
+        shown = "" if one.alignment is None else f"{one.alignment:.2f}"
+        table.add_row(escape(one.column), how, shown, escape(one.path.name))
+    out.print(table)
+    out.print(f"pictures: {output}", soft_wrap=True)
+
+
+def _section(settings: Mapping[str, Any]) -> HeatmapSection:
+    """Section `heatmap` with the keys of ``--set``, written ``heatmap.mpp=2`` as in a recipe."""
+    values = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        if section != "heatmap" or not name:
+            raise RecipeError(f"--set {key}: with --scores only keys of section `heatmap`, e.g. heatmap.mpp=2")
+        values[name] = value
+    try:
+        return HeatmapSection.model_validate(values)
+    except ValueError as error:
+        raise RecipeError(f"section `heatmap`: {error}") from error
