@@ -13,6 +13,7 @@ import yaml
 from wsi_ips import __version__
 from wsi_ips.cli.cohort import add_commands
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
+from wsi_ips.cli.export import export
 from wsi_ips.cli.other_scores import (
     DrawnAs,
     MapsFolder,
@@ -93,6 +94,7 @@ def demo(
 
 
 add_commands(app)
+app.add_typer(export, name="export")
 
 
 @app.command()
