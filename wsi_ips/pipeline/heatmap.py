@@ -12,9 +12,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from PIL import Image
+from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import read_annotation
-from wsi_ips.errors import EvaluationError
+from wsi_ips.annotations import read_annotation, read_geojson
+from wsi_ips.errors import AnnotationError, EvaluationError
 from wsi_ips.geometry import Box, Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
@@ -24,11 +25,11 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
 from wsi_ips.results.alignment import alignment_correlation
-from wsi_ips.results.overlay import Kind
+from wsi_ips.results.overlay import Kind, mask_in
 from wsi_ips.slides import read_area
 from wsi_ips.tiles import TileIndex, read_tiles
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS: tuple[Kind, ...] = ("probability", "attention")
 ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
 MARGIN = 0.06
@@ -47,7 +48,7 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     due = []
     for record in to_draw(run, names):
         scores = read_scores(run.folder.scores, record.slide_id)
-        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint)
+        wanted = heatmap_fingerprint(run, scores)
         if not all(_drawn_from(run, record, kind) == wanted for kind in KINDS):
             due.append((record, scores, wanted))
     if due:
@@ -60,12 +61,35 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     return len(due)
 
 
+def heatmap_fingerprint(run: Run, scores: SlideScores) -> str:
+    """Fingerprint that the pictures of a slide must have to be up to date."""
+    return fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint)
+
+
+def map_values(scores: SlideScores) -> dict[Kind, NDArray[np.float32]]:
+    """Score of every tile in each map, 0-1."""
+    return {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
+
+
+def tissue_region(run: Run, record: SlideRecord, index: TileIndex) -> BaseGeometry | None:
+    """Tissue that tiling found, level-0 pixels; None where its outline is gone or cannot be read."""
+    path, origin = run.folder.tissue_outline(record.slide_id), Point(index.bounds.x, index.bounds.y)
+    try:
+        return shapely.union_all([area.region for area in read_geojson(path, bounds_origin=origin)])
+    except AnnotationError:
+        run.progress.note(f"slide {record.slide_id}: no outline of its tissue; what was not analysed is not shown")
+        return None
+
+
 def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
     section, index = run.recipe.heatmap, run.index(record)
     with run.opener(record)() as reader:
         area = tiled_area(index)
         pixels, mpp = read_area(reader, area, section.mpp, section.max_side_px)
+    tissue = tissue_region(run, record, index)
     view = View(pixels, area, mpp)
+    if tissue is not None:
+        view = replace(view, tissue=mask_in(view, tissue))
     caption = Caption(
         slide_id=record.slide_id,
         class_name=scores.classes[-1],
@@ -73,7 +97,7 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         model_id=model_id,
         outlines=_outlines(record, index.bounds),
     )
-    values = {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
+    values = map_values(scores)
     for kind in KINDS:
         raster = tile_raster(
             index.x,

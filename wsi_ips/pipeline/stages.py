@@ -64,6 +64,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
         used is no error: it ends as ``failed`` in ``slides.csv``.
     """
+    from wsi_ips.pipeline.handoff import handoff_stage
     from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage
     from wsi_ips.pipeline.report import report_stage
@@ -77,6 +78,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         worked = train_stage(run) or worked
         worked = bool(predict_stage(run)) or worked
         worked = bool(heatmap_stage(run)) or worked
+        worked = bool(handoff_stage(run)) or worked
         stored = None if worked else _stored_summary(run)
         summary = stored or report_stage(run, seconds=time.monotonic() - began)
     if stored:
@@ -111,12 +113,14 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
 
 def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
     """A stage that needs torch; tiling must work where it is not installed."""
+    from wsi_ips.pipeline.handoff import handoff_stage
     from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage, to_predict
     from wsi_ips.pipeline.train import train_stage
 
     if last == "heatmap":
         heatmap_stage(run, slides)
+        handoff_stage(run, slides)
     elif last == "predict":
         tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
         predict_stage(run, slides)

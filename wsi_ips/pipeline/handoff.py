@@ -1,0 +1,106 @@
+"""Stage ``handoff``: what pathologists get of each drawn slide, in the formats of their programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model import read_card
+from wsi_ips.pipeline.heatmap import KINDS, heatmap_fingerprint, map_values, tissue_region, to_draw
+from wsi_ips.pipeline.predict import checkpoint_folder
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import atomic_write_text, fingerprint
+from wsi_ips.results.handoff import (
+    Material,
+    ScoreMaps,
+    choose_tiles,
+    draw_gallery,
+    joined,
+    stored_package,
+    write_package,
+)
+from wsi_ips.results.handoff.package import SCHEMA_VERSION
+from wsi_ips.tiles import TileIndex, read_tiles
+
+
+def handoff_stage(run: Run, names: Sequence[str] = ()) -> int:
+    """Write the packages that are not up to date, and the tables of all; the number of slides worked on."""
+    if not run.recipe.handoff.formats:
+        return 0
+    model_id = read_card(checkpoint_folder(run)).model_id
+    due = []
+    for record in to_draw(run, names):
+        if run.states[record.slide_id].state == "failed" and run.states[record.slide_id].stage == "heatmap":
+            continue  # it has no pictures, and its state says why
+        scores = read_scores(run.folder.scores, record.slide_id)
+        wanted = handoff_fingerprint(run, scores)
+        stored = stored_package(run.folder.handoff(record.slide_id))
+        if stored is None or stored["fingerprint"] != wanted:
+            due.append((record, scores, wanted))
+    if due:
+        with run.progress.stage("hand-off packages", len(due), "slides") as advance:
+            for record, scores, wanted in due:
+                pack = partial(_pack, run, record, scores, wanted, model_id)
+                run.states.fence(record.slide_id, "handoff", pack)
+                advance(1)
+        run.states.save()
+        write_tables(run)
+    return len(due)
+
+
+def handoff_fingerprint(run: Run, scores: SlideScores) -> str:
+    """Fingerprint that the package of a slide must have to be up to date."""
+    return fingerprint("handoff", SCHEMA_VERSION, run.recipe.handoff, heatmap_fingerprint(run, scores))
+
+
+def score_maps(run: Run, index: TileIndex, scores: SlideScores, *, model_id: str, fingerprint: str) -> ScoreMaps:
+    """Our own model's scores of a slide, ready to be handed over."""
+    return ScoreMaps(
+        slide_id=index.slide_id,
+        class_name=scores.classes[-1],
+        probability=scores.probability[-1],
+        model_id=model_id,
+        fingerprint=fingerprint,
+        x=index.x,
+        y=index.y,
+        scores={str(kind): values for kind, values in map_values(scores).items()},
+        threshold=run.recipe.handoff.threshold,
+        size_px0=index.size_px0,
+        bounds=index.bounds,
+        grid=index.grid,
+        stride_px0=index.stride_px0,
+        footprint_px0=index.plan.footprint_px0,
+        mpp=index.mpp,
+    )
+
+
+def write_tables(run: Run) -> None:
+    """Write ``lesions.csv``: the lesions of all packages, slides in the order of the manifest."""
+    if "lesions" not in run.recipe.handoff.formats:
+        return
+    paths = [run.folder.handoff(r.slide_id) / f"{r.slide_id}_lesions.csv" for r in run.records]
+    tables = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+    atomic_write_text(run.folder.handoffs / "lesions.csv", joined(tables))
+
+
+def _pack(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
+    section, index = run.recipe.handoff, run.index(record)
+    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=wanted)
+    gallery = None
+    if "gallery" in section.formats and run.recipe.heatmap.top_tiles:
+        choice = choose_tiles(maps, run.recipe.heatmap.top_tiles)
+        gallery = draw_gallery(maps, choice, read_tiles(run.tiles(record).only(choice.tiles)))
+    material = Material(
+        overlays=[run.folder.overlay(record.slide_id, kind) for kind in KINDS],
+        gallery=gallery,
+        tissue=tissue_region(run, record, index),
+    )
+    write_package(
+        run.folder.handoff(record.slide_id),
+        maps,
+        material,
+        formats=section.formats,
+        every_tile=section.every_tile,
+    )
