@@ -42,6 +42,9 @@ def test_the_highest_tile_of_a_blockmap_is_seen_at_its_place(tmp_path, real_data
     code, text = run("--scores", blockmap, "--slide", slide, "--output", tmp_path / "maps", "--patches", patches)
     assert code == 0, text
     assert "attention_scores rank" in text
+    package = json.loads((tmp_path / "maps" / "CMU-1-Small-Region_attention_scores" / "package.json").read_text())
+    assert not any(entry["name"].endswith((".xml", ".csv", ".gz")) for entry in package["files"])
+    assert any(entry["name"].endswith("_maps.ome.tif") for entry in package["files"])
     picture = np.asarray(Image.open(tmp_path / "maps" / "CMU-1-Small-Region_attention_scores.png").convert("RGB"))
     facts = json.loads((tmp_path / "maps" / "CMU-1-Small-Region_attention_scores.json").read_text())
     assert facts["alignment"] > 0.9
@@ -66,9 +69,13 @@ def test_wsinfers_probabilities_are_drawn_as_they_are(tmp_path, real_data):
     code, text = run("--scores", table, "--slide", slide, "--output", output, "--column", "prob_Tumor")
     assert code == 0, text
     assert sorted(p.name for p in output.iterdir()) == [
+        "demo_tumor_slide_prob_Tumor",
         "demo_tumor_slide_prob_Tumor.json",
         "demo_tumor_slide_prob_Tumor.png",
     ]
+    package = json.loads((output / "demo_tumor_slide_prob_Tumor" / "package.json").read_text())
+    endings = {entry["name"].removeprefix("demo_tumor_slide_prob_Tumor") for entry in package["files"]}
+    assert {"_maps.ome.tif", ".geojson.gz", "_lesions.xml", "_lesions.csv", "_gallery.png", ".png"} <= endings
     facts = json.loads((output / "demo_tumor_slide_prob_Tumor.json").read_text())
     assert (facts["kind"], facts["colour_range"], facts["tiles"]) == ("probability", [0, 1], 144)
 
@@ -94,7 +101,7 @@ def test_what_is_odd_is_one_message_and_nothing_is_drawn(tmp_path):
         (["--scores", table, "--output", tmp_path / "o"], "name the slide they belong to with --slide"),
         ([*there, "--output", tmp_path / "o", "--as", "colour"], "one of auto, probability, rank"),
         ([*there, "--output", tmp_path / "o", "--as", "probability"], "reaches from 0.5 to 2: no probability"),
-        ([*there, "--output", tmp_path / "o", "--set", "tiles.mpp=1"], "only keys of section `heatmap`"),
+        ([*there, "--output", tmp_path / "o", "--set", "tiles.mpp=1"], "only keys of sections heatmap and handoff"),
         ([tmp_path / "r.yaml", *there, "--output", tmp_path / "o"], "leave RECIPE and --checkpoint out"),
         ([], "name the RECIPE of a run, or a file of scores with --scores"),
     ):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from wsi_ips.cli.console import Bars, out
-from wsi_ips.config import HeatmapSection
+from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import RecipeError
 
 if TYPE_CHECKING:
     from wsi_ips.pipeline.other_scores import OtherScores
+
+Settings = TypeVar("Settings", HeatmapSection, HandoffSection)
+SECTIONS = ("heatmap", "handoff")
 
 ScoresFile = Annotated[
     Path | None, typer.Option("--scores", metavar="FILE", help="Scores of another model: .csv or .h5.")
@@ -77,7 +80,7 @@ def draw_scores(wanted: OtherScores, output: Path | None, settings: Mapping[str,
     Raises
     ------
     RecipeError
-        No folder to write to, or a setting that is none of section `heatmap`.
+        No folder to write to, or a setting that is none of sections `heatmap` and `handoff`.
     WsiIpsError
         The file or the slide cannot be used.
     """
@@ -85,25 +88,26 @@ def draw_scores(wanted: OtherScores, output: Path | None, settings: Mapping[str,
 
     if output is None:
         raise RecipeError("--scores: name the folder for the pictures with --output")
-    drawn = draw_other_scores(wanted, output, section=_section(settings), note=Bars().note)
-    table = Table("scores", "drawn as", "alignment", "picture", box=None, pad_edge=False)
+    pictures = _section(settings, "heatmap", HeatmapSection)
+    handoff = _section(settings, "handoff", HandoffSection)
+    drawn = draw_other_scores(wanted, output, pictures=pictures, handoff=handoff, note=Bars().note)
+    table = Table("scores", "drawn as", "alignment", "picture", "package", box=None, pad_edge=False)
     for one in drawn:
         how = "0 to 1" if one.kind == "probability" else "rank"
         shown = "" if one.alignment is None else f"{one.alignment:.2f}"
-        table.add_row(escape(one.column), how, shown, escape(one.path.name))
+        package = "" if one.package is None else f"{one.package.name}/"
+        table.add_row(escape(one.column), how, shown, escape(one.path.name), escape(package))
     out.print(table)
     out.print(f"pictures: {output}", soft_wrap=True)
 
 
-def _section(settings: Mapping[str, Any]) -> HeatmapSection:
-    """Section `heatmap` with the keys of ``--set``, written ``heatmap.mpp=2`` as in a recipe."""
-    values = {}
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        if section != "heatmap" or not name:
-            raise RecipeError(f"--set {key}: with --scores only keys of section `heatmap`, e.g. heatmap.mpp=2")
-        values[name] = value
+def _section(settings: Mapping[str, Any], name: str, kind: type[Settings]) -> Settings:
+    """A section of the recipe with the keys of ``--set``, written ``heatmap.mpp=2`` as for a recipe."""
+    strange = [key for key in settings if key.partition(".")[0] not in SECTIONS or not key.partition(".")[2]]
+    if strange:
+        raise RecipeError(f"--set {strange[0]}: with --scores only keys of sections {' and '.join(SECTIONS)}")
+    values = {key.partition(".")[2]: value for key, value in settings.items() if key.partition(".")[0] == name}
     try:
-        return HeatmapSection.model_validate(values)
+        return kind.model_validate(values)
     except ValueError as error:
-        raise RecipeError(f"section `heatmap`: {error}") from error
+        raise RecipeError(f"section `{name}`: {error}") from error

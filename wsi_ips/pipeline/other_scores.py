@@ -7,18 +7,20 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import HeatmapSection
+from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import EvaluationError, ScoresError
 from wsi_ips.pipeline.heatmap import ALIGNMENT_TILES, LEAST_ALIGNMENT, tiled_area
 from wsi_ips.provenance import fingerprint
-from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
+from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
 from wsi_ips.results.alignment import alignment_correlation
+from wsi_ips.results.handoff import Material, ScoreMaps, choose_tiles, draw_gallery, write_package
 from wsi_ips.results.overlay import Kind
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide, read_area
 from wsi_ips.slides.source import slide_name
@@ -30,8 +32,9 @@ SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]
 ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
 """Attention is no probability, also where a softmax has brought it to 0-1."""
-COMPARED_PX = 256
-"""Side at which tiles are read again for the self-test."""
+READ_PX = 256
+"""Side at which tiles are read again, for the self-test and the gallery."""
+OUTLINES = frozenset({"geojson", "asap", "lesions"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class DrawnMap:
         ``probability`` or ``attention`` (a rank).
     path
         The picture; its sidecar lies beside it.
+    package
+        Folder with the files for other programs; None where no format is asked for.
     alignment
         Self-test, about 1 where the map lies on its tissue; None where nothing could be compared.
     """
@@ -81,11 +86,12 @@ class DrawnMap:
     column: str
     kind: Kind
     path: Path
+    package: Path | None
     alignment: float | None
 
 
 def draw_other_scores(
-    wanted: OtherScores, output: Path, *, section: HeatmapSection, note: Callable[[str], None]
+    wanted: OtherScores, output: Path, *, pictures: HeatmapSection, handoff: HandoffSection, note: Callable[[str], None]
 ) -> list[DrawnMap]:
     """Draw every column of a file of scores over its slide.
 
@@ -94,9 +100,11 @@ def draw_other_scores(
     wanted
         What to draw.
     output
-        Folder for ``<slide>_<column>.png`` and their sidecars.
-    section
+        Folder for ``<slide>_<column>.png``, their sidecars, and a package ``<slide>_<column>/`` of each.
+    pictures
         Scale, size and opacity of the pictures.
+    handoff
+        What the packages hold; of a rank map no outlines, for a rank does not say where a lesion ends.
     note
         Who is told what was done to tiles of the file, and of what is odd.
 
@@ -112,10 +120,10 @@ def draw_other_scores(
         for text in placed.notes:
             note(f"{wanted.scores.name}: {text}")
         area = tiled_area(placed.index)
-        pixels, mpp = read_area(reader, area, section.mpp, section.max_side_px)
-        page = _Page(wanted.scores.name, View(pixels, area, mpp), placed, section.opacity, *_to_compare(placed, reader))
-    names = picture_names(placed.columns, placed.index.slide_id)
-    return [page.draw(column, output / f"{names[column]}.png", wanted.draw_as, note) for column in placed.columns]
+        pixels, mpp = read_area(reader, area, pictures.mpp, pictures.max_side_px)
+        names = picture_names(placed.columns, placed.index.slide_id)
+        page = _Page(wanted, View(pixels, area, mpp), placed, pictures, handoff, reader, note)
+        return [page.draw(column, output, names[column]) for column in placed.columns]
 
 
 def placed_scores(wanted: OtherScores, info: SlideInfo) -> PlacedScores:
@@ -170,62 +178,105 @@ def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Page:
-    """What all maps of a file share: name of the file, view, scores, opacity, tiles read again and their pixels."""
+    """What all maps of a file share."""
 
-    source: str
+    wanted: OtherScores
     view: View
     placed: PlacedScores
-    opacity: float
-    compared: NDArray[np.int32]
-    patches: RGB
+    pictures: HeatmapSection
+    handoff: HandoffSection
+    reader: SlideReader
+    note: Callable[[str], None]
 
-    def draw(self, column: str, path: Path, draw_as: DrawAs, note: Callable[[str], None]) -> DrawnMap:
-        index, values = self.placed.index, self.placed.columns[column]
-        kind = map_kind(column, values, draw_as)
-        raster = tile_raster(
-            index.x,
-            index.y,
-            values if kind == "probability" else attention_rank(values),
-            bounds=index.grid,
-            stride_px0=index.stride_px0,
-            footprint_px0=index.plan.footprint_px0,
-        )
+    def draw(self, column: str, output: Path, name: str) -> DrawnMap:
+        """Picture, sidecar and package of one column."""
+        values, path = self.placed.columns[column], output / f"{name}.png"
+        kind = map_kind(column, values, self.wanted.draw_as)
+        maps = self._maps(column, name, values if kind == "probability" else attention_rank(values))
         caption = Caption(
-            slide_id=index.slide_id,
+            slide_id=self.placed.index.slide_id,
             class_name=column,
             probability=None,
-            model_id=f"unknown to this program, scores from {self.source}",
+            model_id=maps.model_id,
             title=f"{column}: " + ("as it is, 0 to 1" if kind == "probability" else "rank within this slide"),
             meaning=f"{column} of each tile" if kind == "probability" else f"rank of {column} within this slide",
         )
-        picture = draw_overlay(self.view, raster, caption, kind=kind, opacity=self.opacity)
-        made_from = fingerprint(index.fingerprint, column, kind, self.opacity)
-        facts = sidecar(self.view, raster, caption, kind=kind, fingerprint=made_from)
-        facts |= {"score_range": [float(values.min()), float(values.max())], "source": self.source}
-        facts["alignment"] = self._alignment(np.asarray(picture), facts, column, note)
+        picture = draw_overlay(self.view, maps.raster, caption, kind=kind, opacity=self.pictures.opacity)
+        made_from = fingerprint(maps.fingerprint, self.pictures)
+        facts = sidecar(self.view, maps.raster, caption, kind=kind, fingerprint=made_from)
+        facts |= {"score_range": [float(values.min()), float(values.max())], "source": self.wanted.scores.name}
+        facts["alignment"] = self._alignment(np.asarray(picture), facts, column)
         write_overlay(path, picture, facts)
-        return DrawnMap(column, kind, path, facts["alignment"])
+        return DrawnMap(column, kind, path, self._package(output / name, maps, kind, path), facts["alignment"])
 
-    def _alignment(self, picture: RGB, facts: dict[str, Any], column: str, note: Callable[[str], None]) -> float | None:
-        x, y = self.placed.index.x[self.compared], self.placed.index.y[self.compared]
+    @cached_property
+    def whole(self) -> NDArray[np.int32]:
+        """Tiles that lie wholly in the slide: only those can be read."""
+        index, foot = self.placed.index, self.placed.index.plan.footprint_px0
+        inside = (index.x + foot.x <= index.size_px0.width) & (index.y + foot.y <= index.size_px0.height)
+        return np.flatnonzero(inside).astype(np.int32)
+
+    @cached_property
+    def compared(self) -> tuple[NDArray[np.int32], RGB]:
+        """Some tiles spread over the slide, and their pixels."""
+        steps = np.linspace(0, len(self.whole) - 1, min(len(self.whole), ALIGNMENT_TILES)).astype(np.intp)
+        return self.whole[steps], self._read(self.whole[steps])
+
+    def _maps(self, column: str, name: str, values: NDArray[np.floating]) -> ScoreMaps:
+        index = self.placed.index
+        return ScoreMaps(
+            slide_id=name,
+            class_name=column,
+            probability=None,
+            model_id=f"unknown to this program, scores from {self.wanted.scores.name}",
+            fingerprint=fingerprint(index.fingerprint, column, self.wanted.draw_as),
+            x=index.x,
+            y=index.y,
+            scores={column: np.asarray(values, np.float32)},
+            threshold=self.handoff.threshold,
+            size_px0=index.size_px0,
+            bounds=index.bounds,
+            grid=index.grid,
+            stride_px0=index.stride_px0,
+            footprint_px0=index.plan.footprint_px0,
+            mpp=index.mpp,
+        )
+
+    def _package(self, folder: Path, maps: ScoreMaps, kind: Kind, overlay: Path) -> Path | None:
+        formats = [f for f in self.handoff.formats if kind == "probability" or f not in OUTLINES]
+        if not formats:
+            return None
+        gallery = None
+        if "gallery" in formats and self.pictures.top_tiles and len(self.whole):
+            seen = replace(maps, x=maps.x[self.whole], y=maps.y[self.whole], scores=_rows(maps, self.whole))
+            choice = choose_tiles(seen, self.pictures.top_tiles)
+            gallery = draw_gallery(seen, choice, self._read(self.whole[choice.tiles]))
+        material = Material(overlays=[overlay], gallery=gallery)
+        write_package(folder, maps, material, formats=formats, every_tile=self.handoff.every_tile)
+        return folder
+
+    def _alignment(self, picture: RGB, facts: dict[str, Any], column: str) -> float | None:
+        tiles, patches = self.compared
+        index = self.placed.index
         try:
-            found = alignment_correlation(picture, facts, self.patches, x, y)
+            found = alignment_correlation(picture, facts, patches, index.x[tiles], index.y[tiles])
         except EvaluationError as error:
-            note(str(error))
+            self.note(str(error))
             return None
         if found < LEAST_ALIGNMENT:
-            note(f"slide {self.placed.index.slide_id}: {column} may be off its tissue (alignment {found:.2f})")
+            self.note(f"slide {index.slide_id}: {column} may be off its tissue (alignment {found:.2f})")
         return round(found, 4)
 
+    def _read(self, tiles: NDArray[np.int32]) -> RGB:
+        """Pixels of tiles, at no more than 256 px a side, uint8, shape (k, h, w, 3)."""
+        index = self.placed.index
+        foot, side = index.plan.footprint_px0, min(READ_PX, index.plan.patch_size.width)
+        target_mpp = index.plan.requested_mpp * foot.x / side
+        plan = plan_footprint(self.reader.info.pyramid, foot, patch_px=side, target_mpp=target_mpp)
+        return read_tiles(
+            SlideTiles(0, index.slide_id, replace(index, plan=plan), lambda: nullcontext(self.reader), tiles)
+        )
 
-def _to_compare(placed: PlacedScores, reader: SlideReader) -> tuple[NDArray[np.int32], RGB]:
-    """Some tiles that lie wholly in the slide, spread over it, and their pixels, read at no more than 256 px a side."""
-    index = placed.index
-    foot = index.plan.footprint_px0
-    whole = (index.x + foot.x <= index.size_px0.width) & (index.y + foot.y <= index.size_px0.height)
-    inside = np.flatnonzero(whole).astype(np.int32)
-    some = inside[np.linspace(0, len(inside) - 1, min(len(inside), ALIGNMENT_TILES)).astype(np.intp)]
-    side = min(COMPARED_PX, index.plan.patch_size.width)
-    plan = plan_footprint(reader.info.pyramid, foot, patch_px=side, target_mpp=index.plan.requested_mpp * foot.x / side)
-    request = SlideTiles(0, index.slide_id, replace(index, plan=plan), lambda: nullcontext(reader), some)
-    return some, read_tiles(request)
+
+def _rows(maps: ScoreMaps, tiles: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+    return {name: values[tiles] for name, values in maps.scores.items()}
