@@ -61,6 +61,23 @@ def export_dicom_maps(target: RunOrRecipe, slides: Slides = None, to: To = None,
         _finish(len(found.written), found.refused, folder)
 
 
+@export.command("qupath")
+def export_qupath_project(target: RunOrRecipe, slides: Slides = None, to: To = None, debug: Debug = False) -> None:
+    """Write a QuPath project: an image per slide, and a script that loads lesions and tiles into them.
+
+    The script, scripts/load_wsi_ips.groovy, also works in a project that is already there: images are found by the
+    names of the slides' files.
+    """
+    with explained(debug=debug):
+        from wsi_ips.pipeline.export_qupath import export_qupath
+
+        folder = _folder(to)
+        with _run(target) as run:
+            found = export_qupath(run, folder, slides or ())
+        out.print(f"open in QuPath: {folder / 'project.qpproj'}; then run its script load_wsi_ips", soft_wrap=True)
+        _finish(len(found.written), found.refused, folder)
+
+
 def _folder(to: Path | None) -> Path:
     if to is None:
         raise RecipeError("--to: name the folder to write to")
