@@ -42,6 +42,8 @@ LIGHT = [
     "wsi_ips.results",
     "wsi_ips.viewer",
     "wsi_ips.pipeline.view",
+    "wsi_ips.pipeline.heatmap",
+    "wsi_ips.pipeline.handoff",
     "wsi_ips.cluster",
     "wsi_ips.pipeline.tile",
     "wsi_ips.pipeline.verify",

@@ -1,4 +1,4 @@
-"""Stage ``handoff``: what pathologists get of each drawn slide, in the formats of their programs."""
+"""Stage ``handoff``: what pathologists get of each drawn slide, in the formats of their programs; no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import partial
 
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import read_card
+from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.heatmap import KINDS, heatmap_fingerprint, map_values, tissue_region, to_draw
-from wsi_ips.pipeline.predict import checkpoint_folder
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import checkpoint_folder
 from wsi_ips.provenance import atomic_write_text, fingerprint
 from wsi_ips.results.handoff import (
     Material,

@@ -1,4 +1,4 @@
-"""Stage ``heatmap``: probability and attention of predicted slides over their H&E."""
+"""Stage ``heatmap``: probability and attention of predicted slides over their H&E; no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from wsi_ips.errors import AnnotationError, EvaluationError
 from wsi_ips.geometry import Box, Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import read_card
-from wsi_ips.pipeline.predict import checkpoint_folder, predicted
+from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import checkpoint_folder, predicted
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
 from wsi_ips.results.alignment import alignment_correlation

@@ -106,22 +106,28 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     with Run.open(recipe, watcher) as run:
         if last == "tile":
             tile_stage(run)
+        elif last == "heatmap":
+            _drawn_stages(run, slides)
         else:
             _learned_stage(run, last, slides)
     return run
 
 
-def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
-    """A stage that needs torch; tiling must work where it is not installed."""
+def _drawn_stages(run: Run, slides: Sequence[str]) -> None:
+    """What is made from stored scores; it needs no torch, and starts without it."""
     from wsi_ips.pipeline.handoff import handoff_stage
     from wsi_ips.pipeline.heatmap import heatmap_stage
+
+    heatmap_stage(run, slides)
+    handoff_stage(run, slides)
+
+
+def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
+    """A stage that needs torch; tiling must work where it is not installed."""
     from wsi_ips.pipeline.predict import predict_stage, to_predict
     from wsi_ips.pipeline.train import train_stage
 
-    if last == "heatmap":
-        heatmap_stage(run, slides)
-        handoff_stage(run, slides)
-    elif last == "predict":
+    if last == "predict":
         tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
         predict_stage(run, slides)
     else:
