@@ -40,7 +40,7 @@ def a_run(run_to_view, tmp_path_factory, real_data) -> Path:
     extra = pd.DataFrame([{"slide_id": "node", "path": str(slide), "mpp": "2.0"}])
     pd.concat([table, extra]).fillna("").to_csv(folder / "manifest.csv", index=False)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"manifest": "manifest.csv"}))
-    code, text = run("predict", folder / "recipe.yaml", "node")
+    _, text = run("predict", folder / "recipe.yaml", "node")
     assert (folder / "out" / "scores.zarr" / "node").exists(), text
     return folder / "recipe.yaml"
 
@@ -124,4 +124,4 @@ def test_export_of_tiles_still_goes_without_its_name(a_run, tmp_path):
         code, text = run(*arguments, "--format", "trident", "--to", tmp_path / name)
         assert code == 0, text
         assert len(list((tmp_path / name).rglob("*_patches.h5"))) == 1
-    assert "Parametric Maps" in run("export", "--help")[1]
+    assert "DICOM maps" in run("export", "--help")[1]

@@ -112,6 +112,20 @@ def test_what_is_odd_is_one_message_and_nothing_is_drawn(tmp_path):
     assert run(*there, "--output", tmp_path / "o")[0] == 0
 
 
+def test_tiles_that_hang_over_the_edge_and_overlap_are_drawn_and_handed_over(tmp_path):
+    slide = write_pyramid(tmp_path / "s.tif", gradient_pyramid())
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(0, 1031, 64), np.arange(0, 773, 64)))
+    rows = "\n".join(f"{a},{b},{(a + b) / 2000:.4f}" for a, b in zip(x, y, strict=True))
+    table = tmp_path / "s.csv"
+    table.write_text(f"x,y,p\n{rows}\n")
+    code, text = run("--scores", table, "--slide", slide, "--tile-px0", 128, "--output", tmp_path / "o")
+    assert code == 0, text
+    assert "tiles hang over the slide's edge" in text
+    facts = json.loads((tmp_path / "o" / "s_p.json").read_text())
+    assert (facts["cell_px0"], facts["tile_px0"]) == ([64, 64], [128, 128])
+    assert (tmp_path / "o" / "s_p" / "package.json").exists()
+
+
 def test_attention_is_never_drawn_as_a_probability_unless_asked():
     weights = np.array([0.1, 0.9])
     assert map_kind("prob_tumour", weights, "auto") == "probability"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from wsi_ips.cli.console import Bars, out
 from wsi_ips.config import HandoffSection, HeatmapSection
@@ -75,7 +74,7 @@ def other_scores(
 
 
 def draw_scores(wanted: OtherScores, output: Path | None, settings: Mapping[str, Any]) -> None:
-    """Draw, and print a row per map.
+    """Draw, and print a line per map.
 
     Raises
     ------
@@ -91,14 +90,13 @@ def draw_scores(wanted: OtherScores, output: Path | None, settings: Mapping[str,
     pictures = _section(settings, "heatmap", HeatmapSection)
     handoff = _section(settings, "handoff", HandoffSection)
     drawn = draw_other_scores(wanted, output, pictures=pictures, handoff=handoff, note=Bars().note)
-    table = Table("scores", "drawn as", "alignment", "picture", "package", box=None, pad_edge=False)
     for one in drawn:
         how = "0 to 1" if one.kind == "probability" else "rank"
-        shown = "" if one.alignment is None else f"{one.alignment:.2f}"
-        package = "" if one.package is None else f"{one.package.name}/"
-        table.add_row(escape(one.column), how, shown, escape(one.path.name), escape(package))
-    out.print(table)
-    out.print(f"pictures: {output}", soft_wrap=True)
+        test = "" if one.alignment is None else f", alignment {one.alignment:.2f}"
+        package = "" if one.package is None else f", {one.package.name}/"
+        text = f"[bold]{escape(one.column)}[/] {how}{test}: {escape(one.path.name + package)}"
+        out.print(text, soft_wrap=True)
+    out.print(f"pictures and packages: {output}", soft_wrap=True)
 
 
 def _section(settings: Mapping[str, Any], name: str, kind: type[Settings]) -> Settings:
