@@ -170,21 +170,6 @@ def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) 
 
 
 @app.command()
-def predict(
-    recipe: RecipeFile,
-    slides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SLIDE]...", help="slide_id's of the manifest; none = those of predict.splits."),
-    ] = None,
-    checkpoint: Checkpoint = None,
-    settings: Overrides = None,
-    debug: Debug = False,
-) -> None:
-    """Label slides and score every tile with the trained model; needs a checkpoint."""
-    _stages(recipe, [*(settings or []), *_pinned(checkpoint)], debug, "predict", slides or [])
-
-
-@app.command()
 def heatmap(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     recipe: Annotated[
         Path | None, typer.Argument(metavar="RECIPE", help="Recipe file (YAML); left out with --scores.")
@@ -224,7 +209,7 @@ def heatmap(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     if recipe is None:
         with explained(debug=debug):
             raise RecipeError("name the RECIPE of a run, or a file of scores with --scores")
-    _stages(recipe, [*(settings or []), *_pinned(checkpoint)], debug, "heatmap", slides or [])
+    _stages(recipe, [*(settings or []), *pinned(checkpoint)], debug, "heatmap", slides or [])
 
 
 @app.command("run")
@@ -316,9 +301,11 @@ def scheduled(scheduler: str | None) -> list[str]:
     return [f"compute.scheduler={scheduler}"] if scheduler else []
 
 
-def _pinned(checkpoint: Path | None) -> list[str]:
+def pinned(checkpoint: Path | None) -> list[str]:
     """A checkpoint of the command line as a setting of the recipe."""
-    return [f"predict.checkpoint={checkpoint.resolve()}"] if checkpoint else []
+    from wsi_ips.pipeline.new_slides import bundle_folder
+
+    return [f"predict.checkpoint={bundle_folder(checkpoint.resolve())}"] if checkpoint else []
 
 
 def _stages(path: Path, settings: list[str] | None, debug: bool, last: str, slides: list[str] | None = None) -> None:

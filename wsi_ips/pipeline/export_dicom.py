@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 
 from wsi_ips import __version__
 from wsi_ips.errors import ManifestError, RecipeError, ScoresError, SlideError, UnsupportedSlideError
-from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import read_card
+from wsi_ips.model.card import read_card
+from wsi_ips.pipeline.handoff import score_maps
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import checkpoint_folder, predicted
+from wsi_ips.pipeline.scored import checkpoint_folder, predicted, slide_scores
 from wsi_ips.provenance import atomic_folder
-from wsi_ips.results import attention_rank, tile_raster
+from wsi_ips.results.handoff import ScoreMaps
 from wsi_ips.results.parametric_map import MapFacts, parametric_maps
 from wsi_ips.slides.dicom_source import read_dicom_source
 from wsi_ips.slides.source import is_url
-from wsi_ips.tiles import TileIndex
 
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
@@ -126,30 +125,24 @@ def _export(run: Run, record: SlideRecord, to: Path, model_id: str) -> tuple[lis
             f"slide {record.slide_id}: its finest instance has {source.size_px0.width} x {source.size_px0.height} px, "
             f"but {index.size_px0.width} x {index.size_px0.height} were tiled; tile the slide again"
         )
-    maps = slide_maps(read_scores(run.folder.scores, record.slide_id), index, source, model_id)
+    scores = slide_scores(run, record)
+    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=scores.fingerprint)
+    found = slide_maps(maps, source)
     with atomic_folder(to / record.slide_id) as folder:
-        for name, found in maps.items():
-            found.save_as(folder / name)
-    return [to / record.slide_id / name for name in maps], source.notes
+        for name, level in found.items():
+            level.save_as(folder / name)
+    return [to / record.slide_id / name for name in found], source.notes
 
 
-def slide_maps(scores: SlideScores, index: TileIndex, source: DicomSource, model_id: str) -> dict[str, ParametricMap]:
+def slide_maps(maps: ScoreMaps, source: DicomSource) -> dict[str, ParametricMap]:
     """Probability and attention of a slide, every level, by file name."""
-    values = {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
     meanings = {
-        "probability": f"probability of {scores.classes[-1]}, each tile alone",
+        "probability": f"probability of {maps.class_name}, each tile alone",
         "attention": "attention, rank within the slide",
     }
     found: dict[str, ParametricMap] = {}
-    for kind, of_tiles in values.items():
-        raster = tile_raster(
-            index.x,
-            index.y,
-            of_tiles,
-            bounds=index.grid,
-            stride_px0=index.stride_px0,
-            footprint_px0=index.plan.footprint_px0,
-        )
-        facts = MapFacts(kind, meanings[kind], model_id, __version__, scores.fingerprint)
-        found |= {f"{kind}_{n}.dcm": level for n, level in enumerate(parametric_maps(raster, source, facts))}
+    for kind, meaning in meanings.items():
+        facts = MapFacts(kind, meaning, maps.model_id, __version__, maps.fingerprint)
+        levels = parametric_maps(maps.rasters[kind], source, facts)
+        found |= {f"{kind}_{number}.dcm": level for number, level in enumerate(levels)}
     return found

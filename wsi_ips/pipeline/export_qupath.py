@@ -12,14 +12,13 @@ from PIL import Image
 
 from wsi_ips.errors import RecipeError, ScoresError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Size
-from wsi_ips.inference import read_scores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import read_card
+from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.export_dicom import Exported, to_export
 from wsi_ips.pipeline.handoff import handoff_fingerprint, score_maps
 from wsi_ips.pipeline.heatmap import tissue_region
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import checkpoint_folder
+from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration, slide_scores
 from wsi_ips.provenance import atomic_folder
 from wsi_ips.results.frame import probability_text
 from wsi_ips.results.handoff import find_lesions, not_analysed
@@ -77,8 +76,10 @@ def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
 def _image(run: Run, record: SlideRecord, aside: Path, model_id: str) -> QuPathImage:
     if is_url(record.path):
         raise UnsupportedSlideError(f"slide {record.slide_id}: behind a URL, which QuPath's OpenSlide does not open")
-    index, scores = run.index(record), read_scores(run.folder.scores, record.slide_id)
-    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=handoff_fingerprint(run, scores))
+    index, calibration = run.index(record), model_calibration(run)
+    scores = slide_scores(run, record, calibration)
+    made_from = handoff_fingerprint(run, scores, calibration)
+    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=made_from)
     tissue = tissue_region(run, record, index)
     objects = aside / f"{record.slide_id}.geojson.gz"
     lesions = find_lesions(maps)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
-from wsi_ips.pipeline.heatmap import KINDS, heatmap_fingerprint, map_values, tissue_region, to_draw
+from wsi_ips.pipeline.heatmap import heatmap_fingerprint, tissue_region, to_draw
+from wsi_ips.pipeline.maps import ALWAYS, map_kinds, map_scores
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import checkpoint_folder
+from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration, slide_scores
 from wsi_ips.provenance import atomic_write_text, fingerprint
 from wsi_ips.results.handoff import (
     Material,
@@ -29,13 +31,13 @@ def handoff_stage(run: Run, names: Sequence[str] = ()) -> int:
     """Write the packages that are not up to date, and the tables of all; the number of slides worked on."""
     if not run.recipe.handoff.formats:
         return 0
-    model_id = read_card(checkpoint_folder(run)).model_id
+    model_id, calibration = read_card(checkpoint_folder(run)).model_id, model_calibration(run)
     due = []
     for record in to_draw(run, names):
         if run.states[record.slide_id].state == "failed" and run.states[record.slide_id].stage == "heatmap":
             continue  # it has no pictures, and its state says why
-        scores = read_scores(run.folder.scores, record.slide_id)
-        wanted = handoff_fingerprint(run, scores)
+        scores = slide_scores(run, record, calibration)
+        wanted = handoff_fingerprint(run, scores, calibration)
         stored = stored_package(run.folder.handoff(record.slide_id))
         if stored is None or stored["fingerprint"] != wanted:
             due.append((record, scores, wanted))
@@ -50,13 +52,17 @@ def handoff_stage(run: Run, names: Sequence[str] = ()) -> int:
     return len(due)
 
 
-def handoff_fingerprint(run: Run, scores: SlideScores) -> str:
+def handoff_fingerprint(run: Run, scores: SlideScores, calibration: Calibration) -> str:
     """Fingerprint that the package of a slide must have to be up to date."""
-    return fingerprint("handoff", SCHEMA_VERSION, run.recipe.handoff, heatmap_fingerprint(run, scores))
+    return fingerprint("handoff", SCHEMA_VERSION, run.recipe.handoff, heatmap_fingerprint(run, scores, calibration))
 
 
 def score_maps(run: Run, index: TileIndex, scores: SlideScores, *, model_id: str, fingerprint: str) -> ScoreMaps:
-    """Our own model's scores of a slide, ready to be handed over."""
+    """Our own model's scores of a slide, ready to be handed over: the maps that have a score for every tile.
+
+    Lesions are cut from the probability of single tiles, whichever map is drawn first: the threshold is one of it.
+    """
+    kinds = [*ALWAYS, *(kind for kind in map_kinds(run.recipe.heatmap) if kind not in (*ALWAYS, "leave-one-out"))]
     return ScoreMaps(
         slide_id=index.slide_id,
         class_name=scores.classes[-1],
@@ -65,7 +71,7 @@ def score_maps(run: Run, index: TileIndex, scores: SlideScores, *, model_id: str
         fingerprint=fingerprint,
         x=index.x,
         y=index.y,
-        scores={str(kind): values for kind, values in map_values(scores).items()},
+        scores={str(kind): map_scores(scores, kind)[1] for kind in kinds},
         threshold=run.recipe.handoff.threshold,
         size_px0=index.size_px0,
         bounds=index.bounds,
@@ -93,7 +99,7 @@ def _pack(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         choice = choose_tiles(maps, run.recipe.heatmap.top_tiles)
         gallery = draw_gallery(maps, choice, read_tiles(run.tiles(record).only(choice.tiles)))
     material = Material(
-        overlays=[run.folder.overlay(record.slide_id, kind) for kind in KINDS],
+        overlays=[run.folder.overlay(record.slide_id, kind) for kind in map_kinds(run.recipe.heatmap)],
         gallery=gallery,
         tissue=tissue_region(run, record, index),
     )

@@ -15,22 +15,24 @@ from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.annotations import read_annotation, read_geojson
-from wsi_ips.errors import AnnotationError, EvaluationError
+from wsi_ips.errors import AnnotationError, EvaluationError, RecipeError
 from wsi_ips.geometry import Box, Point
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
+from wsi_ips.pipeline.maps import ALWAYS, map_kinds, map_scores
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import checkpoint_folder, predicted
+from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.provenance import fingerprint
-from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
+from wsi_ips.results import Caption, View, draw_overlay, sidecar, tile_raster, write_overlay
 from wsi_ips.results.alignment import alignment_correlation
 from wsi_ips.results.overlay import Kind, mask_in
 from wsi_ips.slides import read_area
 from wsi_ips.tiles import TileIndex, read_tiles
 
 SCHEMA_VERSION = 2
-KINDS: tuple[Kind, ...] = ("probability", "attention")
+KINDS = ALWAYS
 ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
 MARGIN = 0.06
 """Share of the tiled area shown around it."""
@@ -44,12 +46,19 @@ def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
 
 def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     """Draw all slides whose pictures are not up to date; the number of slides worked on."""
-    model_id = read_card(checkpoint_folder(run)).model_id
+    card = read_card(checkpoint_folder(run))
+    model_id = card.model_id
+    if run.recipe.heatmap.score == "evidence" and not card.evidence:
+        raise RecipeError(
+            f"key `heatmap.score`: model {model_id} was not trained with `model.evidence`, so nothing adds up to its "
+            "decision; train with it, or take `probability`"
+        )
     due = []
+    calibration = model_calibration(run)
     for record in to_draw(run, names):
-        scores = read_scores(run.folder.scores, record.slide_id)
-        wanted = heatmap_fingerprint(run, scores)
-        if not all(_drawn_from(run, record, kind) == wanted for kind in KINDS):
+        scores = slide_scores(run, record, calibration)
+        wanted = heatmap_fingerprint(run, scores, calibration)
+        if not all(_drawn_from(run, record, kind) == wanted for kind in map_kinds(run.recipe.heatmap)):
             due.append((record, scores, wanted))
     if due:
         with run.progress.stage("heatmaps", len(due), "slides") as advance:
@@ -61,14 +70,9 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     return len(due)
 
 
-def heatmap_fingerprint(run: Run, scores: SlideScores) -> str:
+def heatmap_fingerprint(run: Run, scores: SlideScores, calibration: Calibration) -> str:
     """Fingerprint that the pictures of a slide must have to be up to date."""
-    return fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint)
-
-
-def map_values(scores: SlideScores) -> dict[Kind, NDArray[np.float32]]:
-    """Score of every tile in each map, 0-1."""
-    return {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
+    return fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint, calibration.hash)
 
 
 def tissue_region(run: Run, record: SlideRecord, index: TileIndex) -> BaseGeometry | None:
@@ -97,20 +101,22 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         model_id=model_id,
         outlines=_outlines(record, index.bounds),
     )
-    values = map_values(scores)
-    for kind in KINDS:
+    for kind in map_kinds(section):
+        tiles, values = map_scores(scores, kind)
         raster = tile_raster(
-            index.x,
-            index.y,
-            values[kind],
+            index.x[tiles],
+            index.y[tiles],
+            values,
             bounds=index.grid,
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,
         )
         picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
         facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
-        plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
-        facts["alignment"] = _alignment(run, record, scores, plain, facts)  # outlines would cover texture
+        plain = picture
+        if caption.outlines:  # they would cover texture
+            plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
+        facts["alignment"] = _alignment(run, record, scores, plain, facts)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
 
 
