@@ -99,18 +99,22 @@ class Caption:
     slide_id
         Identity of the slide.
     class_name, probability
-        Positive class and its probability for the whole slide.
+        Positive class and its probability for the whole slide; None where nobody has said one.
     model_id
         Which model.
     outlines
         Annotated tumour outlines, each of shape (n, 2): x, y in level-0 pixels; drawn as thin lines.
+    title, meaning
+        What the map and its colours are, where they are not ours; empty for the words of the map's kind.
     """
 
     slide_id: str
     class_name: str
-    probability: float
+    probability: float | None
     model_id: str
     outlines: tuple[NDArray[np.float64], ...] = ()
+    title: str = ""
+    meaning: str = ""
 
 
 def colour_map(view: View, raster: Raster, *, kind: Kind, opacity: float) -> RGB:
@@ -186,14 +190,17 @@ def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: Kind, op
     _draw_outlines(coloured, view, caption.outlines, frame)
     page = frame.blank()
     page.paste(coloured, (frame.map_box.x, frame.map_box.y))
+    slide = (
+        "" if caption.probability is None else f"slide: {caption.class_name} {probability_text(caption.probability)}"
+    )
     rows = (
         (caption.slide_id, ""),
-        (TITLES[kind], f"slide: {caption.class_name} {probability_text(caption.probability)}"),
+        (caption.title or TITLES[kind], slide),
         (f"model {caption.model_id}", RESEARCH),
     )
     page_frame.draw_header(page, frame, rows)
     title, *marks = LEGENDS[kind]
-    page_frame.draw_legend(page, frame, title, _legend_bar(view, raster, kind, opacity), marks)
+    page_frame.draw_legend(page, frame, caption.meaning or title, _legend_bar(view, raster, kind, opacity), marks)
     page_frame.draw_scale_bar(page, frame, view.mpp.x)
     keys: list[page_frame.Key] = []
     if caption.outlines:
@@ -218,7 +225,7 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
         "schema_version": SCHEMA_VERSION,
         "slide_id": caption.slide_id,
         "kind": kind,
-        "meaning": LEGENDS[kind][0],
+        "meaning": caption.meaning or LEGENDS[kind][0],
         "slide_probability": caption.probability,
         "class": caption.class_name,
         "model_id": caption.model_id,
