@@ -190,7 +190,9 @@ def heatmap(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     settings: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Draw probability and attention of predicted slides over their thumbnails; give the checkpoint of `predict`.
+    """Draw the maps of predicted slides over their tissue, and make what is handed over of each: `handoff/SLIDE`.
+
+    Pictures, QuPath GeoJSON, ASAP XML, OME-TIFF, lesion table, gallery. Give the checkpoint of `predict`.
 
     With --scores FILE --slide SLIDE --output DIR: the scores of another model instead, without recipe and model. FILE
     is a CSV with columns x, y (or minx, miny of WSInfer; level-0 pixels of a tile's upper left corner), a column per

@@ -114,8 +114,8 @@ class RunFolder:
         return self.tissue / f"{slide_id}.png"
 
     def tissue_outline(self, slide_id: str) -> Path:
-        """Outline of the tissue as GeoJSON."""
-        return self.tissue / f"{slide_id}.geojson"
+        """Outline of the tissue as GeoJSON; where tiles are shared, tiling has left it in the other folder."""
+        return (self.shared or self.root) / "tissue" / f"{slide_id}.geojson"
 
     def overlay(self, slide_id: str, kind: str) -> Path:
         """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
