@@ -16,7 +16,8 @@
     ├── HandoffError               a hand-off package that does not say on disk what was scored
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
-    ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── TrainingError              training cannot start or go on (one class only)
+    │   └── DivergedError          loss, gradient or scores are not finite any more
     ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
     └── EvaluationError            figures that cannot be computed from the given numbers
@@ -94,6 +95,10 @@ class DeviceMemoryError(WsiIpsError, MemoryError):
 
 class TrainingError(WsiIpsError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """Loss, gradient or scores of a training are not finite any more."""
 
 
 class ClusterError(WsiIpsError, RuntimeError):

@@ -7,6 +7,7 @@ changes speed but no result, so it is in no fingerprint.
 
 from wsi_ips.config.loading import load_recipe
 from wsi_ips.config.sections import (
+    AugmentSection,
     ComputeSection,
     HandoffSection,
     HeatmapSection,
@@ -21,10 +22,12 @@ from wsi_ips.config.sections import (
     SynthSection,
     TilesSection,
     TissueSection,
+    TrackingSection,
     TrainingSection,
 )
 
 __all__ = [
+    "AugmentSection",
     "ComputeSection",
     "HandoffSection",
     "HeatmapSection",
@@ -39,6 +42,7 @@ __all__ = [
     "SynthSection",
     "TilesSection",
     "TissueSection",
+    "TrackingSection",
     "TrainingSection",
     "load_recipe",
 ]

@@ -40,6 +40,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def last_model(self) -> Path:
+        """Checkpoint of the last epoch, which need not be the best."""
+        return self.root / "model_last"
+
+    @property
     def training(self) -> Path:
         """A training at work: its state and the best checkpoint so far; gone when it is done."""
         return self.root / "training"
@@ -48,6 +53,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """Figures per epoch, a JSON object a line."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard."""
+        return self.root / "tensorboard"
 
     @property
     def states(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wsi_ips.errors import RecipeError, RegionReadError, TrainingError
+from wsi_ips.errors import DivergedError, RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
 from wsi_ips.model.card import CARD_NAME, write_card
@@ -20,9 +19,10 @@ from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.leakage import require_no_leak
 from wsi_ips.pipeline.preparation import preparation_of, training_facts
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
+from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device
-from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer
+from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer, best_epoch
+from wsi_ips.training.tracking import MetricsFile, TensorBoardFile, Tracker, Tracking, mlflow_run
 
 STATE_NAME, BEST_NAME = "state.safetensors", "best"
 """In the folder of a training at work."""
@@ -148,12 +148,14 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         add_lora(net.encoder, section.lora_rank)
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
-    keeper = _Keeper(run, net, card)
+    tracking = _tracking(run, wanted)
+    keeper = _Keeper(run, card, tracking)
     stop = StopRequest()
-    (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
+    for folder in (run.folder.model, run.folder.last_model):
+        (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     total = recipe.training.epochs * len(train)
-    with stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
+    with tracking, stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
             net,
             memory_size=section.memory_size,
@@ -166,49 +168,94 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             re_estimate=section.batch_statistics == "re-estimated",
         )
         state = StateFile(run.folder.training / STATE_NAME, wanted)
-        trainer.fit(*labelled, on_epoch=keeper, state=state, on_resume=keeper.resume, stop=stop)
-    keeper.finish()
+        try:
+            trainer.fit(
+                *labelled,
+                on_epoch=lambda record: keeper(record, trainer.result),
+                state=state,
+                on_resume=keeper.resume,
+                stop=stop,
+            )
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
+    keeper.finish(trainer.result)
+
+
+def _tracking(run: Run, wanted: str) -> Tracking:
+    recipe, folder = run.recipe, run.folder
+    parameters = {
+        f"{name}.{key}": value
+        for name, section in (("model", recipe.model), ("training", recipe.training))
+        for key, value in section.model_dump(mode="json").items()
+    }
+    mlflow = mlflow_run(recipe.tracking, name=recipe.name, folder=folder.root, training=wanted, parameters=parameters)
+    trackers: list[Tracker] = [
+        MetricsFile(folder.metrics),
+        TensorBoardFile(folder.tensorboard),
+        *([mlflow] if mlflow else []),
+    ]
+    return Tracking(trackers, run.progress.note)
 
 
 class _Keeper:
-    """Writes the figures of each epoch and keeps the checkpoint of the best, apart until the training is done.
+    """Tells of each epoch and keeps the checkpoint of the best, apart until the training is done.
 
     A checkpoint in the run's folder ``model`` is therefore always that of a whole training.
     """
 
-    def __init__(self, run: Run, net: IpsNet, card: ModelCard) -> None:
-        self.run, self.net, self.card = run, net, card
-        self.best = float("inf")
+    def __init__(self, run: Run, card: ModelCard, tracking: Tracking) -> None:
+        self.run, self.card, self.tracking = run, card, tracking
+        self.history: list[EpochRecord] = []
         self.folder = run.folder.training / BEST_NAME
         run.folder.training.mkdir(parents=True, exist_ok=True)
-        run.folder.metrics.write_text("", encoding="utf-8")
+        tracking.write(self.history)
 
     def resume(self, history: Sequence[EpochRecord]) -> None:
         """Stand where the training stands that goes on."""
-        atomic_write_text(self.run.folder.metrics, "".join(_line(record) for record in history))
-        self.best = min((r.val_loss for r in history if r.val_loss is not None), default=float("inf"))
+        self.history = list(history)
+        self.tracking.write(self.history)
         self.run.progress.note(f"training goes on in epoch {len(history) + 1}")
 
-    def __call__(self, record: EpochRecord) -> None:
-        with self.run.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
-        validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}"
+    def __call__(self, record: EpochRecord, net: IpsNet) -> None:
+        self.history.append(record)
+        self.tracking.write(self.history)
+        auc = "" if record.val_auc is None else f", AUC {record.val_auc:.3f}"
+        validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}{auc}"
         self.run.progress.note(
             f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}"
         )
-        # Without validation slides the last epoch is kept: a training loss says nothing of the best one.
-        if record.val_loss is None or record.val_loss <= self.best:
-            self.best = float("inf") if record.val_loss is None else record.val_loss
-            figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k != "seconds"}
-            save_checkpoint(self.folder, self.net, replace(self.card, metrics=figures))
+        if self._best is record:
+            save_checkpoint(self.folder, net, self._card(record))
 
-    def finish(self) -> None:
-        """Put the best checkpoint in its place and let the state go."""
+    def finish(self, net: IpsNet) -> None:
+        """Put the best and the last checkpoint in their places and let the state go."""
+        last = self.history[-1]
+        if len(self.history) < self.run.recipe.training.epochs:
+            self.run.progress.note(
+                f"stopped after epoch {last.epoch}: none better than epoch {self._best.epoch} in the last "
+                f"{self.run.recipe.training.patience} (`training.patience`)"
+            )
+        with atomic_folder(self.run.folder.last_model) as folder:
+            save_checkpoint(folder, net, self._card(last))
         with atomic_folder(self.run.folder.model) as folder:
             for file in self.folder.iterdir():
                 file.replace(folder / file.name)
         shutil.rmtree(self.run.folder.training)
 
+    def what_is_left(self) -> str:
+        """For a training that cannot go on."""
+        if not self.history:
+            return "no epoch was finished, so there is no checkpoint"
+        return (
+            f"the best checkpoint before, of epoch {self._best.epoch} (training loss {self._best.loss:.3g}), is in "
+            f"{self.folder} until the next training, for `wsi-ips predict --checkpoint`"
+        )
 
-def _line(record: EpochRecord) -> str:
-    return json.dumps(asdict(record)) + "\n"
+    @property
+    def _best(self) -> EpochRecord:
+        return best_epoch(self.history, self.run.recipe.training.select)
+
+    def _card(self, record: EpochRecord) -> ModelCard:
+        left_out = ("seconds", "cost")
+        figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k not in left_out}
+        return replace(self.card, metrics=figures)
