@@ -26,6 +26,7 @@ from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError
 from wsi_ips.model.fast import scan_dtype
 from wsi_ips.model.net import IpsNet, to_float
+from wsi_ips.model.pooling import selection_weights
 from wsi_ips.model.tasks import label_totals, share_right, task_loss, task_losses_each, truth_tensors
 from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.tiles import read_tiles
@@ -36,7 +37,7 @@ from wsi_ips.training.gradient import StepGradient
 from wsi_ips.training.record import EpochRecord, Meter, attention_entropy, waited
 from wsi_ips.training.resume import Position, StateFile, Stateful, StopRequest
 from wsi_ips.training.schedule import epoch_steps, set_learning_rate, warmup_cosine
-from wsi_ips.training.tile_loss import known_slides, selection_weights, tile_loss
+from wsi_ips.training.tile_loss import known_slides, tile_loss
 from wsi_ips.training.validation import Figures, require_validation, validate
 from wsi_ips.training.weights import task_weights
 
