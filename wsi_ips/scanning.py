@@ -319,7 +319,7 @@ class Winners:
 def kept_embeddings(
     net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of the kept tiles, placed, (B, K, D), and their mask, (B, K); ``chunk_size`` patches at a time."""
+    """Embeddings of kept tiles, placed, shape (B, K, D), and their mask (B, K); ``chunk_size`` patches at a time."""
     net.eval()
     winners = Winners.of(net, requests, kept)
     embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])

@@ -78,7 +78,7 @@ def predict_slide(
         encode=encode,
         limit=limit,
     )
-    embeddings, mask = kept_embeddings(net, [tiles], selections, prepare, chunk_size=limit.patches)
+    embeddings, mask = kept_embeddings(net, [tiles], selections, prepare, chunk_size=limit.patches)  # (1, K, D)
     logits, falls = _decision(net, embeddings, mask)
     probability = net.probabilities(logits)  # (C,)
     selection = selections[0]
@@ -92,6 +92,7 @@ def predict_slide(
         seconds=round(time.perf_counter() - began, 3),
         fingerprint=fingerprint,
         int8=check,
+        kept_embeddings=embeddings[0].float().cpu().numpy(),
         left_out=falls,
     )
 

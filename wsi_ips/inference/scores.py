@@ -1,10 +1,11 @@
 """The score table: attention logits and single-tile probability of every tile of a slide.
 
 ``scores.zarr/<slide_id>`` is a Zarr v3 group: ``attention_logits`` float32 (N, T, H), ``tile_probability``
-float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first, ``left_out`` float32 (K,) how far the slide's
-margin falls without each of them. Attributes: schema version, slide id, tasks, class probabilities of the slide in
-each, fingerprint, check of an int8 scan. Row i is row i of the slide's tile index. Everything else (attention,
-evidence) is computed from these.
+float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first, ``kept_embeddings`` float32 (K, D) from which the
+slide's probabilities are pooled, ``left_out`` float32 (K,) how far the slide's margin falls without each of them.
+Attributes: schema version, slide id, tasks, class probabilities of the slide in each, fingerprint, check of an int8
+scan. Row i is row i of the slide's tile index. Everything else (attention, evidence) is computed from these. All of it
+is as the network gave it; a calibration is applied where it is shown.
 
 The margin of a task is how far its last class is ahead: with two classes the log-odds
 (:func:`wsi_ips.model.tasks.positive_margin`).
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.inference.verdict import Verdict, verdict
 from wsi_ips.labels import Task
+from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.rules import log_sum_exp, selection_score
 from wsi_ips.provenance import atomic_folder
@@ -52,13 +55,18 @@ class SlideScores:
     tasks
         What was asked of the slide; the first one is its label, C classes in all of them.
     probabilities
-        Class probabilities of the slide, per task.
+        Class probabilities of the slide, per task, as the network gave them.
     seconds
         Time the pass over the slide took.
     fingerprint
         Of the checkpoint and the tile index behind the scores.
     int8
         Where a scan in 8-bit integers was asked for: how near it is; None for other scans.
+    kept_embeddings
+        float32, shape (K, D): of the selected tiles, with their position where the network adds it; None in tables of
+        before they were stored.
+    calibration
+        How the probabilities are to be read; never stored here, for it is the model's. None: as they are.
     left_out
         How far the label's margin falls when each kept tile is left out and the other K - 1 stay, float32, shape (K,);
         empty where one tile is kept. Tiles that are not kept have none: leaving them out changes nothing.
@@ -73,6 +81,8 @@ class SlideScores:
     seconds: float
     fingerprint: str
     int8: Int8Check | None = None
+    kept_embeddings: NDArray[np.float32] | None = None
+    calibration: Calibration | None = None
     left_out: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @property
@@ -114,14 +124,23 @@ class SlideScores:
         return self.tasks[0].classes
 
     @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What is said of the slide in each task, after calibration."""
+        calibration = self.calibration or Calibration.default(self.tasks)
+        return tuple(
+            verdict(task, raw, entry)
+            for task, raw, entry in zip(self.tasks, self.probabilities, calibration.tasks, strict=True)
+        )
+
+    @property
     def probability(self) -> tuple[float, ...]:
-        """Probabilities of the label's classes."""
-        return self.probabilities[0]
+        """Probabilities of the label's classes, calibrated."""
+        return self.verdicts[0].probability
 
     @property
     def label(self) -> str:
-        """What the slide is, by its probabilities."""
-        return self.tasks[0].answer(self.probability)
+        """What the slide is called, by its calibrated probabilities and the model's threshold."""
+        return self.verdicts[0].answer
 
 
 def write_scores(root: Path, scores: SlideScores) -> None:
@@ -140,8 +159,10 @@ def write_scores(root: Path, scores: SlideScores) -> None:
                 "int8": asdict(scores.int8) if scores.int8 else None,
             },
         )
-        for name in ARRAYS:
+        for name in (*ARRAYS, "kept_embeddings"):
             values = getattr(scores, name)
+            if values is None:
+                continue
             rows = max(1, min(ROWS_PER_CHUNK, len(values)))
             group.create_array(name, data=values, chunks=(rows, *values.shape[1:]))
 
@@ -156,7 +177,7 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
     """
     group = _open(root, slide_id)
     try:
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.asarray(group[name][:])  # type: ignore[index]
             for name in ARRAYS
         }
@@ -168,6 +189,7 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
             seconds=float(stored["seconds"]),
             fingerprint=str(stored["fingerprint"]),
             int8=Int8Check(**stored["int8"]) if stored.get("int8") else None,
+            kept_embeddings=np.asarray(group["kept_embeddings"][:]) if "kept_embeddings" in group else None,  # type: ignore[index]
             **arrays,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from wsi_ips.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -13,11 +16,18 @@ class RunFolder:
     root: Path
     tile_store: str = "zarr"
     tile_location: str | None = None
+    shared: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """The folder of a recipe's run."""
+        return cls(recipe.output, recipe.tiles.store, recipe.tiles.location, recipe.tiles.shared)
 
     @property
     def tiles(self) -> Path | str:
-        """Tile indexes; a URL where the recipe puts them elsewhere."""
-        return self.tile_location or self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+        """Tile indexes; a URL, or in another run folder, where the recipe puts them elsewhere."""
+        name = f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+        return self.tile_location or (self.shared or self.root) / name
 
     @property
     def scores(self) -> Path:
@@ -90,6 +100,11 @@ class RunFolder:
         return self.root / "tissue"
 
     @property
+    def handoffs(self) -> Path:
+        """Hand-off packages, a folder per slide, and the tables of all of them."""
+        return self.root / "handoff"
+
+    @property
     def tissue_recall(self) -> Path:
         """What segmentation and tiling left of each annotated lesion."""
         return self.root / "tissue_recall.csv"
@@ -98,9 +113,17 @@ class RunFolder:
         """Thumbnail with the tissue outline and the tiles."""
         return self.tissue / f"{slide_id}.png"
 
+    def tissue_outline(self, slide_id: str) -> Path:
+        """Outline of the tissue as GeoJSON; where tiles are shared, tiling has left it in the other folder."""
+        return (self.shared or self.root) / "tissue" / f"{slide_id}.geojson"
+
     def overlay(self, slide_id: str, kind: str) -> Path:
         """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
+
+    def handoff(self, slide_id: str) -> Path:
+        """Folder with what is handed over of one slide."""
+        return self.handoffs / slide_id
 
     def traceback(self, slide_id: str) -> Path:
         """Full traceback of a slide's last failure."""

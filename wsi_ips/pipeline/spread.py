@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from wsi_ips.cluster import Job, JobOutcome, Limits, run_here, run_jobs
 from wsi_ips.config import ComputeSection
+from wsi_ips.fence import Failure
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,13 @@ def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Spread]:
             yield Spread(outcomes, at_a_time or max(1, sum(client.nthreads().values())), few)
         finally:
             outcomes.close()  # type: ignore[attr-defined]
+
+
+def failure_of_job(outcome: JobOutcome) -> Failure:
+    """Why a job did not end well; where its process died, with the slide's name and how often it happened."""
+    name, result = outcome.job.name, outcome.result
+    failure = result.failure or Failure("the process gave no result", "")
+    if result.ending == "error":
+        return failure
+    often = f" ({outcome.attempts} attempts)" if outcome.attempts > 1 else ""
+    return Failure(f"slide {name}: {failure.reason}{often}", f"slide {name}: {failure.reason}\n\n{failure.traceback}")

@@ -7,14 +7,19 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import Recipe
+from wsi_ips.model.calibration import Calibration
+from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import STATES, SlideState
 from wsi_ips.pipeline.synth import synth_stage
 from wsi_ips.pipeline.tile import tile_stage
+
+if TYPE_CHECKING:
+    from wsi_ips.pipeline.predictions import PredictedSlide
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,30 @@ class Outcome:
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a prediction came to.
+
+    Attributes
+    ----------
+    run
+        The run.
+    calibration
+        How probabilities were read.
+    slides
+        Those that were asked for.
+    """
+
+    run: Run
+    calibration: Calibration
+    slides: Sequence[PredictedSlide]
+
+    @property
+    def failed(self) -> int:
+        """Slides that were asked for and failed."""
+        return sum(slide.state == "failed" for slide in self.slides)
+
+
 def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     """Run all stages; what is up to date is left as it is.
 
@@ -64,6 +93,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
         used is no error: it ends as ``failed`` in ``slides.csv``.
     """
+    from wsi_ips.pipeline.handoff import handoff_stage
     from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage
     from wsi_ips.pipeline.report import report_stage
@@ -77,11 +107,49 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         worked = train_stage(run) or worked
         worked = bool(predict_stage(run)) or worked
         worked = bool(heatmap_stage(run)) or worked
+        worked = bool(handoff_stage(run)) or worked
         stored = None if worked else _stored_summary(run)
         summary = stored or report_stage(run, seconds=time.monotonic() - began)
     if stored:
         watcher.note("everything is up to date; nothing was computed")
     return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
+
+
+def predict_slides(
+    recipe: Recipe, slides: Sequence[str], *, heatmaps: bool, progress: Progress | None = None
+) -> Predictions:
+    """Tile and predict slides with a trained model, and draw them where asked.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe.
+    slides
+        slide_ids; none: those of `predict.splits` and those without a split.
+    heatmaps
+        Whether to draw their maps.
+    progress
+        Who watches; nobody by default.
+    """
+    from wsi_ips.pipeline.facts import write_facts
+    from wsi_ips.pipeline.predict import predict_stage, to_predict
+    from wsi_ips.pipeline.predictions import predicted_slides
+    from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration
+
+    watcher = progress or Silent()
+    synth_stage(recipe, watcher)
+    with Run.open(recipe, watcher) as run:
+        records = to_predict(run, slides)
+        names = [record.slide_id for record in records]
+        read_card(checkpoint_folder(run))  # before anything is worked on
+        tile_stage(run, only=set(names))
+        predict_stage(run, slides)
+        if heatmaps and names:
+            _drawn_stages(run, names)
+        if recipe.predict.checkpoint is not None or not run.folder.facts.exists():
+            write_facts(run)  # `wsi-ips view FOLDER` needs it; where a run was trained, it stays that of the whole run
+        calibration = model_calibration(run)
+        return Predictions(run, calibration, predicted_slides(run, records, calibration))
 
 
 def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
@@ -104,20 +172,28 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     with Run.open(recipe, watcher) as run:
         if last == "tile":
             tile_stage(run)
+        elif last == "heatmap":
+            _drawn_stages(run, slides)
         else:
             _learned_stage(run, last, slides)
     return run
 
 
+def _drawn_stages(run: Run, slides: Sequence[str]) -> None:
+    """What is made from stored scores; it needs no torch, and starts without it."""
+    from wsi_ips.pipeline.handoff import handoff_stage
+    from wsi_ips.pipeline.heatmap import heatmap_stage
+
+    heatmap_stage(run, slides)
+    handoff_stage(run, slides)
+
+
 def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
     """A stage that needs torch; tiling must work where it is not installed."""
-    from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage, to_predict
     from wsi_ips.pipeline.train import train_stage
 
-    if last == "heatmap":
-        heatmap_stage(run, slides)
-    elif last == "predict":
+    if last == "predict":
         tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
         predict_stage(run, slides)
     else:

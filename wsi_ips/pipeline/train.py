@@ -6,16 +6,19 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
 from wsi_ips.errors import RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
-from wsi_ips.model.checkpoint import CARD_NAME, build_net
+from wsi_ips.model.card import CARD_NAME, write_card
+from wsi_ips.model.checkpoint import build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
 from wsi_ips.pipeline.leakage import require_no_leak
+from wsi_ips.pipeline.preparation import preparation_of, training_facts
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
 from wsi_ips.scanning import choose_device
@@ -43,6 +46,7 @@ def train_stage(run: Run) -> bool:
         _check_enough(run, train)
         wanted = _fingerprint(run, [*train, *val])
         if (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted:
+            _complete_card(run, train, val)
             return False
         try:
             _fit(run, train, val, wanted)
@@ -54,6 +58,19 @@ def train_stage(run: Run) -> bool:
             run.progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
             continue
         return True
+
+
+def _complete_card(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord]) -> None:
+    """Add to a card of an earlier version what this one pins; the recipe is that of the training, so it is known."""
+    card = read_card(run.folder.model)
+    if card.preparation is None:
+        facts = training_facts(run, train, val)
+        del facts["made"]  # that was then
+        write_card(run.folder.model, replace(card, preparation=_preparation(run, [*train, *val]), training=facts))
+
+
+def _preparation(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:
+    return preparation_of(run.recipe, imported=any(r.coordinates is not None for r in records))
 
 
 def _labelled(run: Run, split: str) -> list[SlideRecord]:
@@ -118,6 +135,8 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         selection=section.selection,
         iteration_size=section.iteration_size,
         position=section.position,
+        preparation=_preparation(run, [*train, *val]),
+        training=training_facts(run, train, val),
         evidence=section.evidence,
     )
     for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
