@@ -167,14 +167,13 @@ def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, g
     notes = list(figures.notes)
     if frozen.note:
         notes.append(frozen.note)
-    is_default = frozen.slides == 0 or "threshold" in frozen.note
     before = None
     if frozen.temperature != 1:
         with suppress(EvaluationError):  # its absence is noted with that of the calibrated one
             before = calibration_of(raw.truth, raw.score)
     return replace(
         figures,
-        threshold_from="given" if given else "default" if is_default else "validation",
+        threshold_from="given" if given else frozen.thresholds_from,
         calibration=before or figures.calibration,
         temperature=frozen.temperature if frozen.temperature != 1 else None,
         calibrated=figures.calibration if frozen.temperature != 1 else None,
