@@ -13,6 +13,7 @@
     ├── AnnotationError            an annotation file
     ├── TileIndexError             a stored tile index: missing, other schema, damaged
     ├── ScoresError                a stored score table: missing, other schema, damaged
+    ├── HandoffError               a hand-off package that does not say on disk what was scored
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only)
@@ -78,6 +79,10 @@ class TileIndexError(WsiIpsError, ValueError):
 
 class ScoresError(WsiIpsError, ValueError):
     """A stored score table is missing, damaged or of another schema."""
+
+
+class HandoffError(WsiIpsError, ValueError):
+    """A file of a hand-off package, read back, does not say where and what was scored."""
 
 
 class CheckpointError(WsiIpsError, ValueError):

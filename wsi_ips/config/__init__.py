@@ -9,6 +9,7 @@ from wsi_ips.config.loading import load_recipe
 from wsi_ips.config.sections import (
     AugmentSection,
     ComputeSection,
+    HandoffSection,
     HeatmapSection,
     LabelsSection,
     Leak,
@@ -28,6 +29,7 @@ from wsi_ips.config.sections import (
 __all__ = [
     "AugmentSection",
     "ComputeSection",
+    "HandoffSection",
     "HeatmapSection",
     "LabelsSection",
     "Leak",

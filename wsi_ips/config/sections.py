@@ -390,6 +390,19 @@ class HeatmapSection(Section):
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 
+class HandoffSection(Section):
+    """Files per slide for the programs of pathologists."""
+
+    formats: tuple[Literal["overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"], ...] = Field(
+        ("overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"),
+        description="what the package of a slide holds; `[]` makes none",
+    )
+    threshold: Share = Field(
+        0.5, description="tiles from this probability on are outlined as lesions; of tiles, not of slides"
+    )
+    every_tile: bool = Field(False, description="all tiles in the GeoJSON, not only those from the threshold on")
+
+
 class SynthSection(Section):
     """A cohort that the recipe makes itself (`wsi-ips synth`); empty for real slides."""
 
@@ -511,6 +524,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     predict: PredictSection = PredictSection()
     heatmap: HeatmapSection = HeatmapSection()
+    handoff: HandoffSection = HandoffSection()
     compute: ComputeSection = ComputeSection()
     tracking: TrackingSection = TrackingSection()
 
