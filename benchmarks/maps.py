@@ -365,7 +365,7 @@ def report(maps: dict[str, list[list[Map]]], resamples: int) -> list[dict[str, o
             "interval": interval([d[f] for d in drawn[name]]),
             "peer": real[reference][f],
             "peer_name": reference,
-            "ratio": real[name][f] / real[reference][f],
+            "ratio": real[name][f] / real[reference][f] if real[reference][f] else None,
             "unit": "",
         }
         for name in SCORES
