@@ -8,6 +8,7 @@ changes speed but no result, so it is in no fingerprint.
 from wsi_ips.config.loading import load_recipe
 from wsi_ips.config.sections import (
     ComputeSection,
+    FeaturesSection,
     HeatmapSection,
     LabelsSection,
     Leak,
@@ -25,6 +26,7 @@ from wsi_ips.config.sections import (
 
 __all__ = [
     "ComputeSection",
+    "FeaturesSection",
     "HeatmapSection",
     "LabelsSection",
     "Leak",

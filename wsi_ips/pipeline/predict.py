@@ -6,17 +6,20 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from wsi_ips.errors import CheckpointError, ManifestError
+from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
 from wsi_ips.inference import SlideScores, predict_slide, read_scores, stored_fingerprint, write_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import ModelCard, load_checkpoint, read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.int8 import Int8Exporter
 from wsi_ips.model.presets import remarks
+from wsi_ips.pipeline.feature_source import FeatureSource
+from wsi_ips.pipeline.features import feature_source
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.scored import checkpoint_folder, predicted, scores_fingerprint
 from wsi_ips.provenance import atomic_path
 from wsi_ips.scanning import ChunkLimit, choose_device
+from wsi_ips.tiles import SlideTiles
 
 __all__ = ["checkpoint_folder", "predict_stage", "predicted", "scores_fingerprint", "to_predict", "write_predictions"]
 
@@ -65,6 +68,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         device = choose_device(run.recipe.compute.device)
         net.to(device)
         int8 = Int8Exporter(net.encoder, card.patch_px) if run.recipe.predict.scan_precision == "int8" else None
+        features = feature_source(run, net.encoder) if run.recipe.model.input == "features" else None
         limit = ChunkLimit(run.recipe.compute.chunk_size, run.progress.note)
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
         with run.progress.stage("prediction", total, "tiles") as advance:
@@ -74,7 +78,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
                     scores = predict_slide(
                         net,
                         card,
-                        run.tiles(record),
+                        _input(run, record, card, features),
                         compute=run.recipe.compute,
                         device=device,
                         fingerprint=scores_fingerprint(run, record, model),
@@ -91,6 +95,30 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         run.states.save()
     write_predictions(run)
     return len(due)
+
+
+def _input(run: Run, record: SlideRecord, card: ModelCard, features: FeatureSource | None) -> SlideTiles:
+    """Stored features of a slide where they are up to date, else its pixels, of which a model makes the same.
+
+    Raises
+    ------
+    FeaturesError
+        The model knows imported features only, and this slide has none, or those of another encoder.
+    """
+    if features is not None and features.has(record):
+        tiles = features.tiles(record)
+        if not card.encoder.features or tiles.features.encoder == card.encoder.name:
+            return tiles
+        raise FeaturesError(
+            f"slide {record.slide_id}: features of {tiles.features.encoder}, the model was trained on those of "
+            f"{card.encoder.name}; import the same"
+        )
+    if card.encoder.features:
+        raise FeaturesError(
+            f"slide {record.slide_id}: the model was trained on features of {card.encoder.name} and takes no pixels; "
+            "set `features.imported` to a folder with a feature file of this slide, and `model.input: features`"
+        )
+    return run.tiles(record)
 
 
 def check_scale(run: Run, card: ModelCard) -> None:

@@ -1,4 +1,7 @@
-"""All stages in order: tile, train, predict, heatmap, report. Those that learn are loaded when they are come to."""
+"""All stages in order: tile, features (where they are learned from), train, predict, heatmap, report.
+
+Those that learn are loaded when they are come to.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     worked = synth_stage(recipe, watcher)
     with Run.open(recipe, watcher) as run:
         worked = bool(tile_stage(run)) or worked
+        worked = _features(run) or worked
         worked = train_stage(run) or worked
         worked = bool(predict_stage(run)) or worked
         worked = bool(heatmap_stage(run)) or worked
@@ -92,12 +96,12 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     recipe
         The whole recipe.
     last
-        ``tile``, ``train`` (tiles first), ``predict`` (tiles first, needs a checkpoint) or ``heatmap`` (needs
-        predictions).
+        ``tile``, ``features`` (tiles first), ``train`` (tiles first, and features where they are learned from),
+        ``predict`` (tiles first, needs a checkpoint) or ``heatmap`` (needs predictions).
     progress
         Who watches; nobody by default.
     slides
-        Only these slides, for ``predict`` and ``heatmap``.
+        Only these slides, for ``features``, ``predict`` and ``heatmap``.
     """
     watcher = progress or Silent()
     synth_stage(recipe, watcher)
@@ -119,10 +123,25 @@ def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
         heatmap_stage(run, slides)
     elif last == "predict":
         tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
+        if run.recipe.features.imported is not None:  # where they are not, a model sees what the slides show
+            _features(run, slides)
         predict_stage(run, slides)
+    elif last == "features":
+        from wsi_ips.pipeline.features import features_stage
+
+        tile_stage(run, only=set(slides) or None)
+        features_stage(run, slides)
     else:
         tile_stage(run)
+        _features(run)
         train_stage(run)
+
+
+def _features(run: Run, slides: Sequence[str] = ()) -> bool:
+    """Store features where the recipe learns from them; whether anything was done."""
+    from wsi_ips.pipeline.features import features_stage
+
+    return run.recipe.model.input == "features" and bool(features_stage(run, slides))
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:

@@ -92,13 +92,13 @@ def _book(run: Run, outcome: JobOutcome, meter: Throughput) -> None:
         meter.ended(name, usage, megapixels=tiled.megapixels, failed=False)
         return
     failure = result.failure or Failure("the process gave no result", "")
-    told = failure if result.ending == "error" else _died(name, failure, outcome.attempts)
+    told = failure if result.ending == "error" else died(name, failure, outcome.attempts)
     run.states.fail(name, "tile", told, seconds=usage.wall_s, attempts=earlier + outcome.attempts)
     run.states.update(name, **took)
     meter.ended(name, usage, megapixels=0.0, failed=True)
 
 
-def _died(name: str, failure: Failure, attempts: int) -> Failure:
+def died(name: str, failure: Failure, attempts: int) -> Failure:
     """The reason with the slide's name and how often it happened."""
     often = f" ({attempts} attempts)" if attempts > 1 else ""
     return Failure(f"slide {name}: {failure.reason}{often}", f"slide {name}: {failure.reason}\n\n{failure.traceback}")

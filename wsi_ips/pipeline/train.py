@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
+from torch import nn
 
-from wsi_ips.errors import RecipeError, RegionReadError, TrainingError
+from wsi_ips.errors import FeaturesError, RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
+from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
+from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.checkpoint import CARD_NAME, build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
+from wsi_ips.model.start import put_trunk, take_over
+from wsi_ips.pipeline.encoding import plan_encoder
+from wsi_ips.pipeline.feature_source import FeatureSource
+from wsi_ips.pipeline.features import feature_source
 from wsi_ips.pipeline.leakage import require_no_leak
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
@@ -38,15 +44,18 @@ def train_stage(run: Run) -> bool:
     if run.recipe.predict.checkpoint is not None:
         return False
     require_no_leak(run)
+    features = feature_source(run) if run.recipe.model.input == "features" else None
     while True:
-        train, val = _labelled(run, "train"), _labelled(run, "val")
+        train, val = (
+            [r for r in _labelled(run, part) if features is None or features.has(r)] for part in ("train", "val")
+        )
         _check_enough(run, train)
-        wanted = _fingerprint(run, [*train, *val])
+        wanted = _fingerprint(run, [*train, *val], features)
         if (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted:
             return False
         try:
-            _fit(run, train, val, wanted)
-        except RegionReadError as error:
+            _fit(run, train, val, wanted, features)
+        except (RegionReadError, FeaturesError) as error:
             if error.slide_id is None:
                 raise
             run.states.fail(error.slide_id, "train", error)
@@ -85,13 +94,19 @@ def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
         )
 
 
-def _fingerprint(run: Run, records: Sequence[SlideRecord]) -> str:
+def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSource | None) -> str:
     recipe = run.recipe
-    inputs = sorted((r.slide_id, str(run.truths[r.slide_id]), r.split, run.index(r).fingerprint) for r in records)
-    return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs)
+    learned = [run.index(r).fingerprint if features is None else features.wanted(r) for r in records]
+    inputs = sorted(
+        (r.slide_id, str(run.truths[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
+    )
+    start = [checkpoint_fingerprint(recipe.model.start)] if recipe.model.start else []
+    return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)
 
 
-def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str) -> None:
+def _fit(
+    run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str, features: FeatureSource | None
+) -> None:
     recipe, device = run.recipe, choose_device(run.recipe.compute.device)
     torch.manual_seed(recipe.seed)
     section = recipe.model
@@ -101,7 +116,11 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             "key `model.batch_statistics`: without weights there are no statistics to take anew; set "
             "`model.pretrained` or `model.weights`, or leave `stored`"
         )
-    spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
+    plan = plan_encoder(section)
+    spec = plan.spec
+    if features is not None and features.files is not None:
+        name, width = features.of_one_encoder([*train, *val])
+        spec = EncoderSpec(name, "batch", frozen_statistics=True, projector=spec.projector, features=width)
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
         tasks=recipe.labels.tasks,
@@ -119,10 +138,16 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         iteration_size=section.iteration_size,
         position=section.position,
     )
-    for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+    for text in remarks(spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
-    net = build_net(card, pretrained=section.pretrained, weights=section.weights)
+    net = build_net(card, pretrained=plan.pretrained, weights=plan.weights)
+    if section.start is not None:
+        take_over(net, section.start)
     net.encoder.check_patch(recipe.tiles.patch_px)
+    trunk = None
+    if features is not None:  # the trunk has done its work; it goes into the checkpoint again, which then takes pixels
+        trunk = None if features.files is not None else net.encoder.take_trunk()
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"augment": False})})
     freeze(net.encoder, section.freeze)
     if section.lora_rank:
         add_lora(net.encoder, section.lora_rank)
@@ -131,7 +156,8 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     keeper = _Keeper(run, net, card)
     stop = StopRequest()
     (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
+    tiles_of = run.tiles if features is None else features.tiles
+    labelled = [[LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     total = recipe.training.epochs * len(train)
     with stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
@@ -144,10 +170,11 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             on_slides=advance,
             note=run.progress.note,
             re_estimate=section.batch_statistics == "re-estimated",
+            started=section.start is not None,
         )
         state = StateFile(run.folder.training / STATE_NAME, wanted)
         trainer.fit(*labelled, on_epoch=keeper, state=state, on_resume=keeper.resume, stop=stop)
-    keeper.finish()
+    keeper.finish(trunk)
 
 
 class _Keeper:
@@ -182,8 +209,10 @@ class _Keeper:
             figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k != "seconds"}
             save_checkpoint(self.folder, self.net, replace(self.card, metrics=figures))
 
-    def finish(self) -> None:
-        """Put the best checkpoint in its place and let the state go."""
+    def finish(self, trunk: nn.Module | None = None) -> None:
+        """Put the best checkpoint in its place, with the trunk of a training on features, and let the state go."""
+        if trunk is not None:
+            put_trunk(self.folder, trunk)
         with atomic_folder(self.run.folder.model) as folder:
             for file in self.folder.iterdir():
                 file.replace(folder / file.name)

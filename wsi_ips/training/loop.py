@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,10 +58,10 @@ class LabelledSlide:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tiles of one slide to learn from: ids, shape (K,), and patches, uint8, shape (K, h, w, 3)."""
+    """Tiles of one slide to learn from: ids, shape (K,), and uint8 (K, h, w, 3), or float16 (K, F)."""
 
     tiles: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
 
 
 class Trainer:
@@ -84,6 +85,8 @@ class Trainer:
         Told how the gradient is taken where that is not in one pass, and where memory runs out.
     re_estimate
         Take the statistics of batch norm from tiles of the training slides before the first step.
+    started
+        The network comes from an earlier training: its embeddings are not standardised anew.
     """
 
     def __init__(
@@ -98,11 +101,12 @@ class Trainer:
         on_slides: Callable[[int], None] = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
         re_estimate: bool = False,
+        started: bool = False,
     ) -> None:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
         self.limit = ChunkLimit(compute.chunk_size, note)
-        self.re_estimate = re_estimate
+        self.re_estimate, self.started = re_estimate, started
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
@@ -150,7 +154,8 @@ class Trainer:
         position = state.load(self.net, optimiser) if state else None
         if position is None:
             position = Position()
-            self._start_encoder(train)
+            if not self.started:
+                self._start_encoder(train)
         else:
             on_resume(position.history)
         began = time.monotonic() - position.seconds

@@ -1,8 +1,16 @@
-"""Tile coordinates of other tools.
+"""Tile coordinates and features of other tools.
 
-Read those of CLAM, TRIDENT, WSInfer and AtlasPatch, write those of CLAM and TRIDENT.
+Read coordinates of CLAM, TRIDENT, WSInfer and AtlasPatch and features of CLAM and TRIDENT, write both of these two.
 """
 
+from wsi_ips.tiles.interop.features import (
+    ForeignFeatures,
+    find_features,
+    foreign_features,
+    read_foreign_features,
+    rows_of_tiles,
+    write_foreign_features,
+)
 from wsi_ips.tiles.interop.folder import CoordinateFiles, find_coordinates
 from wsi_ips.tiles.interop.foreign import ForeignTiles
 from wsi_ips.tiles.interop.importing import imported_index
@@ -13,9 +21,15 @@ __all__ = [
     "FORMATS",
     "CoordinateFiles",
     "ExportFormat",
+    "ForeignFeatures",
     "ForeignTiles",
     "find_coordinates",
+    "find_features",
+    "foreign_features",
     "imported_index",
     "read_foreign",
+    "read_foreign_features",
+    "rows_of_tiles",
     "write_foreign",
+    "write_foreign_features",
 ]
