@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -66,6 +67,8 @@ def _take_over(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> N
         for record in due:
 
             def work(record: SlideRecord = record) -> None:
+                # What was taken earlier came from another file: scores must not rest on it where this one is refused.
+                shutil.rmtree(source.folder / record.slide_id, ignore_errors=True)
                 index = run.index(record)
                 foreign = foreign_of(source.file(record), record)
                 rows = rows_of_tiles(foreign, index)
