@@ -61,6 +61,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         record
         for record in run.with_tiles(to_predict(run, names))
         if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
+        and not (card.encoder.features and _lacks_features(run, record))
     ]
     if due:
         for text in remarks(card.encoder.name):
@@ -95,6 +96,12 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         run.states.save()
     write_predictions(run)
     return len(due)
+
+
+def _lacks_features(run: Run, record: SlideRecord) -> bool:
+    """Whether the stage before refused the slide's features, and said why."""
+    row = run.states[record.slide_id]
+    return row.state == "failed" and row.stage == "features"
 
 
 def _input(run: Run, record: SlideRecord, card: ModelCard, features: FeatureSource | None) -> SlideTiles:
