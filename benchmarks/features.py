@@ -1,8 +1,9 @@
 """Frozen features against end-to-end training on the demo's cohort: time and accuracy, with an untrained encoder.
 
 All learn from the same tiles with the demo's recipe and its small encoder from scratch: end to end on pixels; on
-stored features with each pooling; and end to end from the features model. The features themselves are computed once; their time
-counts in full in every row of features. Everything runs in this process, so CPU seconds say what a busy machine hides.
+stored features with each pooling; and end to end from the features model. The features themselves are computed once;
+their time counts in full in every row of features. Everything runs in this process, so CPU seconds say what a busy
+machine hides.
 
     python benchmarks/features.py [--quick] [--json FILE] [--run FOLDER] [--work FOLDER]
 
