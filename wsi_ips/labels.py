@@ -72,8 +72,21 @@ class Task:
         """Whether it is known that nothing but the first class holds, or no class at all where several may."""
         return truth == 0 if isinstance(truth, int) else truth is not None and not any(truth)
 
-    def answer(self, probability: tuple[float, ...]) -> str:
-        """The most probable class; where several may hold, all from 0.5 on, as a manifest has them."""
-        if self.kind == "single":
-            return self.classes[max(range(self.width), key=probability.__getitem__)]
-        return SEPARATOR.join(c for c, p in zip(self.classes, probability, strict=True) if p >= 0.5) or NONE
+    def answer(self, probability: tuple[float, ...], thresholds: tuple[float, ...] = ()) -> str:
+        """The most probable class; where several may hold, all from 0.5 on, as a manifest has them.
+
+        Parameters
+        ----------
+        probability
+            Of each class.
+        thresholds
+            In place of 0.5: one for the last of two classes, or one per class where several may hold.
+        """
+        if self.kind == "multi":
+            least = thresholds or (0.5,) * self.width
+            named = (c for c, p, t in zip(self.classes, probability, least, strict=True) if p >= t)
+            return SEPARATOR.join(named) or NONE
+        if thresholds:
+            (threshold,) = thresholds
+            return self.classes[probability[-1] >= threshold]
+        return self.classes[max(range(self.width), key=probability.__getitem__)]

@@ -372,14 +372,22 @@ class Winners:
 
 
 @torch.inference_mode()
+def kept_embeddings(
+    net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of kept tiles, placed, shape (B, K, D), and their mask (B, K); ``chunk_size`` patches at a time."""
+    net.eval()
+    winners = Winners.of(net, requests, kept)
+    embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
+    return winners.padded(embedded)
+
+
+@torch.inference_mode()
 def slide_logits(
     net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
 ) -> Tensor:
     """Class logits of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
-    net.eval()
-    winners = Winners.of(net, requests, kept)
-    embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
-    logits: Tensor = net(*winners.padded(embedded))
+    logits: Tensor = net(*kept_embeddings(net, requests, kept, prepare, chunk_size=chunk_size))
     return logits
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest import discover_camelyon16, discover_folder, discover_slides, read_manifest
+from wsi_ips.manifest import (
+    discover,
+    discover_camelyon16,
+    discover_camelyon17,
+    discover_folder,
+    discover_slides,
+    read_manifest,
+)
 
 CAMELYON16 = [
     "training/normal/normal_001.tif",
@@ -154,3 +161,68 @@ def test_real_slides_are_found(real_data: Path) -> None:
     found = discover_folder(real_data / "slides")
     assert {"CMU-1-Small-Region", "test3-DAPI-2-(387)", "😐"} <= set(found.table["slide_id"])
     assert [f.name for f in found.left_out] == ["demo_tumor_slide.xml"]
+
+
+def test_camelyon16_in_the_form_of_aws(tmp_path: Path) -> None:
+    names = ["normal_001", "tumor_001", "tumor_010", "test_001", "test_002", "test_049"]
+    filled(
+        tmp_path,
+        [f"images/{name}.tif" for name in names]
+        + ["annotations/tumor_001.xml", "annotations/tumor_010.xml", "masks/tumor_001_mask.tif", "license.txt"],
+    )
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "reference.csv").write_text(REFERENCE)
+    table = discover(tmp_path).table.set_index("slide_id")
+    assert table["split"].to_dict() == {
+        "normal_001": "train",
+        "tumor_001": "train",
+        "tumor_010": "train",
+        "test_001": "test",
+        "test_002": "test",
+    }
+    assert table["label"].to_dict() == {
+        "normal_001": "normal",
+        "tumor_001": "tumor",
+        "tumor_010": "tumor",
+        "test_001": "tumor",
+        "test_002": "normal",
+    }
+    assert table.loc["tumor_001", "annotation"] == tmp_path / "annotations" / "tumor_001.xml"
+    assert table.loc["tumor_010", "annotation"] is None
+
+
+STAGES = (
+    "patient,stage\npatient_004.zip,pN1\npatient_004_node_0.tif,negative\npatient_004_node_4.tif,macro\n"
+    "patient_021.zip,pN0(i+)\npatient_021_node_1.tif,itc\n"
+)
+CAMELYON17 = ["patient_004_node_0", "patient_004_node_4", "patient_021_node_1", "patient_145_node_2"]
+
+
+@pytest.mark.parametrize("is_flat", [False, True], ids=["by centre", "as on AWS"])
+def test_camelyon17_has_patients_centres_and_stages(tmp_path: Path, is_flat: bool) -> None:
+    centres = ["training/center_0", "training/center_0", "training/center_1", "testing/center_2"]
+    places = ["images"] * 4 if is_flat else centres
+    filled(tmp_path, [f"{place}/{name}.tif" for place, name in zip(places, CAMELYON17, strict=True)])
+    filled(tmp_path, ["annotations/patient_004_node_4.xml", "masks/patient_004_node_4_mask.tif"])
+    (tmp_path / ("stages.csv" if is_flat else "training/stage_labels.csv")).write_text(STAGES)
+    found = discover(tmp_path)
+    table = found.table.set_index("slide_id").loc[CAMELYON17]
+    assert table["label"].tolist() == ["negative", "macro", "itc", None]
+    assert table["split"].tolist() == ["train", "train", "train", None]
+    assert table["patient_id"].tolist() == ["patient_004", "patient_004", "patient_021", "patient_145"]
+    assert table["center"].tolist() == ["0", "0", "1", "2"]
+    assert table["stage"].tolist() == ["pN1", "pN1", "pN0(i+)", None]
+    assert table["annotation"].notna().tolist() == [False, True, False, False]
+    assert [file.name for file in found.left_out] == ["patient_004_node_4_mask.tif"]
+
+
+def test_camelyon17_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path, ["training/center_0/patient_004_node_0.tif", "training/center_0/patient_005.zip"])
+    with pytest.raises(ManifestError, match=r"patient_005\.zip: unpack"):
+        discover_camelyon17(tmp_path)
+    (tmp_path / "training/center_0/patient_005.zip").unlink()
+    with pytest.raises(ManifestError, match=r"no stage_labels\.csv"):
+        discover(tmp_path)
+    (tmp_path / "stages.csv").write_text("patient_004.zip,pN0\n")
+    with pytest.raises(ManifestError, match=r"no row .* for patient_004_node_0"):
+        discover(tmp_path)

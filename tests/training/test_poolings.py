@@ -23,9 +23,10 @@ def net_with(**arguments: object) -> IpsNet:
         {"pooling": "abmil"},
         {"pooling": "mean"},
         {"pooling": "max"},
+        {"evidence": True},
         {"rule": selection_rule("paper", iteration_size=6)},
     ],
-    ids=["abmil", "mean", "max", "paper"],
+    ids=["abmil", "mean", "max", "evidence", "paper"],
 )
 def test_a_step_teaches_every_part(arguments):
     net, records = net_with(**arguments), []

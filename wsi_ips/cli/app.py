@@ -170,21 +170,6 @@ def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) 
 
 
 @app.command()
-def predict(
-    recipe: RecipeFile,
-    slides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SLIDE]...", help="slide_id's of the manifest; none = those of predict.splits."),
-    ] = None,
-    checkpoint: Checkpoint = None,
-    settings: Overrides = None,
-    debug: Debug = False,
-) -> None:
-    """Label slides and score every tile with the trained model; needs a checkpoint."""
-    _stages(recipe, [*(settings or []), *_pinned(checkpoint)], debug, "predict", slides or [])
-
-
-@app.command()
 def heatmap(
     recipe: RecipeFile,
     slides: Annotated[
@@ -196,7 +181,7 @@ def heatmap(
     debug: Debug = False,
 ) -> None:
     """Draw probability and attention of predicted slides over their thumbnails; give the checkpoint of `predict`."""
-    _stages(recipe, [*(settings or []), *_pinned(checkpoint)], debug, "heatmap", slides or [])
+    _stages(recipe, [*(settings or []), *pinned(checkpoint)], debug, "heatmap", slides or [])
 
 
 @app.command("run")
@@ -288,9 +273,11 @@ def scheduled(scheduler: str | None) -> list[str]:
     return [f"compute.scheduler={scheduler}"] if scheduler else []
 
 
-def _pinned(checkpoint: Path | None) -> list[str]:
+def pinned(checkpoint: Path | None) -> list[str]:
     """A checkpoint of the command line as a setting of the recipe."""
-    return [f"predict.checkpoint={checkpoint.resolve()}"] if checkpoint else []
+    from wsi_ips.pipeline.new_slides import bundle_folder
+
+    return [f"predict.checkpoint={bundle_folder(checkpoint.resolve())}"] if checkpoint else []
 
 
 def _stages(path: Path, settings: list[str] | None, debug: bool, last: str, slides: list[str] | None = None) -> None:

@@ -80,15 +80,20 @@ def retry(
 def verify(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides = None, debug: Debug = False) -> None:
     """Check every stored tile index: checksums, geometry, counts, and that slide and recipe are still the same.
 
-    Changes nothing. Exit code 3 where something does not match; each mismatch is told.
+    Predictions are computed again from the stored tiles that they were pooled from. Changes nothing. Exit code 3 where
+    something does not match; each mismatch is told.
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
         from wsi_ips.pipeline.verify import verify as verified
+        from wsi_ips.pipeline.verify_scores import verify_scores as verified_scores
 
         values = parse_overrides([*(settings or []), *scheduled(scheduler)])
         with Run.open(load_recipe(recipe, values), Bars()) as run:
             checked, mismatches = verified(run)
-        print_mismatches(checked, mismatches)
-        if mismatches:
+            scores = verified_scores(run)
+        print_mismatches(checked, [*mismatches, *scores.mismatches])
+        if scores.checked:
+            out.print(f"{scores.checked} predictions computed again from their stored tiles: off by {scores.off:.1g}")
+        if mismatches or scores.mismatches:
             raise typer.Exit(EXIT_PARTIAL)

@@ -26,6 +26,8 @@ STACKS_TAKE_S = 0.5
 MOST_ERROR_BYTES = 20_000
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """There is a process per core: threads beneath would fight for it."""
+NUMBER = "WSI_IPS_PROCESS"
+"""Environment variable: the process's number among those beneath one worker, from 0; it says which GPU is its own."""
 
 Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]
 """``done`` and ``error``: the job came to its end; the others: its process did not."""
@@ -43,11 +45,14 @@ class Job:
         ``package.module:function``; imported where the job is done.
     argument
         Its only argument.
+    timeout_s
+        Seconds it may take; None: as :class:`Limits` says.
     """
 
     name: str
     function: str
     argument: Any
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,20 @@ class JobProcess:
     """One process beneath this one. Not to be shared between threads while a job runs; :meth:`kill` may come from any.
 
     It ends with the process that started it, however that ends.
+
+    Parameters
+    ----------
+    number
+        Its number among its siblings, see :data:`NUMBER`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
         self._connection, theirs = Pipe()
         self._started = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        environment = os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path = os.pathsep.join(filter(None, sys.path))
+        environment = os.environ | ONE_THREAD | {"PYTHONPATH": path, NUMBER: str(number)}
         command = [sys.executable, "-m", "wsi_ips.cluster.child", str(theirs.fileno())]
         self._process = subprocess.Popen(  # noqa: S603
             command,
@@ -148,6 +160,7 @@ class JobProcess:
         self._errors.truncate()
         began = time.monotonic()
         peak_mb = 0.0
+        timeout_s = limits.timeout_s if job.timeout_s is None else job.timeout_s
         try:
             if not self._started:
                 self._await()
@@ -159,8 +172,8 @@ class JobProcess:
                 seconds, memory_mb = time.monotonic() - began, self._memory_mb()
                 peak_mb = max(peak_mb, memory_mb)
                 usage = Usage(wall_s=seconds, peak_rss_mb=peak_mb)
-                if seconds > limits.timeout_s:
-                    return self._stopped("timeout", _too_long(limits.timeout_s), usage)
+                if seconds > timeout_s:
+                    return self._stopped("timeout", _too_long(timeout_s), usage)
                 if limits.memory_mb is not None and memory_mb > limits.memory_mb:
                     return self._stopped("memory", _too_large(memory_mb, limits.memory_mb), usage)
             result = self._connection.recv()

@@ -5,6 +5,7 @@ Processes stay between jobs, for starting one takes a second. A thread of the wo
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ def _take() -> JobProcess:
                 return process
             _all.discard(process)
             process.close()
-        process = JobProcess()
+        taken = {other.number for other in _all}
+        process = JobProcess(next(number for number in itertools.count() if number not in taken))
         _all.add(process)
         return process
 

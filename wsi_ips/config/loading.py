@@ -12,6 +12,9 @@ from pydantic import ValidationError
 from wsi_ips.config.sections import Recipe, Section
 from wsi_ips.errors import RecipeError
 
+RECIPE_NAME = "recipe.yaml"
+"""In a run folder that `wsi-ips predict` made."""
+
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file.
@@ -19,7 +22,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Parameters
     ----------
     path
-        YAML file. Relative paths in it are relative to its folder.
+        YAML file, or a folder that has it as ``recipe.yaml``. Relative paths in it are relative to its folder.
     overrides
         Dotted keys with values that replace those of the file, e.g. ``{"training.epochs": 3}``.
         Relative paths among them are relative to the recipe's folder too.
@@ -29,6 +32,8 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     RecipeError
         No such file, not YAML, a key unknown or there twice, or a value out of range; names the key.
     """
+    if (path / RECIPE_NAME).is_file():
+        path = path / RECIPE_NAME
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -94,6 +94,9 @@ class TilesSection(Section):
         description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
         "tiles; `mpp` and `patch_px` must be theirs",
     )
+    shared: Path | None = Field(
+        None, description="another run folder, whose tiles are used and completed instead of making them again"
+    )
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
         None,
         description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
@@ -143,6 +146,11 @@ class LabelsSection(Question):
     further: dict[TaskName, FurtherTask] = Field(
         default_factory=dict, description="more tasks, learned together with the label: name, then `classes`, `kind`"
     )
+    map: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="what a label of the manifest counts as, where it is no class itself: `{itc: null, micro: tumor}`; "
+        "null = not known, so the slide is only predicted",
+    )
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -154,6 +162,17 @@ class LabelsSection(Question):
     def columns(self) -> tuple[str, ...]:
         """Manifest column of each task."""
         return (self.column, *(task.column or name for name, task in self.further.items()))
+
+    def meaning(self, label: str | None) -> str | None:
+        """A label of the manifest as `map` has it."""
+        return label if label is None else self.map.get(label, label)
+
+    @model_validator(mode="after")
+    def _mapped_to_classes(self) -> Self:
+        odd = [f"{name}: {to}" for name, to in self.map.items() if to is not None and to not in self.classes]
+        if odd:
+            raise ValueError(f"`map`: {', '.join(odd)} is no class; they are {', '.join(self.classes)}")
+        return self
 
     @model_validator(mode="after")
     def _label_is_taken(self) -> Self:
@@ -169,6 +188,11 @@ class SplitSection(Section):
         None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
     )
     fold: Annotated[int, Field(ge=0)] = Field(0, description="which fold of the file, from 0")
+    val_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the training slides that validates instead, whole patients, labels in proportion; only "
+        "where no slide has split `val`",
+    )
     allow: tuple[Leak, ...] = Field(
         (),
         description="what may be in two parts without an error: slides of one `patient`, files of the same `content`, "
@@ -243,6 +267,11 @@ class ModelSection(Section):
         64, description="width of keys and values per head; of the gate of `abmil`"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
+    evidence: bool = Field(
+        False,
+        description="the slide's logit is a sum over the kept tiles, attention times what the tile says alone, so each "
+        "tile's share of the decision can be read off",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_freeze(self) -> Self:
@@ -263,6 +292,12 @@ class ModelSection(Section):
     def _selection_has_an_effect(self) -> Self:
         if self.pooling == "mean" and self.selection != "exact":
             raise ValueError("`pooling: mean` keeps an even sample of tiles; leave `selection: exact`")
+        return self
+
+    @model_validator(mode="after")
+    def _evidence_is_a_sum(self) -> Self:
+        if self.evidence and self.pooling == "max":
+            raise ValueError("`pooling: max` decides by one tile; leave `evidence` out or take another pooling")
         return self
 
 
@@ -340,6 +375,12 @@ class HeatmapSection(Section):
         1600, description="longest side of the tissue in the picture, px"
     )
     opacity: Share = Field(0.6, description="opacity of the highest score")
+    score: Literal["probability", "attention", "evidence", "leave-one-out"] = Field(
+        "probability",
+        description="of the first map: `probability` of each tile alone; `attention`; `evidence`, what each tile adds "
+        "to the slide's log-odds (with `model.evidence`); `leave-one-out`, what the kept tiles do. Probability and "
+        "attention are always drawn",
+    )
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 
@@ -400,12 +441,21 @@ class ComputeSection(Section):
         "where memory is short; 0 = one after another in the process of the command, which a crash or a hang then "
         "ends; with `slurm`: SLURM jobs",
     )
+    predict_workers: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="slides predicted at a time, each in a process of its own with its own copy of the network, GPUs "
+        "dealt in turn; 0 = one after another in the process of the command; with `scheduler`: any number sends them "
+        "there, with `slurm` it is that of the SLURM jobs",
+    )
     worker_memory_gb: Positive | None = Field(
         None,
         description="resident memory a slide's process may take, GB; above it is stopped and the slide fails; empty = "
         "an equal share of 80 % of this machine, or of the Dask worker's limit",
     )
-    slide_timeout_s: Positive = Field(1800.0, description="time a slide may take to be tiled, s; then it fails")
+    slide_timeout_s: Positive = Field(
+        1800.0,
+        description="time a slide may take to be tiled, s; then it fails; in `predict_workers`: for each 1 000 tiles",
+    )
     slide_attempts: Annotated[int, Field(ge=1)] = Field(
         2, description="times a slide is tried whose process died or was stopped, before it fails"
     )
@@ -418,7 +468,11 @@ class Recipe(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
     output: Path = Field(..., description="run folder, relative to the recipe file")
-    manifest: Path = Field(..., description="manifest CSV, relative to the recipe file")
+    manifest: Path = Field(
+        ...,
+        description="manifest CSV, relative to the recipe file; or a folder of slides (also CAMELYON16 or 17), which "
+        "each command searches anew",
+    )
     seed: Seed = Field(0, description="seed of everything random")
     synth: SynthSection | None = None
     slides: SlidesSection = SlidesSection()
@@ -464,7 +518,9 @@ class Recipe(Section):
                     location=located(self.features.location), imported=located(self.features.imported)
                 ),
                 "split": self.split.model_copy(update={"file": located(self.split.file)}),
-                "tiles": self.tiles.model_copy(update={"imported": located(self.tiles.imported)}),
+                "tiles": self.tiles.model_copy(
+                    update={"imported": located(self.tiles.imported), "shared": located(self.tiles.shared)}
+                ),
                 "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
             }
         )

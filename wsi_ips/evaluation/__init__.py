@@ -10,6 +10,7 @@ from wsi_ips.evaluation.calibration import (
     with_temperature,
 )
 from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, evaluate_slides
+from wsi_ips.evaluation.flipping import Flipping, patch_flipping
 from wsi_ips.evaluation.froc import Detections, Froc, Lesions, component_detections, find_lesions, froc, peak_detections
 from wsi_ips.evaluation.intervals import slide_intervals
 from wsi_ips.evaluation.localisation import TileFigures, false_alarm_mm2, pointing_hit, tile_figures
@@ -20,6 +21,7 @@ from wsi_ips.evaluation.tasks import TaskFigures, task_figures
 __all__ = [
     "Calibration",
     "Detections",
+    "Flipping",
     "Froc",
     "Interval",
     "Lesions",
@@ -38,6 +40,7 @@ __all__ = [
     "fixed_threshold",
     "froc",
     "node_label",
+    "patch_flipping",
     "peak_detections",
     "pn_stage",
     "pointing_hit",

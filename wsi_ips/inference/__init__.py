@@ -10,10 +10,19 @@ from wsi_ips.inference.scores import SlideScores, read_scores, stored_fingerprin
 
 if TYPE_CHECKING:
     from wsi_ips.inference.predict import predict_slide
+    from wsi_ips.inference.selfcheck import recompute, recomputed_probability
 
-__all__ = ["SlideScores", "predict_slide", "read_scores", "stored_fingerprint", "write_scores"]
+__all__ = [
+    "SlideScores",
+    "predict_slide",
+    "read_scores",
+    "recompute",
+    "recomputed_probability",
+    "stored_fingerprint",
+    "write_scores",
+]
 
-_HOMES = {"predict_slide": "predict"}
+_HOMES = {"predict_slide": "predict", "recompute": "selfcheck", "recomputed_probability": "selfcheck"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.inference.scores import SlideScores
@@ -15,7 +17,8 @@ from wsi_ips.model.checkpoint import ModelCard
 from wsi_ips.model.int8 import Int8Encoder, Int8Exporter, compare
 from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.scanning import ChunkLimit, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.model.tasks import positive_margin
+from wsi_ips.scanning import ChunkLimit, kept_embeddings, plain_patches, scan_slides
 from wsi_ips.tiles import SlideTiles, read_tiles
 
 CALIBRATED, CHECKED = 64, 128
@@ -75,7 +78,9 @@ def predict_slide(
         encode=encode,
         limit=limit,
     )
-    probability = slide_probabilities(net, [tiles], selections, prepare, chunk_size=limit.patches)[0]  # (C,)
+    embeddings, mask = kept_embeddings(net, [tiles], selections, prepare, chunk_size=limit.patches)  # (1, K, D)
+    logits, falls = _decision(net, embeddings, mask)
+    probability = net.probabilities(logits)  # (C,)
     selection = selections[0]
     return SlideScores(
         slide_id=tiles.slide_id,
@@ -87,7 +92,24 @@ def predict_slide(
         seconds=round(time.perf_counter() - began, 3),
         fingerprint=fingerprint,
         int8=check,
+        kept_embeddings=embeddings[0].float().cpu().numpy(),
+        left_out=falls,
     )
+
+
+@torch.inference_mode()
+def _decision(net: IpsNet, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
+    """Class logits of one slide, shape (C,), and how far its margin falls without each kept tile, shape (K,).
+
+    Without tiles there is no slide: where one tile is kept, the second is empty.
+    """
+    logits = net(embeddings, mask)[0]
+    if embeddings.shape[1] == 1:
+        return logits, np.empty(0, np.float32)
+    task = net.tasks[0]
+    without = net.without_each(embeddings[0])[:, : task.width]  # (K, C_0)
+    falls = positive_margin(logits[: task.width], task) - positive_margin(without, task)
+    return logits, falls.float().cpu().numpy()
 
 
 def _int8_scan(

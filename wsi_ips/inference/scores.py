@@ -1,14 +1,19 @@
 """The score table: attention logits and single-tile probability of every tile of a slide.
 
 ``scores.zarr/<slide_id>`` is a Zarr v3 group: ``attention_logits`` float32 (N, T, H), ``tile_probability``
-float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first. Attributes: schema version, slide id,
-tasks, class probabilities of the slide in each, fingerprint, check of an int8 scan. Row i is row i of the slide's tile
-index.
+float32 (N, C), ``kept`` int32 (K,) the selected tile ids best first, ``kept_embeddings`` float32 (K, D) from which the
+slide's probabilities are pooled, ``left_out`` float32 (K,) how far the slide's margin falls without each of them.
+Attributes: schema version, slide id, tasks, class probabilities of the slide in each, fingerprint, check of an int8
+scan. Row i is row i of the slide's tile index. Everything else (attention, evidence) is computed from these. All of it
+is as the network gave it; a calibration is applied where it is shown.
+
+The margin of a task is how far its last class is ahead: with two classes the log-odds
+(:func:`wsi_ips.model.tasks.positive_margin`).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,19 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.inference.verdict import Verdict, verdict
 from wsi_ips.labels import Task
+from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.int8_check import Int8Check
-from wsi_ips.model.rules import selection_score
+from wsi_ips.model.rules import log_sum_exp, selection_score
 from wsi_ips.provenance import atomic_folder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ROWS_PER_CHUNK = 65_536
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
+SINGLE_STEP = 2.0**-24
+"""Least distance of a float32 from 1."""
+ARRAYS = ("attention_logits", "tile_probability", "kept", "left_out")
 
 
 @dataclass(frozen=True)
@@ -44,13 +55,21 @@ class SlideScores:
     tasks
         What was asked of the slide; the first one is its label, C classes in all of them.
     probabilities
-        Class probabilities of the slide, per task.
+        Class probabilities of the slide, per task, as the network gave them.
     seconds
         Time the pass over the slide took.
     fingerprint
         Of the checkpoint and the tile index behind the scores.
     int8
         Where a scan in 8-bit integers was asked for: how near it is; None for other scans.
+    kept_embeddings
+        float32, shape (K, D): of the selected tiles, with their position where the network adds it; None in tables of
+        before they were stored.
+    calibration
+        How the probabilities are to be read; never stored here, for it is the model's. None: as they are.
+    left_out
+        How far the label's margin falls when each kept tile is left out and the other K - 1 stay, float32, shape (K,);
+        empty where one tile is kept. Tiles that are not kept have none: leaving them out changes nothing.
     """
 
     slide_id: str
@@ -62,6 +81,9 @@ class SlideScores:
     seconds: float
     fingerprint: str
     int8: Int8Check | None = None
+    kept_embeddings: NDArray[np.float32] | None = None
+    calibration: Calibration | None = None
+    left_out: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
     @property
     def attention(self) -> NDArray[np.float64]:
@@ -74,19 +96,51 @@ class SlideScores:
         return self.tile_probability[:, self.tasks[0].width - 1]
 
     @property
+    def margin(self) -> NDArray[np.float64]:
+        """Margin of the label for each tile alone, shape (N,): the log-odds of :attr:`positive_probability`.
+
+        From stored probabilities, so at most about 87; of a multi-label task 16, and less exact from 9 on.
+        """
+        task = self.tasks[0]
+        chance = np.maximum(self.tile_probability[:, : task.width], LEAST_PROBABILITY).astype(np.float64)
+        logs = np.log(chance)
+        if task.kind == "multi":
+            return np.asarray(logs[:, -1] - np.log(np.maximum(1 - chance[:, -1], SINGLE_STEP)))
+        return np.asarray(logs[:, -1] - logs[:, :-1].mean(axis=1))
+
+    @property
+    def evidence(self) -> NDArray[np.float64]:
+        """What each tile adds to the label's margin: its attention among the kept times its own margin, shape (N,).
+
+        Over the kept tiles it adds up to the margin of the slide where the model was trained with `model.evidence`;
+        with other models it is no more than that product. A tile that is not kept has what it would weigh beside them.
+        """
+        logits = self.attention_logits[:, :1]  # of the label's query
+        return selection_score(logits, log_sum_exp(logits[self.kept].astype(np.float64))) * self.margin
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Classes of the label."""
         return self.tasks[0].classes
 
     @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What is said of the slide in each task, after calibration."""
+        calibration = self.calibration or Calibration.default(self.tasks)
+        return tuple(
+            verdict(task, raw, entry)
+            for task, raw, entry in zip(self.tasks, self.probabilities, calibration.tasks, strict=True)
+        )
+
+    @property
     def probability(self) -> tuple[float, ...]:
-        """Probabilities of the label's classes."""
-        return self.probabilities[0]
+        """Probabilities of the label's classes, calibrated."""
+        return self.verdicts[0].probability
 
     @property
     def label(self) -> str:
-        """What the slide is, by its probabilities."""
-        return self.tasks[0].answer(self.probability)
+        """What the slide is called, by its calibrated probabilities and the model's threshold."""
+        return self.verdicts[0].answer
 
 
 def write_scores(root: Path, scores: SlideScores) -> None:
@@ -105,8 +159,10 @@ def write_scores(root: Path, scores: SlideScores) -> None:
                 "int8": asdict(scores.int8) if scores.int8 else None,
             },
         )
-        for name in ("attention_logits", "tile_probability", "kept"):
+        for name in (*ARRAYS, "kept_embeddings"):
             values = getattr(scores, name)
+            if values is None:
+                continue
             rows = max(1, min(ROWS_PER_CHUNK, len(values)))
             group.create_array(name, data=values, chunks=(rows, *values.shape[1:]))
 
@@ -121,9 +177,9 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
     """
     group = _open(root, slide_id)
     try:
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.asarray(group[name][:])  # type: ignore[index]
-            for name in ("attention_logits", "tile_probability", "kept")
+            for name in ARRAYS
         }
         stored: dict[str, Any] = dict(group.attrs)
         return SlideScores(
@@ -133,6 +189,7 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
             seconds=float(stored["seconds"]),
             fingerprint=str(stored["fingerprint"]),
             int8=Int8Check(**stored["int8"]) if stored.get("int8") else None,
+            kept_embeddings=np.asarray(group["kept_embeddings"][:]) if "kept_embeddings" in group else None,  # type: ignore[index]
             **arrays,
         )
     except (KeyError, TypeError, ValueError, OSError) as error:

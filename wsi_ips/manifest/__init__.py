@@ -1,14 +1,8 @@
 """The manifest: one row per slide, and the folders it can be made from."""
 
-from wsi_ips.manifest.discovery import (
-    SLIDE_SUFFIXES,
-    Discovery,
-    discover,
-    discover_camelyon16,
-    discover_folder,
-    discover_slides,
-    files_of_folders,
-)
+from wsi_ips.manifest.camelyon import discover_camelyon16, discover_camelyon17
+from wsi_ips.manifest.discovery import discover, discover_folder, discover_slides
+from wsi_ips.manifest.folders import SLIDE_SUFFIXES, Discovery, files_of_folders
 from wsi_ips.manifest.reading import Manifest, read_manifest
 from wsi_ips.manifest.record import SlideRecord
 from wsi_ips.manifest.schema import manifest_schema, write_schema
@@ -22,6 +16,7 @@ __all__ = [
     "Splits",
     "discover",
     "discover_camelyon16",
+    "discover_camelyon17",
     "discover_folder",
     "discover_slides",
     "files_of_folders",

@@ -125,6 +125,17 @@ def held_out_sites(members: Sequence[Member], sites: Sequence[str], val: float, 
     return Splits((_fold(members, tested, checked),), {"sites": sorted(sites), "val": val, "seed": seed})
 
 
+def validation_share(members: Sequence[Member], share: float, *, seed: int) -> set[str]:
+    """A share of the slides, in whole groups, their strata in proportion.
+
+    Raises
+    ------
+    ManifestError
+        There are fewer than two groups.
+    """
+    return _chosen(members, share, seed, by_site=False)
+
+
 def k_folds(members: Sequence[Member], folds: int, val: float, *, seed: int) -> Splits:
     """Every slide is tested in exactly one of the folds; of the others a share validates.
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.model.pooling import Pooling
+from wsi_ips.model.pooling import Pooling, means_without_each
 
 NORM_EPS = 1e-6
 """As in the published code; PyTorch's default is 1e-5."""
@@ -98,6 +98,11 @@ class CrossAttentionPooling(Pooling):
         """
         pooled = self.to_value(embeddings)  # (n, H·E)
         return self._finish(pooled[:, None].expand(-1, len(self.queries), -1))  # (n, T, D)
+
+    def without_each(self, embeddings: Tensor) -> Tensor:
+        """Shape (K, D) to (K, T, D): attention and values in closed form, then norms and MLP K times."""
+        values = self._per_head(self.to_value(embeddings))[:, None]  # (K, 1, H, E)
+        return self._finish(means_without_each(self.logits(embeddings), values).flatten(2))  # (K, T, D)
 
     def _per_head(self, projected: Tensor) -> Tensor:
         """(..., H·E) to (..., H, E)."""

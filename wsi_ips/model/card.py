@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
 from wsi_ips.model.rules import SelectionName
-from wsi_ips.provenance import fingerprint
+from wsi_ips.provenance import atomic_write_json, fingerprint
 
 PoolingName = Literal["attention", "abmil", "mean", "max"]
 PositionName = Literal["none", "sinusoidal"]
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, SCHEMA_VERSION)
+"""A card of schema 2 says nothing of the preparation and of the training slides."""
+WEIGHTS_SCHEMA = 2
+"""Of what the weights mean; scores stay valid while it does."""
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
 
@@ -84,6 +88,15 @@ class ModelCard:
         Name of the pooling.
     selection, iteration_size
         How tiles are selected; the latter matters to `paper` only.
+    position
+        Whether the place of a tile is added to its embedding.
+    preparation
+        Sections `slides`, `tissue` and `tiles` of the recipe it was trained with, as far as they change what pixels it
+        sees, as plain JSON; None where the card is too old to say so.
+    training
+        Facts of the slides and the training, for people; as plain JSON, see :mod:`wsi_ips.pipeline.preparation`.
+    evidence
+        Whether the slide's logits are a sum over its kept tiles.
     """
 
     model_id: str
@@ -101,6 +114,9 @@ class ModelCard:
     selection: SelectionName = "exact"
     iteration_size: int = 256
     position: PositionName = "none"
+    preparation: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evidence: bool = False
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -118,7 +134,7 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {folder}: there is none; run `wsi-ips train` first") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error}); train again") from error
-    if stored.pop("schema_version", None) != SCHEMA_VERSION:
+    if stored.pop("schema_version", None) not in READABLE:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
         encoder = EncoderSpec(**stored.pop("encoder"))
@@ -132,13 +148,20 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); train again") from error
 
 
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write a checkpoint's card; whoever reads it sees the old one or the new one."""
+    atomic_write_json(folder / CARD_NAME, {"schema_version": SCHEMA_VERSION, **asdict(card)})
+
+
 def _known(key: str, name: str, names: tuple[str, ...]) -> None:
     if name not in names:
         raise ValueError(f"unknown {key} `{name}`")
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
-    """Fingerprint of a checkpoint as an input of later stages: its card and its very weights.
+    """Fingerprint of a checkpoint as an input of tile scores: its training and its very weights.
+
+    Not its calibration: that changes what is said of a slide, and no stored score.
 
     Raises
     ------
@@ -150,4 +173,4 @@ def checkpoint_fingerprint(folder: Path) -> str:
         weights = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder}: no weights ({error}); train again") from error
-    return fingerprint("checkpoint", SCHEMA_VERSION, card.fingerprint, weights)
+    return fingerprint("checkpoint", WEIGHTS_SCHEMA, card.fingerprint, weights)

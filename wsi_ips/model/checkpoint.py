@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,17 +11,17 @@ from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
 from wsi_ips.model.card import (
     CARD_NAME,
-    SCHEMA_VERSION,
     WEIGHTS_NAME,
     ModelCard,
     checkpoint_fingerprint,
     read_card,
+    write_card,
 )
 from wsi_ips.model.encoder import build_encoder
 from wsi_ips.model.freezing import plain_state
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.rules import selection_rule
-from wsi_ips.provenance import atomic_path, atomic_write_json
+from wsi_ips.provenance import atomic_path
 
 __all__ = [
     "CARD_NAME",
@@ -32,6 +31,7 @@ __all__ = [
     "checkpoint_fingerprint",
     "load_checkpoint",
     "read_card",
+    "require_tasks",
     "save_checkpoint",
 ]
 
@@ -55,6 +55,7 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
         pooling=card.pooling,
         position=card.position,
         rule=selection_rule(card.selection, iteration_size=card.iteration_size),
+        evidence=card.evidence,
     )
 
 
@@ -64,7 +65,7 @@ def save_checkpoint(folder: Path, net: IpsNet, card: ModelCard) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in plain_state(net).items()}
     with atomic_path(folder / WEIGHTS_NAME) as temporary:
         save_file(weights, temporary)
-    atomic_write_json(folder / CARD_NAME, {"schema_version": SCHEMA_VERSION, **asdict(card)})
+    write_card(folder, card)
 
 
 def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> tuple[IpsNet, ModelCard]:
@@ -83,11 +84,8 @@ def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> t
         Missing, damaged, or made for other tasks or classes.
     """
     card = read_card(folder)
-    if tasks is not None and tasks != card.tasks:
-        raise CheckpointError(
-            f"checkpoint {folder}: made for {_described(card.tasks)}; the recipe has {_described(tasks)}; set "
-            "`labels.classes` (and `labels.further`) to those of the checkpoint or train again"
-        )
+    if tasks is not None:
+        require_tasks(folder, card, tasks)
     net = build_net(card)
     path = folder / WEIGHTS_NAME
     try:
@@ -95,6 +93,21 @@ def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> t
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: does not fit its card ({error}); train again") from error
     return net.eval(), card
+
+
+def require_tasks(folder: Path, card: ModelCard, tasks: tuple[Task, ...]) -> None:
+    """Refuse a checkpoint that was made for other tasks or classes.
+
+    Raises
+    ------
+    CheckpointError
+        Names both.
+    """
+    if tasks != card.tasks:
+        raise CheckpointError(
+            f"checkpoint {folder}: made for {_described(card.tasks)}; the recipe has {_described(tasks)}; set "
+            "`labels.classes` (and `labels.further`) to those of the checkpoint or train again"
+        )
 
 
 def _described(tasks: tuple[Task, ...]) -> str:

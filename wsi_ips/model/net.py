@@ -18,7 +18,14 @@ from wsi_ips.model.attention import CrossAttentionPooling
 from wsi_ips.model.card import PoolingName, PositionName
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.fused import Encode
-from wsi_ips.model.pooling import GatedAttentionPooling, MaxPooling, MeanPooling, Pooling
+from wsi_ips.model.pooling import (
+    GatedAttentionPooling,
+    MaxPooling,
+    MeanPooling,
+    Pooling,
+    means_without_each,
+    selection_weights,
+)
 from wsi_ips.model.position import SinusoidalPosition
 from wsi_ips.model.rules import Rule, even, exact
 from wsi_ips.model.tasks import probabilities
@@ -59,6 +66,9 @@ class IpsNet(nn.Module):
         Whether the place of a tile is added to its embedding.
     rule
         Chooses the tiles to keep; a pooling that scores all tiles alike takes an even sample instead.
+    evidence
+        The slide's logits are a sum over the kept tiles, see :meth:`evidences`; not with pooling `max`, which decides
+        by one tile anyway.
     """
 
     def __init__(
@@ -73,10 +83,13 @@ class IpsNet(nn.Module):
         pooling: PoolingName = "attention",
         position: PositionName = "none",
         rule: Rule = exact,
+        evidence: bool = False,
     ) -> None:
         super().__init__()
         if (classes is None) == (not tasks):
             raise ValueError("give either `classes` or `tasks`")
+        if evidence and pooling == "max":
+            raise ValueError("no `evidence` with pooling `max`")
         self.tasks = tuple(tasks) or (Task("label", tuple(map(str, range(classes or 0)))),)
         self.encoder = encoder
         self.pooling = build_pooling(
@@ -85,6 +98,7 @@ class IpsNet(nn.Module):
         self.head = nn.Linear(encoder.width, sum(task.width for task in self.tasks))
         self.position = SinusoidalPosition(encoder.width) if position == "sinusoidal" else None
         self.rule = rule if self.pooling.ranks else even
+        self.evidence = evidence
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Class logits of slides from their kept tiles.
@@ -101,7 +115,34 @@ class IpsNet(nn.Module):
         torch.Tensor
             Shape (B, C), before softmax or sigmoid; tasks side by side.
         """
+        if self.evidence:
+            return self.evidences(embeddings, mask).sum(1)  # (B, C)
         return self.classify(self.pooling(embeddings, mask))  # (B, C)
+
+    def evidences(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """What each tile adds to the class logits of its slide, shape (B, K, D), (B, K) to (B, K, C).
+
+        A tile's attention (mean over heads) times the logits it would have alone, so with one tile kept both agree; 0
+        where there is no tile. In the spirit of additive MIL (Javed et al., 2022, equation 5), whose tiles are weighted
+        before the classifier instead of after it.
+        """
+        shares = selection_weights(self.pooling.logits(embeddings), mask)  # (B, K, T)
+        alone = self.classify(self.pooling.alone(embeddings.flatten(0, 1)))  # (B·K, C)
+        widths = torch.tensor([task.width for task in self.tasks], device=shares.device)
+        out: Tensor = shares.repeat_interleave(widths, dim=-1) * alone.view(*mask.shape, -1)  # (B, K, C)
+        return out
+
+    def without_each(self, embeddings: Tensor) -> Tensor:
+        """Class logits of one slide K times, each time without one of its kept tiles, shape (K, D) to (K, C).
+
+        Exact for the tiles kept, everything after the pooling included; what would move up in place of the tile left
+        out is not looked for. Costs no pass through the encoder. K is at least 2.
+        """
+        if not self.evidence:
+            return self.classify(self.pooling.without_each(embeddings))
+        logits = self.pooling.logits(embeddings)  # (K, T, H)
+        alone = self.classify(self.pooling.alone(embeddings)).split([task.width for task in self.tasks], dim=-1)
+        return torch.cat([means_without_each(logits[:, t], e[:, None]).mean(1) for t, e in enumerate(alone)], -1)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Class logits of pooled vectors, each task from its own query, shape (..., T, D) to (..., C)."""

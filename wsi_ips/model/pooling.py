@@ -52,6 +52,24 @@ class Pooling(nn.Module):
     def alone(self, embeddings: Tensor) -> Tensor:
         """Pool each tile as if it were the whole slide, shape (n, D) to (n, T, D)."""
 
+    @abstractmethod
+    def without_each(self, embeddings: Tensor) -> Tensor:
+        """Pool the kept tiles of one slide K times, each time without one of them.
+
+        In closed form: no softmax is taken anew for each tile, so the cost grows with K and not with its square. Equal
+        to :meth:`forward` on the K - 1 others in evaluation mode.
+
+        Parameters
+        ----------
+        embeddings
+            Shape (K, D); at least two tiles.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape (K, T, D); row k is the slide without tile k.
+        """
+
 
 class GatedAttentionPooling(Pooling):
     """Gated attention of Ilse, Tomczak and Welling, 2018 (equation 9), one scorer per query; H is 1.
@@ -82,6 +100,11 @@ class GatedAttentionPooling(Pooling):
     def alone(self, embeddings: Tensor) -> Tensor:
         """Shape (n, D) to (n, T, D): the embedding itself, its attention is 1."""
         out: Tensor = self.dropout(_per_query(embeddings, self.to_logit.out_features))
+        return out
+
+    def without_each(self, embeddings: Tensor) -> Tensor:
+        """Shape (K, D) to (K, T, D)."""
+        out: Tensor = self.dropout(means_without_each(self.logits(embeddings)[..., 0], embeddings[:, None]))
         return out
 
 
@@ -115,6 +138,11 @@ class MeanPooling(Pooling):
         out: Tensor = self.dropout(_per_query(embeddings, self.queries))
         return out
 
+    def without_each(self, embeddings: Tensor) -> Tensor:
+        """Shape (K, D) to (K, T, D)."""
+        out: Tensor = self.dropout(means_without_each(self.logits(embeddings)[..., 0], embeddings[:, None]))
+        return out
+
 
 class MaxPooling(Pooling):
     """The one tile with the highest learned logit of each query, times the sigmoid of that logit; H is 1.
@@ -144,6 +172,65 @@ class MaxPooling(Pooling):
         """Shape (n, D) to (n, T, D): the embedding times the sigmoid of its logit."""
         out: Tensor = self.dropout(embeddings[:, None] * self.to_logit(embeddings).sigmoid()[..., None])
         return out
+
+    def without_each(self, embeddings: Tensor) -> Tensor:
+        """Shape (K, D) to (K, T, D): the best tile, and the second best where the best is left out."""
+        logits = self.to_logit(embeddings)  # (K, T)
+        best = logits.argmax(0, keepdim=True)  # (1, T)
+        second = logits.scatter(0, best, -torch.inf).argmax(0, keepdim=True)  # (1, T)
+        number = torch.arange(len(embeddings), device=embeddings.device)[:, None]  # (K, 1)
+        tile = torch.where(number == best, second, best)  # (K, T)
+        out: Tensor = self.dropout(embeddings[tile] * logits.gather(0, tile).sigmoid()[..., None])
+        return out
+
+
+def selection_weights(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean attention of the kept tiles over heads; sums to 1 per slide and query.
+
+    Parameters
+    ----------
+    logits
+        Shape (B, K, T, H).
+    mask
+        bool, shape (B, K).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (B, K, T); 0 where there is no tile.
+    """
+    masked = logits.masked_fill(~mask[:, :, None, None], -torch.inf)
+    return masked.softmax(dim=1).mean(dim=3)
+
+
+def means_without_each(logits: Tensor, values: Tensor) -> Tensor:
+    """Means of K values weighted by the softmax of their logits, K times, each time without one of them.
+
+    With weights a and mean m of all, the mean without tile k is ``(m - a_k v_k) / (1 - a_k)``. Where a_k is near 1 that
+    is a difference of equals, so the mean without the heaviest tile is summed from the others; every other weight is at
+    most a half.
+
+    Parameters
+    ----------
+    logits
+        Shape (K, G...), K at least 2; each of G (queries, heads) has a softmax of its own.
+    values
+        Shape (K, G..., E), or 1 in place of a G.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (K, G..., E); computed in float64, of the type of ``values``.
+    """
+    wide, attention = values.double(), logits.double().softmax(0)[..., None]  # (K, G..., E), (K, G..., 1)
+    mean = (attention * wide).sum(0, keepdim=True)
+    heaviest = logits.argmax(0, keepdim=True)  # (1, G...)
+    others = logits.double().scatter(0, heaviest, -torch.inf).softmax(0)[..., None]
+    without_heaviest = (others * wide).sum(0, keepdim=True)
+    number = torch.arange(len(logits), device=logits.device).view(-1, *[1] * (logits.ndim - 1))  # (K, 1, ...)
+    is_heaviest = (number == heaviest)[..., None]
+    rest = torch.where(is_heaviest, 1.0, 1 - attention)  # 1 in place of what may be 0
+    return torch.where(is_heaviest, without_heaviest, (mean - attention * wide) / rest).to(values.dtype)
 
 
 def _masked(logits: Tensor, mask: Tensor) -> Tensor:

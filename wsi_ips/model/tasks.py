@@ -95,6 +95,17 @@ def task_losses_each(
     return torch.stack(losses, 1)
 
 
+def positive_margin(logits: Tensor, task: Task) -> Tensor:
+    """How far a task's last class is ahead, from that task's logits, shape (..., C_t) to (...).
+
+    Single-label: its logit less the mean of the others; with two classes these are its log-odds. Multi-label: its
+    logit, its log-odds. Linear in the logits, so that shares of logits are shares of it.
+    """
+    if task.kind == "multi":
+        return logits[..., -1]
+    return logits[..., -1] - logits[..., :-1].mean(-1)
+
+
 def share_right(logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task]) -> float:
     """Share of answers that are right, mean over the tasks of which something is known; NaN where nothing is.
 

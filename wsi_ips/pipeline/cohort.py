@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.manifest import Manifest, SlideRecord, Splits, read_manifest, read_splits
+from wsi_ips.manifest import Manifest, SlideRecord, Splits, discover, read_manifest, read_splits
+from wsi_ips.manifest.splits import Member, validation_share
+from wsi_ips.provenance import atomic_write_text
 from wsi_ips.slides.source import slide_name
 from wsi_ips.tiles.interop import CoordinateFiles, find_coordinates
 
@@ -29,7 +32,8 @@ def read_cohort(recipe: Recipe) -> Manifest:
     section = recipe.split
     leaks = ("patient", "content") if section.file else section.allow
     column, *further = recipe.labels.columns
-    manifest = read_manifest(recipe.manifest, label_column=column, further_columns=further, leaks=leaks)
+    path = _found(recipe) if recipe.manifest.is_dir() else recipe.manifest
+    manifest = read_manifest(path, label_column=column, further_columns=further, leaks=leaks)
     records = manifest.records
     if section.file is not None:
         splits = read_splits(section.file)
@@ -40,9 +44,35 @@ def read_cohort(recipe: Recipe) -> Manifest:
         records = with_parts(records, splits, section.fold, section.file)
         if "patient" not in section.allow:
             _require_whole_patients(records, section.file)
+    if section.val_share and not any(r.split == "val" for r in records):
+        records = _with_validation(records, recipe)
     if recipe.tiles.imported is not None:
         records = with_coordinates(records, coordinate_files(recipe.tiles.imported, records))
     return replace(manifest, records=records)
+
+
+def _found(recipe: Recipe) -> Path:
+    """The manifest of a folder of slides, written into the run folder for people to read."""
+    found = StringIO()
+    discover(recipe.manifest).table.to_csv(found, index=False, lineterminator="\n")
+    path = recipe.output / "manifest.csv"
+    if not path.exists() or path.read_text(encoding="utf-8") != found.getvalue():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, found.getvalue())
+    return path
+
+
+def _with_validation(records: Sequence[SlideRecord], recipe: Recipe) -> tuple[SlideRecord, ...]:
+    """Rows of which a share that would be learned from validates."""
+    labels = {r.slide_id: recipe.labels.meaning(r.label) for r in records if r.split == "train"}
+    members = [
+        Member(r.slide_id, r.patient_id or r.slide_id, labels[r.slide_id] or "")
+        for r in records
+        if r.slide_id in labels
+    ]
+    members = [m for m in members if m.stratum]
+    chosen = validation_share(members, recipe.split.val_share, seed=recipe.seed)
+    return tuple(r.model_copy(update={"split": "val"}) if r.slide_id in chosen else r for r in records)
 
 
 def with_parts(

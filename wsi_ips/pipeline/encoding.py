@@ -15,7 +15,11 @@ from wsi_ips.errors import CheckpointError
 from wsi_ips.model import EncoderSpec, build_encoder, encoder_spec, read_card
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.start import take_trunk
+from wsi_ips.pipeline.cohort import names_of
+from wsi_ips.pipeline.feature_source import IMPORTED_KEY, FeatureSource
+from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
+from wsi_ips.tiles.interop import find_features
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,15 @@ def encoder_key(encoder: Encoder) -> str:
     """Name of the folder of an encoder's features: its name, and what tells it from others of that name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", encoder.spec.name).strip("-.")
     return f"{name}-{encoder_fingerprint(encoder)[:8]}"
+
+
+def feature_source(run: Run, encoder: Encoder | None = None) -> FeatureSource:
+    """Where the features of a run are: those of another tool, else of an encoder; None is the recipe's as it comes."""
+    folder = run.recipe.features.imported
+    if folder is not None:
+        return FeatureSource(run, IMPORTED_KEY, "", find_features(folder, names_of(run.records)))
+    encoder = encoder or frozen_encoder(run.recipe)
+    return FeatureSource(run, encoder_key(encoder), encoder_fingerprint(encoder))
 
 
 def _hash(trunk: nn.Module) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,17 @@ from wsi_ips.evaluation import (
     pointing_hit,
     quadratic_kappa,
 )
+from wsi_ips.evaluation.calibration import calibration as calibration_of
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.evaluation.staging import NODE_LABELS
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.table import read_rows
-from wsi_ips.pipeline.predict import predicted
+from wsi_ips.model.calibration import DEFAULT_THRESHOLD, Calibration, TaskCalibration
+from wsi_ips.pipeline.calibrate import calibrate
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import predicted
 from wsi_ips.results import tile_raster
 
 MASK_DOWNSAMPLE = 32
@@ -112,7 +116,9 @@ class Evaluation:
 def evaluate_run(
     run: Run, *, by: Sequence[str] = (), split: str = "test", threshold: float | None = None
 ) -> Evaluation:
-    """Figures of a run's predictions.
+    """Figures of a run's predictions, with the temperature and the threshold that are frozen in the bundle.
+
+    A model that this run trained is calibrated first where it is not yet, see :mod:`wsi_ips.pipeline.calibrate`.
 
     Parameters
     ----------
@@ -121,9 +127,9 @@ def evaluate_run(
     by
         Further columns of the manifest that make subgroups.
     split
-        Slides to report on; the threshold comes from split ``val``.
+        Slides to report on.
     threshold
-        Given from outside instead.
+        Calibrated probability from which on a slide is called positive, in place of the bundle's.
 
     Raises
     ------
@@ -135,28 +141,56 @@ def evaluate_run(
     chosen = [r for r in predicted(run) if r.split == split]
     if not chosen:
         raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
-    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in chosen}
+    calibration = calibrate(run)
+    scores = {r.slide_id: _scores(run, r, calibration) for r in chosen}
     notes: list[str] = []
     known = [r for r in chosen if run.truth(r) is not None]
-    validation = [r for r in predicted(run) if r.split == "val" and run.truth(r) is not None] if split != "val" else []
+    used = next(iter(calibration.tasks[0].thresholds[-1:]), DEFAULT_THRESHOLD) if threshold is None else threshold
     slides = None
     try:
-        slides = evaluate_slides(
-            _scored(run, known), _scored(run, validation), groups=_groups(run, known, by), threshold=threshold
+        figures = evaluate_slides(_scored(run, known, scores), groups=_groups(run, known, by), threshold=used)
+        slides = _frozen(
+            figures, calibration.tasks[0], _scored(run, known, scores, raw=True), given=threshold is not None
         )
     except EvaluationError as error:
         notes.append(f"no slide figures: {error}")
-    used = slides.threshold if slides else 0.5
     localisation = _localisation(run, chosen, scores, used, notes)
     patients = _patients(run, known, scores, notes)
     return Evaluation(slides, localisation, patients, (*(slides.notes if slides else ()), *notes))
 
 
-def _scored(run: Run, records: Sequence[SlideRecord]) -> Scored:
+def _scores(run: Run, record: SlideRecord, calibration: Calibration) -> SlideScores:
+    return replace(read_scores(run.folder.scores, record.slide_id), calibration=calibration)
+
+
+def _scored(
+    run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores], *, raw: bool = False
+) -> Scored:
+    """Truth and calibrated probability of the positive class; ``raw``: as the network gave it."""
     label = run.recipe.labels.tasks[0]
     truth = np.array([label.is_positive(run.truth(r)) for r in records], np.int64)
-    scores = [read_scores(run.folder.scores, r.slide_id).probability[-1] for r in records]
-    return Scored(truth, np.array(scores, np.float64))
+    verdicts = [scores[r.slide_id].verdicts[0] for r in records]
+    return Scored(truth, np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64))
+
+
+def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, given: bool) -> SlideEvaluation:
+    """Figures of calibrated probabilities, with where temperature and threshold come from."""
+    notes = list(figures.notes)
+    if frozen.note:
+        notes.append(frozen.note)
+    is_default = frozen.slides == 0 or "threshold" in frozen.note
+    before = None
+    if frozen.temperature != 1:
+        with suppress(EvaluationError):  # its absence is noted with that of the calibrated one
+            before = calibration_of(raw.truth, raw.score)
+    return replace(
+        figures,
+        threshold_from="given" if given else "default" if is_default else "validation",
+        calibration=before or figures.calibration,
+        temperature=frozen.temperature if frozen.temperature != 1 else None,
+        calibrated=figures.calibration if frozen.temperature != 1 else None,
+        notes=tuple(notes),
+    )
 
 
 def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict[str, list[str]]:

@@ -6,32 +6,22 @@ import shutil
 import time
 from collections.abc import Sequence
 
+import torch
+
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import ManifestError
-from wsi_ips.fence import Failure
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.encoder import IMPORTED, Encoder
-from wsi_ips.pipeline.cohort import names_of
-from wsi_ips.pipeline.encoding import encoder_fingerprint, encoder_key, frozen_encoder
+from wsi_ips.model.encoder import IMPORTED
+from wsi_ips.pipeline.encoding import feature_source
 from wsi_ips.pipeline.feature_files import foreign_of
-from wsi_ips.pipeline.feature_source import IMPORTED_KEY, FeatureSource
+from wsi_ips.pipeline.feature_source import FeatureSource
 from wsi_ips.pipeline.features_job import FEATURES_JOB, FeaturesTask
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.spread import spread
-from wsi_ips.pipeline.tile import died
+from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
 from wsi_ips.scanning import choose_device
 from wsi_ips.tiles import write_features
-from wsi_ips.tiles.interop import find_features, rows_of_tiles
-
-
-def feature_source(run: Run, encoder: Encoder | None = None) -> FeatureSource:
-    """Where the features of a run are: those of another tool, else of an encoder; None is the recipe's as it comes."""
-    folder = run.recipe.features.imported
-    if folder is not None:
-        return FeatureSource(run, IMPORTED_KEY, "", find_features(folder, names_of(run.records)))
-    encoder = encoder or frozen_encoder(run.recipe)
-    return FeatureSource(run, encoder_key(encoder), encoder_fingerprint(encoder))
+from wsi_ips.tiles.interop import rows_of_tiles
 
 
 def features_stage(run: Run, names: Sequence[str] = ()) -> int:
@@ -94,7 +84,15 @@ def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> Non
             "`model.pretrained`, `model.weights` or `model.start`"
         )
     ordered = sorted(due, key=lambda record: -(run.states[record.slide_id].tiles or 0))
-    jobs = [Job(r.slide_id, FEATURES_JOB, FeaturesTask(recipe, r, source.key, source.encoder)) for r in ordered]
+    jobs = [
+        Job(
+            record.slide_id,
+            FEATURES_JOB,
+            FeaturesTask(recipe, record, source.key, source.encoder),
+            timeout_s=timeout_s(recipe.compute, run.states[record.slide_id].tiles or 0),
+        )
+        for record in ordered
+    ]
     tiles = 0
     with (
         run.progress.stage("features", len(jobs), "slides") as advance,
@@ -109,9 +107,11 @@ def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> Non
 
 
 def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
-    """One process where the encoder runs on the GPU of this machine: several would each need its memory."""
-    alone = compute.scheduler is None and compute.workers is None and choose_device(compute.device).type == "cuda"
-    return compute.model_copy(update={"workers": 1}) if alone else compute
+    """One process for each GPU of this machine where there are some: several would each need its memory."""
+    device = choose_device(compute.device)
+    if compute.scheduler is not None or compute.workers is not None or device.type != "cuda":
+        return compute
+    return compute.model_copy(update={"workers": torch.cuda.device_count() if device.index is None else 1})
 
 
 def _book(run: Run, outcome: JobOutcome) -> int:
@@ -124,8 +124,6 @@ def _book(run: Run, outcome: JobOutcome) -> int:
             name, stage="features", seconds=round(usage.wall_s, 3), attempts=outcome.attempts, **took, **done
         )
         return result.value
-    failure = result.failure or Failure("the process gave no result", "")
-    told = failure if result.ending == "error" else died(name, failure, outcome.attempts)
-    run.states.fail(name, "features", told, seconds=usage.wall_s, attempts=outcome.attempts)
+    run.states.fail(name, "features", failure_of_job(outcome), seconds=usage.wall_s, attempts=outcome.attempts)
     run.states.update(name, **took)
     return 0

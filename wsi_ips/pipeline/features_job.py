@@ -13,8 +13,9 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.pipeline.encoding import encoder_fingerprint, frozen_encoder
 from wsi_ips.pipeline.feature_source import FeatureSource
+from wsi_ips.pipeline.predictor import own_device
 from wsi_ips.pipeline.run import Run
-from wsi_ips.scanning import ChunkLimit, choose_device, embed_tiles
+from wsi_ips.scanning import ChunkLimit, embed_tiles
 from wsi_ips.tiles import write_features
 
 FEATURES_JOB = f"{__name__}:features_job"
@@ -63,5 +64,5 @@ def _encoder(task: FeaturesTask) -> Encoder:
                 f"encoder {encoder.spec.name} has other weights here than where the command runs: install the same "
                 "versions of torch and timm, and the same weights, where the workers run"
             )
-        _kept[task.encoder] = encoder.to(choose_device(task.recipe.compute.device))
+        _kept[task.encoder] = encoder.to(own_device(task.recipe.compute.device))
     return _kept[task.encoder]

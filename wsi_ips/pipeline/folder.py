@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from wsi_ips.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -13,11 +16,18 @@ class RunFolder:
     root: Path
     tile_store: str = "zarr"
     tile_location: str | None = None
+    shared: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """The folder of a recipe's run."""
+        return cls(recipe.output, recipe.tiles.store, recipe.tiles.location, recipe.tiles.shared)
 
     @property
     def tiles(self) -> Path | str:
-        """Tile indexes; a URL where the recipe puts them elsewhere."""
-        return self.tile_location or self.root / f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+        """Tile indexes; a URL, or in another run folder, where the recipe puts them elsewhere."""
+        name = f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
+        return self.tile_location or (self.shared or self.root) / name
 
     @property
     def scores(self) -> Path:
@@ -104,7 +114,7 @@ class RunFolder:
         return self.tissue / f"{slide_id}.png"
 
     def overlay(self, slide_id: str, kind: str) -> Path:
-        """Heatmap picture; ``kind`` is ``probability`` or ``attention``."""
+        """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
 
     def traceback(self, slide_id: str) -> Path:

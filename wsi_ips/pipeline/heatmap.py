@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_ips.annotations import read_annotation
-from wsi_ips.errors import EvaluationError
+from wsi_ips.errors import EvaluationError, RecipeError
 from wsi_ips.geometry import Box, Point
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
+from wsi_ips.pipeline.maps import ALWAYS, map_kinds, map_scores
 from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import model_calibration, slide_scores
 from wsi_ips.provenance import fingerprint
-from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, tile_raster, write_overlay
+from wsi_ips.results import Caption, View, draw_overlay, sidecar, tile_raster, write_overlay
 from wsi_ips.results.alignment import alignment_correlation
 from wsi_ips.results.overlay import Kind
 from wsi_ips.slides import read_area
 from wsi_ips.tiles import TileIndex, read_tiles
 
 SCHEMA_VERSION = 1
-KINDS: tuple[Kind, ...] = ("probability", "attention")
+KINDS = ALWAYS
 ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
 MARGIN = 0.06
 """Share of the tiled area shown around it."""
@@ -43,12 +45,19 @@ def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
 
 def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     """Draw all slides whose pictures are not up to date; the number of slides worked on."""
-    model_id = read_card(checkpoint_folder(run)).model_id
+    card = read_card(checkpoint_folder(run))
+    model_id = card.model_id
+    if run.recipe.heatmap.score == "evidence" and not card.evidence:
+        raise RecipeError(
+            f"key `heatmap.score`: model {model_id} was not trained with `model.evidence`, so nothing adds up to its "
+            "decision; train with it, or take `probability`"
+        )
     due = []
+    calibration = model_calibration(run)
     for record in to_draw(run, names):
-        scores = read_scores(run.folder.scores, record.slide_id)
-        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint)
-        if not all(_drawn_from(run, record, kind) == wanted for kind in KINDS):
+        scores = slide_scores(run, record, calibration)
+        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint, calibration.hash)
+        if not all(_drawn_from(run, record, kind) == wanted for kind in map_kinds(run.recipe.heatmap)):
             due.append((record, scores, wanted))
     if due:
         with run.progress.stage("heatmaps", len(due), "slides") as advance:
@@ -73,12 +82,12 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         model_id=model_id,
         outlines=_outlines(record, index.bounds),
     )
-    values = {"probability": scores.positive_probability, "attention": attention_rank(scores.attention)}
-    for kind in KINDS:
+    for kind in map_kinds(section):
+        tiles, values = map_scores(scores, kind)
         raster = tile_raster(
-            index.x,
-            index.y,
-            values[kind],
+            index.x[tiles],
+            index.y[tiles],
+            values,
             bounds=index.grid,
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,

@@ -134,8 +134,8 @@ def export_run(
 
 def _feature_writer(run: Run, to: Path, kind: ExportFormat) -> Callable[[SlideRecord, TileIndex], Path | None]:
     """Writes the features of a slide; needs torch."""
+    from wsi_ips.pipeline.encoding import feature_source
     from wsi_ips.pipeline.feature_files import write_features_of
-    from wsi_ips.pipeline.features import feature_source
 
     source = feature_source(run)
     return lambda record, index: write_features_of(to, record, index, source, kind)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import pandas as pd
-
-from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
-from wsi_ips.inference import SlideScores, predict_slide, read_scores, stored_fingerprint, write_scores
+from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.errors import ManifestError
+from wsi_ips.inference import stored_fingerprint
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import ModelCard, load_checkpoint, read_card
+from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
-from wsi_ips.model.int8 import Int8Exporter
+from wsi_ips.model.checkpoint import require_tasks
 from wsi_ips.model.presets import remarks
-from wsi_ips.pipeline.feature_source import FeatureSource
-from wsi_ips.pipeline.features import feature_source
+from wsi_ips.pipeline.calibrate import calibrate
+from wsi_ips.pipeline.predictions import write_predictions
+from wsi_ips.pipeline.predictor import PREDICT_JOB, Predictor, PredictTask, Told
+from wsi_ips.pipeline.preparation import check_preparation
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.scored import checkpoint_folder, predicted, scores_fingerprint
-from wsi_ips.provenance import atomic_path
-from wsi_ips.scanning import ChunkLimit, choose_device
-from wsi_ips.tiles import SlideTiles
+from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
+from wsi_ips.scanning import choose_device
 
 __all__ = ["checkpoint_folder", "predict_stage", "predicted", "scores_fingerprint", "to_predict", "write_predictions"]
 
@@ -51,12 +53,13 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
     Raises
     ------
     CheckpointError
-        There is no checkpoint, or it was made for other classes or another scale.
+        There is no checkpoint, or it was made for other classes, another scale or other tissue.
     """
-    card = read_card(checkpoint_folder(run))
-    check_scale(run, card)
-    net, card = load_checkpoint(checkpoint_folder(run), tasks=run.recipe.labels.tasks)
-    model = checkpoint_fingerprint(checkpoint_folder(run))
+    folder = checkpoint_folder(run)
+    card = read_card(folder)
+    require_tasks(folder, card, run.recipe.labels.tasks)
+    check_preparation(run.recipe, card)
+    model = checkpoint_fingerprint(folder)
     due = [
         record
         for record in run.with_tiles(to_predict(run, names))
@@ -66,35 +69,11 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
     if due:
         for text in remarks(card.encoder.name):
             run.progress.note(text)
-        device = choose_device(run.recipe.compute.device)
-        net.to(device)
-        int8 = Int8Exporter(net.encoder, card.patch_px) if run.recipe.predict.scan_precision == "int8" else None
-        features = feature_source(run, net.encoder) if run.recipe.model.input == "features" else None
-        limit = ChunkLimit(run.recipe.compute.chunk_size, run.progress.note)
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
         with run.progress.stage("prediction", total, "tiles") as advance:
-            for record in due:
-
-                def work(record: SlideRecord = record) -> None:
-                    scores = predict_slide(
-                        net,
-                        card,
-                        _input(run, record, card, features),
-                        compute=run.recipe.compute,
-                        device=device,
-                        fingerprint=scores_fingerprint(run, record, model),
-                        on_tiles=advance,
-                        int8=int8,
-                        limit=limit,
-                    )
-                    if scores.int8:
-                        used = "" if scores.int8.holds else "; too far from fp32, which was used instead"
-                        run.progress.note(f"slide {record.slide_id}: int8 scan: {scores.int8}{used}")
-                    write_scores(run.folder.scores, scores)
-
-                run.states.fence(record.slide_id, "predict", work)
+            (_predict_spread if run.recipe.compute.predict_workers else _predict_here)(run, due, model, advance)
         run.states.save()
-    write_predictions(run)
+    write_predictions(run, calibrate(run))
     return len(due)
 
 
@@ -104,65 +83,53 @@ def _lacks_features(run: Run, record: SlideRecord) -> bool:
     return row.state == "failed" and row.stage == "features"
 
 
-def _input(run: Run, record: SlideRecord, card: ModelCard, features: FeatureSource | None) -> SlideTiles:
-    """Stored features of a slide where they are up to date, else its pixels, of which a model makes the same.
+def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
+    """One slide after another, in this process on one device."""
+    device = choose_device(run.recipe.compute.device)
+    predictor = Predictor(run.recipe, checkpoint_folder(run), model, device, run.progress.note)
+    for record in due:
+        work = partial(predictor, run, record, scores_fingerprint(run, record, model), advance)
+        run.states.fence(record.slide_id, "predict", work)
 
-    Raises
-    ------
-    FeaturesError
-        The model knows imported features only, and this slide has none, or those of another encoder.
-    """
-    if features is not None and features.has(record):
-        tiles = features.tiles(record)
-        if not card.encoder.features or tiles.features.encoder == card.encoder.name:
-            return tiles
-        raise FeaturesError(
-            f"slide {record.slide_id}: features of {tiles.features.encoder}, the model was trained on those of "
-            f"{card.encoder.name}; import the same"
+
+def _predict_spread(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
+    """Slides over processes; each loads the network once. The largest slides come first."""
+    compute = run.recipe.compute
+    threads = max(1, (os.cpu_count() or 1) // compute.predict_workers) if compute.scheduler is None else 1
+    tiles = {record.slide_id: run.states[record.slide_id].tiles or 0 for record in due}
+    jobs = [
+        Job(
+            record.slide_id,
+            PREDICT_JOB,
+            PredictTask(
+                run.recipe, record, checkpoint_folder(run), model, scores_fingerprint(run, record, model), threads
+            ),
+            timeout_s=timeout_s(compute, tiles[record.slide_id]),
         )
-    if card.encoder.features:
-        raise FeaturesError(
-            f"slide {record.slide_id}: the model was trained on features of {card.encoder.name} and takes no pixels; "
-            "set `features.imported` to a folder with a feature file of this slide, and `model.input: features`"
-        )
-    return run.tiles(record)
+        for record in sorted(due, key=lambda record: -tiles[record.slide_id])
+    ]
+    with spread(compute.model_copy(update={"workers": compute.predict_workers}), jobs) as work:
+        for outcome in work.outcomes:
+            if outcome is not None:
+                _book(run, outcome)
+                advance(tiles[outcome.job.name])
 
 
-def check_scale(run: Run, card: ModelCard) -> None:
-    """Refuse a checkpoint trained at another scale or patch size than the recipe's tiles.
-
-    Raises
-    ------
-    CheckpointError
-        Names both.
-    """
-    tiles = run.recipe.tiles
-    if (card.patch_mpp, card.patch_px) != (tiles.mpp, tiles.patch_px):
-        raise CheckpointError(
-            f"checkpoint {card.model_id}: trained on {card.patch_px} px at {card.patch_mpp} µm/px, the recipe "
-            f"tiles {tiles.patch_px} px at {tiles.mpp} µm/px; set `tiles.mpp` and `tiles.patch_px` to those of the "
-            "checkpoint"
-        )
-
-
-def write_predictions(run: Run) -> None:
-    """Write ``predictions.csv``: one row per predicted slide, in the order of the manifest."""
-    rows = [_row(run, record, read_scores(run.folder.scores, record.slide_id)) for record in predicted(run)]
-    first, *further = run.recipe.labels.tasks
-    columns = ["slide_id", *[f"probability_{c}" for c in first.classes], "predicted", "label"]
-    for task in further:
-        columns += [f"{task.name}_probability_{c}" for c in task.classes]
-        columns += [f"{task.name}_predicted", f"{task.name}_label"]
-    columns += ["split", "tiles", "seconds"]
-    with atomic_path(run.folder.predictions) as temporary:
-        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
-
-
-def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object]:
-    row: dict[str, object] = {"slide_id": record.slide_id}
-    truths = run.truths[record.slide_id]
-    for task, probability, truth in zip(scores.tasks, scores.probabilities, truths, strict=True):
-        prefix = "" if task is scores.tasks[0] else f"{task.name}_"
-        row |= {f"{prefix}probability_{c}": round(p, 6) for c, p in zip(task.classes, probability, strict=True)}
-        row |= {f"{prefix}predicted": task.answer(probability), f"{prefix}label": task.text(truth)}
-    return row | {"split": record.split, "tiles": len(scores.attention_logits), "seconds": scores.seconds}
+def _book(run: Run, outcome: JobOutcome) -> None:
+    """Write down what came of a slide."""
+    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
+    before = run.states[name]
+    earlier = before.attempts if before.state == "failed" and before.stage == "predict" else 0
+    if not isinstance(result.value, Told):
+        attempts = earlier + outcome.attempts
+        run.states.fail(name, "predict", failure_of_job(outcome), seconds=usage.wall_s, attempts=attempts)
+        return
+    for text in result.value.notes:
+        run.progress.note(text)
+    done = {"state": "ok", "reason": "", "traceback": ""}
+    took = {
+        "seconds": result.value.seconds,
+        "cpu_seconds": round(usage.cpu_s, 3),
+        "rss_mb": round(usage.peak_rss_mb, 1),
+    }
+    run.states.update(name, stage="predict", attempts=earlier + outcome.attempts, **done, **took)

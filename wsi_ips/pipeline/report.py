@@ -23,15 +23,18 @@ from wsi_ips.evaluation import (
     task_figures,
     tile_figures,
 )
-from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.manifest import SlideRecord, Splits
+from wsi_ips.inference import SlideScores
+from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
+from wsi_ips.model.calibration import Calibration
+from wsi_ips.pipeline.facts import write_facts
 from wsi_ips.pipeline.heatmap import KINDS
 from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.scored import model_calibration, slide_scores
 from wsi_ips.pipeline.sheet import recall_summary
 from wsi_ips.pipeline.states import STATES
-from wsi_ips.provenance import atomic_write_json, peak_rss_mb, run_facts
+from wsi_ips.provenance import atomic_write_json, peak_rss_mb
 from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, write_report
 from wsi_ips.results.overlay import Kind
 from wsi_ips.tiles import TileIndex, read_tiles
@@ -60,7 +63,8 @@ def compute_figures(run: Run) -> Figures:
     label = run.recipe.labels.tasks[0]
     in_test = [r for r in predicted(run) if r.split == "test"]
     test = [r for r in in_test if run.truth(r) is not None]
-    scores = [read_scores(run.folder.scores, r.slide_id) for r in test]
+    calibration = model_calibration(run)
+    scores = [slide_scores(run, r, calibration) for r in test]
     truth = np.array([label.is_positive(run.truth(r)) for r in test], int)
     score = np.array([s.probability[-1] for s in scores])
     notes: list[str] = []
@@ -82,13 +86,16 @@ def compute_figures(run: Run) -> Figures:
 
 def _task_figures(run: Run, test: list[SlideRecord]) -> dict[str, TaskFigures]:
     """Figures of each task on the test slides whose answer is known; tasks of which none is known are left out."""
-    scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in test}
+    calibration = model_calibration(run)
+    scores = {r.slide_id: slide_scores(run, r, calibration) for r in test}
     found = {}
     for number, task in enumerate(run.recipe.labels.tasks):
         known = [r.slide_id for r in test if run.truths[r.slide_id][number] is not None]
         if known:
             truth = np.array([run.truths[name][number] for name in known])
-            found[task.name] = task_figures(truth, np.array([scores[name].probabilities[number] for name in known]))
+            found[task.name] = task_figures(
+                truth, np.array([scores[name].verdicts[number].probability for name in known])
+            )
     return found
 
 
@@ -126,14 +133,8 @@ def report_stage(run: Run, *, seconds: float) -> dict[str, Any]:
     """Write ``summary.json``, ``run.json`` and the report; the summary."""
     figures = compute_figures(run)
     summary = _summary(run, figures, seconds)
-    parts = Splits(({r.slide_id: r.split for r in run.records if r.split is not None},))
-    facts = {
-        "run": run_facts(),
-        "recipe": run.recipe.model_dump(mode="json"),
-        "parts": {"hash": parts.hash, **parts.counts(0)},
-    }
+    facts = write_facts(run)
     atomic_write_json(run.folder.summary, summary)
-    atomic_write_json(run.folder.facts, facts)
     write_report(run.folder.report, _report_data(run, figures, summary, facts))
     return summary
 
@@ -202,11 +203,15 @@ def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _report_data(run: Run, figures: Figures, summary: dict[str, Any], facts: dict[str, Any]) -> ReportData:
     known = {record.slide_id: record for record in predicted(run)}
+    calibration = model_calibration(run)
     pictured = sorted(
         (name for name, record in known.items() if all(run.folder.overlay(record.slide_id, k).exists() for k in KINDS)),
-        key=lambda name: -read_scores(run.folder.scores, name).probability[-1],
+        key=lambda name: -slide_scores(run, known[name], calibration).probability[-1],
     )[:MOST_PICTURES]
-    entries = [_entry(run, record, record.slide_id in known, record.slide_id in pictured) for record in run.records]
+    entries = [
+        _entry(run, record, calibration if record.slide_id in known else None, record.slide_id in pictured)
+        for record in run.records
+    ]
     libraries = ", ".join(f"{k} {v}" for k, v in facts["run"]["libraries"].items() if v)
     card = read_card(checkpoint_folder(run))
     return ReportData(
@@ -230,9 +235,10 @@ def _report_data(run: Run, figures: Figures, summary: dict[str, Any], facts: dic
     )
 
 
-def _entry(run: Run, record: SlideRecord, is_predicted: bool, pictured: bool) -> SlideEntry:
+def _entry(run: Run, record: SlideRecord, calibration: Calibration | None, pictured: bool) -> SlideEntry:
+    """A slide's row; without a calibration where it is not predicted."""
     state = run.states[record.slide_id]
-    scores = read_scores(run.folder.scores, record.slide_id) if is_predicted else None
+    scores = slide_scores(run, record, calibration) if calibration else None
     index = run.index(record) if pictured else None
     return SlideEntry(
         slide_id=record.slide_id,

@@ -69,16 +69,19 @@ class Run:
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
         manifest = read_cohort(recipe)
+        recipe = recipe.model_copy(update={"manifest": manifest.path})  # of a folder: what was found in it
         truths = read_truths(manifest, recipe.labels)
-        folder = RunFolder(recipe.output, recipe.tiles.store, recipe.tiles.location)
-        states = StateTable.read(folder.states, folder.traceback, [r.slide_id for r in manifest.records])
+        folder = RunFolder.of(recipe)
+        shared = RunFolder(recipe.tiles.shared).states if recipe.tiles.shared else None
+        names = [r.slide_id for r in manifest.records]
+        states = StateTable.read(folder.states, folder.traceback, names, tiled_in=shared)
         pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
         return cls(recipe, manifest.records, truths, folder, states, progress or Silent(), pool)
 
     @classmethod
     def of_slide(cls, recipe: Recipe, record: SlideRecord) -> Run:
         """One slide alone, for a process that works on it; the table of states is not read and never written."""
-        folder = RunFolder(recipe.output, recipe.tiles.store, recipe.tiles.location)
+        folder = RunFolder.of(recipe)
         pool = SlidePool(max_open=1, cache_mb=recipe.compute.tile_cache_mb)
         states = StateTable(folder.states, folder.traceback)
         return cls(recipe, (record,), {}, folder, states, pool=pool)
@@ -122,7 +125,7 @@ class Run:
             TILES_SCHEMA,
             recipe.slides,
             recipe.tissue,
-            recipe.tiles.model_dump(exclude={"store", "location", "imported"}),
+            recipe.tiles.model_dump(exclude={"store", "location", "imported", "shared"}),
             record.mpp,
             content_identity(record.path, self.remote),
             _file_hash("annotation", record.annotation) if record.annotation else None,
@@ -144,8 +147,7 @@ class Run:
 
     def is_done(self, record: SlideRecord) -> bool:
         """Whether the slide was tiled, with tiles or without; it may have failed later."""
-        state = self.states[record.slide_id]
-        return state.state in ("ok", "empty") or (state.state == "failed" and state.stage != "tile")
+        return self.states[record.slide_id].is_tiled
 
     def truth(self, record: SlideRecord) -> Truth:
         """What is known of the slide's label, the first task."""
@@ -184,7 +186,7 @@ def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Tr
     odd: dict[str, list[str]] = {}
     for record in manifest.records:
         known: list[Truth] = []
-        cells = (record.label, *manifest.further.get(record.slide_id, ()))
+        cells = (labels.meaning(record.label), *manifest.further.get(record.slide_id, ()))
         for task, column, text in zip(labels.tasks, labels.columns, cells, strict=True):
             try:
                 known.append(task.truth(text))

@@ -1,12 +1,14 @@
-"""Which model a run uses, and which slides it has scored; no torch."""
+"""Which model a run uses, which slides it has scored, and how their probabilities are to be read; no torch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from wsi_ips.inference import stored_fingerprint
+from wsi_ips.inference import SlideScores, read_scores, stored_fingerprint
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.card import checkpoint_fingerprint
+from wsi_ips.model.calibration import Calibration, read_calibration
+from wsi_ips.model.card import checkpoint_fingerprint, read_card
 from wsi_ips.pipeline.feature_source import IMPORTED_KEY
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
@@ -35,3 +37,15 @@ def predicted(run: Run) -> list[SlideRecord]:
         for record in run.with_tiles()
         if stored_fingerprint(run.folder.scores, record.slide_id) == scores_fingerprint(run, record, model)
     ]
+
+
+def model_calibration(run: Run) -> Calibration:
+    """How probabilities of the run's model are to be read."""
+    folder = checkpoint_folder(run)
+    return read_calibration(folder, read_card(folder).tasks, checkpoint_fingerprint(folder))
+
+
+def slide_scores(run: Run, record: SlideRecord, calibration: Calibration | None = None) -> SlideScores:
+    """A slide's stored scores with the calibration of the run's model; give it where it is known already."""
+    known = calibration or model_calibration(run)
+    return replace(read_scores(run.folder.scores, record.slide_id), calibration=known)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from wsi_ips.cluster import Job, JobOutcome, Limits, run_here, run_jobs
 from wsi_ips.config import ComputeSection
+from wsi_ips.fence import Failure
+
+TIMEOUT_TILES = 1000
+"""`compute.slide_timeout_s` is for so many tiles of a slide, where its tiles go through a network."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,18 @@ def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Spread]:
             yield Spread(outcomes, at_a_time or max(1, sum(client.nthreads().values())), few)
         finally:
             outcomes.close()  # type: ignore[attr-defined]
+
+
+def timeout_s(compute: ComputeSection, tiles: int) -> float:
+    """Seconds that a slide's tiles may take to go through a network."""
+    return compute.slide_timeout_s * max(1, tiles / TIMEOUT_TILES)
+
+
+def failure_of_job(outcome: JobOutcome) -> Failure:
+    """Why a job did not end well; where its process died, with the slide's name and how often it happened."""
+    name, result = outcome.job.name, outcome.result
+    failure = result.failure or Failure("the process gave no result", "")
+    if result.ending == "error":
+        return failure
+    often = f" ({outcome.attempts} attempts)" if outcome.attempts > 1 else ""
+    return Failure(f"slide {name}: {failure.reason}{often}", f"slide {name}: {failure.reason}\n\n{failure.traceback}")

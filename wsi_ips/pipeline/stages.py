@@ -10,14 +10,19 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import Recipe
+from wsi_ips.model.calibration import Calibration
+from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import STATES, SlideState
 from wsi_ips.pipeline.synth import synth_stage
 from wsi_ips.pipeline.tile import tile_stage
+
+if TYPE_CHECKING:
+    from wsi_ips.pipeline.predictions import PredictedSlide
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,30 @@ class Outcome:
         from wsi_ips.pipeline.report import headline
 
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a prediction came to.
+
+    Attributes
+    ----------
+    run
+        The run.
+    calibration
+        How probabilities were read.
+    slides
+        Those that were asked for.
+    """
+
+    run: Run
+    calibration: Calibration
+    slides: Sequence[PredictedSlide]
+
+    @property
+    def failed(self) -> int:
+        """Slides that were asked for and failed."""
+        return sum(slide.state == "failed" for slide in self.slides)
 
 
 def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
@@ -86,6 +115,46 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     if stored:
         watcher.note("everything is up to date; nothing was computed")
     return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
+
+
+def predict_slides(
+    recipe: Recipe, slides: Sequence[str], *, heatmaps: bool, progress: Progress | None = None
+) -> Predictions:
+    """Tile and predict slides with a trained model, and draw them where asked.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe.
+    slides
+        slide_ids; none: those of `predict.splits` and those without a split.
+    heatmaps
+        Whether to draw their maps.
+    progress
+        Who watches; nobody by default.
+    """
+    from wsi_ips.pipeline.facts import write_facts
+    from wsi_ips.pipeline.heatmap import heatmap_stage
+    from wsi_ips.pipeline.predict import predict_stage, to_predict
+    from wsi_ips.pipeline.predictions import predicted_slides
+    from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration
+
+    watcher = progress or Silent()
+    synth_stage(recipe, watcher)
+    with Run.open(recipe, watcher) as run:
+        records = to_predict(run, slides)
+        names = [record.slide_id for record in records]
+        read_card(checkpoint_folder(run))  # before anything is worked on
+        tile_stage(run, only=set(names))
+        if recipe.features.imported is not None:  # where they are not, a model sees what the slides show
+            _features(run, names)
+        predict_stage(run, slides)
+        if heatmaps and names:
+            heatmap_stage(run, names)
+        if not run.folder.facts.exists():
+            write_facts(run)
+        calibration = model_calibration(run)
+        return Predictions(run, calibration, predicted_slides(run, records, calibration))
 
 
 def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:

@@ -84,6 +84,11 @@ class SlideState:
     rss_mb: float | None = None
     traceback: str = ""
 
+    @property
+    def is_tiled(self) -> bool:
+        """Whether it was tiled, with tiles or without; it may have failed later."""
+        return self.state in ("ok", "empty") or (self.state == "failed" and self.stage != "tile")
+
 
 class StateTable:
     """States of a cohort. Safe for the threads of one process, which is the only one that writes.
@@ -106,9 +111,16 @@ class StateTable:
         self._flushed = self._compacted = time.monotonic()
 
     @classmethod
-    def read(cls, path: Path, logs: Callable[[str], Path], slide_ids: Iterable[str]) -> Self:
-        """What an earlier run left, for the slides of a manifest; those it does not know are pending."""
-        known = {row.slide_id: row for row in read_states(path)}
+    def read(
+        cls, path: Path, logs: Callable[[str], Path], slide_ids: Iterable[str], *, tiled_in: Path | None = None
+    ) -> Self:
+        """What an earlier run left, for the slides of a manifest; those it does not know are pending.
+
+        Slides that the run of ``tiled_in`` (its ``slides.csv``) has tiled count as tiled in this one too.
+        """
+        elsewhere = read_states(tiled_in) if tiled_in else []
+        known = {row.slide_id: _as_tiled(row) for row in elsewhere if row.is_tiled}
+        known |= {row.slide_id: row for row in read_states(path) if row.state != "pending"}
         return cls(path, logs, (known.get(name, SlideState(name)) for name in slide_ids))
 
     def __getitem__(self, slide_id: str) -> SlideState:
@@ -201,6 +213,13 @@ class StateTable:
             typed.to_parquet(temporary, index=False)
         journal_of(self._path).unlink(missing_ok=True)
         self._compacted = time.monotonic()
+
+
+def _as_tiled(row: SlideState) -> SlideState:
+    """A row as it was after tiling, whatever came of the slide later."""
+    if row.stage == "tile":
+        return row
+    return replace(row, state="ok", stage="tile", reason="", seconds=None, attempts=1, traceback="")
 
 
 def journal_of(path: Path) -> Path:

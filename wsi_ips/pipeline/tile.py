@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.cluster import Job, JobOutcome
-from wsi_ips.fence import Failure
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.sheet import sheet_stage
-from wsi_ips.pipeline.spread import spread
+from wsi_ips.pipeline.spread import failure_of_job, spread
 from wsi_ips.pipeline.survey import survey
 from wsi_ips.pipeline.throughput import Throughput
 from wsi_ips.pipeline.tile_job import TILE_JOB, SlideTask, Tiled
@@ -91,14 +90,6 @@ def _book(run: Run, outcome: JobOutcome, meter: Throughput) -> None:
             run.states.update(name, stage="tile", attempts=max(1, before.attempts), traceback="", **tiled.row)
         meter.ended(name, usage, megapixels=tiled.megapixels, failed=False)
         return
-    failure = result.failure or Failure("the process gave no result", "")
-    told = failure if result.ending == "error" else died(name, failure, outcome.attempts)
-    run.states.fail(name, "tile", told, seconds=usage.wall_s, attempts=earlier + outcome.attempts)
+    run.states.fail(name, "tile", failure_of_job(outcome), seconds=usage.wall_s, attempts=earlier + outcome.attempts)
     run.states.update(name, **took)
     meter.ended(name, usage, megapixels=0.0, failed=True)
-
-
-def died(name: str, failure: Failure, attempts: int) -> Failure:
-    """The reason with the slide's name and how often it happened."""
-    often = f" ({attempts} attempts)" if attempts > 1 else ""
-    return Failure(f"slide {name}: {failure.reason}{often}", f"slide {name}: {failure.reason}\n\n{failure.traceback}")

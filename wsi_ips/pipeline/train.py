@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +14,15 @@ from torch import nn
 from wsi_ips.errors import FeaturesError, RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
-from wsi_ips.model.card import checkpoint_fingerprint
-from wsi_ips.model.checkpoint import CARD_NAME, build_net
+from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint, write_card
+from wsi_ips.model.checkpoint import build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
 from wsi_ips.model.start import put_trunk, take_over
-from wsi_ips.pipeline.encoding import plan_encoder
+from wsi_ips.pipeline.encoding import feature_source, plan_encoder
 from wsi_ips.pipeline.feature_source import FeatureSource
-from wsi_ips.pipeline.features import feature_source
 from wsi_ips.pipeline.leakage import require_no_leak
+from wsi_ips.pipeline.preparation import preparation_of, training_facts
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
 from wsi_ips.scanning import choose_device
@@ -52,6 +53,7 @@ def train_stage(run: Run) -> bool:
         _check_enough(run, train)
         wanted = _fingerprint(run, [*train, *val], features)
         if (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted:
+            _complete_card(run, train, val)
             return False
         try:
             _fit(run, train, val, wanted, features)
@@ -63,6 +65,19 @@ def train_stage(run: Run) -> bool:
             run.progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
             continue
         return True
+
+
+def _complete_card(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord]) -> None:
+    """Add to a card of an earlier version what this one pins; the recipe is that of the training, so it is known."""
+    card = read_card(run.folder.model)
+    if card.preparation is None:
+        facts = training_facts(run, train, val)
+        del facts["made"]  # that was then
+        write_card(run.folder.model, replace(card, preparation=_preparation(run, [*train, *val]), training=facts))
+
+
+def _preparation(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:
+    return preparation_of(run.recipe, imported=any(r.coordinates is not None for r in records))
 
 
 def _labelled(run: Run, split: str) -> list[SlideRecord]:
@@ -137,6 +152,9 @@ def _fit(
         selection=section.selection,
         iteration_size=section.iteration_size,
         position=section.position,
+        preparation=_preparation(run, [*train, *val]),
+        training=training_facts(run, train, val),
+        evidence=section.evidence,
     )
     for text in remarks(spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)

@@ -26,6 +26,7 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.maps import map_kinds, map_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.scored import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.states import read_states
@@ -44,17 +45,21 @@ OUTLINE_TOLERANCE_PX0 = 1.0
 MAPS = {
     "probability": "Tumour probability",
     "attention": "Attention",
+    "evidence": "Evidence",
+    "leave-one-out": "Leave-one-out",
     "truth": "Annotated tumour",
     "tissue": "Tissue and tiles",
 }
 LEGEND = {
     "probability": LEGENDS["probability"][1:],
     "attention": LEGENDS["attention"][1:],
+    "evidence": LEGENDS["evidence"][1:],
+    "leave-one-out": LEGENDS["leave-one-out"][1:],
     "truth": ("none", "half", "whole tile"),
     "tissue": ("none", "half", "whole tile"),
 }
-DRAWN_FROM = {"probability": 0.0, "attention": 0.5, "truth": 0.0, "tissue": 0.0}
-"""First threshold of each map; half of all tiles have less than the median attention."""
+DRAWN_FROM = {"attention": 0.5}
+"""First threshold of a map, 0 for the others; half of all tiles have less than the median attention."""
 
 
 def view_recipe(target: Path) -> Recipe:
@@ -170,7 +175,7 @@ class RunCollection:
             if slide_id not in self._records:
                 raise KeyError(slide_id)
             offered = [_picture(folder.tissue_picture(slide_id), "Tissue and tiles", slide_id)]
-            for kind in ("probability", "attention"):
+            for kind in map_kinds(self._run.recipe.heatmap):
                 path = folder.overlay(slide_id, kind)
                 offered.append(_picture(path, f"{MAPS[kind]} map", slide_id))
                 offered.append(_picture(path.with_suffix(".json"), f"{MAPS[kind]} map: where it lies", slide_id))
@@ -220,7 +225,7 @@ class RunCollection:
             return Detail(outlines=outlines, notes=tuple(notes))
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
         values = _values(index, scores)
-        layers = tuple(_layer(index, kind, values[kind]) for kind in MAPS if kind in values and len(index))
+        layers = self._layers(index, scores, values) if len(index) else ()
         side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
         facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
         if scores:
@@ -237,6 +242,17 @@ class RunCollection:
             patch_mpp=index.plan.effective_mpp,
         )
         return Detail(table, layers, outlines, tuple(notes), tuple(facts))
+
+    def _layers(
+        self, index: TileIndex, scores: SlideScores | None, values: dict[str, NDArray[np.float32]]
+    ) -> tuple[Layer, ...]:
+        """The maps of a slide, that of the recipe's score first."""
+        layers = []
+        if scores is not None:
+            for kind in map_kinds(self._run.recipe.heatmap):
+                tiles, score = map_scores(scores, kind)
+                layers.append(_layer(index, kind, score, tiles))
+        return (*layers, *(_layer(index, kind, values[kind]) for kind in ("truth", "tissue") if kind in values))
 
     def _scores(self, record: SlideRecord, index: TileIndex, notes: list[str]) -> SlideScores:
         scores = read_scores(self._run.folder.scores, record.slide_id)
@@ -265,15 +281,18 @@ def _values(index: TileIndex, scores: SlideScores | None) -> dict[str, NDArray[n
     return values
 
 
-def _layer(index: TileIndex, kind: str, score: NDArray[np.float32]) -> Layer:
-    """The raster of a map, fine enough that every value is wholly inside or outside of each tile.
+def _layer(
+    index: TileIndex, kind: str, score: NDArray[np.float32], tiles: NDArray[np.intp] | slice = slice(None)
+) -> Layer:
+    """The raster of some tiles' scores, by default of all.
 
-    Step and size of a tile are whole numbers of patch pixels, so cells of their greatest common divisor are: one per
-    tile where tiles lie side by side. Where that would be too many, cells are larger and edges of tiles less exact.
+    It is fine enough that every value is wholly inside or outside of each tile. Step and size of a tile are whole
+    numbers of patch pixels, so cells of their greatest common divisor are: one per tile where tiles lie side by side.
+    Where that would be too many, cells are larger and edges of tiles less exact.
     """
     raster = tile_raster(
-        index.x,
-        index.y,
+        index.x[tiles],
+        index.y[tiles],
         score,
         bounds=index.grid,
         stride_px0=index.stride_px0,
@@ -293,7 +312,7 @@ def _layer(index: TileIndex, kind: str, score: NDArray[np.float32]) -> Layer:
         origin_px0=raster.origin_px0,
         cell_px0=cell,
         palette=palette(kind),
-        threshold=DRAWN_FROM[kind],
+        threshold=DRAWN_FROM.get(kind, 0.0),
     )
 
 

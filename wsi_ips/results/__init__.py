@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsi_ips.results.alignment import alignment_correlation, page_position
-    from wsi_ips.results.heatmap import Raster, attention_rank, tile_raster
+    from wsi_ips.results.heatmap import Raster, attention_rank, odds_share, tile_raster
     from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
     from wsi_ips.results.report import Figure, ReportData, SlideEntry, TopTile, render_report, write_report
     from wsi_ips.results.tissue import Tiling, draw_tissue
 
 _HOMES = {
     "alignment": ("alignment_correlation", "page_position"),
-    "heatmap": ("Raster", "attention_rank", "tile_raster"),
+    "heatmap": ("Raster", "attention_rank", "odds_share", "tile_raster"),
     "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
     "report": ("Figure", "ReportData", "SlideEntry", "TopTile", "render_report", "write_report"),
     "tissue": ("Tiling", "draw_tissue"),
@@ -34,6 +34,7 @@ __all__ = [
     "attention_rank",
     "draw_overlay",
     "draw_tissue",
+    "odds_share",
     "page_position",
     "render_report",
     "sidecar",

@@ -132,6 +132,22 @@ def attention_rank(attention: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray((stats.rankdata(attention) - 1) / (len(attention) - 1), np.float32)
 
 
+def odds_share(margin: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Share of a slide's odds that rests on a tile, 0-1, from what the tile adds to its log-odds.
+
+    Without the tile the odds are ``exp(-margin)`` of what they were: 0 where nothing changes or the tile speaks against
+    the class, near 1 where the decision hangs on it.
+
+    Raises
+    ------
+    ScoresError
+        A margin is not finite.
+    """
+    if not np.isfinite(margin).all():
+        raise ScoresError("evidence is not finite; predict the slide again")
+    return np.asarray(-np.expm1(-np.maximum(margin, 0)), np.float32)
+
+
 def _grid_steps(corner: NDArray[np.integer], origin: int, stride: float, cells: float, axis: str) -> NDArray[np.intp]:
     """Column or row of each tile; a tile of eight cells and more stands on no grid and goes to the nearest cell."""
     steps = np.rint((corner - origin) / stride).astype(np.intp)

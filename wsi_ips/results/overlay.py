@@ -26,13 +26,27 @@ from wsi_ips.results.frame import RESEARCH, Frame, probability_text
 from wsi_ips.results.heatmap import Raster
 from wsi_ips.slides import RGB
 
-Kind = Literal["probability", "attention"]
+Kind = Literal["probability", "attention", "evidence", "leave-one-out"]
 SCHEMA_VERSION = 1
-COLOURS = {"probability": "viridis", "attention": "cividis", "truth": "Oranges", "tissue": "Greens"}
-TITLES = {"probability": "Tumour probability map", "attention": "Attention map, relative within this slide"}
+COLOURS = {
+    "probability": "viridis",
+    "attention": "cividis",
+    "evidence": "viridis",
+    "leave-one-out": "viridis",
+    "truth": "Oranges",
+    "tissue": "Greens",
+}
+TITLES = {
+    "probability": "Tumour probability map",
+    "attention": "Attention map, relative within this slide",
+    "evidence": "Evidence map",
+    "leave-one-out": "Leave-one-out map, kept tiles only",
+}
 LEGENDS = {
     "probability": ("tumour probability of each tile alone", "0", "0.25", "0.5", "0.75", "1"),
     "attention": ("attention rank, relative within this slide", "least", "median", "most"),
+    "evidence": ("share of the slide's odds that rests on each tile", "0", "0.25", "0.5", "0.75", "1"),
+    "leave-one-out": ("share of the slide's odds lost without each tile", "0", "0.25", "0.5", "0.75", "1"),
 }
 OVERSHOOT = 1e-4
 """Scores may leave 0-1 by rounding, never by more."""
@@ -103,7 +117,7 @@ def colour_map(view: View, raster: Raster, *, kind: Kind, opacity: float) -> RGB
     raster
         Scores, 0-1.
     kind
-        Chooses the colours; opacity is proportional to a probability, and to the square of a rank.
+        Chooses the colours; opacity is proportional to a score, and to the square of a rank.
     opacity
         Opacity of a score of 1.
 
@@ -191,7 +205,7 @@ def write_overlay(path: Path, picture: Image.Image, facts: dict[str, Any]) -> No
 def _blend(pixels: RGB, score: NDArray[np.floating], kind: Kind, opacity: float) -> RGB:
     """Colours over pixels of shape (n, 3); opacity follows the score of shape (n,)."""
     score = np.clip(score, 0, 1)
-    alpha = opacity * (score if kind == "probability" else score**2)[:, None]
+    alpha = opacity * (score**2 if kind == "attention" else score)[:, None]
     colours = palette(kind)[np.rint(score * 255).astype(np.uint8)]
     return np.asarray(np.rint(pixels * (1 - alpha) + colours * alpha), np.uint8)
 

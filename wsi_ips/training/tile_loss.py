@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from wsi_ips.model.net import IpsNet
+from wsi_ips.model.pooling import selection_weights
 from wsi_ips.model.tasks import is_known, is_negative
 
 ROWS_AT_A_TIME = 256
@@ -80,22 +81,3 @@ def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     splits = zip(*(tensor.split(ROWS_AT_A_TIME) for tensor in rows), strict=True)
     parts = [checkpoint(part, *some, use_reentrant=False) for some in splits]
     return torch.stack(parts).sum()
-
-
-def selection_weights(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean attention of the kept tiles over heads; sums to 1 per slide and query.
-
-    Parameters
-    ----------
-    logits
-        Shape (B, K, T, H).
-    mask
-        bool, shape (B, K).
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (B, K, T); 0 where there is no tile.
-    """
-    masked = logits.masked_fill(~mask[:, :, None, None], -torch.inf)
-    return masked.softmax(dim=1).mean(dim=3)

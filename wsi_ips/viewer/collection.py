@@ -62,7 +62,7 @@ class Layer:
     Attributes
     ----------
     kind
-        ``probability``, ``attention``, ``truth`` or ``tissue``.
+        ``probability``, ``attention``, ``evidence``, ``leave-one-out``, ``truth`` or ``tissue``.
     title, legend
         What it is, and what stands below the ends and the middle of its colour bar.
     values

@@ -2,7 +2,7 @@
 
 import { element } from "./format.js";
 
-const KEYS = { "": "1", probability: "2", attention: "3", truth: "4", tissue: "5" };
+const KEYS = { "": "1", probability: "2", attention: "3", truth: "4", tissue: "5", evidence: "6", "leave-one-out": "6" };
 
 export class Controls {
   /**

@@ -6,6 +6,8 @@ const TISSUE_TONE = [232, 207, 223]; // below the colours of the legend
 const STRENGTH = {
   probability: (score) => score,
   attention: (score) => score * score,
+  evidence: (score) => score,
+  "leave-one-out": (score) => score,
   truth: (score) => 0.25 + 0.75 * score,
   tissue: (score) => 0.2 + 0.35 * score,
 };

@@ -132,8 +132,9 @@ async function show(id, wanted = null) {
   if (opening !== state.opening) return; // another slide was chosen meanwhile
   keepSettings(layers);
   Object.assign(state, { slide, table, layers, version: entry.version });
-  const kinds = [wanted ? wanted.layer : controls[0].kind || "probability", wanted?.right || controls[1].kind || "attention"];
-  if (wanted && !wanted.layer && wanted.x === null) kinds[0] = "probability";
+  const first = layers.find((layer) => !["truth", "tissue"].includes(layer.kind))?.kind ?? "probability"; // `heatmap.score`
+  const kinds = [wanted ? wanted.layer : controls[0].kind || first, wanted?.right || controls[1].kind || "attention"];
+  if (wanted && !wanted.layer && wanted.x === null) kinds[0] = first;
   controls.forEach((one, number) => one.fill(layers, slide.mpp, kinds[number]));
   describe(entry, slide);
   gallery.fill(id, entry.version, table);
@@ -345,6 +346,7 @@ function showTab(name) {
 
 const SHORTCUTS = [
   ["1 – 5", "H&E, probability, attention, annotation, tissue and tiles"],
+  ["6", "evidence or leave-one-out, where the recipe asks for it"],
   ["J  K", "next and previous slide"],
   ["N  P", "next and previous top tile"],
   ["[  ]", "lower and higher threshold"],
@@ -366,6 +368,7 @@ const ACTIONS = {
   3: choose("attention"),
   4: choose("truth"),
   5: choose("tissue"),
+  6: () => ["evidence", "leave-one-out"].forEach((kind) => active().choose(kind)), // at most one of them is there
   j: () => step(1),
   k: () => step(-1),
   n: () => gallery.step(1),

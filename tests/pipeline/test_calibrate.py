@@ -1,0 +1,168 @@
+"""Temperature and thresholds: fitted where slides suffice, frozen in the bundle, used by everything after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+
+from tests.faults.slides import recipe_of, write_cohort, write_good
+from tests.pipeline.bundles import write_bundle
+from wsi_ips.inference import read_scores, write_scores
+from wsi_ips.labels import Task
+from wsi_ips.model.calibration import CALIBRATION_NAME
+from wsi_ips.model.card import CARD_NAME
+from wsi_ips.pipeline import Run
+from wsi_ips.pipeline.calibrate import LEAST_SLIDES, fit_task
+from wsi_ips.pipeline.evaluate import evaluate_run
+from wsi_ips.pipeline.predict import predict_stage
+from wsi_ips.pipeline.scored import model_calibration
+from wsi_ips.pipeline.tile import tile_stage
+
+BINARY = Task("label", ("normal", "tumor"))
+
+
+def simulated(slides: int, temperature: float) -> tuple[list[int], list[tuple[float, float]]]:
+    """Slides whose log-odds the model overstates by this factor."""
+    rng = np.random.default_rng(5)
+    right = rng.normal(0, 2, slides)
+    truth = (rng.random(slides) < expit(right)).astype(int)
+    said = expit(right * temperature)
+    return truth.tolist(), [(1 - p, p) for p in said.tolist()]
+
+
+def test_the_planted_temperature_is_found_and_the_threshold_is_a_calibrated_one():
+    truths, said = simulated(4000, 2.5)
+    found = fit_task(BINARY, [*truths, None], [*said, (0.0, 1.0)])
+    assert found.temperature == pytest.approx(2.5, rel=0.1)
+    assert found.slides == 4000
+    assert found.note == ""
+    assert found.thresholds[0] == pytest.approx(0.5, abs=0.06)  # the highest balanced accuracy of calibrated slides
+
+
+def test_several_classes_have_a_temperature_and_no_threshold():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (3000, 3))
+    chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = [int(rng.choice(3, p=p)) for p in chance]
+    sharp = np.exp(logits * 3) / np.exp(logits * 3).sum(1, keepdims=True)
+    found = fit_task(Task("grade", ("a", "b", "c")), truth, [tuple(p) for p in sharp.tolist()])
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert found.thresholds == ()
+
+
+def test_each_class_that_may_hold_has_a_threshold_of_its_own():
+    rng = np.random.default_rng(2)
+    said = rng.random((400, 2))
+    truth = np.stack([said[:, 0] > 0.2, said[:, 1] > 0.7], 1)
+    truth[::10] = ~truth[::10]
+    found = fit_task(Task("signs", ("x", "y"), "multi"), [tuple(t) for t in truth.tolist()], list(map(tuple, said)))
+    scaled = expit(logit(np.array([0.2, 0.7])) / found.temperature)
+    np.testing.assert_allclose(found.thresholds, scaled, atol=0.03)
+
+
+def test_too_few_slides_leave_the_defaults_and_say_so():
+    few = [0] * LEAST_SLIDES + [1] * (LEAST_SLIDES - 1)
+    found = fit_task(BINARY, few, [(0.6, 0.4)] * len(few))
+    assert (found.temperature, found.thresholds) == (1.0, (0.5,))
+    assert "10 normal, 9 tumor; 10 of each are needed" in found.note
+    assert "threshold of `tumor` 0.5: too few" in found.note
+    assert fit_task(BINARY, [None], [(0.6, 0.4)]).note.startswith("no validation slides")
+
+
+def test_slides_that_are_all_right_fix_a_threshold_and_no_temperature():
+    truths = [0] * 20 + [1] * 20
+    said = [(0.9, 0.1)] * 20 + [(0.3, 0.7)] * 20
+    found = fit_task(BINARY, truths, said)
+    assert found.temperature == 1
+    assert found.thresholds == pytest.approx((0.4,))
+    assert "none that is finite" in found.note
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """24 validation and 4 test slides, predicted by a model of the run's own, that turns out to be too sure."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    write_cohort(folder, write_good(folder, 28), workers=0)
+    write_bundle(folder / "out" / "model")
+    table = pd.read_csv(folder / "manifest.csv")
+    table["split"] = ["val"] * 24 + ["test"] * 4
+    table.to_csv(folder / "manifest.csv", index=False)
+    with Run.open(recipe_of(folder)) as run:
+        tile_stage(run)
+        predict_stage(run)
+        too_sure = expit(np.random.default_rng(0).permutation(np.linspace(-9, 9, len(run.records)))).tolist()
+        raw = dict(zip((r.slide_id for r in run.records), too_sure, strict=True))
+        for name, chance in raw.items():  # an untrained network says the same of all slides
+            scores = read_scores(run.folder.scores, name)
+            write_scores(run.folder.scores, replace(scores, probabilities=((1 - chance, chance),)))
+    assert (
+        "no validation slides"
+        in json.loads((folder / "out" / "model" / CALIBRATION_NAME).read_text())["tasks"][0]["note"]
+    )
+    ranked = sorted(raw, key=raw.__getitem__)
+    labels = {name: "tumor" if 2 * i >= len(ranked) else "normal" for i, name in enumerate(ranked)}
+    validation = [name for name in ranked if table.set_index("slide_id").loc[name, "split"] == "val"]
+    for name in (validation[2], validation[5], validation[-4]):  # the model is sure and wrong
+        labels[name] = "normal" if labels[name] == "tumor" else "tumor"
+    table["label"] = table["slide_id"].map(labels)
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def test_a_run_freezes_them_in_its_bundle_and_everything_uses_them(run_folder):
+    with Run.open(recipe_of(run_folder)) as run:
+        worked = predict_stage(run)
+        found = model_calibration(run).tasks[0]
+        evaluation = evaluate_run(run, split="test")
+        table = pd.read_csv(run.folder.predictions)
+        stored = {r.slide_id: read_scores(run.folder.scores, r.slide_id).probabilities[0][-1] for r in run.records}
+    assert worked == 0  # scores do not depend on labels, nor on a calibration
+    assert found.slides == 24
+    assert 1.1 < found.temperature < 19
+    assert found.note == ""
+    raw = table["slide_id"].map(stored)
+    np.testing.assert_allclose(table["raw_probability_tumor"], raw, atol=1e-6)
+    scaled = expit(logit(raw) / found.temperature)
+    np.testing.assert_allclose(table["probability_tumor"], scaled, atol=1e-5)
+    assert (table["predicted"] == np.where(scaled >= found.thresholds[0], "tumor", "normal")).all()
+    assert evaluation.slides.threshold == found.thresholds[0]
+    assert evaluation.slides.threshold_from == "validation"
+    assert evaluation.slides.temperature == found.temperature
+    called = table[(table["split"] == "test") & (table["predicted"] == "tumor")]
+    confusion = evaluation.slides.confusion
+    assert confusion.true_positive + confusion.false_positive == len(called)
+    given = evaluate_run(Run.open(recipe_of(run_folder)), threshold=0.9).slides
+    assert (given.threshold, given.threshold_from) == (0.9, "given")
+
+
+def test_it_is_made_again_only_when_it_changes(run_folder):
+    path = run_folder / "out" / "model" / CALIBRATION_NAME
+    with Run.open(recipe_of(run_folder)) as run:
+        predict_stage(run)
+        before = path.stat().st_mtime_ns
+        predict_stage(run)
+        evaluate_run(run)
+        assert path.stat().st_mtime_ns == before
+        right = path.read_text()
+        path.write_text(right.replace('"checkpoint": "', '"checkpoint": "x'))
+        predict_stage(run)
+        assert path.read_text() == right
+
+
+def test_a_model_from_elsewhere_keeps_its_own(run_folder, tmp_path):
+    with Run.open(recipe_of(run_folder)) as run:
+        predict_stage(run)
+        frozen = model_calibration(run)
+    bundle = run_folder / "out" / "model"
+    before = (bundle / CALIBRATION_NAME).read_bytes(), (bundle / CARD_NAME).read_bytes()
+    other = recipe_of(run_folder, predict__checkpoint=str(bundle), output=str(tmp_path / "other"))
+    with Run.open(other) as run:
+        tile_stage(run, only={"good_00", "good_01"})
+        predict_stage(run, ["good_00", "good_01"])
+        assert model_calibration(run) == frozen
+    assert before == ((bundle / CALIBRATION_NAME).read_bytes(), (bundle / CARD_NAME).read_bytes())

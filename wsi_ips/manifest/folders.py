@@ -1,0 +1,112 @@
+"""What lies in a folder, and rows made of it: shared by all ways to make a manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from wsi_ips.errors import ManifestError
+from wsi_ips.manifest.record import SlideRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SLIDE_SUFFIXES = frozenset(
+    [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
+)
+"""File names that are taken for slides when a folder is searched."""
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a folder holds.
+
+    Attributes
+    ----------
+    table
+        The manifest, one row per slide; paths are absolute.
+    left_out
+        Files that are in no row, for a person to look at.
+    """
+
+    table: pd.DataFrame
+    left_out: tuple[Path, ...]
+
+
+def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
+    """All files of some folders, absolute and sorted, but for hidden ones and the parts of a .mrxs.
+
+    Parameters
+    ----------
+    folders
+        Where to look; one that is not there holds nothing.
+    deep
+        Also in the folders in them.
+    """
+    found = set[Path]()
+    for folder in folders:
+        if folder.is_dir():
+            found.update(all_files(folder) if deep else _without_companions(p for p in folder.resolve().iterdir()))
+    return sorted(found)
+
+
+def all_files(folder: Path) -> list[Path]:
+    """All files, absolute and sorted, but for hidden ones and the parts of a .mrxs (in a folder of its name)."""
+    if not folder.is_dir():
+        raise ManifestError(f"folder {folder}: no such folder")
+    return _without_companions(_walk(folder.resolve()))
+
+
+def _without_companions(paths: Iterable[Path]) -> list[Path]:
+    files = sorted(file for file in paths if not file.name.startswith(".") and not file.is_dir())
+    companions = {file.with_suffix("") for file in files if file.suffix.lower() == ".mrxs"}
+    return [file for file in files if companions.isdisjoint(file.parents)]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files of all folders, also of linked ones: slides often lie on another disk. A ring of links is walked once."""
+    seen = set[tuple[int, int]]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        facts = os.stat(place)
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in names)
+
+
+def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
+    """Rows as a manifest, each checked as if it had been read from a file."""
+    if not rows:
+        raise ManifestError(f"folder {folder}: no slide in it; known endings: {', '.join(sorted(SLIDE_SUFFIXES))}")
+    first: dict[str, Path] = {}
+    for row in rows:
+        name, path = row["slide_id"], row["path"]
+        other = first.setdefault(name.casefold(), path)
+        if other != path:
+            raise ManifestError(
+                f"folder {folder}: {other} and {path} would both be slide `{name}`; rename one, or write a manifest "
+                "with names of your own"
+            )
+        try:
+            SlideRecord.model_validate(row)
+        except ValidationError as error:
+            text = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ManifestError(f"folder {folder}: the name of {path} {text}") from error
+    import pandas as pd
+
+    table = pd.DataFrame(rows, dtype=object)
+    return table.where(table.notna(), None)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
