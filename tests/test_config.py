@@ -182,5 +182,5 @@ def test_selection_that_would_have_no_effect_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_key_of_a_further_task_is_told_with_the_right_one(tmp_path: Path) -> None:
-    text = complaint(tmp_path, {"labels": {"further": {"grade": {"clases": ["low", "high"]}}}})
-    assert "unknown key `labels.further.grade.clases`; did you mean `classes`?" in text
+    text = complaint(tmp_path, {"labels": {"further": {"grade": {"clasess": ["low", "high"]}}}})
+    assert "unknown key `labels.further.grade.clasess`; did you mean `classes`?" in text

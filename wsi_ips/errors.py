@@ -14,9 +14,11 @@
     ├── TileIndexError             a stored tile index: missing, other schema, damaged
     ├── FeaturesError              stored features: missing, damaged, or another tool's that fit neither tiles nor slide
     ├── ScoresError                a stored score table: missing, other schema, damaged
+    ├── HandoffError               a hand-off package that does not say on disk what was scored
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
-    ├── TrainingError              training cannot start or go on (one class only, loss not finite)
+    ├── TrainingError              training cannot start or go on (one class only)
+    │   └── DivergedError          loss, gradient or scores are not finite any more
     ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
     └── EvaluationError            figures that cannot be computed from the given numbers
@@ -94,6 +96,10 @@ class ScoresError(WsiIpsError, ValueError):
     """A stored score table is missing, damaged or of another schema."""
 
 
+class HandoffError(WsiIpsError, ValueError):
+    """A file of a hand-off package, read back, does not say where and what was scored."""
+
+
 class CheckpointError(WsiIpsError, ValueError):
     """A checkpoint is missing, damaged or was made for other classes."""
 
@@ -104,6 +110,10 @@ class DeviceMemoryError(WsiIpsError, MemoryError):
 
 class TrainingError(WsiIpsError, RuntimeError):
     """Training cannot start or cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """Loss, gradient or scores of a training are not finite any more."""
 
 
 class ClusterError(WsiIpsError, RuntimeError):

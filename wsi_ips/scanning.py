@@ -8,6 +8,7 @@ Shapes: n patches, B slides, K ≤ M kept tiles, T queries, H heads, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
@@ -149,6 +150,7 @@ def scan_slides(
     on_tiles: Callable[[int], None] = lambda _: None,
     encode: Encode | None = None,
     limit: ChunkLimit | None = None,
+    reading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[Selection]:
     """Score all requested tiles of a batch of slides in one stream and keep the best of each.
 
@@ -172,6 +174,8 @@ def scan_slides(
         In place of the encoder; None is the fastest way to run it that ``compute`` allows.
     limit
         Of the patches scored at once; comes down where the device's memory runs out. None starts from the chunk size.
+    reading
+        Makes a context that is entered while pixels are waited for; a clock, for instance.
 
     Raises
     ------
@@ -212,17 +216,29 @@ def scan_slides(
         return logits, torch.cat([p.probability for p in parts]).numpy() if with_probability else None  # type: ignore[misc]
 
     def read_again(slot: int, tiles: NDArray[np.int64]) -> NDArray[Any]:
-        return read_tiles(requests[slot].only(tiles.astype(np.int32)))
+        with reading():
+            return read_tiles(requests[slot].only(tiles.astype(np.int32)))
 
     with open_stream(requests, compute, device) as stream:
         return scan(
-            staged(stream, device),
+            staged(_waiting(stream, reading), device),
             [SlideToScan(request.slide_id, len(request.index)) for request in requests],
             score_chunk=score,
             memory_size=memory_size,
             read_again=read_again,
             rule=net.rule,
         )
+
+
+def _waiting(chunks: Iterable[PatchChunk], reading: Callable[[], AbstractContextManager[None]]) -> Iterator[PatchChunk]:
+    """The same chunks; each is waited for within a context."""
+    iterator = iter(chunks)
+    while True:
+        with reading():
+            chunk = next(iterator, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 def open_stream(

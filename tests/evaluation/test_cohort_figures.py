@@ -47,7 +47,7 @@ def test_subgroups_add_up_and_have_figures_of_their_own():
     assert sum(g.positives + g.negatives for g in found[:2]) == 60
     here = np.array(centres) == "a"
     assert found[0].auc == auc_with_interval(test.truth[here], test.score[here])
-    assert found[0].sensitivity == pytest.approx((test.score[here & (test.truth == 1)] >= 0.5).mean())
+    assert found[0].sensitivity.value == pytest.approx((test.score[here & (test.truth == 1)] >= 0.5).mean())
 
 
 def test_a_group_of_one_class_has_no_auc():

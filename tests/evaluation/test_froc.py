@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Detections, Lesions, component_detections, find_lesions, froc, peak_detections
+from wsi_ips.evaluation import (
+    Detections,
+    Froc,
+    Lesions,
+    Matched,
+    component_detections,
+    find_lesions,
+    froc_interval,
+    match_detections,
+    peak_detections,
+)
+from wsi_ips.evaluation import froc as froc_of_matched
 from wsi_ips.evaluation.froc import TARGETS
 from wsi_ips.geometry import Point, Scale
 
@@ -19,6 +30,10 @@ MPP = 8.0
 def detections(*rows: tuple[float, float, float]) -> Detections:
     """From (x, y, score)."""
     return Detections(*np.array(rows, float).reshape(-1, 3).T)
+
+
+def froc(slides: list[tuple[Detections, Lesions]]) -> Froc:
+    return froc_of_matched([match_detections(*slide) for slide in slides])
 
 
 def disc(shape: tuple[int, int], centre: tuple[int, int], diameter_um: float) -> np.ndarray:
@@ -165,3 +180,47 @@ def test_a_map_without_tumour_has_no_detections():
     for values in (np.full((3, 3), 0.2), np.full((3, 3), np.nan)):
         assert len(peak_detections(values, origin_px0=HERE, cell_px0=CELL, mpp=Scale(0.25, 0.25)).score) == 0
         assert len(component_detections(values, origin_px0=HERE, cell_px0=CELL).score) == 0
+
+
+def test_the_curve_is_monais_where_it_is_installed():
+    """MONAI has the same points from the lowest threshold up, without the lowest score: here that of missed lesions."""
+    froc_of_monai = pytest.importorskip("monai.metrics").compute_froc_curve_data
+    rng = np.random.default_rng(3)
+    slides = [match_detections(detections(*(rng.random((9, 3)) * [639, 639, 1])), lesions_at(LEFT)) for _ in range(7)]
+    curve = froc_of_matched(slides)
+    false, true = (np.concatenate([getattr(s, name) for s in slides]) for name in ("false", "best"))
+    assert 0 < np.isfinite(true).sum() < len(true)
+    per_slide, sensitivity = froc_of_monai(false, np.where(np.isfinite(true), true, 0), len(true), len(slides))
+    np.testing.assert_allclose(curve.false_positives, per_slide[::-1])
+    np.testing.assert_allclose(curve.sensitivity, sensitivity[::-1])
+
+
+def simulated(rng: np.random.Generator, slides: int = 40) -> list[Matched]:
+    """Half of the slides hold lesions; those of a slide are alike, as in life."""
+    found = []
+    for number in range(slides):
+        false = rng.random(rng.poisson(1.5)) * 0.8
+        ease = rng.normal()
+        lesions = 1 / (1 + np.exp(-(0.5 + ease + rng.normal(size=rng.integers(1, 4))))) if number % 2 else np.zeros(0)
+        found.append(Matched(false, np.where(lesions > 0.3, lesions, -np.inf)))
+    return found
+
+
+def test_the_interval_of_the_score_covers_that_of_a_very_large_cohort():
+    rng = np.random.default_rng(8)
+    truth = froc_of_matched(simulated(rng, 20_000)).score
+    intervals = [froc_interval(simulated(rng), resamples=300) for _ in range(120)]
+    assert 0.87 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.99
+    assert all(low < high for low, high in intervals)
+
+
+def test_a_resample_is_counted_as_a_cohort_would_be(monkeypatch):
+    """One resample that draws every slide once is the cohort itself."""
+    slides = simulated(np.random.default_rng(1))
+
+    class EverySlideOnce:
+        def multinomial(self, count: int, _: np.ndarray) -> np.ndarray:
+            return np.ones(count)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: EverySlideOnce())
+    assert froc_interval(slides, resamples=1) == pytest.approx((froc_of_matched(slides).score,) * 2)

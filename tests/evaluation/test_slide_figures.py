@@ -103,7 +103,7 @@ def test_metrics_against_numbers_worked_by_hand() -> None:
 
 def test_every_figure_lies_in_its_interval_and_the_interval_in_0_to_1() -> None:
     intervals, values = slide_intervals(TRUTH, SCORE), slide_metrics(TRUTH, SCORE)
-    assert set(intervals) == {"auc", *values}
+    assert set(intervals) == {"auc", "auc_bootstrap", *values}
     for name, interval in intervals.items():
         assert 0 <= interval.low <= interval.value <= interval.high <= 1, name
         assert interval.value == pytest.approx(values.get(name, interval.value))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation import node_label, pn_stage, quadratic_kappa
+from wsi_ips.evaluation.staging import largest_part_mm
+from wsi_ips.geometry import Scale
 
 
 @pytest.mark.parametrize(
@@ -60,3 +63,19 @@ def test_kappa_of_nothing_to_agree_on_is_refused():
         quadratic_kappa(["pN0"], ["pNX"])
     with pytest.raises(EvaluationError, match="one of each"):
         quadratic_kappa(["pN0"], [])
+
+
+def test_the_longest_part_is_measured_over_the_corners_of_its_cells():
+    called = np.zeros((6, 9), bool)
+    called[1, 1:4] = True  # three cells of 100 x 50 µm in a row
+    called[2, 4] = True  # touches by a corner
+    called[5, 8] = True
+    assert largest_part_mm(called, Scale(100, 50)) == pytest.approx(np.hypot(400, 100) / 1000)
+    assert largest_part_mm(np.zeros((3, 3), bool), Scale(100, 50)) == 0
+
+
+def test_kappa_of_a_hand_worked_table():
+    """Two of four right, one off by one, one by two: 1 - (squared distances) / (those that the margins would give)."""
+    truth, predicted = ["pN0", "pN0", "pN1mi", "pN1"], ["pN0", "pN1mi", "pN1mi", "pN2"]
+    # Stages 0 0 2 3 and 0 2 2 4: squared distances 0 + 4 + 0 + 1; of all 16 pairs 24 + 24 + 8 + 12, a quarter is 17.
+    assert quadratic_kappa(truth, predicted) == pytest.approx(1 - 5 / 17)

@@ -167,7 +167,7 @@ def test_end_to_end_starts_from_features(cohort):
         ({"model.start": "nowhere"}, CheckpointError, "there is none"),
         ({"model.lora_rank": 4}, RecipeError, "takes the encoder as it comes; leave `lora_rank` out"),
         ({"model.freeze": 2}, RecipeError, "leave `freeze` out"),
-        ({"training.augment": True}, RecipeError, "`training.augment` changes pixels"),
+        ({"training.augment": {"turns": True}}, RecipeError, "`training.augment` changes pixels"),
         ({"predict.scan_precision": "int8"}, RecipeError, "`predict.scan_precision` is of a scan of pixels"),
         ({"model.input": "pixels", "features.imported": "x"}, RecipeError, "is for `model.input: features`"),
         ({"model.encoder": "nobody"}, RecipeError, "unknown encoder"),

@@ -24,6 +24,7 @@ from wsi_ips.model import read_card
 from wsi_ips.model.calibration import Calibration, TaskCalibration, write_calibration
 from wsi_ips.model.card import checkpoint_fingerprint, write_card
 from wsi_ips.pipeline import Run
+from wsi_ips.pipeline.new_slides import new_slides
 
 HERE = ("--set", "compute.workers=0")
 
@@ -135,7 +136,7 @@ def test_temperature_threshold_and_further_tasks_come_from_the_bundle(tmp_path):
     assert result.exit_code == 0, result.output
     row = pd.read_csv(out / "predictions.csv").iloc[0]
     raw = read_scores(out / "scores.zarr", "good_00").probabilities
-    scaled = np.array(raw[1]) ** (1 / 30)
+    scaled = np.maximum(raw[1], 1e-7) ** (1 / 30)
     grades = row[[f"grade_probability_{c}" for c in "abc"]].astype(float)
     np.testing.assert_allclose(grades, scaled / scaled.sum(), atol=1e-5)
     assert row["predicted"] == "normal"
@@ -167,7 +168,8 @@ def test_a_scale_given_by_hand_is_used(tmp_path, bundle):
         (("good_00.tif", "--checkpoint", "nothing"), "there is none"),
         (("gone.svs", "--checkpoint", "bundle"), "gone.svs: no such slide, folder or manifest"),
         (("good_00.tif", "--checkpoint", "bundle", "--set", "tiles.mpp=1"), "tiles.mpp: is pinned by the model"),
-        (("good_00.tif", "--checkpoint", "bundle", "-o", "."), "holds something else already"),
+        (("good_00.tif", "--checkpoint", "bundle", "-o", "twin"), "holds something else already"),
+        (("good_00.tif", "--checkpoint", "bundle", "-o", "."), "is the folder of another run"),
         (("good_00.tif", "twin/good_00.tif", "--checkpoint", "bundle", "-o", "out"), "have the same name"),
         (("good_00.tif", "--checkpoint", "old", "-o", "out"), "from before bundles pinned tissue"),
         (("good_00.tif", "--checkpoint", "imported", "-o", "out"), "tiles of another tool"),
@@ -219,3 +221,9 @@ def test_a_recipe_that_shows_the_model_other_pixels_is_refused(tmp_path, bundle,
     assert result.exit_code == 2, result.output
     assert re.search(says, " ".join(result.output.split()))
     assert not (tmp_path / "out" / "scores.zarr").exists()
+
+
+def test_files_of_one_dicom_series_are_one_slide(tmp_path, bundle, real_data):
+    found = new_slides([str(real_data / "slides" / "dicom_boxes")], bundle, tmp_path / "out")
+    assert found.names == ("boxes_0",)
+    assert found.notes == ("boxes_1: of the same DICOM series as boxes_0, one slide with it",)

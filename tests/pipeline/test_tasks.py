@@ -76,7 +76,15 @@ def test_the_summary_has_figures_of_each_task_of_the_slides_that_are_known(done)
     assert summary["test_slides_grade"] == len(known)
     assert summary["test_accuracy_grade"] == pytest.approx((known["grade_predicted"] == known["grade_label"]).mean())
     assert 0 <= summary["test_accuracy_signs"] <= 1
-    assert "accuracy, grade" in (done / "out" / "report" / "index.html").read_text()
+    html = (done / "out" / "report" / "index.html").read_text()
+    assert "accuracy, grade" in html
+    assert "Task grade" in html
+    assert "Task signs" in html
+    assert "Confusion matrix of task grade" in html
+    assert "Confusion matrix of task signs" not in html  # several may hold
+    tasks = {t["name"]: t for t in json.loads((done / "out" / "evaluation.json").read_text())["tasks"]}
+    assert sum(map(sum, tasks["grade"]["confusion"])) == len(known)
+    assert [c["name"] for c in tasks["signs"]["classes"]] == ["pen", "fold", "tumor"]
 
 
 def test_a_second_run_computes_nothing(done):

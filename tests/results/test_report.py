@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from wsi_ips.evaluation import auc_with_interval
+import numpy as np
+
+from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
 from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, render_report
 
 
@@ -15,11 +17,10 @@ def entry(name: str, probability: float | None, *, state="ok", reason="", overla
     )
 
 
-def page(*slides: SlideEntry, auc=None) -> str:
-    roc = ((0.0, 0.5, 1.0), (0.0, 1.0, 1.0)) if auc else ((), ())
+def page(*slides: SlideEntry, evaluation=None) -> str:
     figures = (Figure("test AUC", "0.93", "12 slides"),)
     return render_report(
-        ReportData("run <1>", "tumor", "demo-1", figures, auc, roc, slides, (("made", "today"),), "name: x\n")
+        ReportData("run <1>", "tumor", "demo-1", "test", figures, slides, (("made", "today"),), "name: x\n", evaluation)
     )
 
 
@@ -51,10 +52,12 @@ def test_failed_and_empty_slides_stand_before_everything_with_their_reason():
 
 
 def test_auc_is_shown_with_its_interval_and_counts():
-    html = page(entry("a", 0.9), auc=auc_with_interval([0] * 12 + [1] * 12, range(24)))
-    assert "1.000" in html
-    assert "0.735 to 1.000 (Clopper-Pearson)" in html
-    assert "<polyline" in html
+    separated = Scored(np.repeat([0, 1], 12), np.linspace(0.01, 0.99, 24))
+    html = page(entry("a", 0.9), evaluation=Evaluation(evaluate_slides(separated)))
+    assert "On 12 slides with and 12 without" in html
+    assert "0.735 – 1.000<small>Clopper-Pearson" in html
+    assert "area 1.000" in html
+    assert "The threshold is the default" in html
 
 
 def test_links_from_the_worklist_reach_their_heatmap():

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 
-from wsi_ips.evaluation import auc_with_interval, roc_curve, slide_intervals
-from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, render_report, write_report
-from wsi_ips.results.roc import SIDE, roc_points
+from wsi_ips.evaluation import Evaluation, Localisation, Scored, SizeRecall, evaluate_slides, evaluate_task
+from wsi_ips.results import (
+    CardSection,
+    Figure,
+    FlowStep,
+    History,
+    Loss,
+    LostLesion,
+    RecallRow,
+    ReportData,
+    SlideEntry,
+    TopTile,
+    render_report,
+    write_report,
+)
+from wsi_ips.results.report import MOST_ALARMS, OPEN_ROWS
 
 TRUTH, SCORE = [0, 0, 0, 1, 1, 1], [0.1, 0.4, 0.6, 0.55, 0.7, 0.9]
-VOID = {"meta", "img", "br", "line", "rect", "polyline", "polygon"}
+VOID = {"meta", "img", "br", "path", "rect", "circle"}
 NASTY = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 
@@ -24,17 +38,28 @@ def slide(slide_id: str, probability: float | None, **changes) -> SlideEntry:
 
 
 DRAWN = {"overlays": (b"one", b"two"), "top": (TopTile(b"tile", 0.99991, 12_345, 678),), "tile_um": 112.0}
+SCORED = Scored(np.array(TRUTH), np.array(SCORE))
+EVALUATION = Evaluation(
+    evaluate_slides(SCORED, groups={"centre": ["x", "y"] * 3}, threshold=0.5),
+    Localisation(pointing=0.5, selection_recall=1.0, by_size=(SizeRecall("micro", 2, 2, 1),), tumour_slides=2),
+    tasks=(evaluate_task("grade", ("low", "high"), np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])),),
+    notes=("a note",),
+)
 DATA = ReportData(
     title="run",
     positive_class="tumor",
     model_id="net-1",
+    split="test",
     figures=(Figure("time", "7 s"),),
-    auc=auc_with_interval(TRUTH, SCORE),
-    roc=tuple(tuple(rate.tolist()) for rate in roc_curve(TRUTH, SCORE)),
     slides=(slide("a", 0.2, **DRAWN), slide("b", 0.9998, **DRAWN)),
     facts=(("made", "today"),),
     recipe="name: x\n",
-    metrics=tuple(slide_intervals(TRUTH, SCORE).items()),
+    evaluation=EVALUATION,
+    flow=(FlowStep("in the manifest", 3), FlowStep("readable", 2, (Loss("failed in stage tile", ("c",)),))),
+    history=History(({"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}), kept=2),
+    recall=(RecallRow("micro", 4, 1, 0, 0.9, 0.8),),
+    lost_lesions=(LostLesion("a", 12, 34, 250.0, "micro", "segmentation"),),
+    card=(CardSection("Limits", ("few slides",)),),
 )
 
 
@@ -75,7 +100,17 @@ def test_no_text_of_any_field_becomes_markup() -> None:
         slides=(entry, failed),
         facts=((NASTY, NASTY),),
         recipe=NASTY,
-        metrics=((NASTY, DATA.metrics[0][1]),),
+        split=NASTY,
+        evaluation=replace(
+            EVALUATION,
+            slides=evaluate_slides(SCORED, groups={NASTY: [NASTY] * 6}, threshold=0.5),
+            tasks=(evaluate_task(NASTY, (NASTY, "b"), np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])),),
+            notes=(NASTY,),
+        ),
+        flow=(FlowStep(NASTY, 1, (Loss(NASTY, (NASTY,)),), NASTY),),
+        recall=(RecallRow(NASTY, 1, 0, 0, 1.0, 1.0),),
+        lost_lesions=(LostLesion(NASTY, 0, 0, 1.0, NASTY, NASTY),),
+        card=(CardSection(NASTY, (NASTY,)),),
     )
     page = Page(render_report(data))
     assert not page.all("script")
@@ -92,7 +127,7 @@ def test_every_link_lands_somewhere_and_no_name_is_given_twice() -> None:
 
 def test_pictures_are_enlarged_and_closed_by_links_alone() -> None:
     page = Page(render_report(DATA))
-    figures = [figure["id"] for figure in page.all("figure")]
+    figures = [figure["id"] for figure in page.all("figure") if "id" in figure]
     links = [link["href"] for link in page.all("a")]
     assert len(figures) == 4
     assert all(f"#{figure}" in links for figure in figures)
@@ -124,27 +159,85 @@ def test_failed_slides_stand_before_empty_ones() -> None:
 
 def test_figures_stand_with_their_intervals() -> None:
     html = render_report(DATA)
-    for _, interval in DATA.metrics:
+    for interval in EVALUATION.slides.metrics.values():
         assert f"{interval.low:.3f} – {interval.high:.3f}" in html
+        assert interval.method in html
     assert "Sensitivity" in html
     assert "Average precision" in html
 
 
-def test_a_run_without_auc_has_a_page() -> None:
-    html = render_report(replace(DATA, auc=None, roc=((), ()), metrics=(), slides=()))
-    assert "<svg" not in html
+def test_a_run_without_labels_has_a_page_that_makes_sense() -> None:
+    bare = slide("new", 0.7, label="", split="", predicted="tumor", **DRAWN)
+    html = render_report(
+        replace(
+            DATA, evaluation=Evaluation(None, notes=("no figures: nothing is labelled",)), slides=(bare,), history=None
+        )
+    )
+    page = Page(html)
+    assert not page.all("svg")
+    assert "no figures: nothing is labelled" in html
+    assert "Where it was wrong" not in html
+    assert ">new<" in html
     assert "Research use only" in html
 
 
+def test_an_empty_run_has_a_page() -> None:
+    html = render_report(ReportData("r", "tumor", "m", "test", (), (), (), ""))
+    assert "No slide was predicted." in html
+    Page(html)
+
+
 def test_rounding_makes_up_no_certainty_on_the_page() -> None:
-    html = render_report(replace(DATA, metrics=()))  # a sensitivity may truly be 1
+    html = render_report(replace(DATA, evaluation=None))  # a sensitivity may truly be 1
     assert "&gt; 0.999" in html
     assert not re.search(r">1\.000<", html)
 
 
-def test_roc_points_start_at_the_lower_left() -> None:
-    assert roc_points(*(np.array(rate) for rate in DATA.roc)).startswith(f"0.0,{SIDE:.1f} ")
-    assert roc_points(*DATA.roc).endswith(f"{SIDE:.1f},0.0")
+def test_all_missed_slides_are_shown_and_the_most_suspicious_false_alarms() -> None:
+    missed = [slide(f"m{i}", 0.001 * i, outcome="missed", **DRAWN) for i in range(30)]
+    alarms = [slide(f"f{i}", 0.6 + 0.001 * i, label="normal", outcome="false alarm") for i in range(30)]
+    page = Page(html := render_report(replace(DATA, slides=(*missed, *alarms))))
+    cards = [a["id"] for a in page.all("article")]
+    assert len(cards) == 30 + MOST_ALARMS
+    assert f"{MOST_ALARMS} of 30" in html
+    failures = html[html.index('id="failures"') :]
+    assert failures.index(">m0 ") < failures.index(">m29 ") < failures.index(">f29 ") < failures.index(">f10 ")
+    assert ">f9 " not in failures
+    assert "12345" in failures
+    assert "No pictures on this page" in failures  # of the false alarms, which are named all the same
+
+
+def test_the_confusion_matrix_and_the_groups_are_those_of_the_figures() -> None:
+    html = render_report(DATA)
+    c = EVALUATION.slides.confusion
+    cells = re.findall(r"<td(?: class=\"off\")?>(\d+)</td>", html[html.index("Slides by label and call") :])[:4]
+    assert [int(cell) for cell in cells] == [c.true_positive, c.false_negative, c.false_positive, c.true_negative]
+    assert "centre: x" in html
+    assert "Task grade" in html
+    assert "No validation slide" not in html
+    assert "The threshold was given." in html
+
+
+def test_losses_of_the_cohort_stand_with_their_reason_and_slides() -> None:
+    html = render_report(DATA)
+    assert re.search(r"− 1 failed in stage tile: c<", html)
+    assert "1 lost" in html
+    assert "12, 34" in html
+
+
+def test_a_cohort_of_a_thousand_slides_stays_a_page() -> None:
+    rng = np.random.default_rng(0)
+    picture, small, tile = (rng.bytes(size) for size in (100_000, 3_000, 4_000))
+    top = tuple(TopTile(tile, 0.9, i, i) for i in range(12))
+    slides = [slide(f"slide_{i:04}", 1 - i / 1000, thumbnail=small) for i in range(1000)]
+    drawn = [replace(s, overlays=(picture, picture), top=top) for s in slides[:60]]
+    began = time.monotonic()
+    page = Page(html := render_report(replace(DATA, slides=(*drawn, *slides[60:]))))
+    assert len(html) < 30_000_000
+    assert time.monotonic() - began < 20
+    assert html.count('<tr><td class="thumb"><img') == 1000
+    assert f"{1000 - OPEN_ROWS} less suspicious slides" in html
+    assert len([d for d in page.all("details") if "open" not in d]) == 2  # those, and the recipe
 
 
 def test_the_page_is_written_whole(tmp_path: Path) -> None:

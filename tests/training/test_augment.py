@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from skimage.color import hed2rgb, rgb2hed
+from torchvision.transforms.v2 import functional
 
-from wsi_ips.training.augment import augment, tile_keys
+from wsi_ips.config import AugmentSection
+from wsi_ips.training.augment import _hue_rotation, augment, colour_map, stain_map, tile_keys
+
+NOTHING = AugmentSection(turns=False, density=0)
+EVERYTHING = AugmentSection(hed=0.1, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)
 
 
 def keys(**changes):
@@ -14,12 +20,26 @@ def keys(**changes):
     return tile_keys(**arguments)
 
 
-def test_a_patch_is_changed_alike_in_any_chunk():
+def with_only(**strengths) -> AugmentSection:
+    return NOTHING.model_copy(update=strengths)
+
+
+@pytest.mark.parametrize("strengths", [AugmentSection(), EVERYTHING], ids=["default", "everything"])
+def test_a_patch_is_changed_alike_in_any_chunk(strengths):
     patches = torch.rand(20, 3, 8, 8)
     some = keys(tiles=np.arange(20))
-    whole = augment(patches, some)
+    whole = augment(patches, some, strengths)
     picked = np.array([17, 3, 11])
-    torch.testing.assert_close(augment(patches[picked], some[picked]), whole[picked], rtol=0, atol=0)
+    torch.testing.assert_close(augment(patches[picked], some[picked], strengths), whole[picked], rtol=0, atol=0)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+
+
+def test_memory_stays_channels_last_and_the_input_as_it_is():
+    patches = torch.rand(3, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    before = patches.clone()
+    assert augment(patches, keys()[:3], EVERYTHING).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(patches, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"epoch": 3}, {"slide_id": "b"}])
@@ -35,11 +55,66 @@ def test_all_eight_positions_occur_about_equally():
 
 def test_geometry_is_a_turn_or_mirror_and_colour_a_power():
     patch = torch.linspace(0.1, 0.9, 3 * 4 * 4).view(1, 3, 4, 4)
+    plain = AugmentSection(density=0)
     for key in keys()[:30]:
-        out = augment(patch, np.array([key]), jitter=0.0)[0]
+        out = augment(patch, np.array([key]), plain)[0]
         positions = [torch.rot90(p, k, (1, 2)) for k in range(4) for p in (patch[0], patch[0].flip(2))]
         assert any(torch.allclose(out, p) for p in positions)
-    restained = augment(patch, keys()[:1], jitter=0.2).log() / augment(patch, keys()[:1], jitter=0.0).log()
+    restained = augment(patch, keys()[:1], AugmentSection(density=0.2)).log() / augment(patch, keys()[:1], plain).log()
     per_channel = restained[0].flatten(1)
     torch.testing.assert_close(per_channel, per_channel[:, :1].expand_as(per_channel), rtol=1e-4, atol=1e-4)
     assert (per_channel - 1).abs().max() <= 0.2 + 1e-4
+
+
+def test_hed_jitter_is_that_of_scikit_images_stains():
+    """Unmixed by scikit-image, each stain multiplied and shifted, mixed again; scikit-image scales densities."""
+    rng, count, unit = np.random.default_rng(0), 6, -np.log(1e-6)
+    concentrations = rng.uniform(0.3, 0.6, (count, 8, 8, 3)) / unit  # all positive: scikit-image cuts at 0
+    image = hed2rgb(concentrations)
+    strengths, some = with_only(hed=0.1), keys()[:count]
+    spread = stain_map(some, strengths)
+    found = augment(torch.from_numpy(image).permute(0, 3, 1, 2), some, strengths).permute(0, 2, 3, 1).numpy()
+    stains, changed = rgb2hed(image), rgb2hed(found)
+    for tile in range(count):
+        for stain in range(3):
+            slope, shift = np.polyfit(stains[tile, :, :, stain].ravel(), changed[tile, :, :, stain].ravel(), 1)
+            assert 0.9 <= slope <= 1.1
+            assert abs(shift * unit) <= 0.1
+            np.testing.assert_allclose(stains[tile, :, :, stain] * slope + shift, changed[tile, :, :, stain], atol=1e-6)
+    assert np.ptp(spread[0].trace(axis1=1, axis2=2)) > 0.01  # tiles differ
+
+
+def test_brightness_contrast_and_saturation_are_those_of_torchvision():
+    patches = torch.rand(5, 3, 8, 8) * 0.4 + 0.3
+    some = keys()[:5]
+    for name in ("brightness", "contrast", "saturation"):
+        strengths = with_only(**{name: 0.3})
+        matrix, contrast = colour_map(some, strengths)
+        factor = {
+            "brightness": matrix[:, 0, 0],
+            "contrast": contrast,
+            "saturation": (matrix[:, 0, 0] - 0.299) / (1 - 0.299),
+        }[name]
+        adjust = getattr(functional, f"adjust_{name}")
+        expected = torch.stack([adjust(p, f) for p, f in zip(patches, factor, strict=True)])
+        torch.testing.assert_close(augment(patches, some, strengths), expected, rtol=1e-3, atol=1e-3)
+        assert np.ptp(factor) > 0.1
+
+
+def test_a_third_of_a_turn_of_hue_moves_every_channel_on_and_grey_never_changes():
+    patches = torch.rand(4, 3, 5, 5)
+    third = _hue_rotation(np.array([2 * np.pi / 3]))[0]
+    assert np.allclose(np.sort(third, axis=1), [[0, 0, 1]] * 3)
+    assert not np.allclose(np.diag(third), 1)
+    grey = patches[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(augment(grey, keys()[:4], with_only(hue=0.5)), grey)
+
+
+def test_numbers_are_spread_over_their_whole_range_and_not_tied_to_each_other():
+    strengths = with_only(hed=0.2)
+    matrix, shift = stain_map(keys(tiles=np.arange(4000)), strengths)
+    stains = shift @ np.linalg.inv([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])  # (n, 3)
+    assert np.allclose(stains.min(0), -0.2, atol=2e-3)
+    assert np.allclose(stains.max(0), 0.2, atol=2e-3)
+    together = np.corrcoef(np.c_[stains, matrix[:, 0, 0], keys(tiles=np.arange(4000)) % 8].astype(float).T)
+    assert np.abs(together - np.eye(5)).max() < 0.08

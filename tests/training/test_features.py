@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cohort import PATCH_PX, textured_slide
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import AugmentSection, ComputeSection, TrainingSection
 from wsi_ips.inference import predict_slide
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, build_encoder
 from wsi_ips.model.freezing import freeze
@@ -19,6 +19,7 @@ from wsi_ips.tiles import FeatureTiles, SlideTiles, open_features, write_feature
 from wsi_ips.training import LabelledSlide, Trainer
 
 CPU = torch.device("cpu")
+UNCHANGED = AugmentSection(turns=False, density=0.0)
 COMPUTE = ComputeSection(device="cpu", chunk_size=9)
 SLIDES = 4
 
@@ -57,18 +58,17 @@ def trained(net: IpsNet, slides: list[SlideTiles], section: TrainingSection) -> 
 
 
 @pytest.mark.parametrize("pooling", ["attention", "abmil", "mean", "max"])
-@pytest.mark.parametrize(("projector", "rounded"), [(0, False), (16, True)])
-def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, projector, rounded):
-    """A projector makes much of small differences, and an untrained encoder's are 1 %: so pixels are rounded too."""
+@pytest.mark.parametrize("projector", [0, 16])
+def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, projector):
+    """Pixels are embedded to 16 bits too: else two tiles of nearly one score may change places, and so the loss."""
     section = TrainingSection(
-        epochs=4, warm_start_epochs=1, batch_slides=2, augment=False, tile_dropout=0.2, learning_rate=1e-3
+        epochs=4, warm_start_epochs=1, batch_slides=2, augment=UNCHANGED, tile_dropout=0.2, learning_rate=1e-3
     )
     pixels = [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(SLIDES)]
     on_pixels, on_features = network(pooling, projector), network(pooling, projector)
     features = [stored(tmp_path, tiles, on_pixels) for tiles in pixels]
     trunk = on_features.encoder.take_trunk()
-    if rounded:
-        on_pixels.encoder.trunk.append(Rounded())
+    on_pixels.encoder.trunk.append(Rounded())
     expected, found = trained(on_pixels, pixels, section), trained(on_features, features, section)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     assert expected[0] != pytest.approx(expected[-2], abs=1e-3)  # it did learn
@@ -95,7 +95,7 @@ def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, pr
 def test_a_trained_network_is_not_standardised_anew(tmp_path):
     net, slides = network("abmil", 0), [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(2)]
     weight = net.encoder.standardise.weight.detach().clone()
-    section = TrainingSection(epochs=1, warm_start_epochs=1, learning_rate=1e-9, augment=False)
+    section = TrainingSection(epochs=1, warm_start_epochs=1, learning_rate=1e-9, augment=UNCHANGED)
     for started in (True, False):
         learner = Trainer(net, memory_size=5, section=section, compute=COMPUTE, seed=2, device=CPU, started=started)
         learner.fit([LabelledSlide(t, (n,)) for n, t in enumerate(slides)], [], on_epoch=lambda _: None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wsi_ips.errors import TrainingError
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.scanning import Winners, plain_patches
+from wsi_ips.training.choosing import Kept
 from wsi_ips.training.gradient import (
     StepGradient,
     activation_bytes,
@@ -17,7 +18,6 @@ from wsi_ips.training.gradient import (
     two_pass_gradient,
     uses_batch_statistics,
 )
-from wsi_ips.training.loop import Kept
 from wsi_ips.training.memory import SavedBytes
 
 PX = 32

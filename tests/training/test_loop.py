@@ -18,7 +18,9 @@ from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.tasks import task_losses_each
 from wsi_ips.scanning import Winners, plain_patches, scan_slides, slide_probabilities
 from wsi_ips.tiles import read_tiles
-from wsi_ips.training.loop import LabelledSlide, Trainer, warmup_cosine
+from wsi_ips.training.choosing import LabelledSlide
+from wsi_ips.training.loop import Trainer
+from wsi_ips.training.schedule import warmup_cosine
 from wsi_ips.training.tile_loss import selection_weights, tile_loss
 from wsi_ips.training.weights import task_weights
 
@@ -98,10 +100,10 @@ def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
 def test_tile_dropout_draws_other_tiles_each_epoch():
     slide = cohort(1)[0]
     loop = trainer(small_net(), tile_dropout=0.5)
-    first, second = (loop._request(0, slide, epoch).tiles for epoch in (1, 2))
+    first, second = (loop.choice._request(0, slide, epoch).tiles for epoch in (1, 2))
     assert len(first) == len(second) == round(len(slide.tiles.index) / 2)
     assert first.tolist() != second.tolist()
-    assert first.tolist() == loop._request(0, slide, 1).tiles.tolist()
+    assert first.tolist() == loop.choice._request(0, slide, 1).tiles.tolist()
 
 
 def test_one_class_only_is_refused_with_the_columns_to_check():
@@ -125,7 +127,7 @@ def test_validation_loss_is_that_of_the_whole_slide():
     for slide in slides:
         kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
         expected.append(-math.log(float(slide_probabilities(net, [slide.tiles], kept, prepare)[0, slide.truths[0]])))
-    assert trainer(net)._validate(slides) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert trainer(net)._validate(slides).loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_class_weights_balance_classes_and_average_to_one():
@@ -151,9 +153,9 @@ def test_selection_weights_sum_to_one_per_slide_and_skip_padding():
 
 
 def test_warm_start_draws_random_tiles_and_does_not_scan(monkeypatch):
-    monkeypatch.setattr("wsi_ips.training.loop.scan_slides", lambda *_, **__: pytest.fail("scanned"))
+    monkeypatch.setattr("wsi_ips.training.choosing.scan_slides", lambda *_, **__: pytest.fail("scanned"))
     loop, slides = trainer(small_net(), warm_start_epochs=2), cohort(1)
-    first, second = (loop._kept(slides, epoch, None)[0] for epoch in (1, 2))
+    first, second = (loop.choice.kept(loop.net, slides, epoch, None)[0] for epoch in (1, 2))
     assert len(first.tiles) == 4
     assert first.tiles.tolist() != second.tiles.tolist()
     assert first.pixels.shape == (4, PATCH_PX, PATCH_PX, 3)
@@ -164,7 +166,7 @@ def test_exploration_falls_to_nothing_at_the_last_epoch():
     loop = trainer(net, epochs=5, warm_start_epochs=0, exploration=0.8)
     prepare = plain_patches(torch.device("cpu"))
     best = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)[0]
-    kept = [loop._explored(slide, best, epoch) for epoch in range(1, 6)]
+    kept = [loop.choice._explored(slide, best, epoch) for epoch in range(1, 6)]
     shared = [len(np.intersect1d(k.tiles, best.tiles)) for k in kept]
     assert shared == [1, 2, 3, 4, 5]
     for entry in kept:

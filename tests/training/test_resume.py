@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +13,27 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.training.test_loop import cohort, trainer
+from tests.training.test_loop import COMPUTE, cohort, trainer
+from wsi_ips.config import ComputeSection
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.training import EpochRecord, StateFile, StopRequest
 
 SETTINGS = {"epochs": 4, "warm_start_epochs": 2, "exploration": 0.5, "tile_dropout": 0.2}
 STEPS = 8
 """Two in each epoch: of four slides three at a time."""
+
+
+EVERYTHING = {
+    "epochs": 9,
+    "warm_start_epochs": 1,
+    "weight_average": 0.8,
+    "patience": 2,
+    "select": "auc",
+    "sampling": "balanced",
+    "augment": {"hed": 0.1, "contrast": 0.2},
+    "tile_dropout": 0.2,
+}
+IN_PARTS = COMPUTE.model_copy(update={"slides_at_once": 2, "gradient_precision": "bf16"})
 
 
 class Killed(BaseException):
@@ -30,10 +46,18 @@ def net_with_dropout() -> IpsNet:
     return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.3)
 
 
-def fit(path: Path | None, *, die_after: int | None = None, every_s: float = 0.0) -> tuple[IpsNet, list[EpochRecord]]:
-    """Train; dies after so many steps of this call."""
+def fit(
+    path: Path | None,
+    *,
+    die_after: int | None = None,
+    every_s: float = 0.0,
+    settings: Mapping[str, object] = SETTINGS,
+    compute: ComputeSection = COMPUTE,
+    val_is_wrong: bool = False,
+) -> tuple[IpsNet, list[EpochRecord]]:
+    """Train; dies after so many steps of this call. The network to keep, and the figures."""
     net, records = net_with_dropout(), list[EpochRecord]()
-    loop = trainer(net, **SETTINGS)
+    loop = trainer(net, compute, **settings)
     done = 0
     plain = loop._step
 
@@ -47,8 +71,9 @@ def fit(path: Path | None, *, die_after: int | None = None, every_s: float = 0.0
     loop._step = step
     state = StateFile(path, "this", every_s=every_s) if path else None
     torch.manual_seed(11)
-    loop.fit(cohort(4), cohort(2), on_epoch=records.append, state=state, on_resume=records.extend)
-    return net, records
+    val = [replace(s, truths=(s.truths[0] ^ val_is_wrong,)) for s in cohort(2)]
+    loop.fit(cohort(4), val, on_epoch=records.append, state=state, on_resume=records.extend)
+    return loop.result, records
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +84,7 @@ def undisturbed() -> tuple[IpsNet, list[EpochRecord]]:
 def assert_same(found: tuple[IpsNet, list[EpochRecord]], expected: tuple[IpsNet, list[EpochRecord]]) -> None:
     for (name, tensor), other in zip(found[0].state_dict().items(), expected[0].state_dict().values(), strict=True):
         assert torch.equal(tensor, other), name
-    ours, theirs = ([replace(record, seconds=0.0) for record in records] for _, records in (found, expected))
+    ours, theirs = ([replace(record, seconds=0.0, cost=None) for record in records] for _, records in (found, expected))
     assert ours == theirs
 
 
@@ -89,6 +114,27 @@ def test_killed_again_and_again_with_saves_now_and_then(tmp_path, undisturbed, m
             deaths += 1
     assert deaths >= 2
     assert_same(found, undisturbed)
+
+
+def test_killed_at_random_with_average_patience_accumulation_and_balanced_visits(tmp_path):
+    """The average, its count, the best tiles of the last visit and the epochs without progress are in the state too."""
+    # The validation slides have each other's label, so what is learned makes them worse, and patience runs out.
+    options = {"settings": EVERYTHING, "compute": IN_PARTS, "val_is_wrong": True}
+    expected = fit(None, **options)
+    records = expected[1]
+    assert 3 <= len(records) < EVERYTHING["epochs"]  # it stopped early
+    assert records[-1].selection_overlap is not None
+    moments, deaths = random.Random(5), 0
+    while True:
+        try:
+            # The last saved step may be any of those before: every save is written or none for a while.
+            how_often = moments.choice([0.0, 0.0, 1e9])
+            found = fit(tmp_path / "state", die_after=moments.randint(1, 5), every_s=how_often, **options)
+            break
+        except Killed:
+            deaths += 1
+    assert deaths >= 2
+    assert_same(found, expected)
 
 
 def test_the_state_of_another_training_or_a_damaged_one_is_not_used(tmp_path, undisturbed):

@@ -16,8 +16,9 @@ from wsi_ips.labels import Task, Truth
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.tasks import task_losses_each
 from wsi_ips.training import tile_loss
+from wsi_ips.training.choosing import LabelledSlide
 from wsi_ips.training.gradient import uses_batch_statistics
-from wsi_ips.training.loop import LabelledSlide, Trainer
+from wsi_ips.training.loop import Trainer
 from wsi_ips.training.memory import SavedBytes
 from wsi_ips.training.tile_loss import in_parts
 

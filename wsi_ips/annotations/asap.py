@@ -10,8 +10,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, indent
 
+import numpy as np
 import shapely
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
@@ -81,6 +83,22 @@ def read_asap(path: Path) -> Regions:
     return Regions(shapely.difference(shapely.union_all(tumour), shapely.union_all(holes)))
 
 
+class Ring(NamedTuple):
+    """A polygon without holes.
+
+    Attributes
+    ----------
+    name, group
+        As ASAP shows them.
+    points
+        x, y in level-0 pixels, shape (n, 2); not closed.
+    """
+
+    name: str
+    group: str
+    points: NDArray[np.floating]
+
+
 def write_asap(path: Path, polygons: Sequence[NDArray], *, group: str = "Tumor") -> None:  # type: ignore[type-arg]
     """Write polygons of one group.
 
@@ -93,23 +111,30 @@ def write_asap(path: Path, polygons: Sequence[NDArray], *, group: str = "Tumor")
     group
         Name of the group, CAMELYON16's for tumour by default.
     """
+    rings = [Ring(f"Annotation {number}", group, polygon) for number, polygon in enumerate(polygons)]
+    write_rings(path, rings, groups=[group])
+
+
+def write_rings(path: Path, rings: Sequence[Ring], *, groups: Sequence[str]) -> None:
+    """Write polygons of several groups; a group may be without any. The file appears whole or not at all."""
     root = Element("ASAP_Annotations")
     annotations = SubElement(root, "Annotations")
-    for number, polygon in enumerate(polygons):
+    for ring in rings:
         annotation = SubElement(
             annotations,
             "Annotation",
-            Name=f"Annotation {number}",
+            Name=ring.name,
             Type="Polygon",
-            PartOfGroup=group,
+            PartOfGroup=ring.group,
             Color=REGION_COLOUR,
         )
         coordinates = SubElement(annotation, "Coordinates")
-        for order, (x, y) in enumerate(polygon):
+        for order, (x, y) in enumerate(ring.points):
             SubElement(coordinates, "Coordinate", Order=str(order), X=f"{x:.2f}", Y=f"{y:.2f}")
-    groups = SubElement(root, "AnnotationGroups")
-    entry = SubElement(groups, "Group", Name=group, PartOfGroup="None", Color=GROUP_COLOUR)
-    SubElement(entry, "Attributes")
+    listed = SubElement(root, "AnnotationGroups")
+    for group in groups:
+        entry = SubElement(listed, "Group", Name=group, PartOfGroup="None", Color=GROUP_COLOUR)
+        SubElement(entry, "Attributes")
     indent(root, "\t")
     with atomic_path(path) as temporary:
         ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)

@@ -13,6 +13,19 @@ import yaml
 from wsi_ips import __version__
 from wsi_ips.cli.cohort import add_commands
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
+from wsi_ips.cli.export import export
+from wsi_ips.cli.other_scores import (
+    DrawnAs,
+    MapsFolder,
+    PatchesFile,
+    ScoreColumns,
+    ScoredSlide,
+    ScoresFile,
+    SlideScale,
+    TileSide,
+    draw_scores,
+    other_scores,
+)
 from wsi_ips.cli.tables import print_encoders, print_status, print_summary
 from wsi_ips.config import Recipe, SynthSection, load_recipe
 from wsi_ips.errors import RecipeError
@@ -79,6 +92,7 @@ def demo(
 
 
 add_commands(app)
+app.add_typer(export, name="export")
 
 
 @app.command()
@@ -170,17 +184,47 @@ def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) 
 
 
 @app.command()
-def heatmap(
-    recipe: RecipeFile,
+def heatmap(  # noqa: PLR0913, PLR0917 - each is an option of the command line
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="Recipe file (YAML); left out with --scores.")
+    ] = None,
     slides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[SLIDE]...", help="slide_id's; none = those of heatmap.splits."),
     ] = None,
     checkpoint: Checkpoint = None,
+    scores: ScoresFile = None,
+    slide: ScoredSlide = None,
+    output: MapsFolder = None,
+    column: ScoreColumns = None,
+    draw_as: DrawnAs = "auto",
+    tile_px0: TileSide = None,
+    patches: PatchesFile = None,
+    mpp: SlideScale = None,
     settings: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Draw probability and attention of predicted slides over their thumbnails; give the checkpoint of `predict`."""
+    """Draw the maps of predicted slides over their tissue, and make what is handed over of each: `handoff/SLIDE`.
+
+    Pictures, QuPath GeoJSON, ASAP XML, OME-TIFF, lesion table, gallery. Give the checkpoint of `predict`.
+
+    With --scores FILE --slide SLIDE --output DIR: the scores of another model instead, without recipe and model. FILE
+    is a CSV with columns x, y (or minx, miny of WSInfer; level-0 pixels of a tile's upper left corner), a column per
+    score, and the tile's size in width, height (or --tile-px0); or an HDF5 file with `coords` and scores, as CLAM's
+    blockmaps (`attention_scores`) and TRIDENT's files. Values of 0 to 1 are drawn as they are, all else and whatever is
+    named attention as rank within the slide.
+    """
+    if scores is not None:
+        with explained(debug=debug):
+            values = parse_overrides(settings)
+            wanted = other_scores(scores, slide, column, draw_as, tile_px0, patches, mpp)
+            if recipe is not None or checkpoint is not None:
+                raise RecipeError("--scores: draws what another model said; leave RECIPE and --checkpoint out")
+            draw_scores(wanted, output, values)
+        return
+    if recipe is None:
+        with explained(debug=debug):
+            raise RecipeError("name the RECIPE of a run, or a file of scores with --scores")
     _stages(recipe, [*(settings or []), *pinned(checkpoint)], debug, "heatmap", slides or [])
 
 

@@ -1,6 +1,6 @@
 """Commands about a cohort and a machine before any work, and about other tools.
 
-Check, doctor, split, import, export.
+Check, doctor, split, import; the command behind `export tiles`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(doctor)
     app.command()(split)
     app.command("import")(import_tiles)
-    app.command("export")(export_tiles)
 
 
 def check(

@@ -7,8 +7,10 @@ changes speed but no result, so it is in no fingerprint.
 
 from wsi_ips.config.loading import load_recipe
 from wsi_ips.config.sections import (
+    AugmentSection,
     ComputeSection,
     FeaturesSection,
+    HandoffSection,
     HeatmapSection,
     LabelsSection,
     Leak,
@@ -21,12 +23,15 @@ from wsi_ips.config.sections import (
     SynthSection,
     TilesSection,
     TissueSection,
+    TrackingSection,
     TrainingSection,
 )
 
 __all__ = [
+    "AugmentSection",
     "ComputeSection",
     "FeaturesSection",
+    "HandoffSection",
     "HeatmapSection",
     "LabelsSection",
     "Leak",
@@ -39,6 +44,7 @@ __all__ = [
     "SynthSection",
     "TilesSection",
     "TissueSection",
+    "TrackingSection",
     "TrainingSection",
     "load_recipe",
 ]

@@ -12,6 +12,7 @@ from wsi_ips.labels import NONE, SEPARATOR, Task
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+Jitter = Annotated[float, Field(ge=0, lt=1)]
 Pixels = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
@@ -314,6 +315,31 @@ class FeaturesSection(Section):
     )
 
 
+class AugmentSection(Section):
+    """How training tiles are changed; drawn per (seed, epoch, slide, tile), alike in scan and gradient."""
+
+    turns: bool = Field(True, description="flips and right-angle turns")
+    density: Jitter = Field(
+        0.1, description="optical density of each colour channel is multiplied by 1 ± this: another staining time"
+    )
+    hed: Jitter = Field(
+        0.0,
+        description="haematoxylin, eosin and the rest are each multiplied by 1 ± this and shifted by ± this (optical "
+        "density); another stain or scanner; 0.05 is light, 0.2 strong",
+    )
+    brightness: Jitter = Field(0.0, description="factor 1 ± this")
+    contrast: Jitter = Field(0.0, description="factor 1 ± this, about the tile's mean grey")
+    saturation: Jitter = Field(0.0, description="factor 1 ± this, about each pixel's grey")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="± this turn of the colour circle")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_section(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("is a section; leave it out, or switch off with `{turns: false, density: 0}`")
+        return value
+
+
 class TrainingSection(Section):
     """The optimiser's loop."""
 
@@ -342,9 +368,27 @@ class TrainingSection(Section):
         description="weight of a second loss on each kept tile alone (by attention; evenly on slides of the first "
         "class, which hold nothing else); it teaches the single-tile probability of the heatmap",
     )
-    augment: bool = Field(True, description="flips, right-angle turns and stain jitter, seeded per tile")
+    augment: AugmentSection = AugmentSection()
     class_weights: bool = Field(True, description="weigh classes by inverse frequency")
+    sampling: Literal["all", "balanced"] = Field(
+        "all",
+        description="`all`: each slide once an epoch; `balanced`: as many visits an epoch, spread evenly over the "
+        "classes of the label: slides of rare ones come several times, with other augmentation, and get no weight",
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="of the slide label")
+    weight_average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="decay per step of a running average of the weights (EMA), which is then validated and saved in "
+        "their place; less in the first steps; 0 = none",
+    )
+    select: Literal["loss", "auc"] = Field(
+        "loss", description="figure of the validation slides that chooses the epoch to keep and stops early"
+    )
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="stop after so many validated epochs without a better `select`; needs validation slides; empty = "
+        "all epochs",
+    )
     max_missing_share: Share = Field(
         0.1, description="refuse to train when a larger share of the training slides yielded no tile"
     )
@@ -384,6 +428,19 @@ class HeatmapSection(Section):
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 
+class HandoffSection(Section):
+    """Files per slide for the programs of pathologists."""
+
+    formats: tuple[Literal["overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"], ...] = Field(
+        ("overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"),
+        description="what the package of a slide holds; `[]` makes none",
+    )
+    threshold: Share = Field(
+        0.5, description="tiles from this probability on are outlined as lesions; of tiles, not of slides"
+    )
+    every_tile: bool = Field(False, description="all tiles in the GeoJSON, not only those from the threshold on")
+
+
 class SynthSection(Section):
     """A cohort that the recipe makes itself (`wsi-ips synth`); empty for real slides."""
 
@@ -419,6 +476,16 @@ class ComputeSection(Section):
         "auto",
         description="how a step's gradient is taken: `plain`, all winners at once; `two-pass`, `micro_batch` at a "
         "time, in memory that does not grow with winners or slides; `auto`, plain where it fits into `gpu_memory_gb`",
+    )
+    gradient_precision: Literal["fp32", "auto", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of the encoder where it learns; weights, attention and loss stay in fp32; `auto`: bf16 on a GPU "
+        "that has it",
+    )
+    slides_at_once: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="slides of a step scanned and learned from together; with fewer than `training.batch_slides` the "
+        "step's gradient is accumulated, for less memory; empty = all",
     )
     micro_batch: Annotated[int, Field(ge=1)] = Field(
         64,
@@ -463,6 +530,17 @@ class ComputeSection(Section):
     remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")
 
 
+class TrackingSection(Section):
+    """Who is told of each epoch, besides `metrics.jsonl` and TensorBoard; changes no result."""
+
+    mlflow: str | None = Field(
+        None,
+        description="`local`: an SQLite file in the run folder; else an MLflow address such as "
+        "`sqlite:////data/mlflow.db` or `http://server:5000` (extra `mlflow`); empty = none",
+    )
+    experiment: str | None = Field(None, description="MLflow experiment; empty = the recipe's name")
+
+
 class Recipe(Section):
     """A whole run. `wsi-ips run RECIPE` executes it."""
 
@@ -485,7 +563,9 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     predict: PredictSection = PredictSection()
     heatmap: HeatmapSection = HeatmapSection()
+    handoff: HandoffSection = HandoffSection()
     compute: ComputeSection = ComputeSection()
+    tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")
     def _features_are_no_pixels(self) -> Self:
@@ -493,7 +573,7 @@ class Recipe(Section):
             if self.features.imported is not None:
                 raise ValueError("`features.imported` is for `model.input: features`; set it, or leave the folder out")
             return self
-        if self.training.augment and "augment" in self.training.model_fields_set:
+        if "augment" in self.training.model_fields_set:
             raise ValueError("`training.augment` changes pixels, and there are none with `model.input: features`")
         if self.predict.scan_precision != "fp32":
             raise ValueError(

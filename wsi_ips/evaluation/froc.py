@@ -11,7 +11,7 @@ Shapes: D detections of a slide, L lesions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,22 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class Matched:
+    """What the detections of one slide came to; small, where the masks of a cohort would not fit into memory.
+
+    Attributes
+    ----------
+    false
+        Scores of the false positives.
+    best
+        Highest score within each lesion that counts, -inf where it was missed, shape (L,).
+    """
+
+    false: Floats
+    best: Floats
+
+
+@dataclass(frozen=True)
 class Froc:
     """Sensitivity against false positives per slide.
 
@@ -88,6 +104,8 @@ class Froc:
         Mean sensitivity at :data:`TARGETS`.
     lesions, slides
         What it rests on.
+    interval
+        95 % interval of ``score``, see :func:`froc_interval`; None where it was not asked for.
     """
 
     false_positives: Floats
@@ -95,6 +113,7 @@ class Froc:
     score: float
     lesions: int
     slides: int
+    interval: tuple[float, float] | None = None
 
     def at(self, target: float) -> float:
         """Sensitivity at the first point with so many false positives per slide; that of the last where none has."""
@@ -123,11 +142,24 @@ def find_lesions(mask: NDArray[np.bool_], *, mpp: float, downsample: float) -> L
     return Lesions(labels.astype(np.int32), itc, downsample)
 
 
-def froc(slides: Sequence[tuple[Detections, Lesions]]) -> Froc:
-    """Free-response ROC of a cohort.
+def match_detections(detections: Detections, lesions: Lesions) -> Matched:
+    """Sort the detections of a slide into hits and false positives.
 
     A detection within a lesion finds it, with the highest score of those within; outside of all it is a false positive.
     Detections within isolated tumour cells are neither.
+
+    Raises
+    ------
+    EvaluationError
+        Detections that are not finite or off their slide.
+    """
+    hit = _hit(detections, lesions)
+    best = [detections.score[hit == n].max(initial=-np.inf) for n in lesions.counted]
+    return Matched(detections.score[hit == 0], np.array(best, np.float64))
+
+
+def froc(slides: Sequence[Matched]) -> Froc:
+    """Free-response ROC of a cohort.
 
     Parameters
     ----------
@@ -137,26 +169,74 @@ def froc(slides: Sequence[tuple[Detections, Lesions]]) -> Froc:
     Raises
     ------
     EvaluationError
-        No slide, no lesion that counts, or detections that are not finite or off their slide.
+        No slide, or no lesion that counts.
     """
     if not slides:
         raise EvaluationError("no slide: sensitivity needs annotated lesions")
-    false, true = list[Floats](), list[Floats]()
-    for detections, lesions in slides:
-        hit = _hit(detections, lesions)
-        false.append(detections.score[hit == 0])
-        true.append(np.array([detections.score[hit == n].max(initial=-np.inf) for n in lesions.counted]))
-    wrong, found = np.concatenate(false), np.concatenate(true)
+    wrong, found = np.concatenate([s.false for s in slides]), np.concatenate([s.best for s in slides])
     if not len(found):
         raise EvaluationError(
             f"none of {len(slides)} slides has a lesion that counts; annotate lesions of 200 µm or more"
         )
     thresholds = np.unique(np.concatenate([wrong, found[np.isfinite(found)]]))[::-1]
-    per_slide = np.array([0.0, *[(wrong >= t).sum() / len(slides) for t in thresholds]])
-    sensitivity = np.array([0.0, *[(found >= t).sum() / len(found) for t in thresholds]])
+    per_slide = np.concatenate([[0.0], _at_least(wrong, thresholds) / len(slides)])
+    sensitivity = np.concatenate([[0.0], _at_least(found, thresholds) / len(found)])
     curve = Froc(per_slide, sensitivity, 0.0, len(found), len(slides))
     score = float(np.mean([curve.at(target) for target in TARGETS]))
-    return Froc(per_slide, sensitivity, score, len(found), len(slides))
+    return replace(curve, score=score)
+
+
+def froc_interval(
+    slides: Sequence[Matched], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the score of :func:`froc`: percentile bootstrap over slides, those with lesions and others apart.
+
+    Lesions of a slide are drawn together, for they are not independent. Where every resample has one and the same score
+    (all lesions found before any false positive, say) the interval has no width: it says nothing then.
+
+    Parameters
+    ----------
+    slides
+        As for :func:`froc`.
+    confidence
+        Coverage of the interval.
+    resamples, seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    EvaluationError
+        As :func:`froc`.
+    """
+    froc(slides)  # says what cannot be used
+    wrong, owner = _joined([s.false for s in slides])
+    found, of_slide = _joined([s.best for s in slides])
+    order = np.argsort(-wrong, kind="stable")
+    wrong, owner = wrong[order], owner[order]
+    has = np.array([len(s.best) > 0 for s in slides])
+    rng, drawn = np.random.default_rng(seed), np.zeros(resamples)
+    for number in range(resamples):
+        weights = np.zeros(len(slides))
+        for members in (np.flatnonzero(has), np.flatnonzero(~has)):
+            if len(members):
+                weights[members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)))
+        per_slide = weights[owner].cumsum() / len(slides)  # false positives from the highest score down
+        places = np.searchsorted(per_slide, TARGETS)
+        thresholds = np.append(wrong, -np.inf)[places]  # never so many: whatever was found counts
+        reached = (found >= thresholds[:, None]) & np.isfinite(found)  # (targets, lesions)
+        drawn[number] = (reached @ weights[of_slide] / weights[of_slide].sum()).mean()
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return low, high
+
+
+def _at_least(scores: Floats, thresholds: Floats) -> Floats:
+    """How many scores reach each threshold."""
+    return np.asarray(len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left"), np.float64)
+
+
+def _joined(parts: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
+    """All numbers, and of which part each is."""
+    return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
 def peak_detections(

@@ -73,6 +73,27 @@ def pointing_hit(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
     return bool(tumour_fraction[int(np.argmax(score))] > TUMOUR_TILE)
 
 
+def effective_tiles(attention: NDArray[np.floating]) -> float:
+    """Number of tiles that attention is spread over: exp of its entropy; 1 to N.
+
+    Parameters
+    ----------
+    attention
+        Of all tiles of a slide, sums to 1, shape (N,).
+
+    Raises
+    ------
+    EvaluationError
+        No tile, a negative or not finite number, or a sum that is not 1.
+    """
+    if not len(attention) or not np.isfinite(attention).all() or (attention < 0).any():
+        raise EvaluationError("attention must be finite and not negative, for at least one tile; predict again")
+    if abs(float(attention.sum()) - 1) > 1e-3:
+        raise EvaluationError(f"attention sums to {float(attention.sum()):.4g}, not to 1; predict again")
+    held = attention[attention > 0]
+    return float(np.exp(-(held * np.log(held)).sum()))
+
+
 def false_alarm_mm2(
     score: NDArray[np.floating], tissue_fraction: NDArray[np.floating], *, tile_mm2: float, threshold: float
 ) -> float:

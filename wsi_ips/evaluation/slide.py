@@ -90,6 +90,20 @@ def roc_curve(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     return false, true
 
 
+def precision_recall(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
+    """Recall and precision at every threshold, recall from 0 to 1; the precision at 0 is that of the highest score.
+
+    Raises
+    ------
+    EvaluationError
+        As :func:`auc_with_interval`.
+    """
+    split_scores(truth, score)
+    precision, recall, _ = metrics.precision_recall_curve(np.asarray(truth), np.asarray(score, np.float64))
+    precision[-1] = precision[-2]  # scikit-learn closes the curve at 1, which no threshold reaches
+    return recall[::-1], precision[::-1]
+
+
 def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5) -> dict[str, float]:
     """Figures at a threshold and over all thresholds.
 

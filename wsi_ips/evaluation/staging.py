@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy import ndimage
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
+from wsi_ips.geometry import Scale
+from wsi_ips.tiles.recall import longest_diameter_um
 
 NodeLabel = Literal["negative", "itc", "micro", "macro"]
 """What a lymph node holds, by its largest metastasis."""
@@ -34,6 +40,27 @@ def node_label(longest_mm: float) -> NodeLabel:
     if longest_mm < MICRO_MM:
         return "itc"
     return "micro" if longest_mm <= MACRO_MM else "macro"
+
+
+def largest_part_mm(called: NDArray[np.bool_], cell_um: Scale) -> float:
+    """Longest diameter of the largest connected part of a map, mm; 0 where nothing is called.
+
+    From corner to corner of cells: as coarse as the map is, and never less than a cell's diagonal.
+
+    Parameters
+    ----------
+    called
+        Cells that are tumour, bool, shape (rows, columns); 8-connected.
+    cell_um
+        Width and height of a cell.
+    """
+    labels, count = ndimage.label(called, structure=np.ones((3, 3)))
+    longest = 0.0
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        rows, columns = np.nonzero(labels[box] == number)
+        corners = np.concatenate([np.stack([columns + x, rows + y], 1) for x in (0, 1) for y in (0, 1)])
+        longest = max(longest, longest_diameter_um(shapely.MultiPoint(corners), cell_um))
+    return longest / 1000 if count else 0.0
 
 
 def pn_stage(nodes: Sequence[NodeLabel]) -> str:

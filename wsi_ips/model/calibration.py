@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
@@ -35,6 +36,8 @@ class TaskCalibration:
         several may hold. Empty where one of more than two classes is called: the most probable one is.
     slides
         Validation slides behind it; 0 where it is the default.
+    thresholds_from
+        ``validation`` where any threshold was found on those slides.
     note
         Why something in it is the default; empty where nothing is.
     """
@@ -44,6 +47,7 @@ class TaskCalibration:
     thresholds: tuple[float, ...]
     slides: int = 0
     note: str = ""
+    thresholds_from: Literal["validation", "default"] = "default"
 
     @classmethod
     def default(cls, task: Task, note: str = "") -> TaskCalibration:

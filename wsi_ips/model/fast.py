@@ -30,8 +30,17 @@ COMPILE_AFTER_S = 60.0
 Run = Callable[[Encoder, Tensor], Tensor]
 
 
-def scan_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Type of the activations in the scan; ``auto`` is bfloat16 on CUDA that computes with it, else float32.
+def scan_dtype(precision: Precision, device: torch.device, *, key: str = "compute.precision") -> torch.dtype:
+    """Type of the encoder's activations; ``auto`` is bfloat16 on CUDA that computes with it, else float32.
+
+    Parameters
+    ----------
+    precision
+        What the recipe asks for.
+    device
+        Where the encoder lives.
+    key
+        Of the recipe, for the message.
 
     Raises
     ------
@@ -42,7 +51,7 @@ def scan_dtype(precision: Precision, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     if precision == "fp16" and device.type == "cpu":
-        raise RecipeError("key `compute.precision`: `fp16` needs a GPU; use `auto`")
+        raise RecipeError(f"key `{key}`: `fp16` needs a GPU; use `auto`")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ def task_loss(
     *,
     weights: Sequence[Tensor | None] | None = None,
     label_smoothing: float = 0.0,
+    totals: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Mean over tasks of the mean loss of the slides whose label is known.
 
@@ -53,6 +55,9 @@ def task_loss(
         Per task: weight of each class (of its positives where ``kind`` is ``multi``), shape (C_t,), or None.
     label_smoothing
         Of single-label tasks.
+    totals
+        Per task: what the sum over these slides is divided by where they are a part of more, of :func:`label_totals`;
+        the losses of all parts then add up to that of the whole. None: these slides are all.
 
     Returns
     -------
@@ -61,12 +66,31 @@ def task_loss(
     """
     losses = []
     given = weights if weights is not None else [None] * len(tasks)
-    for task, part, truth, weight in zip(tasks, _split(logits, tasks), truths, given, strict=True):
+    whole = totals if totals is not None else [None] * len(tasks)
+    for task, part, truth, weight, total in zip(tasks, _split(logits, tasks), truths, given, whole, strict=True):
         if task.kind == "single":
-            losses.append(_single(part, truth, weight, label_smoothing))
+            losses.append(_single(part, truth, weight, label_smoothing, total))
         else:
-            losses.append(_multi(part, truth, weight))
+            losses.append(_multi(part, truth, weight, total))
     return torch.stack(losses).mean()
+
+
+def label_totals(
+    truths: Sequence[Tensor], tasks: Sequence[Task], weights: Sequence[Tensor | None] | None = None
+) -> list[Tensor]:
+    """Per task what :func:`task_loss` divides by: the weight of the known labels, a scalar.
+
+    Parameters as for :func:`task_loss`. Those of several parts of the slides add up to that of all.
+    """
+    totals = []
+    given = weights if weights is not None else [None] * len(tasks)
+    for task, truth, weight in zip(tasks, truths, given, strict=True):
+        if task.kind == "multi":
+            totals.append(_known_classes(truth).sum())
+        else:
+            known = truth[truth != UNKNOWN]
+            totals.append(known.new_tensor(len(known)) if weight is None else weight[known].sum())
+    return totals
 
 
 def task_losses_each(
@@ -158,15 +182,21 @@ def truth_tensors(truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> l
     return tensors
 
 
-def _single(logits: Tensor, truth: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+def _single(
+    logits: Tensor, truth: Tensor, weight: Tensor | None, label_smoothing: float, total: Tensor | None
+) -> Tensor:
     known = truth != UNKNOWN  # (B,)
     if not known.any():
         return logits.sum() * 0
-    return functional.cross_entropy(logits[known], truth[known], weight=weight, label_smoothing=label_smoothing)
+    loss = partial(functional.cross_entropy, weight=weight, label_smoothing=label_smoothing)
+    if total is None:
+        return loss(logits[known], truth[known])
+    return loss(logits[known], truth[known], reduction="sum") / total
 
 
-def _multi(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
-    return _multi_each(logits, truth, weight).sum() / _known_classes(truth).sum().clamp_min(1)
+def _multi(logits: Tensor, truth: Tensor, weight: Tensor | None, total: Tensor | None) -> Tensor:
+    total = _known_classes(truth).sum() if total is None else total
+    return _multi_each(logits, truth, weight).sum() / total.clamp_min(1)
 
 
 def _multi_each(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +96,8 @@ def fit_task(task: Task, truths: Sequence[Truth], probabilities: Sequence[tuple[
     notes: list[str] = []
     temperature = _temperature(task, holds, raw, notes)
     scaled = np.array([calibrated(task, tuple(p), temperature) for p in raw.tolist()], np.float64)
-    thresholds = _thresholds(task, holds, scaled.reshape(-1, task.width), notes)
-    return TaskCalibration(task.name, temperature, thresholds, len(known), "; ".join(notes))
+    thresholds, origin = _thresholds(task, holds, scaled.reshape(-1, task.width), notes)
+    return TaskCalibration(task.name, temperature, thresholds, len(known), "; ".join(notes), origin)
 
 
 def _temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, notes: list[str]) -> float:
@@ -120,8 +121,11 @@ def _temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, notes: list[
     return found
 
 
-def _thresholds(task: Task, holds: NDArray[np.bool_], scaled: Floats, notes: list[str]) -> tuple[float, ...]:
-    found = []
+def _thresholds(
+    task: Task, holds: NDArray[np.bool_], scaled: Floats, notes: list[str]
+) -> tuple[tuple[float, ...], Literal["validation", "default"]]:
+    found: list[float] = []
+    origin: Literal["validation", "default"] = "default"
     for number in range(task.width - threshold_count(task), task.width):  # the last one, all, or none
         truth = holds[:, number].astype(np.int64)
         if min(int(truth.sum()), int((1 - truth).sum())) < LEAST_SLIDES:
@@ -129,4 +133,5 @@ def _thresholds(task: Task, holds: NDArray[np.bool_], scaled: Floats, notes: lis
             found.append(DEFAULT_THRESHOLD)
         else:
             found.append(fixed_threshold(truth, scaled[:, number]))
-    return tuple(found)
+            origin = "validation"
+    return tuple(found), origin

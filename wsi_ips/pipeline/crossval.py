@@ -12,10 +12,10 @@ import pandas as pd
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import EvaluationError, RecipeError
-from wsi_ips.evaluation import Scored, evaluate_slides
+from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
 from wsi_ips.evaluation.slide import Interval
 from wsi_ips.manifest import read_splits, write_splits
-from wsi_ips.pipeline.evaluate import Evaluation, evaluate_run
+from wsi_ips.pipeline.evaluate import evaluate_run
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run

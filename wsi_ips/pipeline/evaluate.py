@@ -1,120 +1,59 @@
-"""Figures of a run's predictions: slides, subgroups, lesions, tiles, patients."""
+"""Figures of a run's predictions: slides, subgroups, tasks, lesions, tiles, patients."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
-from wsi_ips.annotations import read_annotation
-from wsi_ips.annotations.raster import region_mask
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation import (
-    Detections,
-    Froc,
-    Lesions,
+    Evaluation,
+    Patients,
+    PatientStage,
     Scored,
     SlideEvaluation,
-    component_detections,
+    TaskEvaluation,
     evaluate_slides,
-    false_alarm_mm2,
-    find_lesions,
-    froc,
-    peak_detections,
+    evaluate_task,
+    node_label,
     pn_stage,
-    pointing_hit,
     quadratic_kappa,
 )
+from wsi_ips.evaluation.calibration import LEAST_PROBABILITY
 from wsi_ips.evaluation.calibration import calibration as calibration_of
-from wsi_ips.evaluation.localisation import TUMOUR_TILE
-from wsi_ips.evaluation.staging import NODE_LABELS
-from wsi_ips.geometry import Point
+from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm
+from wsi_ips.geometry import Scale
 from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.labels import Task
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.table import read_rows
 from wsi_ips.model.calibration import DEFAULT_THRESHOLD, Calibration, TaskCalibration
 from wsi_ips.pipeline.calibrate import calibrate
+from wsi_ips.pipeline.localise import LEGACY_MPP, SIZES, localise, score_raster
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.scored import predicted
-from wsi_ips.results import tile_raster
+from wsi_ips.pipeline.sheet import sheet_entries
+from wsi_ips.results.sheet import SheetEntry, recall_figures
 
-MASK_DOWNSAMPLE = 32
-"""Level-0 pixels per pixel of the lesion masks: level 5 of CAMELYON16."""
-LEAST_PEAK = 0.05
-"""Peaks below it would change no figure but those at very many false positives."""
-
-
-@dataclass(frozen=True)
-class Localisation:
-    """Where the score map is right, over the test slides whose tumour is known.
-
-    Attributes
-    ----------
-    lesions_by_peaks, lesions_by_components
-        FROC of CAMELYON16, detections picked in two ways; None without lesions.
-    pointing
-        Share of tumour slides whose highest tile is tumour.
-    selection_recall
-        Share of tumour slides of which a tumour tile is among those kept.
-    false_alarm_mm2
-        Tissue called tumour per slide without, mean, mm².
-    tumour_slides, other_slides
-        What it rests on: slides with a tumour tile, and slides without tumour.
-    """
-
-    lesions_by_peaks: Froc | None
-    lesions_by_components: Froc | None
-    pointing: float | None
-    selection_recall: float | None
-    false_alarm_mm2: float | None
-    tumour_slides: int
-    other_slides: int
-
-
-@dataclass(frozen=True)
-class Patients:
-    """Stages of patients by their lymph nodes.
-
-    Attributes
-    ----------
-    table
-        Columns patient_id, stage, predicted.
-    kappa
-        Quadratically weighted; None where it is undefined.
-    """
-
-    table: pd.DataFrame
-    kappa: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All that could be computed; the rest is None, with the reason in ``notes``."""
-
-    slides: SlideEvaluation | None
-    localisation: Localisation | None
-    patients: Patients | None
-    notes: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``evaluation.json``."""
-        patients = None
-        if self.patients is not None:
-            patients = {"kappa": self.patients.kappa, "patients": self.patients.table.to_dict("records")}
-        return {
-            "slides": asdict(self.slides) if self.slides else None,
-            "localisation": _without_arrays(asdict(self.localisation)) if self.localisation else None,
-            "patients": patients,
-            "notes": list(self.notes),
-        }
+SITE_COLUMNS = ("centre", "center", "site", "scanner")
+"""Columns of the manifest that make subgroups without being asked for."""
+LARGEST_LESION = "largest lesion"
 
 
 def evaluate_run(
-    run: Run, *, by: Sequence[str] = (), split: str = "test", threshold: float | None = None
+    run: Run,
+    *,
+    by: Sequence[str] = (),
+    split: str = "test",
+    threshold: float | None = None,
+    nodes: str | None = None,
+    legacy_spacing: bool = False,
 ) -> Evaluation:
     """Figures of a run's predictions, with the temperature and the threshold that are frozen in the bundle.
 
@@ -125,38 +64,87 @@ def evaluate_run(
     run
         With predictions.
     by
-        Further columns of the manifest that make subgroups.
+        Further columns of the manifest that make subgroups, beside :data:`SITE_COLUMNS`.
     split
         Slides to report on.
     threshold
         Calibrated probability from which on a slide is called positive, in place of the bundle's.
+    nodes
+        Column of the manifest with what each lymph node holds; what is predicted is then measured on the map.
+    legacy_spacing
+        Lesions by the µm/px of the challenge's script and not by that of each slide.
 
     Raises
     ------
     EvaluationError
         No predicted slide of that split.
     ManifestError
-        A column of ``by`` is not there.
+        A column of ``by`` or ``nodes`` is not there.
     """
     chosen = [r for r in predicted(run) if r.split == split]
     if not chosen:
         raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
     calibration = calibrate(run)
+    frozen = calibration.tasks[0]
     scores = {r.slide_id: _scores(run, r, calibration) for r in chosen}
-    notes: list[str] = []
+    sheet, notes = sheet_entries(run), _not_predicted(run, chosen, split)
     known = [r for r in chosen if run.truth(r) is not None]
-    used = next(iter(calibration.tasks[0].thresholds[-1:]), DEFAULT_THRESHOLD) if threshold is None else threshold
+    if len(known) < len(chosen):
+        notes.append(f"{len(chosen) - len(known)} slides of split `{split}` without a label are in no slide figure")
+    sizes = largest_lesions(sheet)
+    used = next(iter(frozen.thresholds[-1:]), DEFAULT_THRESHOLD) if threshold is None else threshold
     slides = None
     try:
-        figures = evaluate_slides(_scored(run, known, scores), groups=_groups(run, known, by), threshold=used)
-        slides = _frozen(
-            figures, calibration.tasks[0], _scored(run, known, scores, raw=True), given=threshold is not None
+        figures = evaluate_slides(
+            _scored(run, known, scores),
+            groups=_groups(run, known, by),
+            positive_groups=_size_groups(known, sizes),
+            threshold=used,
         )
+        slides = _frozen(figures, frozen, _scored(run, known, scores, raw=True), given=threshold is not None)
     except EvaluationError as error:
         notes.append(f"no slide figures: {error}")
-    localisation = _localisation(run, chosen, scores, used, notes)
-    patients = _patients(run, known, scores, notes)
-    return Evaluation(slides, localisation, patients, (*(slides.notes if slides else ()), *notes))
+    localisation = localise(
+        run,
+        scores,
+        chosen,
+        notes,
+        threshold=tile_threshold(run.recipe.labels.tasks[0], frozen.temperature, used),
+        sizes=sizes,
+        mpp=LEGACY_MPP if legacy_spacing else None,
+    )
+    patients = _patients_by_map(run, chosen, scores, nodes, used, notes) if nodes else _patients(run, known, scores)
+    recall = recall_figures(sheet)
+    return Evaluation(
+        slides,
+        localisation,
+        patients,
+        _tasks(run, chosen, scores, notes),
+        recall if recall["lesions"] else None,
+        (*(slides.notes if slides else ()), *notes),
+    )
+
+
+def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[str]:
+    """A note on the slides of the split that are in no figure."""
+    done = {r.slide_id for r in chosen}
+    states = [run.states[r.slide_id].state for r in run.records if r.split == split and r.slide_id not in done]
+    if not states:
+        return []
+    names = {"ok": "not predicted yet", "pending": "not worked on", "empty": "without tissue or tiles"}
+    kinds = ", ".join(f"{count} {names.get(state, state)}" for state, count in Counter(states).items())
+    return [f"{len(states)} of {len(states) + len(chosen)} slides of split `{split}` are in no figure: {kinds}"]
+
+
+def tile_threshold(task: Task, temperature: float, threshold: float) -> float:
+    """The threshold of slides for tiles, whose probabilities are not calibrated: what a slide of that tile alone needs.
+
+    With more than two classes of which one holds there is no such number; the threshold is taken as it is.
+    """
+    if temperature == 1 or (task.kind == "single" and task.width > 2):
+        return threshold
+    inner = float(np.clip(threshold, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
+    return float(special.expit(temperature * special.logit(inner)))
 
 
 def _scores(run: Run, record: SlideRecord, calibration: Calibration) -> SlideScores:
@@ -170,7 +158,8 @@ def _scored(
     label = run.recipe.labels.tasks[0]
     truth = np.array([label.is_positive(run.truth(r)) for r in records], np.int64)
     verdicts = [scores[r.slide_id].verdicts[0] for r in records]
-    return Scored(truth, np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64))
+    score = np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64)
+    return Scored(truth, score, [r.patient_id or "" for r in records])
 
 
 def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, given: bool) -> SlideEvaluation:
@@ -178,14 +167,13 @@ def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, g
     notes = list(figures.notes)
     if frozen.note:
         notes.append(frozen.note)
-    is_default = frozen.slides == 0 or "threshold" in frozen.note
     before = None
     if frozen.temperature != 1:
         with suppress(EvaluationError):  # its absence is noted with that of the calibrated one
             before = calibration_of(raw.truth, raw.score)
     return replace(
         figures,
-        threshold_from="given" if given else "default" if is_default else "validation",
+        threshold_from="given" if given else frozen.thresholds_from,
         calibration=before or figures.calibration,
         temperature=frozen.temperature if frozen.temperature != 1 else None,
         calibrated=figures.calibration if frozen.temperature != 1 else None,
@@ -194,116 +182,108 @@ def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, g
 
 
 def _groups(run: Run, records: Sequence[SlideRecord], by: Sequence[str]) -> dict[str, list[str]]:
-    """Cells of further columns, read as the manifest itself is."""
-    rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column, further_columns=by)
-    cells = {row.cells["slide_id"]: row.cells for row in rows}
-    return {name: [cells[r.slide_id].get(name) or "(empty)" for r in records] for name in by}
+    """Cells of further columns, read as the manifest itself is; those of sites only where there are several."""
+    cells = manifest_cells(run, by)
+    found = {name: [cells[r.slide_id].get(name) or "(empty)" for r in records] for name in by}
+    for name in SITE_COLUMNS:
+        values = [cells[r.slide_id].get(name) or "(empty)" for r in records]
+        if name not in found and len(set(values)) > 1:
+            found[name] = values
+    return found
 
 
-def _localisation(
-    run: Run, records: Sequence[SlideRecord], scores: dict[str, SlideScores], threshold: float, notes: list[str]
-) -> Localisation | None:
-    """Figures of the slides whose tumour is known: annotated ones, and those without tumour."""
-    label = run.recipe.labels.tasks[0]
-    peaks, components = list[tuple[Detections, Lesions]](), list[tuple[Detections, Lesions]]()
-    pointing, recalled, alarms = list[bool](), list[bool](), list[float]()
-    for record in records:
-        is_negative = label.is_negative(run.truth(record))
-        if record.annotation is None and not is_negative:
+def manifest_cells(run: Run, columns: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """All cells of the manifest by slide and column; ``columns`` must be there."""
+    rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column, further_columns=columns)
+    return {row.cells["slide_id"]: row.cells for row in rows}
+
+
+def largest_lesions(sheet: Sequence[SheetEntry]) -> dict[str, str]:
+    """Size class of the largest annotated lesion, by slide."""
+    return {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
+
+
+def _size_groups(records: Sequence[SlideRecord], sizes: Mapping[str, str]) -> dict[str, list[str]]:
+    if not any(r.slide_id in sizes for r in records):
+        return {}
+    return {LARGEST_LESION: [sizes.get(r.slide_id, "not annotated") for r in records]}
+
+
+def _tasks(
+    run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores], notes: list[str]
+) -> tuple[TaskEvaluation, ...]:
+    """Figures of tasks that are more than the label's last class against one other."""
+    found = []
+    for number, task in enumerate(run.recipe.labels.tasks):
+        if number == 0 and task.width == 2 and task.kind == "single":
             continue
-        entry, index = scores[record.slide_id], run.index(record)
-        lesions = _lesions(run, record)
-        raster = tile_raster(
-            index.x,
-            index.y,
-            entry.positive_probability,
-            bounds=index.grid,
-            stride_px0=index.stride_px0,
-            footprint_px0=index.plan.footprint_px0,
-        )
-        origin, cell = raster.origin_px0, raster.cell_px0
-        picked = peak_detections(raster.values, origin_px0=origin, cell_px0=cell, mpp=index.mpp, least=LEAST_PEAK)
-        peaks.append((picked, lesions))
-        parts = component_detections(raster.values, origin_px0=origin, cell_px0=cell, least=threshold)
-        components.append((parts, lesions))
-        if index.tumour_fraction is not None and (index.tumour_fraction > TUMOUR_TILE).any():
-            pointing.append(pointing_hit(index.tumour_fraction, entry.positive_probability))
-            recalled.append(bool((index.tumour_fraction[entry.kept] > TUMOUR_TILE).any()))
-        elif is_negative:
-            tile_mm2 = index.stride_px0.x * index.mpp.x * index.stride_px0.y * index.mpp.y / 1e6
-            area = false_alarm_mm2(
-                entry.positive_probability, index.tissue_fraction, tile_mm2=tile_mm2, threshold=threshold
-            )
-            alarms.append(area)
-    if not peaks:
-        notes.append("no localisation: no slide is annotated or known to be without tumour")
-        return None
-    return Localisation(
-        _froc(peaks, notes),
-        _froc(components, []),
-        _mean(pointing),
-        _mean(recalled),
-        _mean(alarms),
-        len(pointing),
-        len(alarms),
-    )
+        known = [r for r in records if run.truths[r.slide_id][number] is not None]
+        if not known:
+            notes.append(f"no figures of task `{task.name}`: its answer is known of no slide here")
+            continue
+        truth = np.array([run.truths[r.slide_id][number] for r in known])
+        verdicts = [scores[r.slide_id].verdicts[number] for r in known]
+        probability = np.array([verdict.probability for verdict in verdicts])
+        answers = np.array([task.truth(verdict.answer) for verdict in verdicts])
+        patients = [r.patient_id or "" for r in known]
+        found.append(evaluate_task(task.name, task.classes, truth, probability, patients, answers))
+    return tuple(found)
 
 
-def _froc(detected: Sequence[tuple[Detections, Lesions]], notes: list[str]) -> Froc | None:
-    try:
-        return froc(detected)
-    except EvaluationError as error:
-        notes.append(f"no FROC: {error}")
-        return None
-
-
-def _lesions(run: Run, record: SlideRecord) -> Lesions:
-    """Lesions of a slide at the challenge's downsample; none where it is not annotated."""
-    index = run.index(record)
-    size, mpp = index.size_px0, (index.mpp.x + index.mpp.y) / 2
-    if record.annotation is None:
-        shape = (-(-size.height // MASK_DOWNSAMPLE), -(-size.width // MASK_DOWNSAMPLE))
-        return Lesions(np.zeros(shape, np.int32), frozenset(), MASK_DOWNSAMPLE)
-    regions = read_annotation(record.annotation, bounds_origin=Point(index.bounds.x, index.bounds.y))
-    mask = region_mask(regions.tumour, size, downsample=MASK_DOWNSAMPLE)
-    return find_lesions(mask, mpp=mpp * MASK_DOWNSAMPLE, downsample=MASK_DOWNSAMPLE)
-
-
-def _patients(
-    run: Run, records: Sequence[SlideRecord], scores: dict[str, SlideScores], notes: list[str]
-) -> Patients | None:
+def _patients(run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores]) -> Patients | None:
     """Stages, where the classes are those of lymph nodes and slides have patients."""
     task = run.recipe.labels.tasks[0]
     if not set(task.classes) <= set(NODE_LABELS) or task.kind == "multi":
         return None
     nodes = [(r.patient_id, task.text(run.truth(r)), scores[r.slide_id].label) for r in records if r.patient_id]
+    return stage_patients(pd.DataFrame(nodes, columns=["patient_id", "stage", "predicted"]), []) if nodes else None
+
+
+def _patients_by_map(
+    run: Run,
+    records: Sequence[SlideRecord],
+    scores: Mapping[str, SlideScores],
+    column: str,
+    threshold: float,
+    notes: list[str],
+) -> Patients | None:
+    """Stages from what each node holds by its map: the longest diameter of what is called tumour on it.
+
+    A slide below the threshold holds none, whatever its tiles say.
+    """
+    cells = manifest_cells(run, [column])
+    nodes = []
+    for record in records:
+        text = cells[record.slide_id].get(column, "")
+        if not text or not record.patient_id:
+            continue
+        if text not in NODE_LABELS:
+            raise EvaluationError(
+                f"manifest {run.recipe.manifest}, slide {record.slide_id}, column `{column}`: `{text}` is none of "
+                f"{', '.join(NODE_LABELS)}"
+            )
+        entry, index = scores[record.slide_id], run.index(record)
+        temperature = entry.calibration.tasks[0].temperature if entry.calibration else 1.0
+        of_tiles, longest = tile_threshold(run.recipe.labels.tasks[0], temperature, threshold), 0.0
+        if entry.probability[-1] >= threshold:
+            cell_um = Scale(index.stride_px0.x * index.mpp.x, index.stride_px0.y * index.mpp.y)
+            raster = score_raster(entry, index)
+            longest = largest_part_mm(raster.values >= of_tiles, cell_um)  # noqa: PD011 - no pandas
+        nodes.append((record.patient_id, text, node_label(longest)))
     if not nodes:
-        notes.append("no stages: fill column `patient_id` of the manifest")
+        notes.append(f"no stages: no slide here has `patient_id` and `{column}`")
         return None
     return stage_patients(pd.DataFrame(nodes, columns=["patient_id", "stage", "predicted"]), notes)
 
 
 def stage_patients(nodes: pd.DataFrame, notes: list[str]) -> Patients:
     """Stages from a row per lymph node: columns patient_id, stage and predicted, both with labels of nodes."""
-    table = pd.DataFrame(
-        [
-            {"patient_id": patient, **{name: pn_stage(rows[name].tolist()) for name in ("stage", "predicted")}}
-            for patient, rows in nodes.groupby("patient_id")
-        ]
+    patients = tuple(
+        PatientStage(str(patient), pn_stage(rows["stage"].tolist()), pn_stage(rows["predicted"].tolist()))
+        for patient, rows in nodes.groupby("patient_id")
     )
     try:
-        return Patients(table, quadratic_kappa(table["stage"].tolist(), table["predicted"].tolist()))
+        return Patients(patients, quadratic_kappa([p.stage for p in patients], [p.predicted for p in patients]))
     except EvaluationError as error:
         notes.append(f"no kappa: {error}")
-        return Patients(table, None)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if len(values) else None
-
-
-def _without_arrays(value: Any) -> Any:
-    """Curves as lists."""
-    if isinstance(value, dict):
-        return {name: _without_arrays(entry) for name, entry in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray) else value
+        return Patients(patients, None)

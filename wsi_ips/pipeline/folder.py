@@ -45,6 +45,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def last_model(self) -> Path:
+        """Checkpoint of the last epoch, which need not be the best."""
+        return self.root / "model_last"
+
+    @property
     def training(self) -> Path:
         """A training at work: its state and the best checkpoint so far; gone when it is done."""
         return self.root / "training"
@@ -53,6 +58,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """Figures per epoch, a JSON object a line."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard."""
+        return self.root / "tensorboard"
 
     @property
     def states(self) -> Path:
@@ -105,6 +115,11 @@ class RunFolder:
         return self.root / "tissue"
 
     @property
+    def handoffs(self) -> Path:
+        """Hand-off packages, a folder per slide, and the tables of all of them."""
+        return self.root / "handoff"
+
+    @property
     def tissue_recall(self) -> Path:
         """What segmentation and tiling left of each annotated lesion."""
         return self.root / "tissue_recall.csv"
@@ -113,9 +128,17 @@ class RunFolder:
         """Thumbnail with the tissue outline and the tiles."""
         return self.tissue / f"{slide_id}.png"
 
+    def tissue_outline(self, slide_id: str) -> Path:
+        """Outline of the tissue as GeoJSON; where tiles are shared, tiling has left it in the other folder."""
+        return (self.shared or self.root) / "tissue" / f"{slide_id}.geojson"
+
     def overlay(self, slide_id: str, kind: str) -> Path:
         """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
+
+    def handoff(self, slide_id: str) -> Path:
+        """Folder with what is handed over of one slide."""
+        return self.handoffs / slide_id
 
     def traceback(self, slide_id: str) -> Path:
         """Full traceback of a slide's last failure."""

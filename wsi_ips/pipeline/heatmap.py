@@ -1,4 +1,4 @@
-"""Stage ``heatmap``: probability and attention of predicted slides over their H&E."""
+"""Stage ``heatmap``: probability and attention of predicted slides over their H&E; no torch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from PIL import Image
+from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import read_annotation
-from wsi_ips.errors import EvaluationError, RecipeError
+from wsi_ips.annotations import read_annotation, read_geojson
+from wsi_ips.errors import AnnotationError, EvaluationError, RecipeError
 from wsi_ips.geometry import Box, Point
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import read_card
+from wsi_ips.model.calibration import Calibration
+from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.maps import ALWAYS, map_kinds, map_scores
-from wsi_ips.pipeline.predict import checkpoint_folder, predicted
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import model_calibration, slide_scores
+from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, draw_overlay, sidecar, tile_raster, write_overlay
 from wsi_ips.results.alignment import alignment_correlation
-from wsi_ips.results.overlay import Kind
+from wsi_ips.results.overlay import Kind, mask_in
 from wsi_ips.slides import read_area
 from wsi_ips.tiles import TileIndex, read_tiles
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KINDS = ALWAYS
 ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
 MARGIN = 0.06
@@ -56,7 +57,7 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     calibration = model_calibration(run)
     for record in to_draw(run, names):
         scores = slide_scores(run, record, calibration)
-        wanted = fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint, calibration.hash)
+        wanted = heatmap_fingerprint(run, scores, calibration)
         if not all(_drawn_from(run, record, kind) == wanted for kind in map_kinds(run.recipe.heatmap)):
             due.append((record, scores, wanted))
     if due:
@@ -69,12 +70,30 @@ def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     return len(due)
 
 
+def heatmap_fingerprint(run: Run, scores: SlideScores, calibration: Calibration) -> str:
+    """Fingerprint that the pictures of a slide must have to be up to date."""
+    return fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint, calibration.hash)
+
+
+def tissue_region(run: Run, record: SlideRecord, index: TileIndex) -> BaseGeometry | None:
+    """Tissue that tiling found, level-0 pixels; None where its outline is gone or cannot be read."""
+    path, origin = run.folder.tissue_outline(record.slide_id), Point(index.bounds.x, index.bounds.y)
+    try:
+        return shapely.union_all([area.region for area in read_geojson(path, bounds_origin=origin)])
+    except AnnotationError:
+        run.progress.note(f"slide {record.slide_id}: no outline of its tissue; what was not analysed is not shown")
+        return None
+
+
 def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
     section, index = run.recipe.heatmap, run.index(record)
     with run.opener(record)() as reader:
         area = tiled_area(index)
         pixels, mpp = read_area(reader, area, section.mpp, section.max_side_px)
+    tissue = tissue_region(run, record, index)
     view = View(pixels, area, mpp)
+    if tissue is not None:
+        view = replace(view, tissue=mask_in(view, tissue))
     caption = Caption(
         slide_id=record.slide_id,
         class_name=scores.classes[-1],
@@ -94,8 +113,10 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
         )
         picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
         facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
-        plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
-        facts["alignment"] = _alignment(run, record, scores, plain, facts)  # outlines would cover texture
+        plain = picture
+        if caption.outlines:  # they would cover texture
+            plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
+        facts["alignment"] = _alignment(run, record, scores, plain, facts)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
 
 

@@ -21,6 +21,7 @@ from wsi_ips.manifest import discover_slides, read_manifest
 from wsi_ips.manifest.table import read_rows
 from wsi_ips.model.card import CARD_NAME, ModelCard, read_card
 from wsi_ips.pipeline.preparation import pinned_sections
+from wsi_ips.pipeline.unknown import dicom_series
 from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.slides.source import is_url, slide_name
 
@@ -106,7 +107,7 @@ def new_slides(
     content = _recipe_of(card, bundle)
     _require_own_folder(output, content)
     notes: list[str] = []
-    asked = _distinct([row for target in targets for row in _rows(target)])
+    asked = _distinct([row for target in targets for row in _rows(target, notes)])
     rows = [_usable(row, card.tasks, notes) for row in asked]
     if mpp is not None:
         rows = [row | {"mpp": str(mpp)} for row in rows]
@@ -116,18 +117,31 @@ def new_slides(
     return NewSlides(recipe, tuple(row["slide_id"] for row in rows), tuple(notes))
 
 
-def _rows(target: str) -> list[Row]:
+def _rows(target: str, notes: list[str]) -> list[Row]:
     """Rows of one target; paths are absolute."""
     if is_url(target):
         return [{"slide_id": PurePosixPath(slide_name(target)).stem, "path": target}]
     path = Path(target).expanduser()
     if path.is_dir():
-        return [_texts(row) for row in discover_slides(path).to_dict("records")]
+        return _one_per_series([_texts(row) for row in discover_slides(path).to_dict("records")], notes)
     if not path.exists():
         raise SlideNotFoundError(f"{target}: no such slide, folder or manifest")
     if path.suffix.lower() == ".csv":
         return _manifest_rows(path)
     return [{"slide_id": path.stem, "path": str(path.resolve())}]
+
+
+def _one_per_series(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Of the files of a DICOM slide the first, which opens all of them."""
+    first: dict[str, str] = {}
+    found = []
+    for row in rows:
+        series = dicom_series(Path(row["path"]))
+        if series is not None and first.setdefault(series, row["slide_id"]) != row["slide_id"]:
+            notes.append(f"{row['slide_id']}: of the same DICOM series as {first[series]}, one slide with it")
+        else:
+            found.append(row)
+    return found
 
 
 def _manifest_rows(path: Path) -> list[Row]:
@@ -198,6 +212,7 @@ def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
             "pooling": card.pooling,
             "selection": card.selection,
             "position": card.position,
+            "evidence": card.evidence,
         },
         "predict": {"checkpoint": str(bundle.resolve()), "splits": ["train", "val", "test"]},
         "heatmap": {"splits": ["train", "val", "test"]},

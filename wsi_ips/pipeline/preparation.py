@@ -21,7 +21,7 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import run_facts
 
 SECTIONS: dict[str, type[Section]] = {"slides": SlidesSection, "tissue": TissueSection, "tiles": TilesSection}
-STORAGE = frozenset(["store", "location", "imported"])
+STORAGE = frozenset(["store", "location", "imported", "shared"])
 """Keys of `tiles` that say where tiles are kept or come from."""
 HARMLESS = frozenset(["slides.reader"])
 """Readers give the same pixels."""
@@ -66,7 +66,10 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
             f"checkpoint {card.model_id}: trained on {IMPORTED}, which only a recipe can name; predict with a recipe "
             "that has `tiles.imported`, or a manifest with column `coordinates`"
         )
-    return _sections(card, known)
+    found = _sections(card, known)
+    if found["tiles"]["stride_px"] == found["tiles"]["patch_px"]:
+        found["tiles"]["stride_px"] = None  # as most recipes leave it: the same tiles have the same fingerprint
+    return found
 
 
 def check_preparation(recipe: Recipe, card: ModelCard) -> None:
@@ -143,12 +146,14 @@ def training_facts(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRe
 def _sections(card: ModelCard, known: Mapping[str, Any]) -> dict[str, Any]:
     """The pinned sections with every key; one that came later has the default that it had silently."""
     try:
-        return {name: kind.model_validate(known[name]).model_dump(mode="json") for name, kind in SECTIONS.items()}
+        found = {name: kind.model_validate(known[name]).model_dump(mode="json") for name, kind in SECTIONS.items()}
     except (KeyError, ValidationError) as error:
         raise CheckpointError(
             f"checkpoint {card.model_id}: pins settings that this version does not know ({error}); use the version of "
             "wsi-ips that made it, or a newer one"
         ) from error
+    found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in STORAGE}
+    return found
 
 
 def _part(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:

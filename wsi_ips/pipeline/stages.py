@@ -96,6 +96,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
         used is no error: it ends as ``failed`` in ``slides.csv``.
     """
+    from wsi_ips.pipeline.handoff import handoff_stage
     from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage
     from wsi_ips.pipeline.report import report_stage
@@ -110,6 +111,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         worked = train_stage(run) or worked
         worked = bool(predict_stage(run)) or worked
         worked = bool(heatmap_stage(run)) or worked
+        worked = bool(handoff_stage(run)) or worked
         stored = None if worked else _stored_summary(run)
         summary = stored or report_stage(run, seconds=time.monotonic() - began)
     if stored:
@@ -134,7 +136,6 @@ def predict_slides(
         Who watches; nobody by default.
     """
     from wsi_ips.pipeline.facts import write_facts
-    from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage, to_predict
     from wsi_ips.pipeline.predictions import predicted_slides
     from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration
@@ -150,9 +151,9 @@ def predict_slides(
             _features(run, names)
         predict_stage(run, slides)
         if heatmaps and names:
-            heatmap_stage(run, names)
-        if not run.folder.facts.exists():
-            write_facts(run)
+            _drawn_stages(run, names)
+        if recipe.predict.checkpoint is not None or not run.folder.facts.exists():
+            write_facts(run)  # `wsi-ips view FOLDER` needs it; where a run was trained, it stays that of the whole run
         calibration = model_calibration(run)
         return Predictions(run, calibration, predicted_slides(run, records, calibration))
 
@@ -177,20 +178,28 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     with Run.open(recipe, watcher) as run:
         if last == "tile":
             tile_stage(run)
+        elif last == "heatmap":
+            _drawn_stages(run, slides)
         else:
             _learned_stage(run, last, slides)
     return run
 
 
+def _drawn_stages(run: Run, slides: Sequence[str]) -> None:
+    """What is made from stored scores; it needs no torch, and starts without it."""
+    from wsi_ips.pipeline.handoff import handoff_stage
+    from wsi_ips.pipeline.heatmap import heatmap_stage
+
+    heatmap_stage(run, slides)
+    handoff_stage(run, slides)
+
+
 def _learned_stage(run: Run, last: str, slides: Sequence[str]) -> None:
     """A stage that needs torch; tiling must work where it is not installed."""
-    from wsi_ips.pipeline.heatmap import heatmap_stage
     from wsi_ips.pipeline.predict import predict_stage, to_predict
     from wsi_ips.pipeline.train import train_stage
 
-    if last == "heatmap":
-        heatmap_stage(run, slides)
-    elif last == "predict":
+    if last == "predict":
         tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
         if run.recipe.features.imported is not None:  # where they are not, a model sees what the slides show
             _features(run, slides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from wsi_ips.errors import FeaturesError, RecipeError, RegionReadError, TrainingError
+from wsi_ips.config import AugmentSection
+from wsi_ips.errors import DivergedError, FeaturesError, RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
 from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint, write_card
@@ -24,10 +24,13 @@ from wsi_ips.pipeline.feature_source import FeatureSource
 from wsi_ips.pipeline.leakage import require_no_leak
 from wsi_ips.pipeline.preparation import preparation_of, training_facts
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import atomic_folder, atomic_write_text, fingerprint
+from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device
-from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer
+from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer, best_epoch
+from wsi_ips.training.tracking import MetricsFile, TensorBoardFile, Tracker, Tracking, mlflow_run
 
+UNCHANGED = AugmentSection(turns=False, density=0.0)
+"""Of features: there are no pixels to change."""
 STATE_NAME, BEST_NAME = "state.safetensors", "best"
 """In the folder of a training at work."""
 
@@ -165,19 +168,21 @@ def _fit(
     trunk = None
     if features is not None:  # the trunk has done its work; it goes into the checkpoint again, which then takes pixels
         trunk = None if features.files is not None else net.encoder.take_trunk()
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"augment": False})})
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"augment": UNCHANGED})})
     freeze(net.encoder, section.freeze)
     if section.lora_rank:
         add_lora(net.encoder, section.lora_rank)
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
-    keeper = _Keeper(run, net, card)
+    tracking = _tracking(run, wanted)
+    keeper = _Keeper(run, card, tracking)
     stop = StopRequest()
-    (run.folder.model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
+    for folder in (run.folder.model, run.folder.last_model):
+        (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     tiles_of = run.tiles if features is None else features.tiles
     labelled = [[LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     total = recipe.training.epochs * len(train)
-    with stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
+    with tracking, stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
             net,
             memory_size=section.memory_size,
@@ -191,44 +196,77 @@ def _fit(
             started=section.start is not None,
         )
         state = StateFile(run.folder.training / STATE_NAME, wanted)
-        trainer.fit(*labelled, on_epoch=keeper, state=state, on_resume=keeper.resume, stop=stop)
-    keeper.finish(trunk)
+        try:
+            trainer.fit(
+                *labelled,
+                on_epoch=lambda record: keeper(record, trainer.result),
+                state=state,
+                on_resume=keeper.resume,
+                stop=stop,
+            )
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
+    keeper.finish(trainer.result, trunk)
+
+
+def _tracking(run: Run, wanted: str) -> Tracking:
+    recipe, folder = run.recipe, run.folder
+    parameters = {
+        f"{name}.{key}": value
+        for name, section in (("model", recipe.model), ("training", recipe.training))
+        for key, value in section.model_dump(mode="json").items()
+    }
+    mlflow = mlflow_run(recipe.tracking, name=recipe.name, folder=folder.root, training=wanted, parameters=parameters)
+    trackers: list[Tracker] = [
+        MetricsFile(folder.metrics),
+        TensorBoardFile(folder.tensorboard),
+        *([mlflow] if mlflow else []),
+    ]
+    return Tracking(trackers, run.progress.note)
 
 
 class _Keeper:
-    """Writes the figures of each epoch and keeps the checkpoint of the best, apart until the training is done.
+    """Tells of each epoch and keeps the checkpoint of the best, apart until the training is done.
 
     A checkpoint in the run's folder ``model`` is therefore always that of a whole training.
     """
 
-    def __init__(self, run: Run, net: IpsNet, card: ModelCard) -> None:
-        self.run, self.net, self.card = run, net, card
-        self.best = float("inf")
+    def __init__(self, run: Run, card: ModelCard, tracking: Tracking) -> None:
+        self.run, self.card, self.tracking = run, card, tracking
+        self.history: list[EpochRecord] = []
         self.folder = run.folder.training / BEST_NAME
         run.folder.training.mkdir(parents=True, exist_ok=True)
-        run.folder.metrics.write_text("", encoding="utf-8")
+        tracking.write(self.history)
 
     def resume(self, history: Sequence[EpochRecord]) -> None:
         """Stand where the training stands that goes on."""
-        atomic_write_text(self.run.folder.metrics, "".join(_line(record) for record in history))
-        self.best = min((r.val_loss for r in history if r.val_loss is not None), default=float("inf"))
+        self.history = list(history)
+        self.tracking.write(self.history)
         self.run.progress.note(f"training goes on in epoch {len(history) + 1}")
 
-    def __call__(self, record: EpochRecord) -> None:
-        with self.run.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
-        validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}"
+    def __call__(self, record: EpochRecord, net: IpsNet) -> None:
+        self.history.append(record)
+        self.tracking.write(self.history)
+        auc = "" if record.val_auc is None else f", AUC {record.val_auc:.3f}"
+        validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}{auc}"
         self.run.progress.note(
             f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}"
         )
-        # Without validation slides the last epoch is kept: a training loss says nothing of the best one.
-        if record.val_loss is None or record.val_loss <= self.best:
-            self.best = float("inf") if record.val_loss is None else record.val_loss
-            figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k != "seconds"}
-            save_checkpoint(self.folder, self.net, replace(self.card, metrics=figures))
+        if self._best is record:
+            save_checkpoint(self.folder, net, self._card(record))
 
-    def finish(self, trunk: nn.Module | None = None) -> None:
-        """Put the best checkpoint in its place, with the trunk of a training on features, and let the state go."""
+    def finish(self, net: IpsNet, trunk: nn.Module | None = None) -> None:
+        """Put the best and the last checkpoint in their places, with the trunk of a training on features."""
+        last = self.history[-1]
+        if len(self.history) < self.run.recipe.training.epochs:
+            self.run.progress.note(
+                f"stopped after epoch {last.epoch}: none better than epoch {self._best.epoch} in the last "
+                f"{self.run.recipe.training.patience} (`training.patience`)"
+            )
+        with atomic_folder(self.run.folder.last_model) as folder:
+            save_checkpoint(folder, net, self._card(last))
+            if trunk is not None:
+                put_trunk(folder, trunk)
         if trunk is not None:
             put_trunk(self.folder, trunk)
         with atomic_folder(self.run.folder.model) as folder:
@@ -236,6 +274,20 @@ class _Keeper:
                 file.replace(folder / file.name)
         shutil.rmtree(self.run.folder.training)
 
+    def what_is_left(self) -> str:
+        """For a training that cannot go on."""
+        if not self.history:
+            return "no epoch was finished, so there is no checkpoint"
+        return (
+            f"the best checkpoint before, of epoch {self._best.epoch} (training loss {self._best.loss:.3g}), is in "
+            f"{self.folder} until the next training, for `wsi-ips predict --checkpoint`"
+        )
 
-def _line(record: EpochRecord) -> str:
-    return json.dumps(asdict(record)) + "\n"
+    @property
+    def _best(self) -> EpochRecord:
+        return best_epoch(self.history, self.run.recipe.training.select)
+
+    def _card(self, record: EpochRecord) -> ModelCard:
+        left_out = ("seconds", "cost")
+        figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k not in left_out}
+        return replace(self.card, metrics=figures)

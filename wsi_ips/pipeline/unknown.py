@@ -81,10 +81,15 @@ def _named_by(index: Path) -> Iterator[Path]:
 
 def _is_of(path: Path, series: frozenset[str]) -> bool:
     """Whether this is a file of one of these DICOM series."""
+    return dicom_series(path) in series
+
+
+def dicom_series(path: Path) -> str | None:
+    """The DICOM series that a file is of, all files of which are one slide; None for others."""
     if path.suffix.lower() != ".dcm":
-        return False
+        return None
     try:
         with openslide.OpenSlide(path) as slide:
-            return slide.properties.get(SERIES) in series
+            return slide.properties.get(SERIES)
     except openslide.OpenSlideError:
-        return False
+        return None

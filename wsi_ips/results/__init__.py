@@ -8,23 +8,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsi_ips.results.alignment import alignment_correlation, page_position
+    from wsi_ips.results.figures import History
     from wsi_ips.results.heatmap import Raster, attention_rank, odds_share, tile_raster
     from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
-    from wsi_ips.results.report import Figure, ReportData, SlideEntry, TopTile, render_report, write_report
+    from wsi_ips.results.report import render_report, write_report
+    from wsi_ips.results.report_data import (
+        CardSection,
+        Figure,
+        FlowStep,
+        Loss,
+        LostLesion,
+        RecallRow,
+        ReportData,
+        SlideEntry,
+        TopTile,
+    )
     from wsi_ips.results.tissue import Tiling, draw_tissue
 
 _HOMES = {
     "alignment": ("alignment_correlation", "page_position"),
     "heatmap": ("Raster", "attention_rank", "odds_share", "tile_raster"),
     "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
-    "report": ("Figure", "ReportData", "SlideEntry", "TopTile", "render_report", "write_report"),
+    "figures": ("History",),
+    "report": ("render_report", "write_report"),
+    "report_data": (
+        "CardSection",
+        "Figure",
+        "FlowStep",
+        "Loss",
+        "LostLesion",
+        "RecallRow",
+        "ReportData",
+        "SlideEntry",
+        "TopTile",
+    ),
     "tissue": ("Tiling", "draw_tissue"),
 }
 
 __all__ = [
     "Caption",
+    "CardSection",
     "Figure",
+    "FlowStep",
+    "History",
+    "Loss",
+    "LostLesion",
     "Raster",
+    "RecallRow",
     "ReportData",
     "SlideEntry",
     "Tiling",

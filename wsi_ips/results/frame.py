@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wsi_ips.geometry import Box, Size
 
 INK, SOFT_INK, PAPER, HAIRLINE = (25, 25, 28), (95, 95, 100), (255, 255, 255), (200, 202, 208)
+HATCH = (60, 95, 170)
 RESEARCH = "Research use only"
 SCALE_BARS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
@@ -102,13 +104,40 @@ def draw_scale_bar(page: Image.Image, frame: Frame, um_per_px: float) -> None:
     draw.text((right - length / 2, top + frame.px(7)), text, INK, font(frame.px(12)), anchor="ma")
 
 
-def draw_key(page: Image.Image, frame: Frame, text: str) -> None:
-    """Name of the outlines: a line as they are drawn, and what they are."""
+Key = tuple[str, Callable[[Image.Image, Frame, Box], None]]
+"""What a sign means, and who draws a sample of it into a box of the page."""
+
+
+def draw_keys(page: Image.Image, frame: Frame, keys: Sequence[Key]) -> None:
+    """Names of what is drawn over the map, each behind a sample; right-aligned below the map."""
     draw, letters = ImageDraw.Draw(page), font(frame.px(12))
     right, y = page.width - frame.px(16), frame.map_box.bottom + frame.px(16)
-    draw.text((right, y), text, INK, letters, anchor="rm")
-    start = right - letters.getlength(text) - frame.px(36)
-    draw_outline(draw, [(start, y), (start + frame.px(28), y)], frame)
+    for text, sample in keys:
+        draw.text((right, y), text, INK, letters, anchor="rm")
+        start = right - math.ceil(letters.getlength(text)) - frame.px(32)
+        sample(page, frame, Box(start, y - frame.px(6), frame.px(24), frame.px(12)))
+        right = start - frame.px(14)
+
+
+def draw_line_sample(page: Image.Image, frame: Frame, box: Box) -> None:
+    """A line as outlines are drawn."""
+    y = box.y + box.height // 2
+    draw_outline(ImageDraw.Draw(page), [(box.x, y), (box.right, y)], frame)
+
+
+def draw_hatch_sample(page: Image.Image, frame: Frame, box: Box) -> None:
+    """A hatched box."""
+    sample = Image.new("RGB", (box.width, box.height), PAPER)
+    hatch(sample, np.ones((box.height, box.width), bool), frame)
+    page.paste(sample, (box.x, box.y))
+    ImageDraw.Draw(page).rectangle([box.x - 1, box.y - 1, box.right, box.bottom], outline=HATCH)
+
+
+def hatch(picture: Image.Image, where: NDArray[np.bool_], frame: Frame) -> None:
+    """Thin diagonal lines over some pixels, bool of the picture's shape; what lies between them stays as it is."""
+    rows, columns = np.arange(where.shape[0])[:, None], np.arange(where.shape[1])[None]
+    lines = (rows + columns) % frame.px(9) < max(1, frame.px(1))
+    picture.paste(HATCH, mask=Image.fromarray(where & lines))
 
 
 def draw_outline(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], frame: Frame) -> None:

@@ -15,9 +15,12 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from shapely.geometry.base import BaseGeometry
 
+from wsi_ips.annotations import polygons_of
 from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.provenance import atomic_path, atomic_write_json
@@ -64,11 +67,14 @@ class View:
         What it shows, level-0 pixels.
     mpp
         µm per pixel.
+    tissue
+        Where tissue was found, bool, shape (height, width); None where it is not known.
     """
 
     pixels: RGB
     area_px0: Box
     mpp: Scale
+    tissue: NDArray[np.bool_] | None = None
 
     @property
     def px0_per_px(self) -> Scale:
@@ -93,18 +99,22 @@ class Caption:
     slide_id
         Identity of the slide.
     class_name, probability
-        Positive class and its probability for the whole slide.
+        Positive class and its probability for the whole slide; None where nobody has said one.
     model_id
         Which model.
     outlines
         Annotated tumour outlines, each of shape (n, 2): x, y in level-0 pixels; drawn as thin lines.
+    title, meaning
+        What the map and its colours are, where they are not ours; empty for the words of the map's kind.
     """
 
     slide_id: str
     class_name: str
-    probability: float
+    probability: float | None
     model_id: str
     outlines: tuple[NDArray[np.float64], ...] = ()
+    title: str = ""
+    meaning: str = ""
 
 
 def colour_map(view: View, raster: Raster, *, kind: Kind, opacity: float) -> RGB:
@@ -135,6 +145,38 @@ def colour_map(view: View, raster: Raster, *, kind: Kind, opacity: float) -> RGB
     return out
 
 
+def mask_in(view: View, region: BaseGeometry) -> NDArray[np.bool_]:
+    """Pixels of a view that lie in a region, to a pixel at its edge.
+
+    Parameters
+    ----------
+    view
+        The piece of the slide.
+    region
+        Level-0 pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, shape (height, width).
+    """
+    height, width = view.pixels.shape[:2]
+    mask = Image.new("L", (width, height))
+    draw, corner, scale = ImageDraw.Draw(mask), np.array([view.area_px0.x, view.area_px0.y]), np.array(view.px0_per_px)
+    for polygon in sorted(polygons_of(region), key=lambda part: -part.area):  # what lies in a hole comes after it
+        for ring, inside in ((polygon.exterior, 255), *((hole, 0) for hole in polygon.interiors)):
+            points = (shapely.get_coordinates(ring) - corner) / scale - 0.5  # from the middle of a pixel
+            draw.polygon(points.ravel().tolist(), fill=inside)
+    return np.asarray(mask) > 0
+
+
+def not_analysed(view: View, raster: Raster) -> NDArray[np.bool_] | None:
+    """Tissue without a tile, bool, shape (height, width) of the view; None where tissue is not known."""
+    if view.tissue is None:
+        return None
+    return np.asarray(view.tissue & ~np.isfinite(raster.sample(*view.centres_px0())))
+
+
 def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: Kind, opacity: float) -> Image.Image:
     """The finished picture: header, map, legend, scale bar.
 
@@ -142,20 +184,30 @@ def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: Kind, op
     """
     frame = Frame(Size(view.pixels.shape[1], view.pixels.shape[0]))
     coloured = Image.fromarray(colour_map(view, raster, kind=kind, opacity=opacity))
+    unseen = not_analysed(view, raster)
+    if unseen is not None:
+        page_frame.hatch(coloured, unseen, frame)
     _draw_outlines(coloured, view, caption.outlines, frame)
     page = frame.blank()
     page.paste(coloured, (frame.map_box.x, frame.map_box.y))
+    slide = (
+        "" if caption.probability is None else f"slide: {caption.class_name} {probability_text(caption.probability)}"
+    )
     rows = (
         (caption.slide_id, ""),
-        (TITLES[kind], f"slide: {caption.class_name} {probability_text(caption.probability)}"),
+        (caption.title or TITLES[kind], slide),
         (f"model {caption.model_id}", RESEARCH),
     )
     page_frame.draw_header(page, frame, rows)
     title, *marks = LEGENDS[kind]
-    page_frame.draw_legend(page, frame, title, _legend_bar(view, raster, kind, opacity), marks)
+    page_frame.draw_legend(page, frame, caption.meaning or title, _legend_bar(view, raster, kind, opacity), marks)
     page_frame.draw_scale_bar(page, frame, view.mpp.x)
+    keys: list[page_frame.Key] = []
     if caption.outlines:
-        page_frame.draw_key(page, frame, "annotated tumour")
+        keys.append(("annotated tumour", page_frame.draw_line_sample))
+    if unseen is not None and unseen.any():
+        keys.append(("tissue not analysed", page_frame.draw_hatch_sample))
+    page_frame.draw_keys(page, frame, keys)
     return page
 
 
@@ -168,11 +220,12 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
     """
     scale, box = view.px0_per_px, Frame(Size(view.pixels.shape[1], view.pixels.shape[0])).map_box
     finite = raster.values[np.isfinite(raster.values)]
+    unseen = not_analysed(view, raster)
     return {
         "schema_version": SCHEMA_VERSION,
         "slide_id": caption.slide_id,
         "kind": kind,
-        "meaning": LEGENDS[kind][0],
+        "meaning": caption.meaning or LEGENDS[kind][0],
         "slide_probability": caption.probability,
         "class": caption.class_name,
         "model_id": caption.model_id,
@@ -191,6 +244,7 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
         "colour_range": [0.0, 1.0],
         "value_range": [float(finite.min()), float(finite.max())] if len(finite) else None,
         "tiles": int(raster.starts.sum()),
+        "not_analysed_mm2": None if unseen is None else round(float(unseen.sum()) * view.mpp.x * view.mpp.y / 1e6, 4),
         "note": RESEARCH,
     }
 

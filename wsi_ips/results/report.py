@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from wsi_ips.evaluation import Interval
 from wsi_ips.provenance import atomic_write_text
+from wsi_ips.results import figures
 from wsi_ips.results.frame import probability_text
-from wsi_ips.results.roc import SIDE, roc_points
+from wsi_ips.results.report_data import ReportData, SlideEntry
 
 METRIC_NAMES = {
     "auc": ("Area under the ROC curve", "chance that a slide with is ranked above one without; 0.5 is chance, 1 best"),
+    "auc_bootstrap": ("The same by bootstrap", "its interval made in another way"),
     "sensitivity": ("Sensitivity", "share of slides with that were called"),
     "specificity": ("Specificity", "share of slides without that were not called"),
     "balanced_accuracy": ("Balanced accuracy", "mean of the two; 0.5 is chance"),
@@ -22,145 +24,45 @@ METRIC_NAMES = {
     "brier": ("Brier score", "mean squared error of the probability; 0 is best"),
 }
 """How the figures of :func:`wsi_ips.evaluation.slide_intervals` are called on the page, and what they mean."""
-
-
 PROBLEMS = ("failed", "empty")
 """States shown before everything else, in this order."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of the run.
-
-    Attributes
-    ----------
-    name, value
-        As they are shown.
-    note
-        What it rests on, in a few words.
-    """
-
-    name: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class TopTile:
-    """One tile of a gallery.
-
-    Attributes
-    ----------
-    jpeg
-        The patch.
-    probability
-        Of the positive class, for this tile alone.
-    x_px0, y_px0
-        Top-left corner, level-0 pixels.
-    """
-
-    jpeg: bytes
-    probability: float
-    x_px0: int
-    y_px0: int
-
-
-@dataclass(frozen=True)
-class SlideEntry:
-    """One slide of the worklist.
-
-    Attributes
-    ----------
-    slide_id, state, reason
-        Identity and state.
-    label, split
-        As in the manifest, empty where not given.
-    probability
-        Of the positive class; None where the slide was not predicted.
-    predicted
-        Most probable class.
-    tiles, tissue_mm2
-        What was analysed.
-    overlays
-        JPEG pictures: probability, attention; empty where not drawn. Some 1400 px on their longer side
-        are worth enlarging; the letters on them grow with the picture.
-    top
-        Tiles with the highest probability.
-    tile_um
-        Side of a tile, µm.
-    """
-
-    slide_id: str
-    state: str
-    reason: str
-    label: str
-    split: str
-    probability: float | None
-    predicted: str
-    tiles: int | None
-    tissue_mm2: float | None
-    overlays: tuple[bytes, ...] = ()
-    top: tuple[TopTile, ...] = ()
-    tile_um: float = 0.0
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything the page shows.
-
-    Attributes
-    ----------
-    title, positive_class, model_id
-        Of the run.
-    figures
-        Headline figures.
-    auc
-        Slide AUC with its interval; None where it cannot be computed.
-    roc
-        False and true positive rates; empty where there is no AUC.
-    slides
-        All slides of the cohort.
-    facts
-        Name and value of what made the run.
-    recipe
-        The recipe as YAML.
-    metrics
-        Names and figures with their intervals, in the order they are shown: what
-        :func:`wsi_ips.evaluation.slide_intervals` gives, other names as they are.
-    threshold
-        Probability from which on a slide is called positive.
-    """
-
-    title: str
-    positive_class: str
-    model_id: str
-    figures: tuple[Figure, ...]
-    auc: Interval | None
-    roc: tuple[tuple[float, ...], tuple[float, ...]]
-    slides: tuple[SlideEntry, ...]
-    facts: tuple[tuple[str, str], ...]
-    recipe: str
-    metrics: tuple[tuple[str, Interval], ...] = ()
-    threshold: float = 0.5
+MOST_ALARMS = 20
+"""Slides called by mistake that are shown; of those missed all are."""
+OPEN_ROWS = 150
+"""Rows of the worklist that are seen at once; the others are unfolded."""
 
 
 def render_report(data: ReportData) -> str:
     """The page as HTML: self-contained, no script, text escaped."""
     environment = Environment(
-        loader=PackageLoader("wsi_ips.results"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("wsi_ips.results"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(data_uri=_data_uri, probability=probability_text)
+    environment.filters.update(data_uri=_data_uri, probability=probability_text, interval=_interval, share=_share)
     predicted = sorted((s for s in data.slides if s.probability is not None), key=lambda s: -(s.probability or 0.0))
     counts = {state: sum(s.state == state for s in data.slides) for state in ("ok", "empty", "failed", "pending")}
+    anchors = {s.slide_id: f"slide-{number}" for number, s in enumerate(predicted, 1)}
+    missed = sorted((s for s in predicted if s.outcome == "missed"), key=lambda s: s.probability or 0.0)
+    alarms = [s for s in predicted if s.outcome == "false alarm"]
+    drawn = [s for s in predicted if s.overlays and not s.outcome]
     return environment.get_template("report.html.j2").render(
         data=data,
         predicted=predicted,
+        open_rows=OPEN_ROWS,
         problems=sorted((s for s in data.slides if s.state in PROBLEMS), key=lambda s: PROBLEMS.index(s.state)),
-        drawn=[s for s in predicted if s.overlays],
+        missed=missed,
+        alarms=alarms,
+        most_alarms=MOST_ALARMS,
+        drawn=drawn,
+        linked={s.slide_id for s in (*missed, *alarms[:MOST_ALARMS], *drawn)},
+        anchors=anchors,
         counts=counts,
-        metrics=[(*METRIC_NAMES.get(name, (name, "")), interval) for name, interval in data.metrics],
-        roc_points=roc_points(*data.roc) if data.roc[0] else "",
-        roc_px=SIDE,
+        metric_names=METRIC_NAMES,
+        plots=_plots(data, predicted),
+        learning=figures.learning_plots(data.history) if data.history else [],
     )
 
 
@@ -168,6 +70,37 @@ def write_report(path: Path, data: ReportData) -> None:
     """Write the page; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, render_report(data))
+
+
+def _plots(data: ReportData, predicted: list[SlideEntry]) -> dict[str, Any]:
+    """Plots by name; those that cannot be drawn are missing."""
+    found: dict[str, Any] = {}
+    slides = data.evaluation.slides if data.evaluation else None
+    if slides:
+        scored = [
+            (s.probability, s.positive)
+            for s in predicted
+            if s.split == data.split and s.positive is not None and s.probability is not None
+        ]
+        found["roc"] = figures.roc_plot(slides)
+        found["precision_recall"] = figures.precision_recall_plot(slides)
+        found["reliability"] = figures.reliability_plot(slides)
+        found["scores"] = figures.score_plot(slides, scored, ("without", f"with {data.positive_class}"))
+    if data.evaluation and data.evaluation.localisation:
+        curve = figures.froc_plot(data.evaluation.localisation)
+        if curve is not None:
+            found["froc"] = curve
+    return found
+
+
+def _interval(found: Interval | None) -> str:
+    """A figure with the ends of its interval."""
+    return "–" if found is None else f"{found.value:.3f} ({found.low:.3f} – {found.high:.3f})"
+
+
+def _share(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{value:.1%}".replace("%", " %")
 
 
 def _data_uri(jpeg: bytes) -> str:

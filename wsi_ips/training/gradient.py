@@ -159,7 +159,7 @@ class StepGradient:
         self._told = self._came_down = False
 
     def __call__(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
-        """Set the gradient of all parameters of ``net``, which hold none yet; the loss, detached.
+        """Add to the gradient of all parameters of ``net``; the loss, detached.
 
         ``loss_of`` is called again where memory runs out.
 
@@ -168,6 +168,14 @@ class StepGradient:
         TrainingError
             Memory runs out, also with half the micro-batch.
         """
+        earlier = [(parameter, parameter.grad) for parameter in net.parameters() if parameter.grad is not None]
+        net.zero_grad(set_to_none=True)  # what is begun anew where memory runs out
+        loss = self._anew(net, winners, prepare, loss_of)
+        for parameter, gradient in earlier:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return loss
+
+    def _anew(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         before = _RandomState(next(net.parameters()).device)
         try:
             return self._run(net.encoder, winners, prepare, loss_of)
@@ -179,7 +187,7 @@ class StepGradient:
         before.restore()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return self(net, winners, prepare, loss_of)
+        return self._anew(net, winners, prepare, loss_of)
 
     def _run(self, encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         self._last = self._choose(encoder, winners, prepare)

@@ -14,54 +14,44 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import ComputeSection, TrainingSection
-from wsi_ips.errors import TrainingError
-from wsi_ips.labels import Truth
+from wsi_ips.errors import DivergedError, ScoresError
+from wsi_ips.model.fast import scan_dtype
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.model.selection import Selection
-from wsi_ips.model.tasks import share_right, task_loss, task_losses_each, truth_tensors
-from wsi_ips.scanning import ChunkLimit, Prepare, Winners, plain_patches, scan_slides, slide_logits
-from wsi_ips.tiles import SlideTiles, read_tiles
-from wsi_ips.training.augment import augment, tile_keys
+from wsi_ips.model.pooling import selection_weights
+from wsi_ips.model.tasks import label_totals, share_right, task_loss, task_losses_each, truth_tensors
+from wsi_ips.scanning import ChunkLimit, Winners
+from wsi_ips.tiles import read_tiles
+from wsi_ips.training.amp import ReducedPrecision
+from wsi_ips.training.average import averaged
+from wsi_ips.training.choosing import WARM_START_TILES, LabelledSlide, TileChoice
 from wsi_ips.training.gradient import StepGradient
-from wsi_ips.training.resume import EpochRecord, Position, StateFile, StopRequest
-from wsi_ips.training.tile_loss import tile_loss
+from wsi_ips.training.record import EpochRecord, Meter, attention_entropy, waited
+from wsi_ips.training.resume import Position, StateFile, Stateful, StopRequest
+from wsi_ips.training.schedule import epoch_steps, set_learning_rate, warmup_cosine
+from wsi_ips.training.tile_loss import known_slides, tile_loss
+from wsi_ips.training.validation import Figures, require_validation, validate
 from wsi_ips.training.weights import task_weights
 
 GRADIENT_NORM = 1.0
+DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
 START_SLIDES, START_TILES, START_BATCH = 16, 256, 64
-WARM_START_TILES = 4
-"""Random tiles per slide and step of the warm start."""
 
 
-@dataclass(frozen=True)
-class LabelledSlide:
-    """One slide to learn from: its tiles, and for each task what is known of it."""
+class LossParts(NamedTuple):
+    """Loss of some slides, a scalar; their class logits, (B, C); entropy of their attention, (B,)."""
 
-    tiles: SlideTiles
-    truths: tuple[Truth, ...]
-
-    @property
-    def slide_id(self) -> str:
-        """Identity of the slide."""
-        return self.tiles.slide_id
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Tiles of one slide to learn from: ids, shape (K,), and uint8 (K, h, w, 3), or float16 (K, F)."""
-
-    tiles: NDArray[np.int64]
-    pixels: NDArray[Any]
+    loss: Tensor
+    logits: Tensor
+    entropy: Tensor
 
 
 class Trainer:
@@ -110,6 +100,26 @@ class Trainer:
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
+        self.average = averaged(net, section.weight_average) if section.weight_average else None
+        self.precision = ReducedPrecision(
+            device, scan_dtype(compute.gradient_precision, device, key="compute.gradient_precision")
+        )
+        self.choice = TileChoice(
+            section, compute, memory_size=memory_size, seed=self.seed, device=device, limit=self.limit
+        )
+
+    @property
+    def meter(self) -> Meter:
+        """Sums of the epoch at work."""
+        return self.choice.meter
+
+    @property
+    def result(self) -> IpsNet:
+        """The network to validate and keep: the one that learns, or the average of its weights."""
+        if self.average is None:
+            return self.net
+        assert isinstance(self.average.module, IpsNet)
+        return self.average.module
 
     def fit(
         self,
@@ -128,7 +138,7 @@ class Trainer:
         train, val
             Slides to learn from, and to measure on.
         on_epoch
-            Sees the figures of an epoch while the network holds that epoch's weights.
+            Sees the figures of an epoch while :attr:`result` holds that epoch's weights.
         state
             Where the state is kept; None begins anew and keeps none.
         on_resume
@@ -139,19 +149,20 @@ class Trainer:
         Raises
         ------
         TrainingError
-            A task whose training slides are all alike, or a loss that is not finite.
+            A task whose training slides are all alike, or no validation slides for what needs them.
+        DivergedError
+            A loss, gradient or score that is not finite; the weights are those of the step before.
         KeyboardInterrupt
             It was asked to stop; the state is saved.
         """
-        known = truth_tensors([slide.truths for slide in train], self.net.tasks)
-        weights = [
-            task_weights(truth, task, balanced=self.section.class_weights).to(self.device)
-            for truth, task in zip(known, self.net.tasks, strict=True)
-        ]
-        optimiser = torch.optim.AdamW(
-            self.net.parameter_groups(self.section.weight_decay), lr=self.section.learning_rate
-        )
-        position = state.load(self.net, optimiser) if state else None
+        section = self.section
+        require_validation(section, [slide.truths for slide in val], self.net.tasks)
+        weights = self._class_weights(train)
+        optimiser = torch.optim.AdamW(self.net.parameter_groups(section.weight_decay), lr=section.learning_rate)
+        also: dict[str, Stateful] = {"precision": self.precision, "selections": self.choice.last}
+        if self.average is not None:
+            also["average"] = self.average
+        position = state.load(self.net, optimiser, also) if state else None
         if position is None:
             position = Position()
             if not self.started:
@@ -159,17 +170,17 @@ class Trainer:
         else:
             on_resume(position.history)
         began = time.monotonic() - position.seconds
-        steps = [self._steps(len(train), epoch) for epoch in range(1, self.section.epochs + 1)]
-        warmup = round(self.section.warmup_epochs * steps[0])
-        rate = partial(warmup_cosine, warmup=warmup, total=sum(steps))
+        steps = [self._steps(len(train), epoch) for epoch in range(1, section.epochs + 1)]
+        rate = partial(warmup_cosine, warmup=round(section.warmup_epochs * steps[0]), total=sum(steps))
         self.on_slides((position.epoch - 1) * len(train))
-        for epoch in range(position.epoch, self.section.epochs + 1):
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(train))
-            parts = np.array_split(order, steps[epoch - 1])
+        while position.epoch <= section.epochs and not self._is_over(position.history):
+            self.choice.meter = Meter(position.sums)
+            parts = self._visits(train, position.epoch, steps[position.epoch - 1])
             self.on_slides(sum(len(part) for part in parts[: position.step]))
             for part in parts[position.step :]:
-                set_learning_rate(optimiser, self.section.learning_rate * rate(position.total))
-                loss, right = self._step([train[i] for i in part], epoch, weights, optimiser)
+                set_learning_rate(optimiser, section.learning_rate * rate(position.total))
+                with self.meter.clock("step"):
+                    loss, right = self._step(part, position.epoch, weights, optimiser)
                 position.loss += loss * len(part)
                 position.right += right * len(part)
                 position.step += 1
@@ -177,23 +188,55 @@ class Trainer:
                 position.seconds = time.monotonic() - began
                 self.on_slides(len(part))
                 if state and (state.is_due or (stop and stop.asked)):
-                    state.save(self.net, optimiser, position)
+                    state.save(self.net, optimiser, position, also)
                 if stop and stop.asked:
                     raise KeyboardInterrupt
-            record = EpochRecord(
-                epoch,
-                position.loss / len(train),
-                position.right / len(train),
-                self._validate(val) if val and self._validates(epoch) else None,
-                self.section.learning_rate * rate(position.total),
-                round(time.monotonic() - began, 1),
-            )
+            figures = self._validate(val) if val and self._validates(position.epoch) else None
+            record = self._record(position, len(train), figures, section.learning_rate * rate(position.total), began)
             on_epoch(record)
-            seconds = time.monotonic() - began
-            history = [*position.history, record]
-            position = Position(epoch + 1, total=position.total, seconds=seconds, history=history)
+            position = position.after(record, time.monotonic() - began)
             if state and state.is_due:
-                state.save(self.net, optimiser, position)
+                state.save(self.net, optimiser, position, also)
+
+    def _class_weights(self, train: Sequence[LabelledSlide]) -> list[Tensor]:
+        """Per task; slides that are drawn evenly over the classes of the label need no weights of it besides."""
+        known = truth_tensors([slide.truths for slide in train], self.net.tasks)
+        drawn_evenly = self.section.sampling == "balanced"
+        return [
+            task_weights(truth, task, balanced=self.section.class_weights and not (drawn_evenly and number == 0)).to(
+                self.device
+            )
+            for number, (truth, task) in enumerate(zip(known, self.net.tasks, strict=True))
+        ]
+
+    def _visits(self, train: Sequence[LabelledSlide], epoch: int, steps: int) -> list[list[LabelledSlide]]:
+        """The slides of each step of an epoch."""
+        groups, balanced = [slide.truths[0] for slide in train], self.section.sampling == "balanced"
+        visits = epoch_steps(groups, seed=self.seed, epoch=epoch, steps=steps, balanced=balanced)
+        return [[replace(train[slide], view=view) for slide, view in step] for step in visits]
+
+    def _is_over(self, history: Sequence[EpochRecord]) -> bool:
+        """Whether patience ran out."""
+        patience = self.section.patience
+        return patience is not None and waited(history, self.section.select) >= patience
+
+    def _record(
+        self, position: Position, slides: int, figures: Figures | None, learning_rate: float, began: float
+    ) -> EpochRecord:
+        return EpochRecord(
+            epoch=position.epoch,
+            loss=position.loss / slides,
+            accuracy=position.right / slides,
+            val_loss=figures and figures.loss,
+            val_auc=figures and figures.auc,
+            learning_rate=learning_rate,
+            gradient_norm=self.meter.mean("gradient_norm"),
+            gradient_norm_max=self.meter.largest("gradient_norm"),
+            attention_entropy=self.meter.mean("attention_entropy"),
+            selection_overlap=self.meter.mean("selection_overlap"),
+            seconds=round(time.monotonic() - began, 1),
+            cost=self.meter.cost(self.device),
+        )
 
     def _steps(self, slides: int, epoch: int) -> int:
         """Steps of an epoch; in the warm start the same number of tiles is spread over more slides."""
@@ -232,127 +275,99 @@ class Trainer:
         optimiser: torch.optim.Optimizer,
     ) -> tuple[float, float]:
         """One update; mean loss and share of right answers."""
-        prepare = self._augmented([slide.slide_id for slide in batch], epoch)
-        kept = self._kept(batch, epoch, prepare)
-        self.net.train()
-        tasks, smoothing = self.net.tasks, self.section.label_smoothing
+        at_once, tasks = self.compute.slides_at_once or len(batch), self.net.tasks
+        parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
         truths = [truth.to(self.device) for truth in truth_tensors([slide.truths for slide in batch], tasks)]
-        right = 0.0
-
-        def loss_of(embeddings: Tensor, mask: Tensor) -> Tensor:
-            nonlocal right
-            logits = self.net(embeddings, mask)  # (B, C)
-            right = share_right(logits, truths, tasks)
-            loss = task_loss(logits, truths, tasks, weights=weights, label_smoothing=smoothing)
-            if self.section.tile_loss:
-                each = partial(task_losses_each, tasks=tasks, weights=weights, label_smoothing=smoothing)
-                is_warm = epoch <= self.section.warm_start_epochs
-                loss = loss + self.section.tile_loss * tile_loss(
-                    self.net, embeddings, mask, truths, each, evenly=is_warm
-                )
-            return loss
-
+        # A part's loss is divided by the labels of the whole step, so that gradients add up to those of the step.
+        totals = label_totals(truths, tasks, weights) if len(parts) > 1 else None
+        known = known_slides(truths, tasks)
         optimiser.zero_grad(set_to_none=True)
-        loss = self.gradient(self.net, Winners.of(self.net, [slide.tiles for slide in batch], kept), prepare, loss_of)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"epoch {epoch}: the loss is {loss.item()}; the last good checkpoint is kept; lower "
-                "`training.learning_rate` and train again"
-            )
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM)
-        optimiser.step()
-        return float(loss), right
+        loss, logits = 0.0, []
+        for part in parts:
+            part_loss, part_logits = self._learn(part, epoch, partial(self._loss, epoch, weights, totals, known))
+            if not math.isfinite(part_loss):
+                raise self._diverged(epoch, f"the loss is {part_loss}", optimiser)
+            loss += part_loss
+            logits.append(part_logits)
+        self.precision.unscale(optimiser)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
+        if math.isfinite(norm):
+            self.meter.add("gradient_norm", norm)
+        elif not self.precision.scales:
+            raise self._diverged(epoch, f"the gradient is {norm}", optimiser)
+        self.precision.step(optimiser)
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+        return loss, share_right(torch.cat(logits), truths, tasks)
 
-    def _kept(self, batch: Sequence[LabelledSlide], epoch: int, prepare: Prepare) -> list[Kept]:
-        """Tiles to learn from: random ones in the warm start, later the best and some random ones."""
-        if epoch <= self.section.warm_start_epochs:
-            return [self._random(slide, epoch) for slide in batch]
-        requests = [self._request(slot, slide, epoch) for slot, slide in enumerate(batch)]
-        selections = scan_slides(
-            self.net,
-            requests,
+    def _learn(
+        self, batch: Sequence[LabelledSlide], epoch: int, loss_of: Callable[[list[Tensor], Tensor, Tensor], LossParts]
+    ) -> tuple[float, Tensor]:
+        """Add the gradient of some slides; their loss and class logits, shape (B, C)."""
+        prepare = self.choice.prepare(batch, epoch)
+        try:
+            kept = self.choice.kept(self.net, batch, epoch, prepare)
+        except ScoresError as error:
+            raise self._diverged(epoch, "attention scores are not finite") from error
+        self.net.train()
+        truths = [t.to(self.device) for t in truth_tensors([slide.truths for slide in batch], self.net.tasks)]
+        found: LossParts
+
+        def scaled(embeddings: Tensor, mask: Tensor) -> Tensor:
+            nonlocal found
+            with self.precision.full():
+                found = loss_of(truths, embeddings.float(), mask)
+                return self.precision.scale(found.loss)
+
+        with self.meter.clock("gradient"), self.precision.encoder():
+            winners = Winners.of(self.net, [slide.tiles for slide in batch], kept)
+            self.gradient(self.net, winners, prepare, scaled)
+            for entropy in found.entropy.tolist():
+                if math.isfinite(entropy):  # not where one tile was kept
+                    self.meter.add("attention_entropy", entropy)
+            return float(found.loss.detach()), found.logits.detach()
+
+    def _loss(
+        self,
+        epoch: int,
+        weights: Sequence[Tensor],
+        totals: Sequence[Tensor] | None,
+        known: Tensor,
+        truths: list[Tensor],
+        embeddings: Tensor,
+        mask: Tensor,
+    ) -> LossParts:
+        """Loss of some slides of a step, of the whole slide and of each kept tile alone."""
+        tasks, smoothing = self.net.tasks, self.section.label_smoothing
+        logits = self.net(embeddings, mask)  # (B, C)
+        loss = task_loss(logits, truths, tasks, weights=weights, label_smoothing=smoothing, totals=totals)
+        if self.section.tile_loss:
+            each = partial(task_losses_each, tasks=tasks, weights=weights, label_smoothing=smoothing)
+            is_warm = epoch <= self.section.warm_start_epochs
+            loss = loss + self.section.tile_loss * tile_loss(
+                self.net, embeddings, mask, truths, each, evenly=is_warm, known=known
+            )
+        with torch.no_grad():
+            attention = selection_weights(self.net.pooling.logits(embeddings), mask)  # (B, K, T)
+        return LossParts(loss, logits, attention_entropy(attention, mask))
+
+    def _diverged(self, epoch: int, what: str, optimiser: torch.optim.Optimizer | None = None) -> DivergedError:
+        rate = self.section.learning_rate
+        now = "" if optimiser is None else f" at learning rate {optimiser.param_groups[0]['lr']:.3g}"
+        reduced = "" if self.compute.gradient_precision == "fp32" else ", or `compute.gradient_precision: fp32`"
+        return DivergedError(
+            f"epoch {epoch}: {what}{now}; training has diverged and was stopped. `training.learning_rate` is {rate:g}: "
+            f"try {min(rate / 10, DEFAULT_RATE):.0e}, more `training.warmup_epochs` (now "
+            f"{self.section.warmup_epochs:g}){reduced}, and train again"
+        )
+
+    def _validate(self, slides: Sequence[LabelledSlide]) -> Figures:
+        """Loss and AUC of slides with the network to keep."""
+        return validate(
+            self.result,
+            [slide.tiles for slide in slides],
+            [slide.truths for slide in slides],
             memory_size=self.memory_size,
             compute=self.compute,
-            prepare=prepare,
             limit=self.limit,
         )
-        # Each selection is let go when its pixels have been taken over: not all are in memory twice.
-        return [self._explored(slide, selections.pop(0), epoch) for slide in batch]
-
-    def _random(self, slide: LabelledSlide, epoch: int) -> Kept:
-        """A few random tiles: what tells one slide from another (stain) averages out over many slides."""
-        order = self._rng(slide, epoch, purpose=1).permutation(len(slide.tiles.index))
-        drawn = np.sort(order[:WARM_START_TILES])
-        return Kept(drawn, read_tiles(slide.tiles.only(drawn.astype(np.int32))))
-
-    def _explored(self, slide: LabelledSlide, best: Selection, epoch: int) -> Kept:
-        """Replace the last of the best tiles by random ones of the scan; fewer from epoch to epoch."""
-        first, last = self.section.warm_start_epochs + 1, self.section.epochs
-        share = self.section.exploration * (last - epoch) / max(1, last - first)
-        others = np.setdiff1d(best.scanned, best.tiles)
-        count = min(round(share * len(best.tiles)), len(others))
-        if count == 0:
-            return Kept(best.tiles, best.pixels)
-        drawn = np.sort(self._rng(slide, epoch, purpose=2).permutation(others)[:count])
-        pixels = read_tiles(slide.tiles.only(drawn.astype(np.int32)))
-        stay = len(best.tiles) - count
-        return Kept(np.concatenate([best.tiles[:stay], drawn]), np.concatenate([best.pixels[:stay], pixels]))
-
-    def _request(self, slot: int, slide: LabelledSlide, epoch: int) -> SlideTiles:
-        """The slide's tiles of this epoch, a random share of them left out."""
-        request = slide.tiles.at_slot(slot)
-        count = len(request.index)
-        keep = max(1, round(count * (1 - self.section.tile_dropout)))
-        if keep == count:
-            return request
-        chosen = self._rng(slide, epoch, purpose=0).permutation(count)[:keep]
-        return request.only(np.sort(chosen).astype(np.int32))
-
-    def _rng(self, slide: LabelledSlide, epoch: int, *, purpose: int) -> np.random.Generator:
-        key = tile_keys(seed=self.seed, epoch=epoch, slide_id=slide.slide_id, tiles=np.array([2**40 + purpose]))
-        return np.random.default_rng(int(key[0]))
-
-    def _augmented(self, slide_ids: Sequence[str], epoch: int) -> Prepare:
-        """Augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""
-        if not self.section.augment:
-            return plain_patches(self.device)
-
-        def prepare(pixels: Tensor, slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor:
-            keys = np.empty(len(tile), np.uint64)
-            for s in np.unique(slot):
-                rows = slot == s
-                keys[rows] = tile_keys(seed=self.seed, epoch=epoch, slide_id=slide_ids[s], tiles=tile[rows])
-            return augment(to_float(pixels.to(self.device)), keys)
-
-        return prepare
-
-    def _validate(self, slides: Sequence[LabelledSlide]) -> float:
-        """Mean loss of slides over tasks, one slide at a time, without augmentation."""
-        prepare = plain_patches(self.device)
-        logits = []
-        for slide in slides:
-            selections = scan_slides(
-                self.net,
-                [slide.tiles.at_slot(0)],
-                memory_size=self.memory_size,
-                compute=self.compute,
-                prepare=prepare,
-                limit=self.limit,
-            )
-            logits.append(slide_logits(self.net, [slide.tiles], selections, prepare, chunk_size=self.limit.patches))
-        truths = truth_tensors([slide.truths for slide in slides], self.net.tasks)
-        return float(task_loss(torch.cat(logits).cpu(), truths, self.net.tasks))
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """The same rate for all parameters."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
-    """Factor of the learning rate: linear to 1 over ``warmup`` steps, then cosine to 0.001 at ``total``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -1,8 +1,8 @@
 """The state of a training on disk, so that it goes on where it was stopped or killed.
 
-One safetensors file, replaced whole: weights, what the optimiser remembers, the generators of random numbers, and in
-its header the position and the figures so far. Everything else that is random follows from (seed, epoch, slide, tile).
-On a CPU a training that goes on ends with the very weights of one that was never stopped.
+One safetensors file, replaced whole: weights, what the optimiser (and whoever else is named) remembers, the generators
+of random numbers, and in its header the position and the figures so far. Everything else that is random follows from
+(seed, epoch, slide, tile). On a CPU a training that goes on ends with the very weights of one that was never stopped.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,39 +25,24 @@ from torch import Tensor
 
 from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import atomic_path
+from wsi_ips.training.record import EpochRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SAVE_EVERY_S = 60.0
 STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, a polite kill, and what SLURM sends before time is up (``--signal=USR1@120``)."""
 
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """Figures of one epoch.
+class Stateful(Protocol):
+    """Something else that remembers what training needs; a ``torch.nn.Module`` is one."""
 
-    Attributes
-    ----------
-    epoch
-        Counted from 1.
-    loss
-        Mean training loss of the slides.
-    accuracy
-        Share of the training slides' labels that are most probable, dropout on, mean over tasks.
-    val_loss
-        Mean loss of the validation slides, over tasks; None without any and in the warm start.
-    learning_rate
-        At the end of the epoch.
-    seconds
-        Time spent on the training so far, in all its calls.
-    """
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by name."""
+        ...
 
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None
-    learning_rate: float
-    seconds: float
+    def load_state_dict(self, stored: Mapping[str, Any]) -> object:
+        """Take them over."""
+        ...
 
 
 @dataclass
@@ -74,6 +59,8 @@ class Position:
         Steps done in all.
     loss, right
         Sums over the slides of the epoch so far.
+    sums
+        Of other figures, as :class:`Meter` keeps them.
     seconds
         Time spent in earlier calls.
     history
@@ -85,8 +72,13 @@ class Position:
     total: int = 0
     loss: float = 0.0
     right: float = 0.0
+    sums: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
+
+    def after(self, record: EpochRecord, seconds: float) -> Position:
+        """At the start of the next epoch."""
+        return Position(self.epoch + 1, total=self.total, seconds=seconds, history=[*self.history, record])
 
 
 class StateFile:
@@ -111,11 +103,19 @@ class StateFile:
         """Whether the last save is long enough ago."""
         return time.monotonic() - self._saved >= self._every_s
 
-    def save(self, net: IpsNet, optimiser: torch.optim.Optimizer, position: Position) -> None:
-        """Write the state; a reader finds the old one or this one, whole."""
+    def save(
+        self,
+        net: IpsNet,
+        optimiser: torch.optim.Optimizer,
+        position: Position,
+        also: Mapping[str, Stateful] = MappingProxyType({}),
+    ) -> None:
+        """Write the state, of other things too; a reader finds the old one or this one, whole."""
         tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
         for number, entries in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+        for owner, other in also.items():
+            tensors |= {f"also.{owner}.{name}": tensor for name, tensor in other.state_dict().items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -128,8 +128,10 @@ class StateFile:
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, header)
         self._saved = time.monotonic()
 
-    def load(self, net: IpsNet, optimiser: torch.optim.Optimizer) -> Position | None:
-        """Bring network, optimiser and random numbers to the stored state.
+    def load(
+        self, net: IpsNet, optimiser: torch.optim.Optimizer, also: Mapping[str, Stateful] = MappingProxyType({})
+    ) -> Position | None:
+        """Bring network, optimiser, random numbers and other things to the stored state.
 
         Returns
         -------
@@ -146,13 +148,15 @@ class StateFile:
         except (OSError, SafetensorError):
             return None
         stored: dict[str, Any] = json.loads(header["position"])
-        history = [EpochRecord(**record) for record in stored.pop("history")]
+        history = [EpochRecord.from_dict(record) for record in stored.pop("history")]
         net.load_state_dict(_below(tensors, "net."))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below(tensors, "optimiser.").items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = tensor
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for owner, other in also.items():
+            other.load_state_dict(_below(tensors, f"also.{owner}."))
         torch.set_rng_state(tensors["random.cpu"])
         for name, tensor in _below(tensors, "random.cuda.").items():
             if torch.cuda.is_available() and int(name) < torch.cuda.device_count():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from wsi_ips.labels import Task
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.pooling import selection_weights
 from wsi_ips.model.tasks import is_known, is_negative
@@ -27,6 +28,7 @@ def tile_loss(
     each: Callable[[Tensor, Sequence[Tensor]], Tensor],
     *,
     evenly: bool,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Loss of each kept tile alone against its slide's labels, mean over tasks and slides whose label is known.
 
@@ -47,13 +49,15 @@ def tile_loss(
         Class logits and truths of k tiles to their losses, shape (k, T).
     evenly
         All tiles count evenly: attention means nothing yet.
+    known
+        Slides whose label is known, per task, shape (T,), where these are a part of a step's; None counts them.
     """
     tasks, counts = net.tasks, mask.sum(1)  # (B,)
     with torch.no_grad():
         attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
     even = is_negative(truths, tasks)[:, None] | evenly  # (B, 1, T)
     share = torch.where(even, (mask / counts[:, None])[:, :, None], attention)  # (B, K, T)
-    known = is_known(truths, tasks).sum(0).clamp_min(1)  # (T,)
+    known = known_slides(truths, tasks) if known is None else known  # (T,)
     share = (share / (known * len(tasks)))[mask]  # (k, T)
 
     def part(embeddings: Tensor, share: Tensor, *truths: Tensor) -> Tensor:
@@ -61,6 +65,11 @@ def tile_loss(
         return (each(alone, truths) * share).sum()
 
     return in_parts(part, embeddings[mask], share, *(truth.repeat_interleave(counts, 0) for truth in truths))
+
+
+def known_slides(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+    """How many slides' labels are known, per task, shape (T,), at least 1."""
+    return is_known(truths, tasks).sum(0).clamp_min(1)
 
 
 def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from wsi_ips.provenance import atomic_path
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.interop.folder import SUFFIXES, holds
 from wsi_ips.tiles.interop.foreign import ForeignTiles
-from wsi_ips.tiles.interop.reading import corners_of, read_foreign
+from wsi_ips.tiles.interop.reading import read_foreign, whole_corners
 from wsi_ips.tiles.interop.writing import ExportFormat, write_foreign
 
 TENSOR = ".pt"
@@ -78,7 +78,7 @@ def read_foreign_features(path: Path) -> ForeignFeatures:
     except OSError as error:
         raise FeaturesError(f"{path}: cannot be read as HDF5 ({error})") from error
     geometry = read_foreign(path) if placed else None
-    corners = geometry.corners_px0 if geometry else corners_of(path, coords, 2)
+    corners = geometry.corners_px0 if geometry else whole_corners(path, coords, 2)
     encoder = encoder.decode("utf-8", "replace") if isinstance(encoder, bytes) else str(encoder)
     return foreign_features(path, values, corners, encoder=encoder, geometry=geometry)
 

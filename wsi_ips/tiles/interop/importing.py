@@ -78,7 +78,7 @@ def imported_index(
     plan = _plan(foreign, pyramid, target_mpp, where)
     _check_recipe(plan, target_mpp, patch_px, where)
     placed = _place(foreign, info, plan, where)
-    corners, stride_px = placed.corners, _stride_px(placed.corners, plan)
+    corners, stride_px = placed.corners, common_stride_px(placed.corners, plan)
     boxes = boxes_of(corners, plan)
     notes = [*placed.notes, *_scale_notes(foreign, pyramid)]
     return TileIndex(
@@ -245,7 +245,7 @@ def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -
     return Placed(np.ascontiguousarray(unique[inside]).astype(np.int32), notes)
 
 
-def _stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
+def common_stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
     """Step in patch pixels of the grid that holds all tiles, as coarse as can be; scores are laid on it.
 
     Tools that lay a grid per piece of tissue have no common one: then an eighth of a patch.

@@ -22,6 +22,8 @@ WHOLE = 1e-3
 """Largest distance from a whole number of a coordinate that is stored as a float."""
 IDENTITY = "wsi_ips_slide_identity"
 KNOWN = "CLAM (patch_level, downsample), TRIDENT (patch_size_level0), WSInfer (patch_spacing_um_px), AtlasPatch"
+GEOMETRY = frozenset({"patch_level", "patch_size_level0", "patch_spacing_um_px"})
+"""Attributes one of which says how large a tile is."""
 
 
 def read_foreign(path: Path) -> ForeignTiles:
@@ -72,7 +74,7 @@ def _clam(stated: _Attributes, coords: NDArray[Any]) -> ForeignTiles:
         raise stated.wrong("custom_downsample", f"does not divide patch_size = {read_px}")
     return ForeignTiles(
         "clam",
-        corners_of(stated.path, coords, 2),
+        whole_corners(stated.path, coords, 2),
         patch_px=read_px // shrink,
         footprint_px0=Scale(read_px * downsample.x, read_px * downsample.y),
         level=stated.whole("patch_level", least=0),
@@ -89,7 +91,7 @@ def _trident(stated: _Attributes, coords: NDArray[Any]) -> ForeignTiles:
     size = [stated.whole(name, 0, least=0) for name in ("level0_width", "level0_height")]
     return ForeignTiles(
         "trident",
-        corners_of(stated.path, coords, 2),
+        whole_corners(stated.path, coords, 2),
         patch_px=stated.whole("patch_size"),
         footprint_px0=Scale(side, side),
         size_px0=Size(*size) if all(size) else None,
@@ -106,7 +108,7 @@ def _wsinfer(stated: _Attributes, coords: NDArray[Any]) -> ForeignTiles:
     side = stated.number("patch_size")
     return ForeignTiles(
         "wsinfer",
-        corners_of(stated.path, coords, 2),
+        whole_corners(stated.path, coords, 2),
         patch_px=None,
         footprint_px0=Scale(side, side),
         spacing_mpp=stated.number("patch_spacing_um_px"),
@@ -116,8 +118,8 @@ def _wsinfer(stated: _Attributes, coords: NDArray[Any]) -> ForeignTiles:
 def _atlaspatch(stated: _Attributes, coords: NDArray[Any]) -> ForeignTiles:
     """Columns x, y, width and height to read, level; all tiles of a slide are read alike."""
     side = stated.number("patch_size_level0")
-    corners = corners_of(stated.path, coords[:, :2], 2)
-    ways = np.unique(corners_of(stated.path, coords[:, 2:], 3), axis=0)
+    corners = whole_corners(stated.path, coords[:, :2], 2)
+    ways = np.unique(whole_corners(stated.path, coords[:, 2:], 3), axis=0)
     if len(ways) > 1:
         raise TileIndexError(f"{stated.path}: tiles of different size or level: {ways[:3].tolist()}; one is expected")
     width, height, level = ways[0].tolist() if len(ways) else (None, None, None)
@@ -134,14 +136,8 @@ def _atlaspatch(stated: _Attributes, coords: NDArray[Any]) -> ForeignTiles:
     )
 
 
-def corners_of(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.int64]:
-    """Coordinates as int64; floats must be whole.
-
-    Raises
-    ------
-    TileIndexError
-        They are of another shape, or no whole numbers.
-    """
+def whole_corners(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.int64]:
+    """Coordinates as int64, shape (N, columns); floats must be whole."""
     if coords.size == 0:
         return np.empty((0, columns), np.int64)
     if coords.ndim != 2 or coords.shape[1] != columns or coords.dtype.kind not in "iuf":

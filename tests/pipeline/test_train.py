@@ -1,0 +1,88 @@
+"""The command `train` with its options on real files: what it leaves behind, and what it says when it diverges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from tests.pipeline.test_run import SMALL, write_recipe
+from tests.training.test_tracking import read_events
+from wsi_ips.cli.app import app
+from wsi_ips.model import load_checkpoint, read_card
+from wsi_ips.training.tracking import EVENTS_NAME
+
+SYNTH = SMALL["synth"] | {"split": [0.5, 0.25, 0.25]}
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose slides are tiled."""
+    folder = tmp_path_factory.mktemp("train")
+    recipe = write_recipe(folder, synth=SYNTH)
+    result = CliRunner().invoke(app, ["tile", str(recipe)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_an_absurd_learning_rate_stops_with_advice_and_the_checkpoint_before_predicts(tiled):
+    """The first epochs end with a finite loss, a later one does not."""
+    recipe = write_recipe(
+        tiled, synth=SYNTH, training={"epochs": 6, "warm_start_epochs": 2, "warmup_epochs": 6, "learning_rate": 3e4}
+    )
+    code, said = run("train", recipe)
+    assert code == 2
+    assert "`training.learning_rate` is 30000: try 3e-04" in said
+    best = tiled / "out" / "training" / "best"
+    epochs = [json.loads(line)["epoch"] for line in (tiled / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert f"the best checkpoint before, of epoch {read_card(best).metrics['epoch']:.0f} " in said
+    assert read_card(best).metrics["epoch"] in epochs
+    assert len(epochs) < 6
+    assert not (tiled / "out" / "model" / "model.json").exists()
+    code, said = run("predict", recipe, "--checkpoint", best)
+    assert code == 0, said
+    predictions = pd.read_csv(tiled / "out" / "predictions.csv")
+    assert len(predictions) == 4
+    probabilities = predictions.filter(like="probability")
+    assert len(probabilities.columns)
+    assert probabilities.notna().all(axis=None)
+
+
+@pytest.mark.slow
+def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch(tiled):
+    training = {
+        "epochs": 6,
+        "warm_start_epochs": 1,
+        "patience": 2,
+        "select": "auc",
+        "weight_average": 0.5,
+        "sampling": "balanced",
+        "augment": {"hed": 0.05, "hue": 0.02, "brightness": 0.1},
+    }
+    compute = {"slides_at_once": 2, "gradient_precision": "bf16"}
+    code, said = run("train", write_recipe(tiled, synth=SYNTH, training=training, compute=compute))
+    assert code == 0, said
+    out = tiled / "out"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line["epoch"] for line in lines]
+    assert epochs == list(range(1, len(lines) + 1))
+    assert [step for step, _ in read_events(out / "tensorboard" / EVENTS_NAME)] == epochs
+    validated = [line for line in lines if line["val_auc"] is not None]
+    best = min(validated, key=lambda line: (-line["val_auc"], line["val_loss"], -line["epoch"]))
+    assert read_card(out / "model").metrics["epoch"] == best["epoch"]
+    assert read_card(out / "model_last").metrics["epoch"] == len(lines)
+    load_checkpoint(out / "model_last")
+    stopped_early = len(lines) < training["epochs"]
+    assert ("`training.patience`" in said) == stopped_early
+    code, said = run("train", tiled / "recipe.yaml")
+    assert code == 0
+    assert "epoch" not in said  # it is done

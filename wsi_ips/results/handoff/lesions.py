@@ -1,0 +1,164 @@
+"""From a map to outlines: what lies together and reaches the threshold. Pure geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from scipy import ndimage
+from shapely.geometry.base import BaseGeometry
+
+from wsi_ips.geometry import Box
+from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.heatmap import Raster
+from wsi_ips.tiles.recall import longest_diameter_um
+
+Bools = NDArray[np.bool_]
+TOUCHING = np.ones((3, 3), bool)
+"""Cells that meet at a corner belong together."""
+WHOLE = 1e-6
+"""Cells by which a tile may miss a whole number of cells."""
+GRAIN_PX0 = 0.01
+"""Coordinates of outlines are rounded to this, level-0 pixels."""
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What a model calls one lesion.
+
+    Attributes
+    ----------
+    number
+        From 1 on, largest first.
+    region
+        The tiles' area, level-0 pixels of the full slide; several polygons where tiles meet at corners only, or
+        do not meet.
+    area_um2, diameter_um
+        Area, and largest distance between two points of the outline.
+    mean, highest
+        Scores of its cells.
+    box_px0
+        Smallest box around it, level-0 pixels.
+    """
+
+    number: int
+    region: BaseGeometry
+    area_um2: float
+    diameter_um: float
+    mean: float
+    highest: float
+    box_px0: Box
+
+    @property
+    def centroid_px0(self) -> tuple[float, float]:
+        """Centre of its area; of a bent lesion it may lie outside."""
+        centre = self.region.centroid
+        return float(centre.x), float(centre.y)
+
+
+def find_lesions(maps: ScoreMaps) -> list[Lesion]:
+    """Connected parts of the first map from the threshold on, largest first.
+
+    Where a tile is no whole number of cells (it overlaps unevenly, or the grid leaves gaps), only what tiles cover
+    counts.
+    """
+    raster = maps.raster
+    labels, count = ndimage.label(np.nan_to_num(raster.values, nan=-1.0) >= maps.threshold, structure=TOUCHING)
+    if not count:
+        return []
+    numbers = np.arange(1, count + 1)
+    means = ndimage.mean(raster.values, labels, numbers)
+    highest = ndimage.maximum(raster.values, labels, numbers)
+    regions = []
+    for number, window in zip(numbers.tolist(), ndimage.find_objects(labels), strict=True):
+        regions.append(_region(raster, labels[window] == number, window[0].start, window[1].start))
+    order = sorted(range(count), key=lambda at: (-regions[at].area, regions[at].bounds[1], regions[at].bounds[0]))
+    return [
+        _lesion(place, regions[at], float(means[at]), float(highest[at]), maps) for place, at in enumerate(order, 1)
+    ]
+
+
+def covered_region(raster: Raster) -> BaseGeometry:
+    """Everything that tiles cover, level-0 pixels."""
+    return _region(raster, np.isfinite(raster.values), 0, 0)
+
+
+def not_analysed(tissue: BaseGeometry, maps: ScoreMaps) -> BaseGeometry:
+    """Tissue that no tile covers, level-0 pixels."""
+    return shapely.difference(tissue, covered_region(maps.raster))
+
+
+def simplified(region: BaseGeometry, maps: ScoreMaps) -> BaseGeometry:
+    """An outline with fewer points, nowhere further than a quarter of a tile from the true one, and valid."""
+    return shapely.make_valid(shapely.simplify(region, maps.quarter_tile_px0))
+
+
+def _lesion(number: int, region: BaseGeometry, mean: float, highest: float, maps: ScoreMaps) -> Lesion:
+    left, top, right, bottom = region.bounds
+    x, y = int(np.floor(left)), int(np.floor(top))
+    return Lesion(
+        number=number,
+        region=region,
+        area_um2=float(region.area * maps.mpp.x * maps.mpp.y),
+        diameter_um=longest_diameter_um(region, maps.mpp),
+        mean=mean,
+        highest=highest,
+        box_px0=Box(x, y, int(np.ceil(right)) - x, int(np.ceil(bottom)) - y),
+    )
+
+
+def _region(raster: Raster, cells: Bools, first_row: int, first_column: int) -> BaseGeometry:
+    """Area of some cells, as far as tiles cover them; ``cells`` is a window of the raster."""
+    reach = np.array(raster.tile_px0) / np.array(raster.cell_px0)
+    region = _union(raster, cells, first_row, first_column, raster.cell_px0)
+    if (np.abs(reach - np.rint(reach)) > WHOLE).any():
+        tiles = _tiles_over(raster, cells, first_row, first_column, reach)
+        region = shapely.intersection(region, tiles)
+    return shapely.set_precision(region, GRAIN_PX0)
+
+
+def _union(
+    raster: Raster, cells: Bools, first_row: int, first_column: int, size_px0: tuple[float, float]
+) -> BaseGeometry:
+    """Boxes of a size at the corners of some cells, as one region; runs of whole cells become one box each."""
+    rows, starts, ends = _runs(cells) if tuple(size_px0) == tuple(raster.cell_px0) else _single(cells)
+    left = raster.origin_px0.x + (starts + first_column) * raster.cell_px0.x
+    top = raster.origin_px0.y + (rows + first_row) * raster.cell_px0.y
+    if tuple(size_px0) == tuple(raster.cell_px0):  # from the grid itself, so that neighbours share their edge exactly
+        right = raster.origin_px0.x + (ends + first_column) * raster.cell_px0.x
+        bottom = raster.origin_px0.y + (rows + 1 + first_row) * raster.cell_px0.y
+    else:
+        right, bottom = left + size_px0[0], top + size_px0[1]
+    return shapely.union_all(shapely.box(left, top, right, bottom))
+
+
+def _tiles_over(
+    raster: Raster, cells: Bools, first_row: int, first_column: int, reach: NDArray[np.float64]
+) -> BaseGeometry:
+    """Area of the tiles that cover one of the cells."""
+    wide, high = (int(np.ceil(side - WHOLE)) - 1 for side in reach)  # cells left of and above a cell
+    grown = np.zeros((cells.shape[0] + high, cells.shape[1] + wide), bool)
+    for dy in range(high + 1):
+        for dx in range(wide + 1):
+            grown[dy : dy + cells.shape[0], dx : dx + cells.shape[1]] |= cells
+    row, column = first_row - high, first_column - wide
+    cut_y, cut_x = max(0, -row), max(0, -column)
+    grown = grown[cut_y:, cut_x:]
+    row, column = row + cut_y, column + cut_x
+    starts = raster.starts[row : row + grown.shape[0], column : column + grown.shape[1]]
+    return _union(raster, grown & starts, row, column, raster.tile_px0)
+
+
+def _runs(cells: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Row, first column and column after the last, of each run of True."""
+    edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    _, ends = np.nonzero(edges == -1)
+    return rows, starts, ends
+
+
+def _single(cells: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    rows, columns = np.nonzero(cells)
+    return rows, columns, columns + 1

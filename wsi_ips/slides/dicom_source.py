@@ -1,0 +1,133 @@
+"""The instances of a DICOM slide, for maps that refer to them: headers only. Needs the extra ``dicom``."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsi_ips.errors import SlideNotFoundError, UnsupportedSlideError
+from wsi_ips.geometry import Size
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""VL Whole Slide Microscopy Image Storage."""
+MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+"""Attributes that must be there but may be empty (type 2); converters leave them out nevertheless."""
+NEEDED = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "ImageOrientationSlide",
+    "SharedFunctionalGroupsSequence",
+)
+"""Without these nobody can refer to the slide, or place anything on it."""
+
+
+@dataclass(frozen=True)
+class DicomSource:
+    """The finest instance of a DICOM slide: its header, without pixels.
+
+    Attributes
+    ----------
+    header
+        The data set, complete enough to be referred to.
+    notes
+        What the file leaves out and how that was filled.
+    """
+
+    header: Dataset
+    notes: tuple[str, ...]
+
+    @property
+    def size_px0(self) -> Size:
+        """Size of level 0."""
+        return Size(int(self.header.TotalPixelMatrixColumns), int(self.header.TotalPixelMatrixRows))
+
+
+def read_dicom_source(path: Path) -> DicomSource:
+    """The finest instance of the slide that a file belongs to.
+
+    A slide is one file per level, all in one folder and of one series; which of them is named does not matter.
+
+    Parameters
+    ----------
+    path
+        Any of the slide's files.
+
+    Raises
+    ------
+    SlideNotFoundError
+        No such file.
+    UnsupportedSlideError
+        Not DICOM, no slide, or a header nobody could refer to; names what is missing.
+    """
+    if not path.exists():
+        raise SlideNotFoundError(f"slide {path}: no such file; correct column `path` of the manifest")
+    named = _header(path)
+    if named is None:
+        raise UnsupportedSlideError(
+            f"slide {path.name}: no DICOM file. A DICOM map refers to the DICOM instances of its slide; for other "
+            "slides take the pictures, the OME-TIFF or `wsi-ips export qupath`, or convert the slide to DICOM first"
+        )
+    if named.SOPClassUID != SLIDE_CLASS:
+        raise UnsupportedSlideError(f"slide {path.name}: DICOM, but no whole-slide image ({named.SOPClassUID.name})")
+    others = (_header(p) for p in sorted(path.parent.iterdir()) if p != path and p.suffix == path.suffix)
+    levels = [
+        named,
+        *(o for o in others if o is not None and o.get("SeriesInstanceUID") == named.get("SeriesInstanceUID")),
+    ]
+    volumes = [d for d in levels if d.SOPClassUID == SLIDE_CLASS and "VOLUME" in d.get("ImageType", ())]
+    if not volumes:
+        raise UnsupportedSlideError(f"slide {path.name}: its series has no instance of image type VOLUME")
+    return _complete(max(volumes, key=lambda d: int(d.TotalPixelMatrixColumns)), path.name)
+
+
+def _header(path: Path) -> Dataset | None:
+    """The data set of a file without its pixels; None where it is no DICOM file."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    if not path.is_file():
+        return None
+    try:
+        found = dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError:
+        return None
+    return found if "SOPClassUID" in found else None
+
+
+def _complete(header: Dataset, name: str) -> DicomSource:
+    """A copy with the attributes that every instance must have; what was filled in is told."""
+    from pydicom import Dataset
+
+    missing = [keyword for keyword in NEEDED if keyword not in header]
+    if missing:
+        raise UnsupportedSlideError(f"slide {name}: its header lacks {', '.join(missing)}; nothing can be placed on it")
+    full, notes = deepcopy(header), []
+    absent = [keyword for keyword in MAY_BE_EMPTY if keyword not in full]
+    for keyword in absent:
+        setattr(full, keyword, "")
+    if absent:
+        notes.append(f"the slide's header lacks {', '.join(absent)}: left empty in the map")
+    if not full.get("TotalPixelMatrixOriginSequence"):
+        origin = Dataset()
+        origin.XOffsetInSlideCoordinateSystem = origin.YOffsetInSlideCoordinateSystem = 0
+        full.TotalPixelMatrixOriginSequence = [origin]
+        notes.append("the slide's header does not say where on the glass it begins: taken to be 0, 0 as for the slide")
+    if not full.get("ContainerIdentifier"):
+        notes.append("the slide's header names no container (glass slide), so the map names none")
+    return DicomSource(full, tuple(notes))

@@ -1,0 +1,389 @@
+"""Scores that other models gave their tiles: tables (CSV) and HDF5 files, read and checked against the slide.
+
+Forms known by their names: any CSV with a column for x and one for y (WSInfer's ``minx, miny, width, height`` too);
+HDF5 with ``coords`` and one or several tables of as many rows (CLAM's blockmap ``attention_scores``, TRIDENT). Nothing
+of a file is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from wsi_ips.errors import ScoresError, TileIndexError
+from wsi_ips.geometry import ReadPlan, Scale, Size
+from wsi_ips.slides import SlideInfo
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.folder import SUFFIXES
+from wsi_ips.tiles.interop.importing import common_stride_px
+from wsi_ips.tiles.interop.reading import GEOMETRY, read_foreign, whole_corners
+
+CORNER_NAMES = (("x", "y"), ("minx", "miny"), ("coord_x", "coord_y"), ("x_px0", "y_px0"), ("left", "top"))
+SIZE_NAMES = (("width", "height"), ("tile_px0", "tile_px0"), ("patch_size_level0", "patch_size_level0"))
+SLIDE_NAMES = ("slide_id", "slide", "slide_name")
+NO_SCORES = frozenset({"id", "index", "tile", "tile_id", "patch_id", "level", "row", "column", "col", "maxx", "maxy"})
+"""Columns of numbers that are no scores."""
+MOST_COLUMNS = 20
+"""More columns than that are features, not scores."""
+COORDS, FEATURES = "coords", "features"
+
+
+@dataclass(frozen=True)
+class ScoredTiles:
+    """Tiles of one slide with the scores another model gave them.
+
+    Attributes
+    ----------
+    path
+        The file.
+    corners_px0
+        Top-left corners (x, y), level-0 pixels, int64, shape (N, 2), in the order of the file.
+    footprint_px0
+        Width and height of a tile, level-0 pixels; None where the file does not say it.
+    size_px0
+        Size of the slide's level 0 where the file says it.
+    columns
+        Scores by name, float64, each of shape (N,).
+    rows
+        Where each tile stands in the file, for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0).
+    """
+
+    path: Path
+    corners_px0: NDArray[np.int64]
+    footprint_px0: Scale | None
+    size_px0: Size | None
+    columns: Mapping[str, NDArray[np.float64]]
+    rows: NDArray[np.int64]
+
+    def at(self, where: NDArray[np.bool_]) -> str:
+        """The first of some tiles, for messages."""
+        row = int(np.flatnonzero(where)[0])
+        x, y = self.corners_px0[row].tolist()
+        return f"row {self.rows[row]} (x = {x}, y = {y})"
+
+
+@dataclass(frozen=True)
+class PlacedScores:
+    """Scores on the slide: row i of each column belongs to tile i of the index.
+
+    Attributes
+    ----------
+    index
+        Where the tiles lie; its ``tissue_fraction`` is not known (NaN).
+    columns
+        Scores by name, float64, each of shape (N,).
+    notes
+        What was done to tiles of the file, for the person who asked.
+    """
+
+    index: TileIndex
+    columns: dict[str, NDArray[np.float64]]
+    notes: tuple[str, ...]
+
+
+def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequence[str] = ()) -> ScoredTiles:
+    """Read a file of scored tiles; whose it is is seen from its names.
+
+    Parameters
+    ----------
+    path
+        CSV or HDF5 file.
+    columns
+        Scores to take; none = every column of numbers that is neither a position nor a size.
+    slide_names
+        Names of the slide, to find its rows where the table is one of several slides.
+
+    Raises
+    ------
+    ScoresError
+        No such file, not readable, no coordinates, no scores, or not numbers; names file, column and row.
+    TileIndexError
+        Coordinates or sizes that cannot be.
+    """
+    if not path.is_file():
+        raise ScoresError(f"{path}: no such file; give a CSV or HDF5 file of scored tiles")
+    if path.suffix.lower() in SUFFIXES:
+        return _read_hdf5(path, columns)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return _read_table(path, columns, slide_names)
+    raise ScoresError(f"{path}: scores are read from .csv, .tsv and {', '.join(SUFFIXES)} files")
+
+
+def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path | None) -> ScoredTiles:
+    """The size of a tile, where the file leaves it open.
+
+    Parameters
+    ----------
+    scored
+        As read.
+    tile_px0
+        Side of a tile in level-0 pixels; wins.
+    patches
+        Coordinate file of CLAM, TRIDENT, WSInfer or AtlasPatch that the scores were computed from.
+
+    Raises
+    ------
+    ScoresError
+        Nobody says it, or the scores belong to other tiles than those of ``patches``.
+    """
+    if tile_px0 is not None:
+        return replace(scored, footprint_px0=Scale(tile_px0, tile_px0))
+    if patches is not None:
+        foreign = read_foreign(patches)
+        known = {(int(x), int(y)) for x, y in foreign.corners_px0.tolist()}
+        strange = np.array([(int(x), int(y)) not in known for x, y in scored.corners_px0.tolist()], bool)
+        if strange.any():
+            raise ScoresError(
+                f"{scored.path}: {strange.sum()} of {len(strange)} tiles are not in {patches.name}, e.g. "
+                f"{scored.at(strange)}; the scores were computed from other tiles"
+            )
+        return replace(scored, footprint_px0=foreign.footprint_px0, size_px0=foreign.size_px0)
+    if scored.footprint_px0 is None:
+        raise ScoresError(
+            f"{scored.path}: it does not say how large a tile is; give --tile-px0 (side in level-0 pixels) or "
+            "--patches (the coordinate file of CLAM or TRIDENT that the scores were computed from)"
+        )
+    return scored
+
+
+def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerprint: str) -> PlacedScores:
+    """Scores on their slide.
+
+    A tile named twice with the same scores is taken once; tiles may hang over the slide's edge, as some tools lay
+    them. Both are told in the notes.
+
+    Parameters
+    ----------
+    scored
+        With a footprint.
+    info
+        Header facts of the slide.
+    slide_id, fingerprint
+        Stored with the index.
+
+    Raises
+    ------
+    ScoresError
+        A score is missing or not finite, or a tile has two different ones; names the row.
+    TileIndexError
+        Tiles outside the slide, or of a slide of another size.
+    ResolutionError
+        The slide has no scale.
+    """
+    foot = scored.footprint_px0
+    if foot is None:
+        raise ScoresError(f"{scored.path}: the size of a tile is not known")
+    _check_scores(scored)
+    _check_place(scored, info)
+    kept, notes = _once(scored)
+    corners = np.ascontiguousarray(scored.corners_px0[kept]).astype(np.int32)
+    size = Size(max(1, round(foot.x)), max(1, round(foot.y)))
+    mpp = info.pyramid.mpp
+    plan = ReadPlan(0, Scale(1.0, 1.0), size, size, (mpp.x + mpp.y) / 2, mpp)
+    over = (corners + list(size) > list(info.size_px0)).any(1)
+    if over.any():
+        notes.append(f"{over.sum()} of {len(corners)} tiles hang over the slide's edge")
+    index = TileIndex(
+        slide_id=slide_id,
+        x=np.ascontiguousarray(corners[:, 0]),
+        y=np.ascontiguousarray(corners[:, 1]),
+        tissue_fraction=np.full(len(corners), np.nan, np.float32),
+        tumour_fraction=None,
+        flags=np.zeros(len(corners), np.uint8),
+        size_px0=info.size_px0,
+        bounds=info.bounds,
+        mpp=mpp,
+        mpp_source=info.mpp_source,
+        reader=info.reader,
+        plan=plan,
+        stride_px=common_stride_px(corners, plan),
+        tissue_method=f"{len(corners)} tiles of {scored.path.name}",
+        slide_identity="",
+        fingerprint=fingerprint,
+    )
+    return PlacedScores(index, {name: values[kept] for name, values in scored.columns.items()}, tuple(notes))
+
+
+def _read_table(path: Path, wanted: Sequence[str], slide_names: Sequence[str]) -> ScoredTiles:
+    try:
+        table = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise ScoresError(f"{path}: cannot be read as a table ({error})") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas would shift all columns by one
+        raise ScoresError(f"{path}: rows have more fields than the header has names")
+    by_name = {str(name).strip().lower(): name for name in table.columns}
+    table = _rows_of_slide(path, table, by_name, slide_names)
+    pair = next((pair for pair in CORNER_NAMES if set(pair) <= by_name.keys()), None)
+    if pair is None:
+        known = "; ".join(", ".join(pair) for pair in CORNER_NAMES)
+        raise ScoresError(f"{path}: no columns for the corner of a tile; known are {known} (level-0 pixels)")
+    if not len(table):
+        raise ScoresError(f"{path}: no rows; there is nothing to draw")
+    corners = np.stack([_numbers(path, table, by_name[name]) for name in pair], axis=1)
+    sides = next((pair for pair in SIZE_NAMES if set(pair) <= by_name.keys()), None)
+    positions = {*pair, *(sides or ()), *SLIDE_NAMES}
+    names = _chosen(path, table, wanted, positions)
+    return ScoredTiles(
+        path=path,
+        corners_px0=whole_corners(path, corners, 2),
+        footprint_px0=_one_size(path, table, by_name, sides),
+        size_px0=None,
+        columns={name: _numbers(path, table, name, missing=True) for name in names},
+        rows=table.index.to_numpy(np.int64) + 2,
+    )
+
+
+def _rows_of_slide(
+    path: Path, table: pd.DataFrame, by_name: Mapping[str, Any], slide_names: Sequence[str]
+) -> pd.DataFrame:
+    """Rows of the slide where a column says whose each is; row numbers stay those of the file."""
+    column = next((by_name[name] for name in SLIDE_NAMES if name in by_name), None)
+    if column is None:
+        return table
+    found = table[column].astype(str)
+    mine: pd.DataFrame = table[found.isin(list(slide_names))]
+    if mine.empty:
+        raise ScoresError(
+            f"{path}: column `{column}` names {', '.join(sorted(found.unique())[:3])}, none of them this slide "
+            f"({' or '.join(slide_names)})"
+        )
+    return mine
+
+
+def _chosen(path: Path, table: pd.DataFrame, wanted: Sequence[str], positions: set[str]) -> list[str]:
+    others = [str(c) for c in table.columns if str(c).strip().lower() not in positions]
+    missing = [name for name in wanted if name not in others]
+    if missing:
+        raise ScoresError(f"{path}: no column `{missing[0]}`; it has {', '.join(others) or 'no further columns'}")
+    numeric = [
+        name for name in others if pd.api.types.is_numeric_dtype(table[name]) and name.strip().lower() not in NO_SCORES
+    ]
+    return _some(path, list(wanted) or numeric, others)
+
+
+def _some(path: Path, names: list[str], others: Sequence[str]) -> list[str]:
+    if not names:
+        raise ScoresError(f"{path}: no column of scores; it has {', '.join(others) or 'nothing but coordinates'}")
+    if len(names) > MOST_COLUMNS:
+        raise ScoresError(f"{path}: {len(names)} columns of numbers; name the scores with --column, e.g. {names[0]}")
+    return names
+
+
+def _numbers(path: Path, table: pd.DataFrame, name: str, *, missing: bool = False) -> NDArray[np.float64]:
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+    odd = np.isnan(values) & (table[name].notna().to_numpy() if missing else True)
+    if odd.any():
+        row = int(np.flatnonzero(odd)[0])
+        raise ScoresError(
+            f"{path}: row {int(table.index[row]) + 2}, column `{name}`: {table[name].iloc[row]} is no number"
+        )
+    return values
+
+
+def _one_size(
+    path: Path, table: pd.DataFrame, by_name: Mapping[str, Any], names: tuple[str, str] | None
+) -> Scale | None:
+    if names is None:
+        return None
+    sides = [np.unique(_numbers(path, table, by_name[name])) for name in names]
+    if any(len(side) > 1 or not side[0] > 0 for side in sides):
+        raise TileIndexError(f"{path}: tiles of several sizes, or of none ({names[0]}, {names[1]}); one is expected")
+    return Scale(float(sides[0][0]), float(sides[1][0]))
+
+
+def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get(COORDS), h5py.Dataset):
+                raise ScoresError(f"{path}: no dataset `{COORDS}` in it, so nobody can place the scores")
+            coords = np.asarray(file[COORDS][()])
+            stated = {*file.attrs, *file[COORDS].attrs}
+            tables = {
+                name: np.asarray(item[()])
+                for name, item in file.items()
+                if name not in (COORDS, FEATURES) and _is_table(item, len(coords))
+            }
+    except OSError as error:
+        raise ScoresError(f"{path}: cannot be read as HDF5 ({error})") from error
+    if not len(coords):
+        raise ScoresError(f"{path}: no tiles in it; there is nothing to draw")
+    columns = _columns(tables)
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise ScoresError(f"{path}: no scores `{missing[0]}`; it has {', '.join(columns) or 'none'}")
+    names = _some(path, list(wanted or columns), list(tables))
+    foreign = read_foreign(path) if stated & GEOMETRY else None
+    return ScoredTiles(
+        path=path,
+        corners_px0=whole_corners(path, coords[:, :2] if coords.ndim == 2 else coords, 2),
+        footprint_px0=foreign.footprint_px0 if foreign else None,
+        size_px0=foreign.size_px0 if foreign else None,
+        columns={name: columns[name] for name in names},
+        rows=np.arange(len(coords), dtype=np.int64),
+    )
+
+
+def _is_table(item: Any, rows: int) -> bool:
+    """Whether a dataset has a few numbers for each tile."""
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iuf" or item.ndim not in (1, 2):
+        return False
+    return bool(item.shape[0] == rows and (item.ndim == 1 or 1 <= item.shape[1] <= MOST_COLUMNS))
+
+
+def _columns(tables: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """Tables as columns: ``name`` of one column, ``name_0``, ``name_1`` ... of several."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, table in tables.items():
+        values = table.astype(np.float64).reshape(len(table), -1)
+        several = values.shape[1] > 1
+        found |= {f"{name}_{k}" if several else name: values[:, k] for k in range(values.shape[1])}
+    return found
+
+
+def _check_scores(scored: ScoredTiles) -> None:
+    for name, values in scored.columns.items():
+        odd = ~np.isfinite(values)
+        if odd.any():
+            raise ScoresError(
+                f"{scored.path}: `{name}` is missing or not finite in {odd.sum()} of {len(odd)} tiles, first in "
+                f"{scored.at(odd)}; leave such tiles out of the file: what has no score is shown as not analysed"
+            )
+
+
+def _check_place(scored: ScoredTiles, info: SlideInfo) -> None:
+    if scored.size_px0 is not None and scored.size_px0 != info.size_px0:
+        raise TileIndexError(
+            f"{scored.path}: the file says level 0 has {scored.size_px0.width} x {scored.size_px0.height} px, slide "
+            f"{info.name} has {info.size_px0.width} x {info.size_px0.height}; the scores belong to another slide"
+        )
+    beyond = (scored.corners_px0 < 0) | (scored.corners_px0 >= np.array(info.size_px0))
+    outside = beyond[:, 0] | beyond[:, 1]
+    if outside.any():
+        raise TileIndexError(
+            f"{scored.path}: {outside.sum()} of {len(outside)} tiles begin outside slide {info.name} of "
+            f"{info.size_px0.width} x {info.size_px0.height} px, first in {scored.at(outside)}; coordinates are "
+            "level-0 pixels of the slide: is it another slide, or are they pixels of a coarser level?"
+        )
+
+
+def _once(scored: ScoredTiles) -> tuple[NDArray[np.intp], list[str]]:
+    """Rows to take, ordered by y, then x; each tile once."""
+    _, first, back = np.unique(scored.corners_px0[:, ::-1], axis=0, return_index=True, return_inverse=True)
+    repeated = len(back) - len(first)
+    if not repeated:
+        return first, []
+    for name, values in scored.columns.items():
+        differs = values != values[first][back.ravel()]
+        if differs.any():
+            raise ScoresError(
+                f"{scored.path}: {scored.at(differs)}: the tile stands in the file twice with different `{name}`; "
+                "keep one of them"
+            )
+    return first, [f"{repeated} tiles are named twice, with the same scores"]

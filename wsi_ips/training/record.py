@@ -1,0 +1,220 @@
+"""Figures of an epoch: sums while it runs, a record when it is done.
+
+The sums are part of the state on disk, so a training that was stopped within an epoch tells the same figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsi_ips.provenance import peak_rss_mb
+
+TILES_COMPARED = 256
+"""Best tiles of a slide that are remembered until its next visit."""
+
+LEAP = 10.0
+"""Factor over the training loss of the first epoch, which is about that of guessing."""
+
+Select = Literal["loss", "auc"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch cost on this machine; the only figures that differ when a training is repeated.
+
+    Attributes
+    ----------
+    tiles_per_s
+        Tiles read and scored per second of the scan; None in the warm start, which has none.
+    read_share, scan_share, gradient_share
+        Of the time in steps: waiting for pixels, scoring tiles, learning from those kept.
+    peak_rss_mb
+        Largest resident memory of the process so far, MB.
+    peak_gpu_mb
+        Largest memory of tensors on the GPU so far, MB; None without one.
+    """
+
+    tiles_per_s: float | None
+    read_share: float
+    scan_share: float
+    gradient_share: float
+    peak_rss_mb: float
+    peak_gpu_mb: float | None
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Figures of one epoch.
+
+    Attributes
+    ----------
+    epoch
+        Counted from 1.
+    loss
+        Mean training loss of the slides.
+    accuracy
+        Share of the training slides' labels that are most probable, dropout on, mean over tasks.
+    val_loss
+        Mean loss of the validation slides, over tasks; None without any and in the warm start.
+    val_auc
+        Mean of their areas under the ROC curve, over classes and tasks; None also where nothing is to be told apart.
+    learning_rate
+        At the end of the epoch.
+    gradient_norm, gradient_norm_max
+        Length of the gradient before it is clipped, mean and largest of the steps.
+    attention_entropy
+        Of the attention over a slide's kept tiles, from 0 (all on one) to 1 (even), mean over slides.
+    selection_overlap
+        Share of a slide's best tiles that were among them at its last visit, mean over slides; with tile dropout at
+        most about the share that is scanned. None where no slide was scanned twice.
+    seconds
+        Time spent on the training so far, in all its calls.
+    cost
+        What it cost.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_auc: float | None
+    learning_rate: float
+    gradient_norm: float | None
+    gradient_norm_max: float | None
+    attention_entropy: float | None
+    selection_overlap: float | None
+    seconds: float
+    cost: Cost
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """From what ``dataclasses.asdict`` gave."""
+        return cls(**(dict(stored) | {"cost": Cost(**stored["cost"])}))
+
+
+def best_epoch(history: Sequence[EpochRecord], select: Select) -> EpochRecord:
+    """The epoch to keep: the best by the validation slides, the later of equals; without any the last one.
+
+    A training loss says nothing of the best one, but one :data:`LEAP` times that of the first epoch says that training
+    has diverged: such an epoch is not kept. Of equal AUCs the one with the lower loss is better.
+    """
+    validated = [record for record in history if record.val_loss is not None]
+    sane = [record for record in history if record.loss <= LEAP * history[0].loss]
+    return min(reversed(validated), key=lambda r: _merit(r, select)) if validated else sane[-1]
+
+
+def waited(history: Sequence[EpochRecord], select: Select) -> int:
+    """Validated epochs since the best one."""
+    validated = [record for record in history if record.val_loss is not None]
+    return len(validated) - 1 - validated.index(best_epoch(validated, select)) if validated else 0
+
+
+def _merit(record: EpochRecord, select: Select) -> tuple[float, ...]:
+    """Smaller is better."""
+    assert record.val_loss is not None
+    if select == "auc" and record.val_auc is not None:
+        return (-record.val_auc, record.val_loss)
+    return (record.val_loss,)
+
+
+class Meter:
+    """Sums of the epoch at work.
+
+    Attributes
+    ----------
+    sums
+        Per name the sum of weighted values, of weights, and the largest value; plain numbers, to be stored as JSON.
+    """
+
+    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
+        self.sums = {} if sums is None else sums
+
+    def add(self, name: str, value: float, weight: float = 1.0) -> None:
+        """Count a value."""
+        total, weights, largest = self.sums.get(name, [0.0, 0.0, value])
+        self.sums[name] = [total + value * weight, weights + weight, max(largest, value)]
+
+    def mean(self, name: str) -> float | None:
+        """Weighted mean; None where nothing was counted."""
+        return self.sums[name][0] / self.sums[name][1] if name in self.sums else None
+
+    def largest(self, name: str) -> float | None:
+        """Largest value; None where nothing was counted."""
+        return self.sums[name][2] if name in self.sums else None
+
+    def total(self, name: str) -> float:
+        """Weighted sum, 0 where nothing was counted."""
+        return self.sums.get(name, [0.0])[0]
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Count the seconds of a ``with`` block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - began)
+
+    def cost(self, device: torch.device) -> Cost:
+        """From the clocks ``step``, ``scan``, ``scan_read`` (within it), ``read`` (outside) and ``gradient``."""
+        steps, scan, within = (self.total(name) for name in ("step", "scan", "scan_read"))
+        whole = max(steps, 1e-9)
+        return Cost(
+            tiles_per_s=round(self.total("tiles") / scan, 1) if scan else None,
+            read_share=round((within + self.total("read")) / whole, 4),
+            scan_share=round((scan - within) / whole, 4),
+            gradient_share=round(self.total("gradient") / whole, 4),
+            peak_rss_mb=round(peak_rss_mb(), 1),
+            peak_gpu_mb=round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else None,
+        )
+
+
+class LastSelection:
+    """The best tiles of every training slide at its last visit.
+
+    Parameters
+    ----------
+    memory_size
+        Tiles kept per slide (M).
+    """
+
+    def __init__(self, memory_size: int) -> None:
+        self._width = min(memory_size, TILES_COMPARED)
+        self._tiles: dict[str, NDArray[np.int32]] = {}
+
+    def overlap(self, slide_id: str, best: NDArray[np.integer]) -> float | None:
+        """Share of a slide's best tiles that were among them the last time; None the first time. Remembers them."""
+        now, before = best[: self._width].astype(np.int32), self._tiles.get(slide_id)
+        self._tiles[slide_id] = now
+        return None if before is None else float(np.isin(now, before).mean())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What to store."""
+        return {slide_id: torch.from_numpy(tiles) for slide_id, tiles in self._tiles.items()}
+
+    def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
+        """Take over what was stored."""
+        self._tiles = {slide_id: tiles.numpy() for slide_id, tiles in stored.items()}
+
+
+def attention_entropy(weights: Tensor, mask: Tensor) -> Tensor:
+    """Entropy of attention over its largest possible value, mean over queries, shape (B,); NaN for a single tile.
+
+    Parameters
+    ----------
+    weights
+        Attention over the kept tiles, shape (B, K, T), 0 where there is none.
+    mask
+        bool, shape (B, K).
+    """
+    entropy: Tensor = torch.special.entr(weights.double()).sum(1).mean(1)  # (B,)
+    return entropy / mask.sum(1).double().log()
