@@ -51,6 +51,17 @@ def test_the_probability_is_that_of_the_stored_tiles(tmp_path, pooling, tasks, p
     assert found.kept_are_best
 
 
+def test_what_a_diverged_model_says_is_never_stored(tmp_path):
+    spec = encoder_spec("resnet18-1", norm="auto", has_weights=False)
+    card = ModelCard("m", ONE, spec, 2, 8, 0.1, 6, 0.5, PATCH_PX, "f", {})
+    net = build_net(card).eval()
+    with torch.no_grad():
+        net.head.weight[0, 0] = torch.nan  # the attention is sound
+    slide = textured_slide("s", label=1, seed=1)
+    with pytest.raises(ScoresError, match=r"slide s: the model's probabilities are not finite; .*learning_rate"):
+        predict_slide(net, card, slide, compute=ComputeSection(), device=torch.device("cpu"), fingerprint="f")
+
+
 def test_what_was_changed_is_found(tmp_path):
     scores, net = predicted(tmp_path)
     turned = replace(scores, kept_embeddings=scores.kept_embeddings[:, ::-1].copy())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.config import ComputeSection
+from wsi_ips.errors import ScoresError
 from wsi_ips.inference.scores import SlideScores
 from wsi_ips.model.checkpoint import ModelCard
 from wsi_ips.model.int8 import Int8Encoder, Int8Exporter, compare
@@ -82,6 +83,12 @@ def predict_slide(
     logits, falls = _decision(net, embeddings, mask)
     probability = net.probabilities(logits)  # (C,)
     selection = selections[0]
+    assert selection.probability is not None
+    if not (torch.isfinite(logits).all() and np.isfinite(selection.probability).all()):
+        raise ScoresError(
+            f"slide {tiles.slide_id}: the model's probabilities are not finite; it has diverged: train again with a "
+            "lower `training.learning_rate`, or give another checkpoint"
+        )
     return SlideScores(
         slide_id=tiles.slide_id,
         attention_logits=selection.logits,

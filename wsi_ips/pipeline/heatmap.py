@@ -111,11 +111,13 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
             stride_px0=index.stride_px0,
             footprint_px0=index.plan.footprint_px0,
         )
-        picture = draw_overlay(view, raster, caption, kind=kind, opacity=section.opacity)
-        facts = sidecar(view, raster, caption, kind=kind, fingerprint=wanted)
+        # On this map tissue without a colour was analysed and not kept; its title says so.
+        shown = replace(view, tissue=None) if kind == "leave-one-out" else view
+        picture = draw_overlay(shown, raster, caption, kind=kind, opacity=section.opacity)
+        facts = sidecar(shown, raster, caption, kind=kind, fingerprint=wanted)
         plain = picture
         if caption.outlines:  # they would cover texture
-            plain = draw_overlay(view, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
+            plain = draw_overlay(shown, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
         facts["alignment"] = _alignment(run, record, scores, plain, facts)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
 
