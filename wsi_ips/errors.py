@@ -12,6 +12,7 @@
     │   └── RegionReadError        opened, but a region could not be read
     ├── AnnotationError            an annotation file
     ├── TileIndexError             a stored tile index: missing, other schema, damaged
+    ├── FeaturesError              stored features: missing, damaged, or another tool's that fit neither tiles nor slide
     ├── ScoresError                a stored score table: missing, other schema, damaged
     ├── HandoffError               a hand-off package that does not say on disk what was scored
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
@@ -83,6 +84,20 @@ class AnnotationError(WsiIpsError, ValueError):
 
 class TileIndexError(WsiIpsError, ValueError):
     """A stored tile index is missing, damaged or of another schema."""
+
+
+class FeaturesError(WsiIpsError, ValueError):
+    """Stored features are missing or damaged, or those of another tool fit neither the tiles nor the slide.
+
+    Attributes
+    ----------
+    slide_id
+        Identity of the slide in its manifest, None where the caller works without one.
+    """
+
+    def __init__(self, message: str, *, slide_id: str | None = None) -> None:
+        super().__init__(message)
+        self.slide_id = slide_id
 
 
 class ScoresError(WsiIpsError, ValueError):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import DeviceMemoryError
+from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.fast import fast_encoder
 from wsi_ips.model.fused import Encode
 from wsi_ips.model.net import IpsNet, TileScores, to_float
 from wsi_ips.model.selection import Selection, SlideToScan, scan
-from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, read_tiles
+from wsi_ips.tiles import FeatureStream, FeatureTiles, PatchChunk, PatchStream, SlideTiles, read_tiles
 
 Prepare = Callable[[Tensor, NDArray[np.integer], NDArray[np.integer]], Tensor]
 """(pixels, uint8 (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device."""
@@ -53,14 +55,17 @@ class StagedChunk(NamedTuple):
     pixels, slot, tile
         As in ``PatchChunk``.
     on_device
-        The pixels, uint8, shape (n, h, w, 3).
+        The pixels, uint8, shape (n, h, w, 3), or features, float16, shape (n, F).
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     slot: NDArray[np.int32]
     tile: NDArray[np.int32]
     on_device: Tensor
 
+
+FEATURES_AT_A_TIME = 4096
+"""Stored features read at once, at least: they are a hundredth of a patch."""
 
 CHUNKS_STAGED = 2
 """Chunks in use at a time: one is computed, the next is on its way."""
@@ -182,8 +187,11 @@ def scan_slides(
         A score is not finite.
     """
     net.eval()
-    encode = encode or fast_encoder(net.encoder, precision=compute.precision, compiling=compute.compile)
     device = next(net.parameters()).device
+    if encode is None:  # of stored features the encoder is a scale and a shift, and there is nothing to make faster
+        features = isinstance(requests[0], FeatureTiles)
+        fast = partial(fast_encoder, precision=compute.precision, compiling=compute.compile)
+        encode = net.encoder if features else fast(net.encoder)
 
     places = _Places(net, requests)
 
@@ -207,18 +215,11 @@ def scan_slides(
         logits = torch.cat([part.logits for part in parts]).numpy()
         return logits, torch.cat([p.probability for p in parts]).numpy() if with_probability else None  # type: ignore[misc]
 
-    def read_again(slot: int, tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read_again(slot: int, tiles: NDArray[np.int64]) -> NDArray[Any]:
         with reading():
             return read_tiles(requests[slot].only(tiles.astype(np.int32)))
 
-    with PatchStream(
-        requests,
-        chunk_size=compute.chunk_size,
-        readers=compute.readers,
-        prefetch_chunks=compute.prefetch_chunks,
-        held_chunks=CHUNKS_STAGED if device.type == "cuda" else 1,
-        allocate=page_locked if device.type == "cuda" else None,
-    ) as stream:
+    with open_stream(requests, compute, device) as stream:
         return scan(
             staged(_waiting(stream, reading), device),
             [SlideToScan(request.slide_id, len(request.index)) for request in requests],
@@ -238,6 +239,61 @@ def _waiting(chunks: Iterable[PatchChunk], reading: Callable[[], AbstractContext
         if chunk is None:
             return
         yield chunk
+
+
+def open_stream(
+    requests: Sequence[SlideTiles], compute: ComputeSection, device: torch.device
+) -> PatchStream | FeatureStream:
+    """Stream of pixels, or of features where those are stored, for a ``with`` block."""
+    if isinstance(requests[0], FeatureTiles):
+        return FeatureStream(
+            cast("Sequence[FeatureTiles]", requests),
+            chunk_size=max(compute.chunk_size, FEATURES_AT_A_TIME),
+            readers=compute.readers,
+            prefetch_chunks=compute.prefetch_chunks,
+        )
+    return PatchStream(
+        requests,
+        chunk_size=compute.chunk_size,
+        readers=compute.readers,
+        prefetch_chunks=compute.prefetch_chunks,
+        held_chunks=CHUNKS_STAGED if device.type == "cuda" else 1,
+        allocate=page_locked if device.type == "cuda" else None,
+    )
+
+
+@torch.inference_mode()
+def embed_tiles(
+    encoder: Encoder, tiles: SlideTiles, *, compute: ComputeSection, limit: ChunkLimit
+) -> Iterator[NDArray[np.float32]]:
+    """Embeddings of all tiles of a slide, a chunk at a time, float32, shape (n, F).
+
+    Parameters
+    ----------
+    encoder
+        In evaluation mode, on the device.
+    tiles
+        The slide's tiles; at least one.
+    compute
+        Precision, chunk size, reading threads, chunks read ahead.
+    limit
+        Of the patches embedded at once; comes down where the device's memory runs out.
+    """
+    device = encoder.mean.device
+    encode = fast_encoder(encoder, precision=compute.precision, compiling=compute.compile)
+    prepare = plain_patches(device)
+    with open_stream([tiles], compute, device) as stream:
+        for chunk in staged(stream, device):
+            while True:
+                try:
+                    parts = [
+                        encode(prepare(chunk.on_device[part], chunk.slot[part], chunk.tile[part])).float().cpu()
+                        for part in limit.parts(len(chunk.tile))
+                    ]
+                    break
+                except torch.cuda.OutOfMemoryError as error:
+                    limit.come_down(error)
+            yield torch.cat(parts).numpy()
 
 
 class _Places:
@@ -269,8 +325,8 @@ class KeptTiles(Protocol):
         ...
 
     @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """Their patches, shape (K, h, w, 3)."""
+    def pixels(self) -> NDArray[Any]:
+        """Their patches, shape (K, h, w, 3), or features, shape (K, F)."""
         ...
 
 
@@ -281,7 +337,7 @@ class Winners:
     Attributes
     ----------
     pixels
-        Patches of each slide, uint8, shape (K_b, h, w, 3).
+        Patches of each slide, uint8, shape (K_b, h, w, 3), or features, float16, shape (K_b, F).
     slot, tile
         Slide and tile id of each, shape (n,).
     counts
@@ -290,7 +346,7 @@ class Winners:
         Added to their embeddings, shape (n, D), or None.
     """
 
-    pixels: Sequence[NDArray[np.uint8]]
+    pixels: Sequence[NDArray[Any]]
     slot: NDArray[np.int64]
     tile: NDArray[np.int64]
     counts: tuple[int, ...]

@@ -51,9 +51,7 @@ Checkpoint = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option(
-        help="Dask scheduler that spreads the slides to tile, e.g. tcp://host:8786, or slurm; else this machine."
-    ),
+    typer.Option(help="Dask scheduler that spreads the slides, e.g. tcp://host:8786, or slurm; else this machine."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 
@@ -170,6 +168,22 @@ def sheet(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) 
 
         page = sheet_stage(Run.open(load_recipe(recipe, parse_overrides(settings))))
         out.print(f"contact sheet: {page}", soft_wrap=True)
+
+
+@app.command()
+def features(
+    recipe: RecipeFile,
+    slides: Annotated[list[str] | None, typer.Argument(metavar="[SLIDE]...", help="slide_id's; none = all.")] = None,
+    scheduler: Scheduler = None,
+    settings: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Store what the recipe's encoder, as it comes, makes of every tile: 16 bits a number, once.
+
+    With `model.input: features` training learns from them in minutes. Slides are done side by side, each in a process
+    that keeps its encoder; stop it as you like: the same command goes on.
+    """
+    _stages(recipe, [*(settings or []), *scheduled(scheduler)], debug, "features", slides or [])
 
 
 @app.command()

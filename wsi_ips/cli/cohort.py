@@ -160,6 +160,10 @@ def import_tiles(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Coordinate files of CLAM, TRIDENT, WSInfer or AtlasPatch (.h5).")
     ],
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", metavar="FOLDER", help="Also take the features that CLAM or TRIDENT made of them."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe, e.g. tiles.patch_px=512."),
@@ -170,15 +174,18 @@ def import_tiles(
 
     They are checked against slide and recipe: patch size, level, scale, size of the slide. A slide whose file
     contradicts
-    fails with the reason (exit code 3). To keep them, write `imported: FOLDER` into section `tiles` of the recipe.
+    fails with the reason (exit code 3). To keep them, write `imported: FOLDER` into section `tiles` of the recipe. With
+    --features also what another tool's encoder made of each tile, to train on.
     """
     with explained(debug=debug):
         from wsi_ips.cli.app import parse_overrides
         from wsi_ips.pipeline.neighbours import import_stage
 
         overrides = {**parse_overrides(settings), "tiles.imported": str(folder.resolve())}
+        if features is not None:
+            overrides |= {"features.imported": str(features.resolve()), "model.input": "features"}
         outcome = import_stage(load_recipe(recipe, overrides), Bars())
-        print_imported(outcome, folder)
+        print_imported(outcome, folder, features)
         if outcome.failed:
             raise typer.Exit(EXIT_PARTIAL)
 
@@ -188,6 +195,9 @@ def export_tiles(
     slides: Annotated[list[str] | None, typer.Argument(metavar="[SLIDE]...", help="slide_id's; none = all.")] = None,
     kind: Annotated[str, typer.Option("--format", metavar="clam|trident", help="Whose files to write.")] = "",
     to: Annotated[Path | None, typer.Option("--to", help="Folder to write to.")] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Also write the features that `wsi-ips features` stored.")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe.")
     ] = None,
@@ -207,7 +217,9 @@ def export_tiles(
             raise RecipeError(f"--format {kind or '(not given)'}: write one of {', '.join(FORMATS)}")
         if to is None:
             raise RecipeError("--to: name the folder to write to")
-        outcome = export_run(load_recipe(recipe, parse_overrides(settings)), kind, to, slides or [], Bars())
+        outcome = export_run(
+            load_recipe(recipe, parse_overrides(settings)), kind, to, slides or [], Bars(), features=features
+        )
         print_exported(outcome, to)
         if outcome.refused:
             raise typer.Exit(EXIT_PARTIAL)

@@ -162,7 +162,7 @@ def print_splits(outcome: SplitOutcome, path: Path) -> None:
     )
 
 
-def print_imported(outcome: Imported, folder: Path) -> None:
+def print_imported(outcome: Imported, folder: Path, features: Path | None = None) -> None:
     """Whose tiles each slide has, and what was refused."""
     for state in outcome.states:
         if state.slide_id in outcome.methods and state.state == "ok":
@@ -176,6 +176,11 @@ def print_imported(outcome: Imported, folder: Path) -> None:
     out.print(
         f"to keep these tiles, write into the recipe:  tiles: {{imported: {escape(str(folder))}}}", soft_wrap=True
     )
+    if features is not None:
+        out.print(
+            f"and these features:  features: {{imported: {escape(str(features))}}}  and  model: {{input: features}}",
+            soft_wrap=True,
+        )
 
 
 def print_exported(outcome: Exported, to: Path) -> None:

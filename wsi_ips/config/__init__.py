@@ -9,6 +9,7 @@ from wsi_ips.config.loading import load_recipe
 from wsi_ips.config.sections import (
     AugmentSection,
     ComputeSection,
+    FeaturesSection,
     HandoffSection,
     HeatmapSection,
     LabelsSection,
@@ -29,6 +30,7 @@ from wsi_ips.config.sections import (
 __all__ = [
     "AugmentSection",
     "ComputeSection",
+    "FeaturesSection",
     "HandoffSection",
     "HeatmapSection",
     "LabelsSection",

@@ -90,6 +90,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"unknown key `{where}`; {hint}")
         elif problem["type"] == "missing":
             lines.append(f"key `{where}` is missing; add it")
+        elif not problem["loc"]:
+            lines.append(problem["msg"].removeprefix("Value error, "))
         else:
             text = problem["msg"].removeprefix("Value error, ")
             lines.append(f"key `{where}`: {text} (got {problem['input']!r})")

@@ -204,6 +204,17 @@ class SplitSection(Section):
 class ModelSection(Section):
     """Encoder and cross-attention pooling."""
 
+    input: Literal["pixels", "features"] = Field(
+        "pixels",
+        description="what is learned from: `pixels`, and the encoder learns too; `features`, what the encoder as it "
+        "comes makes of every tile, computed once and stored, so that training takes minutes",
+    )
+    start: Path | None = Field(
+        None,
+        description="folder of a trained model that this one starts from: its encoder, projector and pooling, and its "
+        "heads where the tasks are the same; so end to end after features. One trained on imported features brings no "
+        "encoder: that comes from `encoder` with `pretrained` or `weights`",
+    )
     encoder: str = Field(
         "resnet18",
         description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, `timm:NAME` (also "
@@ -217,6 +228,11 @@ class ModelSection(Section):
         "none",
         description="what of the encoder does not learn: `none`, `all`, or so many of its first stages (blocks of a "
         "transformer)",
+    )
+    projector: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="width that a learned map brings embeddings to before the pooling (512 in the published CAMELYON16 "
+        "configuration); empty = none",
     )
     lora_rank: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -265,6 +281,15 @@ class ModelSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _features_are_of_the_encoder_as_it_comes(self) -> Self:
+        odd = {"freeze": self.freeze not in ("none", "all"), "lora_rank": self.lora_rank > 0}
+        odd["batch_statistics"] = self.batch_statistics != "stored"
+        named = [f"`{key}`" for key, is_set in odd.items() if is_set]
+        if self.input == "features" and named:
+            raise ValueError(f"`input: features` takes the encoder as it comes; leave {', '.join(named)} out")
+        return self
+
+    @model_validator(mode="after")
     def _selection_has_an_effect(self) -> Self:
         if self.pooling == "mean" and self.selection != "exact":
             raise ValueError("`pooling: mean` keeps an even sample of tiles; leave `selection: exact`")
@@ -275,6 +300,19 @@ class ModelSection(Section):
         if self.evidence and self.pooling == "max":
             raise ValueError("`pooling: max` decides by one tile; leave `evidence` out or take another pooling")
         return self
+
+
+class FeaturesSection(Section):
+    """What an encoder made of every tile: where it is stored, and whose it is."""
+
+    location: Path | None = Field(
+        None, description="folder of the stored features, for several runs together; empty = in the run folder"
+    )
+    imported: Path | None = Field(
+        None,
+        description="folder with feature files of CLAM or TRIDENT, taken instead of computing them; their encoder need "
+        "not be known here",
+    )
 
 
 class AugmentSection(Section):
@@ -524,12 +562,27 @@ class Recipe(Section):
     labels: LabelsSection = LabelsSection()
     split: SplitSection = SplitSection()
     model: ModelSection = ModelSection()
+    features: FeaturesSection = FeaturesSection()
     training: TrainingSection = TrainingSection()
     predict: PredictSection = PredictSection()
     heatmap: HeatmapSection = HeatmapSection()
     handoff: HandoffSection = HandoffSection()
     compute: ComputeSection = ComputeSection()
     tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _features_are_no_pixels(self) -> Self:
+        if self.model.input == "pixels":
+            if self.features.imported is not None:
+                raise ValueError("`features.imported` is for `model.input: features`; set it, or leave the folder out")
+            return self
+        if "augment" in self.training.model_fields_set:
+            raise ValueError("`training.augment` changes pixels, and there are none with `model.input: features`")
+        if self.predict.scan_precision != "fp32":
+            raise ValueError(
+                "`predict.scan_precision` is of a scan of pixels; leave it out with `model.input: features`"
+            )
+        return self
 
     def resolved(self, folder: Path) -> Recipe:
         """Copy with relative paths taken from a folder (that of the recipe file) and ``~`` as the home."""
@@ -541,7 +594,12 @@ class Recipe(Section):
             update={
                 "output": located(self.output),
                 "manifest": located(self.manifest),
-                "model": self.model.model_copy(update={"weights": located(self.model.weights)}),
+                "model": self.model.model_copy(
+                    update={"weights": located(self.model.weights), "start": located(self.model.start)}
+                ),
+                "features": FeaturesSection(
+                    location=located(self.features.location), imported=located(self.features.imported)
+                ),
                 "split": self.split.model_copy(update={"file": located(self.split.file)}),
                 "tiles": self.tiles.model_copy(
                     update={"imported": located(self.tiles.imported), "shared": located(self.tiles.shared)}

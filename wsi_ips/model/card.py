@@ -41,6 +41,10 @@ class EncoderSpec:
     architecture, arguments, mean, std
         What a model's page on the hub says of it, so that a trained one is built again without the network; empty
         until :func:`build_encoder` has read it, and for all other models.
+    projector
+        Width that a learned projector brings the output to; 0: there is none.
+    features
+        Width of the features of another tool that it takes instead of patches; 0: it takes patches.
     """
 
     name: str
@@ -50,6 +54,8 @@ class EncoderSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
+    projector: int = 0
+    features: int = 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # lists where they come from JSON

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.model.card import EncoderSpec
 from wsi_ips.model.presets import PoolingOfTokens, find_preset
+from wsi_ips.model.projection import Projector, Standardise
 from wsi_ips.model.published import access_explained, hub_config, is_on_hub, read_weights, timm_arguments
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,6 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GROUPS = 32
 
 TIMM = "timm:"
+IMPORTED = "imported:"
+"""Before the name of an encoder that another tool ran."""
 _GLOBAL_POOL: Mapping[PoolingOfTokens, Mapping[str, Any]] = {
     "model": {},
     "cls": {"global_pool": "token"},
@@ -35,45 +38,40 @@ _GLOBAL_POOL: Mapping[PoolingOfTokens, Mapping[str, Any]] = {
 _RESNET = re.compile(r"(?P<name>resnet(?:18|34|50|101))(?:-(?P<stages>[1-4]))?")
 
 
-class Standardise(nn.Module):
-    """Scale and shift per channel, started so that embeddings have mean 0 and deviation 1.
+class StoredTrunk(nn.Module):
+    """Stands in for a trunk where embeddings were computed beforehand: it has no weights, and takes no pixels."""
 
-    Group norm takes most differences between tiles out of a pooled embedding: they differ by a few per cent,
-    and training from scratch stands still for hundreds of steps. One look at some tiles before
-    the first step mends that (data-dependent start: Kingma and Dhariwal, 2018, section 3.1). Afterwards scale
-    and shift are ordinary parameters, so no tile ever depends on its company.
-    """
+    def forward(self, patches: Tensor) -> Tensor:
+        """Refuse pixels.
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    @torch.no_grad()
-    def start(self, embeddings: Tensor) -> None:
-        """Set scale and shift from embeddings before this layer, shape (n, D), n > 1."""
-        deviation = embeddings.std(0).clamp_min(1e-3)
-        self.weight.copy_(1 / deviation)
-        self.bias.copy_(-embeddings.mean(0) / deviation)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Shape (n, D) to (n, D)."""
-        return embeddings * self.weight + self.bias
+        Raises
+        ------
+        CheckpointError
+            Always.
+        """
+        raise CheckpointError(
+            f"{len(patches)} patches for a model that knows stored features only, and not the encoder that made them: "
+            "import the features of this slide (`features.imported`)"
+        )
 
 
 class Encoder(nn.Module):
     """Patches to embeddings, with the input normalisation the weights expect.
+
+    Instead of patches it takes what its trunk made of them earlier, stored features of shape (n, F).
 
     Attributes
     ----------
     trunk
         The architecture, its classifier taken off.
     standardise
-        Scale and shift of its output.
+        Scale and shift of its output; with ``spec.projector`` a :class:`Projector`.
     spec
         How it was built.
     width
         Width D of an embedding.
+    trunk_width
+        Width F of the trunk's output; D but for a projector.
     frozen
         Parts that stay in evaluation mode in training (:func:`wsi_ips.model.freezing.freeze`).
     """
@@ -93,9 +91,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = trunk.to(memory_format=torch.channels_last)
-        self.standardise = Standardise(width)
+        self.standardise = Projector(width, spec.projector) if spec.projector else Standardise(width)
         self.spec = spec
-        self.width = width
+        self.width, self.trunk_width = spec.projector or width, width
         self.frozen: tuple[nn.Module, ...] = ()
         self._pooling = pooling
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -107,7 +105,7 @@ class Encoder(nn.Module):
         Parameters
         ----------
         patches
-            Float in 0-1, shape (n, 3, h, w), channels-last memory for speed.
+            Float in 0-1, shape (n, 3, h, w), channels-last memory for speed; or features, shape (n, F).
 
         Returns
         -------
@@ -119,7 +117,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start(self, patches: Tensor) -> None:
-        """Start :class:`Standardise` from some patches of the training slides, shape (n, 3, h, w)."""
+        """Start :class:`Standardise` from some patches (or features) of the training slides."""
         self.standardise.start(self.embed_raw(patches))
 
     @torch.no_grad()
@@ -149,11 +147,13 @@ class Encoder(nn.Module):
                 norm.momentum = momentum
 
     def embed_raw(self, patches: Tensor) -> Tensor:
-        """Embed patches without :class:`Standardise`, (n, 3, h, w) to (n, D)."""
-        out: Tensor = self.trunk((patches - self.mean) / self.std)  # (n, D), or tokens (n, L, D / 2)
+        """Embed patches without :class:`Standardise`, (n, 3, h, w) to (n, F); features are embeddings already."""
+        if patches.ndim == 2:
+            return patches
+        out: Tensor = self.trunk((patches - self.mean) / self.std)  # (n, F), or tokens (n, L, F / 2)
         if self._pooling == "cls+mean":
             prefix = int(self.trunk.num_prefix_tokens)  # type: ignore[arg-type]
-            out = torch.cat([out[:, 0], out[:, prefix:].mean(1)], dim=-1)  # (n, D)
+            out = torch.cat([out[:, 0], out[:, prefix:].mean(1)], dim=-1)  # (n, F)
         return out
 
     def undecayed(self) -> set[str]:
@@ -182,6 +182,11 @@ class Encoder(nn.Module):
                 f"key `tiles.patch_px`: encoder {self.spec.name} takes patches whose side is a multiple of {step[0]} "
                 f"px, not {patch_px}; set it to {max(1, round(patch_px / step[0])) * step[0]}"
             )
+
+    def take_trunk(self) -> nn.Module:
+        """Take the trunk out, for training on stored features; it goes back into the checkpoint."""
+        trunk, self.trunk = self.trunk, StoredTrunk()
+        return trunk
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training; frozen parts and frozen batch norm stay in evaluation mode."""
@@ -238,6 +243,8 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path 
     RecipeError
         timm does not know the name.
     """
+    if spec.features:
+        return Encoder(StoredTrunk(), spec=spec, width=spec.features)
     match = _RESNET.fullmatch(_plain(spec.name))
     published = pretrained and weights is None
     encoder = _resnet(spec, match, published) if match else _timm(spec, published, weights)

@@ -215,6 +215,9 @@ def build_pooling(
 def to_float(pixels: Tensor) -> Tensor:
     """Patches as the encoder wants them: uint8 (n, h, w, 3) to float 0-1 (n, 3, h, w), channels last.
 
-    The permutation is a view, so the result has channels-last memory without a copy of its own.
+    The permutation is a view, so the result has channels-last memory without a copy of its own. Stored features,
+    float16 (n, F), become float32.
     """
+    if pixels.ndim == 2:
+        return pixels.to(torch.float32)
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)

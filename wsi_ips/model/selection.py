@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from wsi_ips.errors import ScoresError
 from wsi_ips.model.rules import Doubles, Floats, Rule, TileIds, best_first, exact, log_sum_exp, selection_score
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""Patches, uint8 (n, h, w, 3), or stored features, float16 (n, F), in their place."""
 
 
 class Chunk(Protocol):
@@ -35,7 +36,7 @@ class Chunk(Protocol):
 
     @property
     def pixels(self) -> Pixels:
-        """Shape (n, h, w, 3)."""
+        """Shape (n, h, w, 3), or (n, F)."""
         ...
 
     @property
@@ -74,7 +75,7 @@ class Selection:
     tiles
         Kept tile ids, shape (K,) with K = min(M, tiles scanned); best first by the rule, equal scores in order of id.
     pixels
-        Their patches, uint8, shape (K, h, w, 3).
+        Their patches, uint8, shape (K, h, w, 3), or features, float16, shape (K, F).
     score
         Their selection scores over the whole slide, shape (K,).
     scanned
@@ -243,7 +244,7 @@ class _Memory:
         chunk_total = log_sum_exp(logits.astype(np.float64))  # (T, H)
         self.total = chunk_total if self.total is None else np.logaddexp(self.total, chunk_total)
         if self.pixels is None:
-            self.pixels = np.empty((min(self.size, self.slide.tiles), *pixels.shape[1:]), np.uint8)
+            self.pixels = np.empty((min(self.size, self.slide.tiles), *pixels.shape[1:]), pixels.dtype)
         candidates = np.concatenate([self.kept, tiles])
         assert self.logits is not None
         best = best_first(selection_score(self.logits[candidates], self.total), candidates, self.size)

@@ -103,17 +103,18 @@ def coordinate_files(folder: Path, records: Sequence[SlideRecord]) -> Coordinate
     RecipeError
         The folder cannot be used, or holds two files of one slide.
     """
-    names: dict[str, list[str]] = {}
-    stems = Counter(slide_stem(record) for record in records)
-    for record in records:
-        stem = slide_stem(record)
-        names[record.slide_id] = [record.slide_id, *([stem] if stems[stem] == 1 else [])]
-    files = find_coordinates(folder, names)
+    files = find_coordinates(folder, names_of(records))
     for slide_id, found in files.by_slide.items():
         if len(found) > 1:
             shown = ", ".join(str(path.relative_to(files.folder)) for path in found[:SHOWN])
             raise RecipeError(f"key `tiles.imported`: {len(found)} files of slide {slide_id}: {shown}; keep one")
     return files
+
+
+def names_of(records: Sequence[SlideRecord]) -> dict[str, list[str]]:
+    """Names that other tools' files of a slide may have, by slide_id: the slide_id, and a file name that is unique."""
+    stems = Counter(slide_stem(record) for record in records)
+    return {r.slide_id: [r.slide_id, *([slide_stem(r)] if stems[slide_stem(r)] == 1 else [])] for r in records}
 
 
 def with_coordinates(records: Sequence[SlideRecord], files: CoordinateFiles) -> tuple[SlideRecord, ...]:

@@ -16,6 +16,7 @@ from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
 from wsi_ips.evaluation.slide import Interval
 from wsi_ips.manifest import read_splits, write_splits
 from wsi_ips.pipeline.evaluate import evaluate_run
+from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.split import SplitPlan, split_cohort
@@ -169,6 +170,9 @@ def fold_recipe(recipe: Recipe, fold: int) -> Recipe:
             "output": recipe.output / f"fold_{fold}",
             "split": recipe.split.model_copy(update={"fold": fold}),
             "tiles": recipe.tiles.model_copy(update={"shared": recipe.tiles.shared or recipe.output}),
+            "features": recipe.features.model_copy(
+                update={"location": recipe.features.location or RunFolder(recipe.output).features}
+            ),
             "predict": recipe.predict.model_copy(update={"splits": ("val", "test")}),
         }
     )

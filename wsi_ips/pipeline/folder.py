@@ -35,6 +35,11 @@ class RunFolder:
         return self.root / "scores.zarr"
 
     @property
+    def features(self) -> Path:
+        """What encoders made of the tiles, a folder per encoder."""
+        return self.root / "features.zarr"
+
+    @property
     def model(self) -> Path:
         """Checkpoint."""
         return self.root / "model"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 from wsi_ips.config import Recipe
-from wsi_ips.errors import ManifestError, RecipeError, TileIndexError
+from wsi_ips.errors import FeaturesError, ManifestError, RecipeError, TileIndexError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.cohort import coordinate_files, slide_stem
 from wsi_ips.pipeline.progress import Progress, Silent
@@ -17,6 +17,7 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.stages import run_until
 from wsi_ips.pipeline.states import SlideState
 from wsi_ips.provenance import atomic_write_text
+from wsi_ips.tiles import TileIndex
 from wsi_ips.tiles.interop import ExportFormat, write_foreign
 
 
@@ -64,7 +65,7 @@ class Exported:
 
 
 def import_stage(recipe: Recipe, progress: Progress | None = None) -> Imported:
-    """Tile all slides with the coordinates in `tiles.imported`.
+    """Tile all slides with the coordinates in `tiles.imported`, and take the features in `features.imported` if given.
 
     Raises
     ------
@@ -75,15 +76,21 @@ def import_stage(recipe: Recipe, progress: Progress | None = None) -> Imported:
     """
     if recipe.tiles.imported is None:
         raise RecipeError("key `tiles.imported`: name the folder with the coordinate files")
-    run = run_until(recipe, "tile", progress)
+    run = run_until(recipe, "features" if recipe.features.imported else "tile", progress)
     methods = {r.slide_id: run.index(r).tissue_method for r in run.with_tiles()}
     return Imported(tuple(run.states), methods, coordinate_files(recipe.tiles.imported, run.records).unknown)
 
 
 def export_run(
-    recipe: Recipe, kind: ExportFormat, to: Path, slides: Sequence[str] = (), progress: Progress | None = None
+    recipe: Recipe,
+    kind: ExportFormat,
+    to: Path,
+    slides: Sequence[str] = (),
+    progress: Progress | None = None,
+    *,
+    features: bool = False,
 ) -> Exported:
-    """Write the tiles of a run for another tool.
+    """Write the tiles of a run for another tool, and on request their features.
 
     Parameters
     ----------
@@ -97,6 +104,8 @@ def export_run(
         Only these; none = all.
     progress
         Who watches.
+    features
+        Write the stored features too.
 
     Raises
     ------
@@ -108,16 +117,28 @@ def export_run(
     watcher = progress or Silent()
     with Run.open(recipe, watcher) as run:
         chosen = _chosen(run, slides)
+        write = _feature_writer(run, to, kind) if features else None
         written, refused = dict[str, Path | None](), dict[str, str]()
         with watcher.stage(f"export as {kind}", len(chosen), "slides") as advance:
             for record in chosen:
                 try:
-                    written[record.slide_id] = write_foreign(to, run.index(record), kind=kind, name=slide_stem(record))
-                except TileIndexError as error:
+                    index = run.index(record)
+                    path = write_foreign(to, index, kind=kind, name=slide_stem(record))
+                    written[record.slide_id] = path if write is None else write(record, index)
+                except (TileIndexError, FeaturesError) as error:
                     refused[record.slide_id] = str(error)
                 advance(1)
     tables = _clam_tables(to, [r for r in chosen if r.slide_id in written]) if kind == "clam" else ()
     return Exported(written, refused, tuple(tables))
+
+
+def _feature_writer(run: Run, to: Path, kind: ExportFormat) -> Callable[[SlideRecord, TileIndex], Path | None]:
+    """Writes the features of a slide; needs torch."""
+    from wsi_ips.pipeline.encoding import feature_source
+    from wsi_ips.pipeline.feature_files import write_features_of
+
+    source = feature_source(run)
+    return lambda record, index: write_features_of(to, record, index, source, kind)
 
 
 def _chosen(run: Run, slides: Sequence[str]) -> list[SlideRecord]:

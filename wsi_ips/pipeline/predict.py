@@ -20,13 +20,10 @@ from wsi_ips.pipeline.predictor import PREDICT_JOB, Predictor, PredictTask, Told
 from wsi_ips.pipeline.preparation import check_preparation
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.scored import checkpoint_folder, predicted, scores_fingerprint
-from wsi_ips.pipeline.spread import failure_of_job, spread
+from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
 from wsi_ips.scanning import choose_device
 
 __all__ = ["checkpoint_folder", "predict_stage", "predicted", "scores_fingerprint", "to_predict", "write_predictions"]
-
-TIMEOUT_TILES = 1000
-"""`compute.slide_timeout_s` is for so many tiles of a slide."""
 
 
 def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
@@ -67,6 +64,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         record
         for record in run.with_tiles(to_predict(run, names))
         if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
+        and not (card.encoder.features and _lacks_features(run, record))
     ]
     if due:
         for text in remarks(card.encoder.name):
@@ -77,6 +75,12 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         run.states.save()
     write_predictions(run, calibrate(run))
     return len(due)
+
+
+def _lacks_features(run: Run, record: SlideRecord) -> bool:
+    """Whether the stage before refused the slide's features, and said why."""
+    row = run.states[record.slide_id]
+    return row.state == "failed" and row.stage == "features"
 
 
 def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
@@ -100,7 +104,7 @@ def _predict_spread(run: Run, due: Sequence[SlideRecord], model: str, advance: C
             PredictTask(
                 run.recipe, record, checkpoint_folder(run), model, scores_fingerprint(run, record, model), threads
             ),
-            timeout_s=compute.slide_timeout_s * max(1, tiles[record.slide_id] / TIMEOUT_TILES),
+            timeout_s=timeout_s(compute, tiles[record.slide_id]),
         )
         for record in sorted(due, key=lambda record: -tiles[record.slide_id])
     ]

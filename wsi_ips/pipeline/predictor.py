@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ import torch
 
 from wsi_ips.cluster.process import NUMBER
 from wsi_ips.config import Recipe
-from wsi_ips.errors import CheckpointError
+from wsi_ips.errors import CheckpointError, FeaturesError
 from wsi_ips.inference import predict_slide, write_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import load_checkpoint
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.int8 import Int8Exporter
+from wsi_ips.pipeline.encoding import feature_source
+from wsi_ips.pipeline.feature_source import FeatureSource
 from wsi_ips.pipeline.run import Run
 from wsi_ips.scanning import ChunkLimit, choose_device
+from wsi_ips.tiles import SlideTiles
 
 PREDICT_JOB = f"{__name__}:predict_job"
 
@@ -56,10 +59,39 @@ class Predictor:
         self.net.to(device)
         int8 = recipe.predict.scan_precision == "int8"
         self._int8 = Int8Exporter(self.net.encoder, self.card.patch_px) if int8 else None
+        self._source: FeatureSource | None = None
         self._limit = ChunkLimit(recipe.compute.chunk_size, self._tell)
 
     def _tell(self, text: str) -> None:
         self.note(text)  # whoever listens at that time
+
+    def _input(self, run: Run, record: SlideRecord) -> SlideTiles:
+        """Stored features of a slide where they are up to date, else its pixels, of which a model makes the same.
+
+        Raises
+        ------
+        FeaturesError
+            The model knows imported features only, and this slide has none, or those of another encoder.
+        """
+        encoder = self.card.encoder
+        if run.recipe.model.input == "features":
+            if self._source is None or self._source.files is not None:
+                self._source = feature_source(run, self.net.encoder)
+            source = replace(self._source, run=run)
+            if source.has(record):
+                tiles = source.tiles(record)
+                if not encoder.features or tiles.features.encoder == encoder.name:
+                    return tiles
+                raise FeaturesError(
+                    f"slide {record.slide_id}: features of {tiles.features.encoder}, the model was trained on those of "
+                    f"{encoder.name}; import the same"
+                )
+        if encoder.features:
+            raise FeaturesError(
+                f"slide {record.slide_id}: the model was trained on features of {encoder.name} and takes no pixels; "
+                "set `features.imported` to a folder with a feature file of this slide, and `model.input: features`"
+            )
+        return run.tiles(record)
 
     def __call__(
         self, run: Run, record: SlideRecord, fingerprint: str, on_tiles: Callable[[int], None] = lambda _: None
@@ -68,7 +100,7 @@ class Predictor:
         scores = predict_slide(
             self.net,
             self.card,
-            run.tiles(record),
+            self._input(run, record),
             compute=run.recipe.compute,
             device=self.device,
             fingerprint=fingerprint,

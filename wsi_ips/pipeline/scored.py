@@ -9,8 +9,10 @@ from wsi_ips.inference import SlideScores, read_scores, stored_fingerprint
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.calibration import Calibration, read_calibration
 from wsi_ips.model.card import checkpoint_fingerprint, read_card
+from wsi_ips.pipeline.feature_source import IMPORTED_KEY
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
+from wsi_ips.tiles import features_fingerprint
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -20,7 +22,10 @@ def checkpoint_folder(run: Run) -> Path:
 
 def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
     """Fingerprint that a slide's scores must have to be up to date."""
-    how = [run.recipe.predict.scan_precision] if run.recipe.predict.scan_precision != "fp32" else []
+    how: list[str | None] = [run.recipe.predict.scan_precision] if run.recipe.predict.scan_precision != "fp32" else []
+    if run.recipe.features.imported is not None:  # those of the model's own encoder are the pixels in another form
+        folder = (run.recipe.features.location or run.folder.features) / IMPORTED_KEY
+        how.append(features_fingerprint(folder, record.slide_id))
     return fingerprint("scores", model, run.index(record).fingerprint, *how)
 
 

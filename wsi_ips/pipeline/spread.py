@@ -10,6 +10,9 @@ from wsi_ips.cluster import Job, JobOutcome, Limits, run_here, run_jobs
 from wsi_ips.config import ComputeSection
 from wsi_ips.fence import Failure
 
+TIMEOUT_TILES = 1000
+"""`compute.slide_timeout_s` is for so many tiles of a slide, where its tiles go through a network."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -60,6 +63,11 @@ def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Spread]:
             yield Spread(outcomes, at_a_time or max(1, sum(client.nthreads().values())), few)
         finally:
             outcomes.close()  # type: ignore[attr-defined]
+
+
+def timeout_s(compute: ComputeSection, tiles: int) -> float:
+    """Seconds that a slide's tiles may take to go through a network."""
+    return compute.slide_timeout_s * max(1, tiles / TIMEOUT_TILES)
 
 
 def failure_of_job(outcome: JobOutcome) -> Failure:

@@ -1,4 +1,7 @@
-"""All stages in order: tile, train, predict, heatmap, report. Those that learn are loaded when they are come to."""
+"""All stages in order: tile, features (where they are learned from), train, predict, heatmap, report.
+
+Those that learn are loaded when they are come to.
+"""
 
 from __future__ import annotations
 
@@ -109,6 +112,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
             worked = synth_stage(recipe, watcher)
             run = opened.enter_context(Run.open(recipe, watcher))
             worked = bool(tile_stage(run)) or worked
+            worked = _features(run) or worked
         worked = train_stage(run, world) or worked
         worked = bool(predict_stage(run)) or worked
         worked = bool(heatmap_stage(run)) or worked
@@ -148,6 +152,8 @@ def predict_slides(
         names = [record.slide_id for record in records]
         read_card(checkpoint_folder(run))  # before anything is worked on
         tile_stage(run, only=set(names))
+        if recipe.features.imported is not None:  # where they are not, a model sees what the slides show
+            _features(run, names)
         predict_stage(run, slides)
         if heatmaps and names:
             _drawn_stages(run, names)
@@ -165,12 +171,12 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     recipe
         The whole recipe.
     last
-        ``tile``, ``train`` (tiles first), ``predict`` (tiles first, needs a checkpoint) or ``heatmap`` (needs
-        predictions).
+        ``tile``, ``features`` (tiles first), ``train`` (tiles first, and features where they are learned from),
+        ``predict`` (tiles first, needs a checkpoint) or ``heatmap`` (needs predictions).
     progress
         Who watches; nobody by default.
     slides
-        Only these slides, for ``predict`` and ``heatmap``.
+        Only these slides, for ``features``, ``predict`` and ``heatmap``.
     """
     watcher = progress or Silent()
     if last == "train":
@@ -179,6 +185,11 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
     with Run.open(recipe, watcher) as run:
         if last == "tile":
             tile_stage(run)
+        elif last == "features":
+            from wsi_ips.pipeline.features import features_stage
+
+            tile_stage(run, only=set(slides) or None)
+            features_stage(run, slides)
         elif last == "heatmap":
             _drawn_stages(run, slides)
         else:
@@ -196,6 +207,7 @@ def _train(recipe: Recipe, watcher: Progress) -> Run:
             synth_stage(recipe, watcher)
             run = opened.enter_context(Run.open(recipe, watcher))
             tile_stage(run)
+            _features(run)
         train_stage(run, world)
     return run
 
@@ -214,7 +226,16 @@ def _predict(run: Run, slides: Sequence[str]) -> None:
     from wsi_ips.pipeline.predict import predict_stage, to_predict
 
     tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
+    if run.recipe.features.imported is not None:  # where they are not, a model sees what the slides show
+        _features(run, slides)
     predict_stage(run, slides)
+
+
+def _features(run: Run, slides: Sequence[str] = ()) -> bool:
+    """Store features where the recipe learns from them; whether anything was done."""
+    from wsi_ips.pipeline.features import features_stage
+
+    return run.recipe.model.input == "features" and bool(features_stage(run, slides))
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:

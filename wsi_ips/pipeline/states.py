@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeVar
 from wsi_ips.fence import Failure, failure_of, fenced
 from wsi_ips.provenance import atomic_path, atomic_write_text
 
-Stage = Literal["tile", "train", "predict", "heatmap", "handoff"]
+Stage = Literal["tile", "features", "train", "predict", "heatmap", "handoff"]
 State = Literal["pending", "ok", "empty", "failed"]
 STATES: tuple[State, ...] = ("ok", "empty", "failed", "pending")
 T = TypeVar("T")

@@ -9,14 +9,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from wsi_ips.errors import DivergedError, RecipeError, RegionReadError, TrainingError
+from wsi_ips.config import AugmentSection
+from wsi_ips.errors import DivergedError, FeaturesError, RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import IpsNet, ModelCard, encoder_spec, read_card, save_checkpoint
-from wsi_ips.model.card import CARD_NAME, write_card
+from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
+from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint, write_card
 from wsi_ips.model.checkpoint import build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
+from wsi_ips.model.start import put_trunk, take_over
+from wsi_ips.pipeline.encoding import feature_source, plan_encoder
+from wsi_ips.pipeline.feature_source import FeatureSource
 from wsi_ips.pipeline.leakage import require_no_leak
 from wsi_ips.pipeline.preparation import preparation_of, training_facts
 from wsi_ips.pipeline.run import Run
@@ -26,6 +31,8 @@ from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest,
 from wsi_ips.training.tracking import MetricsFile, TensorBoardFile, Tracker, Tracking, mlflow_run
 from wsi_ips.training.world import World
 
+UNCHANGED = AugmentSection(turns=False, density=0.0)
+"""Of features: there are no pixels to change."""
 STATE_NAME, BEST_NAME = "state.safetensors", "best"
 """In the folder of a training at work."""
 
@@ -53,17 +60,20 @@ def train_stage(run: Run, world: World | None = None) -> bool:
     with world.ahead() as is_first:
         if is_first:
             require_no_leak(run)
+    features = feature_source(run) if run.recipe.model.input == "features" else None
     while True:
-        train, val = _labelled(run, "train"), _labelled(run, "val")
+        train, val = (
+            [r for r in _labelled(run, part) if features is None or features.has(r)] for part in ("train", "val")
+        )
         world.attempt(partial(_check_enough, run, train))
-        wanted = world.same(_fingerprint(run, [*train, *val]), "training (recipe, labels or tiles)")
+        wanted = world.same(_fingerprint(run, [*train, *val], features), "training (recipe, labels or tiles)")
         if world.from_first(_is_trained(run, wanted)):
             if world.is_first:
                 _complete_card(run, train, val)
             return False
         try:
-            _fit(run, train, val, wanted, world)
-        except RegionReadError as error:
+            _fit(run, train, val, wanted, world, features)
+        except (RegionReadError, FeaturesError) as error:
             if error.slide_id is None:
                 raise
             with world.ahead() as is_first:
@@ -123,13 +133,24 @@ def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
         )
 
 
-def _fingerprint(run: Run, records: Sequence[SlideRecord]) -> str:
+def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSource | None) -> str:
     recipe = run.recipe
-    inputs = sorted((r.slide_id, str(run.truths[r.slide_id]), r.split, run.index(r).fingerprint) for r in records)
-    return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs)
+    learned = [run.index(r).fingerprint if features is None else features.wanted(r) for r in records]
+    inputs = sorted(
+        (r.slide_id, str(run.truths[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
+    )
+    start = [checkpoint_fingerprint(recipe.model.start)] if recipe.model.start else []
+    return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)
 
 
-def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wanted: str, world: World) -> None:
+def _fit(
+    run: Run,
+    train: Sequence[SlideRecord],
+    val: Sequence[SlideRecord],
+    wanted: str,
+    world: World,
+    features: FeatureSource | None,
+) -> None:
     recipe, device = run.recipe, world.device
     torch.manual_seed(recipe.seed)
     section = recipe.model
@@ -139,7 +160,11 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             "key `model.batch_statistics`: without weights there are no statistics to take anew; set "
             "`model.pretrained` or `model.weights`, or leave `stored`"
         )
-    spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
+    plan = plan_encoder(section)
+    spec = plan.spec
+    if features is not None and features.files is not None:
+        name, width = features.of_one_encoder([*train, *val])
+        spec = EncoderSpec(name, "batch", frozen_statistics=True, projector=spec.projector, features=width)
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
         tasks=recipe.labels.tasks,
@@ -160,13 +185,19 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
         training=training_facts(run, train, val),
         evidence=section.evidence,
     )
-    for text in remarks(section.encoder, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+    for text in remarks(spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
-    build = partial(build_net, card, pretrained=section.pretrained, weights=section.weights)
+    build = partial(build_net, card, pretrained=plan.pretrained, weights=plan.weights)
     with world.ahead() as is_first:  # published weights are fetched once
         built = build() if is_first else None
     net = built or build()
+    if section.start is not None:
+        take_over(net, section.start)
     net.encoder.check_patch(recipe.tiles.patch_px)
+    trunk = None
+    if features is not None:  # the trunk has done its work; it goes into the checkpoint again, which then takes pixels
+        trunk = None if features.files is not None else net.encoder.take_trunk()
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"augment": UNCHANGED})})
     freeze(net.encoder, section.freeze)
     if section.lora_rank:
         add_lora(net.encoder, section.lora_rank)
@@ -177,7 +208,8 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
     stop = StopRequest(insistent=world.is_alone)
     for folder in (run.folder.model, run.folder.last_model) if world.is_first else ():
         (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    labelled = [[LabelledSlide(run.tiles(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
+    tiles_of = run.tiles if features is None else features.tiles
+    labelled = [[LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
     total = recipe.training.epochs * len(train)
     with tracking, stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
@@ -191,6 +223,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
             note=run.progress.note,
             re_estimate=section.batch_statistics == "re-estimated",
             world=world,
+            started=section.start is not None,
         )
         state = StateFile(run.folder.training / STATE_NAME, wanted)
         try:
@@ -206,7 +239,7 @@ def _fit(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord], wan
                 raise
             raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
     if keeper:
-        keeper.finish(trainer.result)
+        keeper.finish(trainer.result, trunk)
 
 
 def _tracking(run: Run, wanted: str) -> Tracking:
@@ -255,8 +288,8 @@ class _Keeper:
         if self._best is record:
             save_checkpoint(self.folder, net, self._card(record))
 
-    def finish(self, net: IpsNet) -> None:
-        """Put the best and the last checkpoint in their places and let the state go."""
+    def finish(self, net: IpsNet, trunk: nn.Module | None = None) -> None:
+        """Put the best and the last checkpoint in their places, with the trunk of a training on features."""
         last = self.history[-1]
         if len(self.history) < self.run.recipe.training.epochs:
             self.run.progress.note(
@@ -265,6 +298,10 @@ class _Keeper:
             )
         with atomic_folder(self.run.folder.last_model) as folder:
             save_checkpoint(folder, net, self._card(last))
+            if trunk is not None:
+                put_trunk(folder, trunk)
+        if trunk is not None:
+            put_trunk(self.folder, trunk)
         with atomic_folder(self.run.folder.model) as folder:
             for file in self.folder.iterdir():
                 file.replace(folder / file.name)

@@ -1,5 +1,13 @@
 """Tiles: the grid, the stored index, and the stream of patches."""
 
+from wsi_ips.tiles.feature_stream import FeatureStream
+from wsi_ips.tiles.features import (
+    FeatureTiles,
+    StoredFeatures,
+    features_fingerprint,
+    open_features,
+    write_features,
+)
 from wsi_ips.tiles.grid import tile_grid
 from wsi_ips.tiles.index import TileIndex, build_index
 from wsi_ips.tiles.recall import Recall, tissue_recall
@@ -7,12 +15,17 @@ from wsi_ips.tiles.store import read_index, slide_ids, stored_fingerprint, store
 from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
 
 __all__ = [
+    "FeatureStream",
+    "FeatureTiles",
     "PatchChunk",
     "PatchStream",
     "Recall",
     "SlideTiles",
+    "StoredFeatures",
     "TileIndex",
     "build_index",
+    "features_fingerprint",
+    "open_features",
     "read_index",
     "read_tiles",
     "slide_ids",
@@ -20,5 +33,6 @@ __all__ = [
     "stored_row",
     "tile_grid",
     "tissue_recall",
+    "write_features",
     "write_index",
 ]

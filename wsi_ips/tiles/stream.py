@@ -27,7 +27,8 @@ from wsi_ips.tiles.index import TileIndex
 RUN_TILES = 32
 """Tiles a thread reads at a stretch."""
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""uint8, shape (n, h, w, 3); where stored features take the place of pixels, float16, shape (n, F)."""
 Allocate = Callable[[tuple[int, ...]], Pixels]
 """Shape -> uint8 memory of that shape, contiguous."""
 
@@ -38,7 +39,7 @@ class PatchChunk(NamedTuple):
     Attributes
     ----------
     pixels
-        uint8, shape (n, h, w, 3).
+        uint8, shape (n, h, w, 3); of stored features float16, shape (n, F).
     slot
         Position of each patch's slide among the requests, int32, shape (n,).
     tile
@@ -80,11 +81,23 @@ class SlideTiles:
         """Tile ids to read."""
         return np.arange(len(self.index), dtype=np.int32) if self.tiles is None else self.tiles
 
-    def only(self, tiles: NDArray[np.int32]) -> SlideTiles:
+    def read(self) -> Pixels:
+        """Read the wanted tiles at once, uint8, shape (n, h, w, 3)."""
+        size, wanted = self.index.plan.patch_size, self.wanted
+        pixels = np.empty((len(wanted), size.height, size.width, 3), np.uint8)
+        if len(wanted):
+            slide = _SlideInUse(self, tiles_left=len(wanted))
+            try:
+                slide.read(wanted, pixels, threading.Event())
+            finally:
+                slide.close()
+        return pixels
+
+    def only(self, tiles: NDArray[np.int32]) -> Self:
         """The same slide with other tiles to read."""
         return replace(self, tiles=tiles)
 
-    def at_slot(self, slot: int) -> SlideTiles:
+    def at_slot(self, slot: int) -> Self:
         """The same request under another number."""
         return replace(self, slot=slot)
 
@@ -206,16 +219,8 @@ class PatchStream:
 
 
 def read_tiles(request: SlideTiles) -> Pixels:
-    """Read the wanted tiles of one slide at once, uint8, shape (n, h, w, 3)."""
-    size, wanted = request.index.plan.patch_size, request.wanted
-    pixels = np.empty((len(wanted), size.height, size.width, 3), np.uint8)
-    if len(wanted):
-        slide = _SlideInUse(request, tiles_left=len(wanted))
-        try:
-            slide.read(wanted, pixels, threading.Event())
-        finally:
-            slide.close()
-    return pixels
+    """Read the wanted tiles of one slide at once: pixels, uint8 (n, h, w, 3), or features, float16 (n, F)."""
+    return request.read()
 
 
 def _one_patch_size(requests: Sequence[SlideTiles]) -> Size:

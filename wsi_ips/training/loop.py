@@ -83,9 +83,11 @@ class Trainer:
         Take the statistics of batch norm from tiles of the training slides before the first step.
     world
         The processes that train together; None trains alone.
+    started
+        The network comes from an earlier training: its embeddings are not standardised anew.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a training is made of
         self,
         net: IpsNet,
         *,
@@ -98,13 +100,14 @@ class Trainer:
         note: Callable[[str], None] = lambda _: None,
         re_estimate: bool = False,
         world: World | None = None,
+        started: bool = False,
     ) -> None:
         self.world = world or World(device)
         self.stop, self._all_stop = StopRequest(), False
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
         self.limit = ChunkLimit(compute.chunk_size, note)
-        self.re_estimate = re_estimate
+        self.re_estimate, self.started = re_estimate, started
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
@@ -177,9 +180,10 @@ class Trainer:
         position = self._resumed(state, optimiser, also)
         if position is None:
             position = Position()
-            with world.ahead() as is_first:
-                if is_first:
-                    self._start_encoder(train)
+            if not self.started:
+                with world.ahead() as is_first:
+                    if is_first:
+                        self._start_encoder(train)
         elif world.is_first:
             on_resume(position.history)
         world.align(self.net)

@@ -1,8 +1,16 @@
-"""Tile coordinates of other tools, and scores of other models.
+"""Tile coordinates and features of other tools, and scores of other models.
 
-Read coordinates of CLAM, TRIDENT, WSInfer and AtlasPatch, write those of CLAM and TRIDENT.
+Read coordinates of CLAM, TRIDENT, WSInfer and AtlasPatch and features of CLAM and TRIDENT, write both of these two.
 """
 
+from wsi_ips.tiles.interop.features import (
+    ForeignFeatures,
+    find_features,
+    foreign_features,
+    read_foreign_features,
+    rows_of_tiles,
+    write_foreign_features,
+)
 from wsi_ips.tiles.interop.folder import CoordinateFiles, find_coordinates
 from wsi_ips.tiles.interop.foreign import ForeignTiles
 from wsi_ips.tiles.interop.importing import imported_index
@@ -14,14 +22,20 @@ __all__ = [
     "FORMATS",
     "CoordinateFiles",
     "ExportFormat",
+    "ForeignFeatures",
     "ForeignTiles",
     "PlacedScores",
     "ScoredTiles",
     "find_coordinates",
+    "find_features",
+    "foreign_features",
     "imported_index",
     "place_scores",
     "read_foreign",
+    "read_foreign_features",
     "read_scored",
+    "rows_of_tiles",
     "with_footprint",
     "write_foreign",
+    "write_foreign_features",
 ]

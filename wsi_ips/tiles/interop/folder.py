@@ -70,11 +70,12 @@ def _preferred(paths: Sequence[Path]) -> tuple[Path, ...]:
     """Of several files those without features: a feature file repeats the coordinates it was made from."""
     if len(paths) == 1:
         return tuple(paths)
-    bare = tuple(path for path in paths if not _holds(path, "features"))
+    bare = tuple(path for path in paths if not holds(path, "features"))
     return bare or tuple(paths)
 
 
-def _holds(path: Path, dataset: str) -> bool:
+def holds(path: Path, dataset: str) -> bool:
+    """Whether a file is HDF5 with a dataset (or group) of that name."""
     try:
         with h5py.File(path, "r") as file:
             return dataset in file

@@ -1,0 +1,116 @@
+"""Where the stored features of a run's slides are, and whether they are up to date; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsi_ips.errors import FeaturesError
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import fingerprint
+from wsi_ips.slides import content_identity
+from wsi_ips.tiles import FeatureTiles, features_fingerprint, open_features, stored_fingerprint
+from wsi_ips.tiles.features import SCHEMA_VERSION
+
+IMPORTED_KEY = "imported"
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Stored features of the slides of a run.
+
+    Attributes
+    ----------
+    run
+        The run.
+    key
+        Folder of the encoder.
+    encoder
+        Fingerprint of the encoder; empty where another tool ran it.
+    files
+        Of that tool: feature file by slide_id.
+    """
+
+    run: Run
+    key: str
+    encoder: str
+    files: dict[str, Path] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of these features."""
+        return (self.run.recipe.features.location or self.run.folder.features) / self.key
+
+    def wanted(self, record: SlideRecord) -> str:
+        """Fingerprint that a slide's features must have to be up to date.
+
+        Raises
+        ------
+        FeaturesError
+            Another tool's file is missing.
+        """
+        tiles = stored_fingerprint(self.run.folder.tiles, record.slide_id)
+        if self.files is None:
+            return fingerprint("features", SCHEMA_VERSION, self.encoder, tiles)
+        return fingerprint("imported features", SCHEMA_VERSION, content_identity(self.file(record)), tiles)
+
+    def file(self, record: SlideRecord) -> Path:
+        """Feature file of a slide that another tool wrote.
+
+        Raises
+        ------
+        FeaturesError
+            There is none.
+        """
+        found = (self.files or {}).get(record.slide_id)
+        if found is None:
+            raise FeaturesError(
+                f"slide {record.slide_id}: no feature file of it in {self.run.recipe.features.imported}; files are "
+                "named like the slide (.h5, .pt)",
+                slide_id=record.slide_id,
+            )
+        return found
+
+    def has(self, record: SlideRecord) -> bool:
+        """Whether a slide's features are stored and up to date."""
+        try:
+            return features_fingerprint(self.folder, record.slide_id) == self.wanted(record)
+        except (FeaturesError, OSError):
+            return False
+
+    def tiles(self, record: SlideRecord) -> FeatureTiles:
+        """The slide's tiles at slot 0, with features in place of pixels.
+
+        Raises
+        ------
+        FeaturesError
+            They are missing, damaged, or not one for each tile.
+        """
+        tiles, features = self.run.tiles(record), open_features(self.folder, record.slide_id)
+        if features.tiles != len(tiles.index):
+            raise FeaturesError(
+                f"features of slide {record.slide_id}: {features.tiles} for {len(tiles.index)} tiles; run `wsi-ips "
+                "features` again",
+                slide_id=record.slide_id,
+            )
+        return FeatureTiles(tiles.slot, tiles.slide_id, tiles.index, tiles.open, tiles.tiles, features)
+
+    def of_one_encoder(self, records: Sequence[SlideRecord]) -> tuple[str, int]:
+        """Name and width of the encoder of all these slides.
+
+        Raises
+        ------
+        FeaturesError
+            They are of several encoders; names slides of two.
+        """
+        seen: dict[tuple[str, int], str] = {}
+        for record in records:
+            features = open_features(self.folder, record.slide_id)
+            seen.setdefault((features.encoder, features.width), record.slide_id)
+        if len(seen) != 1:
+            told = [f"{slide}: {name}, {width} wide" for (name, width), slide in list(seen.items())[:SHOWN]]
+            raise FeaturesError(f"features of several encoders cannot be learned together ({'; '.join(told)})")
+        return next(iter(seen))

@@ -1,0 +1,244 @@
+"""Features as CLAM and TRIDENT store them: read and checked against tiles and slide, and written.
+
+CLAM: ``h5_files/NAME.h5`` with ``features`` f4 (N, F) and ``coords`` i4 (N, 2), no attributes, and
+``pt_files/NAME.pt``, a bare tensor in the order of the coordinate file (read and written by who knows torch). TRIDENT:
+``{mag}x_{patch}px_{overlap}px_overlap/features_{encoder}/NAME.h5`` with ``features`` f2 or f4 and ``coords`` with its
+usual attributes.
+
+Shapes: N tiles of the file, n of the index, F width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import FeaturesError
+from wsi_ips.provenance import atomic_path
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.folder import SUFFIXES, holds
+from wsi_ips.tiles.interop.foreign import ForeignTiles
+from wsi_ips.tiles.interop.reading import read_foreign, whole_corners
+from wsi_ips.tiles.interop.writing import ExportFormat, write_foreign
+
+TENSOR = ".pt"
+UNNAMED = "unnamed"
+HALF_PX0 = 0.5
+
+
+@dataclass(frozen=True)
+class ForeignFeatures:
+    """Features of one slide as another tool stored them.
+
+    Attributes
+    ----------
+    path
+        The file.
+    values
+        float16 or float32, shape (N, F).
+    corners_px0
+        Top-left corners (x, y) in level-0 pixels, int64, shape (N, 2).
+    encoder
+        Name of the encoder as the file says it, ``unnamed`` where it does not.
+    geometry
+        What the file says of its tiles; None where it has coordinates only, as CLAM's.
+    """
+
+    path: Path
+    values: NDArray[np.floating]
+    corners_px0: NDArray[np.int64]
+    encoder: str = UNNAMED
+    geometry: ForeignTiles | None = None
+
+
+def read_foreign_features(path: Path) -> ForeignFeatures:
+    """Features in a file of CLAM (``h5_files``) or TRIDENT.
+
+    Raises
+    ------
+    FeaturesError
+        No such file, damaged, or without features and coordinates; names the file.
+    TileIndexError
+        Coordinates or their attributes cannot be.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            missing = [name for name in ("features", "coords") if not isinstance(file.get(name), h5py.Dataset)]
+            if missing:
+                raise FeaturesError(f"{path}: no dataset `{missing[0]}` in it; give feature files of CLAM or TRIDENT")
+            values, coords = np.asarray(file["features"][()]), np.asarray(file["coords"][()])
+            encoder = file["features"].attrs.get("encoder", UNNAMED)
+            placed = bool(file["coords"].attrs.keys())
+    except OSError as error:
+        raise FeaturesError(f"{path}: cannot be read as HDF5 ({error})") from error
+    geometry = read_foreign(path) if placed else None
+    corners = geometry.corners_px0 if geometry else whole_corners(path, coords, 2)
+    encoder = encoder.decode("utf-8", "replace") if isinstance(encoder, bytes) else str(encoder)
+    return foreign_features(path, values, corners, encoder=encoder, geometry=geometry)
+
+
+def foreign_features(
+    path: Path,
+    values: NDArray[Any],
+    corners_px0: NDArray[np.int64],
+    *,
+    encoder: str = UNNAMED,
+    geometry: ForeignTiles | None = None,
+) -> ForeignFeatures:
+    """Features with the coordinates they belong to, checked against each other.
+
+    Raises
+    ------
+    FeaturesError
+        No table of numbers, or not one row per coordinate.
+    """
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise FeaturesError(f"{path}: features of shape {values.shape} and type {values.dtype}; (N, F) floats expected")
+    if len(values) != len(corners_px0):
+        raise FeaturesError(
+            f"{path}: {len(values)} rows of features for {len(corners_px0)} coordinates; they are not of one run"
+        )
+    return ForeignFeatures(path, values, corners_px0, encoder, geometry)
+
+
+def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int64]:
+    """Row of the file for each tile of the index, shape (n,); the file may hold further tiles.
+
+    Raises
+    ------
+    FeaturesError
+        A tile has no features, the file's tiles are of another size, or begin outside the slide.
+    """
+    where = f"{foreign.path}: features for slide {index.slide_id}"
+    geometry, footprint = foreign.geometry, index.plan.footprint_px0
+    if geometry is not None and geometry.size_px0 not in (None, index.size_px0):
+        raise FeaturesError(
+            f"{where}: the file says level 0 has {tuple(geometry.size_px0 or ())} px, the slide has "
+            f"{tuple(index.size_px0)}; they belong to another slide"
+        )
+    if geometry is not None and geometry.identity not in (None, index.slide_identity):
+        raise FeaturesError(f"{where}: made from a slide file of other content; compute them again")
+    if geometry is not None and any(
+        abs(a - b) > HALF_PX0 + 1e-3 * b for a, b in zip(geometry.footprint_px0, footprint, strict=True)
+    ):
+        raise FeaturesError(
+            f"{where}: of tiles of {geometry.footprint_px0.x:g} level-0 px, the run's are {footprint.x:g}; import the "
+            "coordinates they were made from (`tiles.imported`)"
+        )
+    corners = foreign.corners_px0
+    outside = (corners < 0).any(1) | (corners >= np.array(index.size_px0)).any(1)
+    if outside.any():
+        raise FeaturesError(
+            f"{where}: {outside.sum()} of {len(corners)} tiles begin outside the slide of {tuple(index.size_px0)} px, "
+            f"e.g. at {tuple(corners[outside][0].tolist())}; they belong to another slide"
+        )
+    rows: dict[tuple[int, int], int] = {}
+    for row, (x, y) in enumerate(corners.tolist()):
+        rows.setdefault((x, y), row)  # a tile named twice: its first mention
+    wanted = list(zip(index.x.tolist(), index.y.tolist(), strict=True))
+    missing = [corner for corner in wanted if corner not in rows]
+    if missing:
+        raise FeaturesError(
+            f"{where}: none for {len(missing)} of {len(wanted)} tiles, e.g. the one at {missing[0]}; import the "
+            "coordinates they were made from (`tiles.imported`)"
+        )
+    return np.array([rows[corner] for corner in wanted], np.int64)
+
+
+def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Feature file of each slide in a folder and those in it; of CLAM's two forms the one with coordinates.
+
+    Parameters
+    ----------
+    folder
+        E.g. CLAM's folder of features, or ``features_{encoder}`` of TRIDENT.
+    names
+        Per slide_id the names that files of it may have.
+
+    Raises
+    ------
+    FeaturesError
+        No such folder, no feature file in it, or two of one slide.
+    """
+    if not folder.is_dir():
+        raise FeaturesError(f"{folder}: no such folder")
+    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*SUFFIXES, TENSOR)]
+    files = [p for p in files if p.suffix == TENSOR or holds(p, "features")]
+    if not files:
+        raise FeaturesError(f"{folder}: no feature file in it (.h5 with a dataset `features`, or .pt)")
+    owner = {name: slide_id for slide_id, known in names.items() for name in known}
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        slide_id = owner.get(path.stem)
+        if slide_id is not None:
+            found.setdefault(slide_id, []).append(path)
+    chosen: dict[str, Path] = {}
+    for slide_id, paths in found.items():
+        tables = [path for path in paths if path.suffix != TENSOR] or paths
+        if len(tables) > 1:
+            listed = ", ".join(str(path.relative_to(folder)) for path in tables)
+            raise FeaturesError(
+                f"{folder}: {len(tables)} feature files of slide {slide_id}: {listed}; give the folder of one encoder"
+            )
+        chosen[slide_id] = tables[0]
+    return chosen
+
+
+def write_foreign_features(
+    folder: Path, index: TileIndex, values: NDArray[np.floating], *, kind: ExportFormat, name: str, encoder: str
+) -> Path | None:
+    """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` is for who knows torch.
+
+    Parameters
+    ----------
+    folder
+        Where that tool's run is to lie.
+    index
+        The tiles.
+    values
+        Their features, shape (n, F).
+    kind
+        ``clam``: ``h5_files/NAME.h5``; ``trident``: ``.../features_{encoder}/NAME.h5``.
+    name
+        The slide's file name without its ending.
+    encoder
+        Short name of the encoder.
+
+    Returns
+    -------
+    pathlib.Path or None
+        The feature file; None where there is no tile.
+
+    Raises
+    ------
+    TileIndexError
+        The format cannot say where these tiles lie.
+    """
+    tiles = write_foreign(folder, index, kind=kind, name=name)
+    if tiles is None or not len(index):
+        return None
+    if kind == "clam":
+        path = folder / "h5_files" / f"{name}.h5"
+        coords, attributes = np.stack([index.x, index.y], axis=1).astype(np.int32), {}
+        said: dict[str, Any] = {}
+    else:
+        run = tiles.parent.parent
+        path = run / f"features_{encoder}" / f"{name}.h5"
+        with h5py.File(tiles, "r") as file:
+            coords, attributes = file["coords"][()], dict(file["coords"].attrs)
+        said = {"encoder": encoder, "name": name, "savetodir": path.parent.relative_to(folder).as_posix()}
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        width = values.shape[1]
+        features = file.create_dataset(
+            "features", data=values.astype(np.float32), chunks=(1, width), maxshape=(None, width)
+        )
+        placed = file.create_dataset("coords", data=coords, chunks=(1, 2), maxshape=(None, 2))
+        features.attrs.update(said)
+        placed.attrs.update(attributes)
+    return path
