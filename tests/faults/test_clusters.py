@@ -116,7 +116,7 @@ def test_a_scheduler_that_dies_is_one_message(tmp_path):
         scheduler.kill()
         output, _ = command.communicate(timeout=300)
         assert command.returncode == 2, output
-        assert "the Dask scheduler is gone" in " ".join(output[-300:].split())  # Dask logs its own trouble before
+        assert "the Dask scheduler is gone" in " ".join(output.split())  # Dask logs its own trouble around it
     finally:
         for process in (scheduler, worker, command):
             process.kill()
