@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed.comm.core import CommClosedError
 
 from tests.faults.slides import ROOT, digest, recipe_of, started, write_cohort, write_good
 from tests.faults.test_faults import until
@@ -121,6 +122,13 @@ def test_a_scheduler_that_dies_is_one_message(tmp_path):
         for process in (scheduler, worker, command):
             process.kill()
             process.wait()
+
+
+def test_a_loss_in_any_call_to_the_scheduler_is_that_message():
+    with local_client(1) as client:
+        address = client.cluster.scheduler_address
+        with pytest.raises(ClusterError, match="the Dask scheduler is gone"), scheduler_client(address):
+            raise CommClosedError("as in Client.submit")
 
 
 def test_an_address_where_nobody_answers_is_one_message(cohort, monkeypatch):

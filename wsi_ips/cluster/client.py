@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from wsi_ips.cluster.worker import close_processes
@@ -18,6 +18,7 @@ LEAST_WORKER_GB = 1.0
 MEMORY_SHARE = 0.8
 """Of the machine; the rest is for this process, the system and its file cache."""
 CONNECT_TIMEOUT_S = 20
+GONE = "the Dask scheduler is gone; start it and run the same command again: what is done is kept"
 LOOPBACK = "127.0.0.1:0"
 """Dask's pages of a cluster within this process: with any other address, None too, they are open to the network."""
 
@@ -91,8 +92,12 @@ def scheduler_client(address: str) -> Iterator[Client]:
             f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`, give its address, "
             "and start workers with `dask worker`"
         ) from error
-    with client:
-        yield client
+    with _loss_told():
+        try:
+            yield client
+        finally:
+            with suppress(OSError, TimeoutError):  # a scheduler that is gone needs no goodbye
+                client.close()
 
 
 @contextmanager
@@ -117,7 +122,7 @@ def slurm_client(jobs: int | None) -> Iterator[Client]:
         raise ClusterError('SLURM needs the extra: pip install "wsi-ips[slurm]"') from error
     if jobs is None:
         raise RecipeError("key `compute.workers`: with `compute.scheduler: slurm` say how many SLURM jobs to ask for")
-    with ExitStack() as stack:
+    with _loss_told(), ExitStack() as stack:
         try:
             cluster = stack.enter_context(SLURMCluster())
         except ValueError as error:
@@ -127,3 +132,14 @@ def slurm_client(jobs: int | None) -> Iterator[Client]:
             ) from error
         cluster.scale(jobs=jobs)
         yield stack.enter_context(cluster.get_client())
+
+
+@contextmanager
+def _loss_told() -> Iterator[None]:
+    """A scheduler may go at any call to it."""
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except CommClosedError as error:
+        raise ClusterError(GONE) from error

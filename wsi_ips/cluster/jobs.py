@@ -7,10 +7,12 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wsi_ips.cluster.child import do_job
+from wsi_ips.cluster.client import GONE
 from wsi_ips.cluster.process import Job, JobResult, Limits
 from wsi_ips.cluster.worker import close_processes, work
 from wsi_ips.errors import ClusterError
@@ -19,7 +21,6 @@ from wsi_ips.fence import Failure
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-GONE = "the Dask scheduler is gone; start it and run the same command again: what is done is kept"
 TICK_S = 1.0
 COUNT_WORKERS_EVERY_S = 5.0
 
@@ -137,9 +138,10 @@ class _AtWork:
         """Take back what was not begun, and end the processes that wait for nothing."""
         if self._client.status != "running":
             return
-        if self._futures:
-            self._client.cancel(list(self._futures.values()), force=True)
-        self._client.run(close_processes, idle_only=True, on_error="ignore")
+        with suppress(OSError, TimeoutError):  # the scheduler may have gone; then there is nothing to take back
+            if self._futures:
+                self._client.cancel(list(self._futures.values()), force=True)
+            self._client.run(close_processes, idle_only=True, on_error="ignore")
 
 
 def _result(future: Future[JobResult], job: Job) -> JobResult:
