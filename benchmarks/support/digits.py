@@ -61,6 +61,8 @@ class DigitsPlan:
         Shares of train, val and test, of canvases and of digit images: no image is in two parts.
     seed
         Seed of everything.
+    parts
+        What is written of it.
     """
 
     canvases: int = 400
@@ -68,6 +70,7 @@ class DigitsPlan:
     noise: int = 50
     split: tuple[float, float, float] = (0.7, 0.05, 0.25)
     seed: int = 0
+    parts: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def _encoded(pixels: RGB) -> EncodedLevel:
 def make_digits(folder: Path, plan: DigitsPlan) -> Path:
     """Write all canvases, their outlines and the manifest; the manifest's path."""
     rows = []
-    for canvas in plan_canvases(plan):
+    for canvas in (canvas for canvas in plan_canvases(plan) if canvas.part in plan.parts):
         slide, outline = f"slides/{canvas.slide_id}.svs", f"annotations/{canvas.slide_id}.xml"
         for name in (slide, outline):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

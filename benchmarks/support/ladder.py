@@ -1,11 +1,15 @@
 """Synthetic cohorts whose test slides go down a ladder of lesion sizes, and models trained for them.
 
-One cohort to learn from (lesions of 0.3 to 1.2 mm), and for each rung test slides in pairs of one with tumour of that
-size and one with benign follicles of that size. Held-out slides share no texture with those learned from.
+One cohort to learn from (lesions of 0.3 to 1.2 mm, or what is asked for), and for each rung test slides in pairs of one
+with tumour of that size and one with benign follicles of that size. Held-out slides share no texture with those learned
+from.
+
+    python -m benchmarks.support.ladder FOLDER [--seed 0] [--learn-mm 0.3 1.2]
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -22,12 +26,22 @@ HELD_OUT = 1000
 """Added to the seed: other layouts, stains and textures than those of the slides learned from."""
 
 
-def make_ladder(folder: Path, seed: int, *, training_slides: int, slides_per_rung: int) -> Path:
+LEARN_MM = (0.3, 1.2)
+
+
+def make_ladder(
+    folder: Path,
+    seed: int,
+    *,
+    training_slides: int = 24,
+    slides_per_rung: int = 8,
+    learn_mm: tuple[float, float] = LEARN_MM,
+) -> Path:
     """Write all slides unless they are there; the manifest, with column ``rung`` for the test slides."""
     manifest = folder / "manifest.csv"
     if manifest.exists():
         return manifest
-    parts = {"learn": _plan(seed, training_slides, (0.3, 1.2), (1.5, 2.5), (1.0, 0.0, 0.0))}
+    parts = {"learn": _plan(seed, training_slides, learn_mm, (1.5, 2.5), (1.0, 0.0, 0.0))}
     for size, tissue in TISSUE_MM2.items():
         parts[f"{size}mm"] = _plan(HELD_OUT + seed, slides_per_rung, (size, size), tissue, (1e-9, 0.0, 1.0))
     tables = []
@@ -88,3 +102,17 @@ def trained(recipe: Recipe, progress: Progress) -> Run:
     """Train and predict what is not up to date."""
     run_until(recipe, "train", progress).pool.close()
     return run_until(recipe, "predict", progress)
+
+
+def main() -> None:
+    """Write a cohort."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learn-mm", type=float, nargs=2, default=LEARN_MM, metavar=("LEAST", "MOST"))
+    options = parser.parse_args()
+    print(make_ladder(options.folder, options.seed, learn_mm=tuple(options.learn_mm)))
+
+
+if __name__ == "__main__":
+    main()

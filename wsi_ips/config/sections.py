@@ -248,9 +248,10 @@ class ModelSection(Section):
         "slides before the first step, for slides that look unlike what the weights were made from",
     )
     memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
-    selection: Literal["exact", "paper"] = Field(
+    selection: Literal["exact", "paper", "even"] = Field(
         "exact",
-        description="`exact`: the best M of the whole slide; `paper`: the published greedy rule, for comparison",
+        description="`exact`: the best M of the whole slide; for comparison `paper` (the published greedy rule) and "
+        "`even` (M tiles at equal steps over those scanned, whatever they show: no selection)",
     )
     iteration_size: Annotated[int, Field(ge=1)] = Field(
         256, description="tiles per iteration of `selection: paper` (I); it changes that rule's result"
@@ -291,7 +292,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _selection_has_an_effect(self) -> Self:
-        if self.pooling == "mean" and self.selection != "exact":
+        if self.pooling == "mean" and self.selection == "paper":
             raise ValueError("`pooling: mean` keeps an even sample of tiles; leave `selection: exact`")
         return self
 

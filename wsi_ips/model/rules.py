@@ -10,7 +10,8 @@ Three rules, all "(logits of S tiles, M) to the positions of the kept tiles, bes
     buffer and chunk, so with H·T > 1 a tile's rank depends on its company: it is no top-M of any fixed score, and
     order and chunk size change the result. With H = T = 1 both rules agree. For comparison only.
 :func:`even`
-    M tiles at equal steps: a systematic sample, for poolings that score all tiles alike.
+    M tiles at equal steps: a systematic sample, for poolings that score all tiles alike, and to see what selection
+    is worth.
 
 Shapes: S scanned tiles of a slide, M kept at most, I tiles of an iteration, T queries, H heads.
 """
@@ -32,7 +33,7 @@ Positions = NDArray[np.intp]
 Rule = Callable[[Floats, int], Positions]
 """(logits of the scanned tiles in order of id, shape (S, T, H); M) -> positions of min(M, S) tiles, best first."""
 
-SelectionName = Literal["exact", "paper"]
+SelectionName = Literal["exact", "paper", "even"]
 
 
 def log_sum_exp(logits: Doubles) -> Doubles:
@@ -108,4 +109,4 @@ def even(logits: Floats, memory_size: int) -> Positions:
 
 def selection_rule(name: SelectionName, *, iteration_size: int) -> Rule:
     """The rule of recipe key ``model.selection``; ``iteration_size`` matters to `paper` only."""
-    return exact if name == "exact" else partial(paper, iteration_size=iteration_size)
+    return partial(paper, iteration_size=iteration_size) if name == "paper" else {"exact": exact, "even": even}[name]

@@ -1,0 +1,239 @@
+"""Trainings to be compared: one recipe with a few keys changed, each trained and tested in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from wsi_ips.config import load_recipe
+from wsi_ips.evaluation import auc_with_interval
+from wsi_ips.evaluation.localisation import TUMOUR_TILE
+from wsi_ips.inference import read_scores
+from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline.scored import predicted
+
+Figures = dict[str, Any]
+NO_SELECTION = {"model.selection": "even", "training.exploration": 0.0}
+IMAGENET = {"model.encoder": "timm:tf_efficientnet_lite0", "model.weights": "WEIGHTS"}
+FEATURES = {**IMAGENET, "model.input": "features", "features.location": "SHARED/features.zarr"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "IPS": {},
+    "M even tiles, no selection": NO_SELECTION,
+    "mean of M even tiles": {"model.pooling": "mean"},
+    "best single tile": {"model.pooling": "max"},
+    "gated attention on the best M": {"model.pooling": "abmil"},
+    "features, gated attention": {**FEATURES, "model.pooling": "abmil", "model.memory_size": 4096},
+    "features, IPS": FEATURES,
+    "IPS from ImageNet": IMAGENET,
+    "IPS from ImageNet, encoder frozen": {**IMAGENET, "model.freeze": "all"},
+    "IPS, no warm start": {"training.warm_start_epochs": 0},
+    "IPS, no tile loss": {"training.tile_loss": 0.0},
+    "IPS, no exploration": {"training.exploration": 0.0},
+    "IPS, all tiles in each epoch": {"training.tile_dropout": 0.0},
+    "IPS, M x 4": {"model.memory_size": 64},
+    "IPS, evidence": {"model.evidence": True},
+    "IPS, no augmentation": {"training.augment": {"turns": False, "density": 0.0}},
+    "IPS, stain jitter": {"training.augment": {"density": 0.0, "hed": 0.1}},
+    "IPS, strong stain jitter": {
+        "training.augment": {"density": 0.0, "hed": 0.2, "brightness": 0.1, "saturation": 0.2}
+    },
+}
+"""Keys of the recipe that each variant changes. WEIGHTS and SHARED stand for places."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training to be done: recipe and manifest, what is changed, and where it lies.
+
+    Attributes
+    ----------
+    recipe, manifest
+        What is trained.
+    shared
+        Folder of the tiles, which all trainings on the manifest share.
+    folder
+        Of this training; figures that stand there are not made again.
+    changes
+        Keys of the recipe.
+    by
+        Column of the manifest whose values have figures of their own; empty is none.
+    """
+
+    recipe: Path
+    manifest: Path
+    shared: Path
+    folder: Path
+    changes: dict[str, Any] = field(default_factory=dict)
+    by: str = ""
+
+    @property
+    def result(self) -> Path:
+        """Where the figures are."""
+        return self.folder / "figures.json"
+
+
+def training(
+    recipe: Path,
+    manifest: Path,
+    work: Path,
+    variant: str,
+    seed: int,
+    *,
+    own: bool = False,
+    by: str = "",
+    weights: Path | None = None,
+) -> Training:
+    """The training of a variant; ``own``: the seed has a cohort of its own, and so tiles."""
+    shared = (work / (f"tiles_{seed}" if own else "tiles")).resolve()
+    places = {"WEIGHTS": weights, "SHARED/features.zarr": shared / "features.zarr"}
+    if weights is None and "WEIGHTS" in VARIANTS[variant].values():
+        raise SystemExit(f"`{variant}` needs --weights (benchmarks/support/imagenet.py)")
+    changes = {
+        key: str(places[value]) if isinstance(value, str) and value in places else value
+        for key, value in VARIANTS[variant].items()
+    }
+    folder = (work / f"{variant.replace(', ', '_').replace(' ', '-')}_{seed}").resolve()
+    return Training(recipe, manifest.resolve(), shared, folder, {"seed": seed, **changes}, by)
+
+
+def run_all(trainings: Sequence[Training], *, jobs: int = 1) -> list[Figures | None]:
+    """Figures of trainings, a process each, ``jobs`` at a time with a thread each; None for what failed."""
+    for one in {one.shared: one for one in trainings if not one.result.exists()}.values():
+        recipe = load_recipe(one.recipe, {"manifest": str(one.manifest), "output": str(one.shared)})
+        run_until(recipe, "tile").pool.close()
+
+    def figures(one: Training) -> Figures | None:
+        if not one.result.exists():
+            one.folder.mkdir(parents=True, exist_ok=True)
+            environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
+            asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(one).items()}
+            command = [sys.executable, "-m", "benchmarks.learning.runs", json.dumps(asked)]
+            with (one.folder / "log.txt").open("w", encoding="utf-8") as log:
+                done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+            if done.returncode:
+                print(f"{one.folder.name} failed: see {log.name}", file=sys.stderr)
+                return None
+        found: Figures = json.loads(one.result.read_text(encoding="utf-8"))
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(figures, trainings))
+
+
+def run_one(one: Training) -> None:
+    """Train, predict and measure in this process."""
+    both = {"manifest": str(one.manifest), "output": str(one.folder), "tiles.shared": str(one.shared)}
+    recipe = load_recipe(one.recipe, {**both, **one.changes})
+    began, cpu = time.monotonic(), time.process_time()
+    run_until(recipe, "train").pool.close()
+    cost = {"minutes": (time.monotonic() - began) / 60, "cpu_minutes": (time.process_time() - cpu) / 60}
+    with run_until(recipe, "predict") as run:
+        found = measured(run, one.by)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    one.result.write_text(json.dumps(found | cost | {"peak_rss_mb": peak}) + "\n", encoding="utf-8")
+
+
+def measured(run: Run, by: str = "") -> Figures:
+    """Figures of the test slides of a run, and of those of each value of a column."""
+    records = [record for record in predicted(run) if record.split == "test"]
+    rows = [_row(run, record) for record in records]
+    found = _figures(rows)
+    if by:
+        column = pd.read_csv(run.recipe.manifest, dtype=str, keep_default_na=False).set_index("slide_id")[by]
+        groups: dict[str, list[Figures]] = {}
+        for row in rows:
+            groups.setdefault(column[row["slide_id"]], []).append(row)
+        found["by"] = {name: _figures(rows) for name, rows in groups.items()}
+    return found
+
+
+def _row(run: Run, record: Any) -> Figures:
+    index, entry = run.index(record), read_scores(run.folder.scores, record.slide_id)
+    fraction = np.zeros(len(index)) if index.tumour_fraction is None else index.tumour_fraction
+    is_tumour = fraction > TUMOUR_TILE
+    return {
+        "slide_id": record.slide_id,
+        "truth": run.recipe.labels.tasks[0].classes.index(str(run.truth(record))) > 0,
+        "score": entry.probabilities[0][-1],
+        "tumour": is_tumour,
+        "tiles": entry.positive_probability,
+        "kept": is_tumour[entry.kept],
+    }
+
+
+def _figures(rows: Sequence[Figures]) -> Figures:
+    truth, score = np.array([row["truth"] for row in rows]), np.array([row["score"] for row in rows])
+    auc = auc_with_interval(truth, score)
+    tumour, tiles = (np.concatenate([row[key] for row in rows]) for key in ("tumour", "tiles"))
+    with_tumour = [row for row in rows if row["tumour"].any()]
+    return {
+        "slides": len(rows),
+        "auc": auc.value,
+        "auc_interval": [auc.low, auc.high],
+        "tile_auc": float(roc_auc_score(tumour, tiles)),
+        "tile_pr_auc": float(average_precision_score(tumour, tiles)),
+        "selection_recall": float(
+            np.mean([row["kept"].sum() / min(len(row["kept"]), row["tumour"].sum()) for row in with_tumour])
+        ),
+        "found": float(np.mean([row["kept"].any() for row in with_tumour])),
+        "pointing": float(np.mean([row["tumour"][int(np.argmax(row["tiles"]))] for row in with_tumour])),
+    }
+
+
+COLUMNS = {
+    "auc": ("slide AUC", 3),
+    "tile_auc": ("tile AUC", 3),
+    "tile_pr_auc": ("tile PR-AUC", 3),
+    "selection_recall": ("selection recall", 3),
+    "pointing": ("highest tile is tumour", 2),
+    "cpu_minutes": ("CPU min", 1),
+}
+"""Figures of a table: their heading and digits."""
+
+
+def header(first: str) -> str:
+    """Head of a table in Markdown."""
+    names = [first, *(name for name, _ in COLUMNS.values())]
+    return "| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|"
+
+
+def line(name: str, found: Sequence[Mapping[str, Any] | None]) -> str:
+    """A row of the table: mean over trainings, the smallest and largest in brackets."""
+
+    def cell(key: str, digits: int) -> str:
+        values = [entry[key] for entry in found if entry is not None and entry.get(key) is not None]
+        if not values:
+            return ""
+        spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+
+    return "| " + " | ".join([name, *(cell(key, digits) for key, (_, digits) in COLUMNS.items())]) + " |"
+
+
+def common_options(parser: argparse.ArgumentParser, variants: Sequence[str]) -> None:
+    """Options that all comparisons have."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--weights", type=Path, help="ImageNet weights, from benchmarks/support/imagenet.py")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, a thread each where more than one")
+    parser.add_argument("--json", type=Path)
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    places = {key: Path(asked[key]) for key in ("recipe", "manifest", "shared", "folder")}
+    run_one(Training(**places, changes=asked["changes"], by=asked["by"]))
