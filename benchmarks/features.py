@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.features import features_stage
-from wsi_ips.pipeline.predict import predict_stage
-from wsi_ips.pipeline.report import compute_figures
-from wsi_ips.pipeline.train import train_stage
+from wsi_ips.pipeline.learning.features import features_stage
+from wsi_ips.pipeline.learning.train import train_stage
+from wsi_ips.pipeline.prediction.predict import predict_stage
+from wsi_ips.pipeline.report.page import compute_figures
 
 POOLINGS = ("attention", "abmil", "mean", "max")
 STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}

@@ -90,7 +90,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from wsi_ips.model.card import EncoderSpec
     from wsi_ips.model.checkpoint import build_net, checkpoint_fingerprint
     from wsi_ips.pipeline import Run, run_until
-    from wsi_ips.pipeline.scored import scores_fingerprint
+    from wsi_ips.pipeline.prediction.scored import scores_fingerprint
 
     recipe_file = folder / "recipe.yaml"
     if (folder / "made").exists():
@@ -146,7 +146,7 @@ def maps_of(recipe_file: Path):
     from wsi_ips.config import load_recipe
     from wsi_ips.inference import read_scores
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.handoff import score_maps
+    from wsi_ips.pipeline.maps.handoff import score_maps
 
     run = Run.open(load_recipe(recipe_file))
     record = run.records[0]
@@ -198,7 +198,7 @@ def plain_geojson(path: Path, maps, tiles) -> None:
 
 def overlay(recipe_file: Path, turns: int) -> tuple[list[float], list[float]]:
     """Seconds of ours and of the loop, in turns, on the same pixels."""
-    from wsi_ips.pipeline.heatmap import tiled_area
+    from wsi_ips.pipeline.maps.heatmap import tiled_area
     from wsi_ips.results import View, tile_raster
     from wsi_ips.results.overlay import colour_map
     from wsi_ips.slides import read_area

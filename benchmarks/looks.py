@@ -19,7 +19,7 @@ from PIL import Image
 from wsi_ips.config import SynthSection
 from wsi_ips.errors import SlideError
 from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.synth import make_slides
+from wsi_ips.pipeline.tiling.synth import make_slides
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.tissue import look_alikes, look_of
 from wsi_ips.tissue.look import LARGEST_DISTANCE

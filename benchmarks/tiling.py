@@ -31,7 +31,7 @@ def ours(path: Path, folder: Path) -> dict[str, float]:
     """The tile stage on one slide."""
     from wsi_ips.config import Recipe
     from wsi_ips.manifest import SlideRecord
-    from wsi_ips.pipeline.tile_slide import tile_slide
+    from wsi_ips.pipeline.tiling.slide import tile_slide
     from wsi_ips.provenance import atomic_write_bytes
     from wsi_ips.slides import content_identity, open_slide
     from wsi_ips.tiles import write_index

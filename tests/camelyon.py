@@ -9,7 +9,7 @@ import pandas as pd
 
 from wsi_ips.config import SynthSection
 from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.synth import make_slides
+from wsi_ips.pipeline.tiling.synth import make_slides
 
 SMALL_SLIDES = {"size_px0": (6144, 4096), "tissue_mm2": (0.8, 1.2), "lesion_mm": (0.4, 0.6), "pen": 0.0, "blur": 0.0}
 

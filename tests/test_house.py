@@ -42,11 +42,11 @@ LIGHT = [
     "wsi_ips.results",
     "wsi_ips.viewer",
     "wsi_ips.pipeline.view",
-    "wsi_ips.pipeline.heatmap",
-    "wsi_ips.pipeline.handoff",
+    "wsi_ips.pipeline.maps.heatmap",
+    "wsi_ips.pipeline.maps.handoff",
     "wsi_ips.cluster",
-    "wsi_ips.pipeline.tile",
-    "wsi_ips.pipeline.verify",
+    "wsi_ips.pipeline.tiling.tile",
+    "wsi_ips.pipeline.tiling.verify",
     "wsi_ips.cli",
 ]
 """Modules that work, and start fast, where PyTorch is not installed."""

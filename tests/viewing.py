@@ -19,7 +19,7 @@ import yaml
 from wsi_ips.config import SynthSection, load_recipe
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.synth import make_slides
+from wsi_ips.pipeline.tiling.synth import make_slides
 from wsi_ips.viewer import Collection, ServerOptions, application
 from wsi_ips.viewer.serve import listen
 

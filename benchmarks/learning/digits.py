@@ -36,7 +36,7 @@ from benchmarks.support.digits import DigitsPlan, make_digits
 from wsi_ips.config import load_recipe
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.scored import predicted
+from wsi_ips.pipeline.prediction.scored import predicted
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "megapixel_digits.yaml"
 SIDE, SMALL_SIDE = 1500, 256

@@ -24,7 +24,7 @@ from wsi_ips.evaluation import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.scored import predicted
+from wsi_ips.pipeline.prediction.scored import predicted
 
 Figures = dict[str, Any]
 NO_SELECTION = {"model.selection": "even", "training.exploration": 0.0}

@@ -12,7 +12,7 @@ from wsi_ips.config import Recipe
 from wsi_ips.labels import Task
 from wsi_ips.model import ModelCard, encoder_spec, save_checkpoint
 from wsi_ips.model.checkpoint import build_net
-from wsi_ips.pipeline.preparation import preparation_of
+from wsi_ips.pipeline.prediction.preparation import preparation_of
 
 TASKS = (Task("label", ("normal", "tumor")),)
 

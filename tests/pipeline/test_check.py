@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.pipeline.check import CheckSettings, check_cohort, find_target
-from wsi_ips.pipeline.estimate import OPENSLIDE_FACTOR, estimate, slide_work
-from wsi_ips.pipeline.unknown import unknown_files
+from wsi_ips.pipeline.checks.check import CheckSettings, check_cohort, find_target
+from wsi_ips.pipeline.checks.estimate import OPENSLIDE_FACTOR, estimate, slide_work
+from wsi_ips.pipeline.checks.unknown import unknown_files
 from wsi_ips.slides.base import SlideInfo
 
 
@@ -170,7 +170,7 @@ def test_expected_work_is_that_of_the_grid(tmp_path):
 
 
 def test_a_fault_of_a_reader_is_a_row(folder, monkeypatch):
-    import wsi_ips.pipeline.check as module
+    import wsi_ips.pipeline.checks.check as module
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("in a library")

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
-from wsi_ips.pipeline import doctor
-from wsi_ips.pipeline.doctor import Finding, examine
+from wsi_ips.pipeline.checks import doctor
+from wsi_ips.pipeline.checks.doctor import Finding, examine
 
 
 def invoke(*arguments: object):

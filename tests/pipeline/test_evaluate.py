@@ -19,9 +19,9 @@ from wsi_ips.errors import EvaluationError, ManifestError
 from wsi_ips.evaluation import PatientStage, auc_with_interval, peak_detections
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, evaluate
-from wsi_ips.pipeline.evaluate import evaluate_run, stage_patients
-from wsi_ips.pipeline.evaluate_table import evaluate_others, evaluate_table
-from wsi_ips.pipeline.localise import LEAST_PEAK, localise, score_raster
+from wsi_ips.pipeline.evaluation.evaluate import evaluate_run, stage_patients
+from wsi_ips.pipeline.evaluation.localise import LEAST_PEAK, localise, score_raster
+from wsi_ips.pipeline.evaluation.table import evaluate_others, evaluate_table
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from tests.tissue.test_look import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.pipeline import Run, run_pipeline, run_until
-from wsi_ips.pipeline.encoding import feature_source, frozen_encoder
-from wsi_ips.pipeline.features import features_stage
-from wsi_ips.pipeline.train import train_stage
+from wsi_ips.pipeline.learning.encoding import feature_source, frozen_encoder
+from wsi_ips.pipeline.learning.features import features_stage
+from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.tiles import open_features, read_index
 
 ON_FEATURES = {"model.input": "features"}

@@ -21,7 +21,7 @@ from wsi_ips.model import ModelCard, save_checkpoint
 from wsi_ips.model.card import EncoderSpec, checkpoint_fingerprint
 from wsi_ips.model.checkpoint import build_net
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.scored import scores_fingerprint
+from wsi_ips.pipeline.prediction.scored import scores_fingerprint
 
 FILES = {
     "_probability.png",

@@ -14,8 +14,8 @@ from wsi_ips.config.sections import HeatmapSection
 from wsi_ips.errors import RecipeError, ScoresError
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.heatmap import heatmap_stage
-from wsi_ips.pipeline.maps import map_kinds, map_scores
+from wsi_ips.pipeline.maps.heatmap import heatmap_stage
+from wsi_ips.pipeline.maps.layers import map_kinds, map_scores
 from wsi_ips.pipeline.view import RunCollection
 from wsi_ips.results import odds_share
 

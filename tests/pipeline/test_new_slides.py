@@ -24,7 +24,7 @@ from wsi_ips.model import read_card
 from wsi_ips.model.calibration import Calibration, TaskCalibration, write_calibration
 from wsi_ips.model.card import checkpoint_fingerprint, write_card
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.new_slides import new_slides
+from wsi_ips.pipeline.prediction.new_slides import new_slides
 
 HERE = ("--set", "compute.workers=0")
 

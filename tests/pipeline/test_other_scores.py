@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.errors import ScoresError
-from wsi_ips.pipeline.other_scores import map_kind, picture_names
+from wsi_ips.pipeline.maps.other_scores import map_kind, picture_names
 from wsi_ips.results.alignment import page_position
 
 

@@ -19,8 +19,8 @@ from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.manifest import Splits, read_splits, write_splits
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.leakage import require_no_leak
-from wsi_ips.pipeline.split import SplitPlan, split_cohort
+from wsi_ips.pipeline.checks.leakage import require_no_leak
+from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
 
 
 def invoke(*arguments: object):

@@ -16,7 +16,7 @@ from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.synth import synth_stage
+from wsi_ips.pipeline.tiling.synth import synth_stage
 
 LABELS = {
     "classes": ["normal", "tumor"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from wsi_ips.cluster import Usage
-from wsi_ips.pipeline import throughput
-from wsi_ips.pipeline.throughput import Throughput, figures_line, read_progress
+from wsi_ips.pipeline.tiling import throughput
+from wsi_ips.pipeline.tiling.throughput import Throughput, figures_line, read_progress
 
 
 @pytest.fixture

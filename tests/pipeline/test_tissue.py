@@ -123,5 +123,5 @@ def test_the_sheet_is_made_anew_by_its_command(cohort):
 
 
 def test_tiling_a_slide_imports_no_torch():
-    code = "import sys, wsi_ips.pipeline.tile_slide; sys.exit('torch' in sys.modules)"
+    code = "import sys, wsi_ips.pipeline.tiling.slide; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,9 +17,9 @@ from tests.faults.slides import recipe_of, write_cohort, write_good
 from wsi_ips.cli import app
 from wsi_ips.errors import ManifestError
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.explain import explain
-from wsi_ips.pipeline.retry import retry
-from wsi_ips.pipeline.verify import geometry_mismatches, verify
+from wsi_ips.pipeline.tiling.explain import explain
+from wsi_ips.pipeline.tiling.retry import retry
+from wsi_ips.pipeline.tiling.verify import geometry_mismatches, verify
 from wsi_ips.tiles import read_index, stored_row, write_index
 
 
@@ -122,7 +122,7 @@ def test_explain_tells_what_is_known_and_what_to_do(cohort):
 def test_explain_says_when_a_file_does_not_answer(cohort, monkeypatch):
     (cohort / "good_00.tif").unlink()
     os.mkfifo(cohort / "good_00.tif")
-    monkeypatch.setattr("wsi_ips.pipeline.explain.PATIENCE_S", 0.3)
+    monkeypatch.setattr("wsi_ips.pipeline.tiling.explain.PATIENCE_S", 0.3)
     assert "does not answer" in dict(explain(opened(cohort), "good_00"))["index"]
     with contextlib.suppress(BrokenPipeError):  # whoever waited for the file may have it open only for a moment
         (cohort / "good_00.tif").write_bytes(b"let it go")

@@ -136,7 +136,7 @@ def synth(
     Real files: tiled JPEG pyramids in Aperio form that any viewer opens.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.synth import make_slides
+        from wsi_ips.pipeline.tiling.synth import make_slides
 
         values = {"slides": slides, "seed": seed, **parse_overrides(settings)}
         try:
@@ -164,7 +164,7 @@ def sheet(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) 
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.sheet import sheet_stage
+        from wsi_ips.pipeline.tiling.sheet import sheet_stage
 
         page = sheet_stage(Run.open(load_recipe(recipe, parse_overrides(settings))))
         out.print(f"contact sheet: {page}", soft_wrap=True)
@@ -318,7 +318,7 @@ def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
 
 def _train_along(recipe: Recipe) -> None:
     """What a process that is not the first does: no word, no file."""
-    from wsi_ips.pipeline.together import train_along
+    from wsi_ips.pipeline.learning.together import train_along
 
     train_along(recipe)
 
@@ -339,7 +339,7 @@ def scheduled(scheduler: str | None) -> list[str]:
 
 def pinned(checkpoint: Path | None) -> list[str]:
     """A checkpoint of the command line as a setting of the recipe."""
-    from wsi_ips.pipeline.new_slides import bundle_folder
+    from wsi_ips.pipeline.prediction.new_slides import bundle_folder
 
     return [f"predict.checkpoint={bundle_folder(checkpoint.resolve())}"] if checkpoint else []
 

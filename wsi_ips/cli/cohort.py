@@ -66,7 +66,7 @@ def check(
     with explained(debug=debug):
         from dataclasses import replace
 
-        from wsi_ips.pipeline.check import check_cohort, find_target
+        from wsi_ips.pipeline.checks.check import check_cohort, find_target
         from wsi_ips.pipeline.progress import Silent
 
         found = find_target(target, write_to=write, folder=folder)
@@ -94,7 +94,7 @@ def doctor(
     Says what is wrong and what to do. Exit code 2 where something will not work.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.doctor import examine
+        from wsi_ips.pipeline.checks.doctor import examine
 
         loaded = load_recipe(recipe) if recipe else None
         findings = examine(loaded.output if loaded else Path.cwd(), loaded)
@@ -138,7 +138,7 @@ def split(
     """
     with explained(debug=debug):
         from wsi_ips.manifest import write_splits
-        from wsi_ips.pipeline.split import SplitPlan, split_cohort
+        from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
 
         if hold_out and not by:
             raise RecipeError("--holdout: name the column of the centres with --by")
@@ -179,7 +179,7 @@ def import_tiles(
     """
     with explained(debug=debug):
         from wsi_ips.cli.app import parse_overrides
-        from wsi_ips.pipeline.neighbours import import_stage
+        from wsi_ips.pipeline.tiling.neighbours import import_stage
 
         overrides = {**parse_overrides(settings), "tiles.imported": str(folder.resolve())}
         if features is not None:
@@ -210,7 +210,7 @@ def export_tiles(
     """
     with explained(debug=debug):
         from wsi_ips.cli.app import parse_overrides
-        from wsi_ips.pipeline.neighbours import export_run
+        from wsi_ips.pipeline.tiling.neighbours import export_run
         from wsi_ips.tiles.interop import FORMATS
 
         if kind not in FORMATS:

@@ -15,10 +15,10 @@ from rich.table import Table
 from wsi_ips.cli.console import out
 
 if TYPE_CHECKING:
-    from wsi_ips.pipeline.check import CheckedSlide, CheckReport
-    from wsi_ips.pipeline.doctor import Finding, Verdict
-    from wsi_ips.pipeline.neighbours import Exported, Imported
-    from wsi_ips.pipeline.split import SplitOutcome
+    from wsi_ips.pipeline.checks.check import CheckedSlide, CheckReport
+    from wsi_ips.pipeline.checks.doctor import Finding, Verdict
+    from wsi_ips.pipeline.checks.split import SplitOutcome
+    from wsi_ips.pipeline.tiling.neighbours import Exported, Imported
 
 SHOWN = 10
 BAR = 24
@@ -250,7 +250,7 @@ def _bytes(gb: float) -> str:
 
 def _estimate(report: CheckReport) -> tuple[Any, float, int]:
     from wsi_ips.config import ComputeSection
-    from wsi_ips.pipeline.estimate import estimate
+    from wsi_ips.pipeline.checks.estimate import estimate
     from wsi_ips.slides.speed import decoding_rate_mpx_s
 
     rate, threads = decoding_rate_mpx_s(), ComputeSection().readers

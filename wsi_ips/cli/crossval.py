@@ -31,8 +31,8 @@ def cross_validate(
     ensemble.csv (mean of all models for slides in no part), cross_validation.json. Run again to go on.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.crossval import cross_validate as run_folds
-        from wsi_ips.pipeline.crossval import figures_of
+        from wsi_ips.pipeline.learning.crossval import cross_validate as run_folds
+        from wsi_ips.pipeline.learning.crossval import figures_of
 
         found = run_folds(load_recipe(recipe, parse_overrides(settings)), folds=folds, by=by, progress=Bars())
         table = Table("fold", "slides tested", "AUC (95 % interval)", box=None, pad_edge=False)

@@ -71,8 +71,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.evaluate import evaluate_run
-        from wsi_ips.pipeline.evaluate_table import evaluate_others
+        from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
+        from wsi_ips.pipeline.evaluation.table import evaluate_others
         from wsi_ips.provenance import atomic_write_json
 
         others = predictions is not None or detections is not None
@@ -117,7 +117,7 @@ def report(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False)
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.report import report_stage
+        from wsi_ips.pipeline.report.page import report_stage
 
         with Run.open(load_recipe(recipe, parse_overrides(settings)), Bars()) as run:
             report_stage(run)

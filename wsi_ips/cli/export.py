@@ -49,7 +49,7 @@ def export_dicom_maps(target: RunOrRecipe, slides: Slides = None, to: To = None,
     is not DICOM is refused (exit code 3).
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.export_dicom import export_dicom
+        from wsi_ips.pipeline.maps.export_dicom import export_dicom
 
         folder = _folder(to)
         with _run(target) as run:
@@ -69,7 +69,7 @@ def export_qupath_project(target: RunOrRecipe, slides: Slides = None, to: To = N
     names of the slides' files.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.export_qupath import export_qupath
+        from wsi_ips.pipeline.maps.export_qupath import export_qupath
 
         folder = _folder(to)
         with _run(target) as run:

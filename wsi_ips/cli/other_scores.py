@@ -14,7 +14,7 @@ from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import RecipeError
 
 if TYPE_CHECKING:
-    from wsi_ips.pipeline.other_scores import OtherScores
+    from wsi_ips.pipeline.maps.other_scores import OtherScores
 
 Settings = TypeVar("Settings", HeatmapSection, HandoffSection)
 SECTIONS = ("heatmap", "handoff")
@@ -62,7 +62,7 @@ def other_scores(
     RecipeError
         An option is missing or has no known value.
     """
-    from wsi_ips.pipeline.other_scores import OtherScores
+    from wsi_ips.pipeline.maps.other_scores import OtherScores
 
     if slide is None:
         raise RecipeError("--scores: name the slide they belong to with --slide")
@@ -83,7 +83,7 @@ def draw_scores(wanted: OtherScores, output: Path | None, settings: Mapping[str,
     WsiIpsError
         The file or the slide cannot be used.
     """
-    from wsi_ips.pipeline.other_scores import draw_other_scores
+    from wsi_ips.pipeline.maps.other_scores import draw_other_scores
 
     if output is None:
         raise RecipeError("--scores: name the folder for the pictures with --output")

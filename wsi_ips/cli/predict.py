@@ -20,7 +20,7 @@ from wsi_ips.labels import Task
 if TYPE_CHECKING:
     from wsi_ips.inference.verdict import Verdict
     from wsi_ips.model.calibration import Calibration
-    from wsi_ips.pipeline.predictions import PredictedSlide
+    from wsi_ips.pipeline.prediction.predictions import PredictedSlide
     from wsi_ips.pipeline.stages import Predictions
 
 RECIPES = (".yaml", ".yml")
@@ -100,7 +100,7 @@ def _of_bundle(
     watcher: Bars,
 ) -> tuple[Recipe, list[str]]:
     """Recipe and slides of a call without a recipe."""
-    from wsi_ips.pipeline.new_slides import bundle_folder, default_output, new_slides
+    from wsi_ips.pipeline.prediction.new_slides import bundle_folder, default_output, new_slides
 
     if checkpoint is None:
         raise RecipeError(

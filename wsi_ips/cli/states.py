@@ -20,7 +20,7 @@ def status(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False)
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.throughput import read_progress
+        from wsi_ips.pipeline.tiling.throughput import read_progress
 
         run = Run.open(load_recipe(recipe, parse_overrides(settings)))
         print_status(run.states)
@@ -40,7 +40,7 @@ def explain(
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.explain import explain as explanation
+        from wsi_ips.pipeline.tiling.explain import explain as explanation
 
         run = Run.open(load_recipe(recipe, parse_overrides(settings)))
         print_explanation(explanation(run, slide))
@@ -65,7 +65,7 @@ def retry(
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.retry import retry as retried
+        from wsi_ips.pipeline.tiling.retry import retry as retried
 
         values = parse_overrides([*(settings or []), *scheduled(scheduler)])
         with Run.open(load_recipe(recipe, values), Bars()) as run:
@@ -85,8 +85,8 @@ def verify(recipe: RecipeFile, scheduler: Scheduler = None, settings: Overrides 
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.verify import verify as verified
-        from wsi_ips.pipeline.verify_scores import verify_scores as verified_scores
+        from wsi_ips.pipeline.prediction.verify_scores import verify_scores as verified_scores
+        from wsi_ips.pipeline.tiling.verify import verify as verified
 
         values = parse_overrides([*(settings or []), *scheduled(scheduler)])
         with Run.open(load_recipe(recipe, values), Bars()) as run:

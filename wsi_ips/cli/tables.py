@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsi_ips.model.presets import Preset
     from wsi_ips.pipeline.stages import Outcome
     from wsi_ips.pipeline.states import SlideState, State
-    from wsi_ips.pipeline.verify import Mismatch
+    from wsi_ips.pipeline.tiling.verify import Mismatch
 
 COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
 
@@ -63,7 +63,7 @@ def print_running(figures: dict[str, Any] | None) -> None:
     """How far a running stage is, as it last said itself."""
     if figures is None:
         return
-    from wsi_ips.pipeline.throughput import figures_line
+    from wsi_ips.pipeline.tiling.throughput import figures_line
 
     age = time.time() - float(figures["time"])
     out.print(f"tiling, {age:.0f} s ago: {figures_line(figures)}", soft_wrap=True)

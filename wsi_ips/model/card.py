@@ -94,7 +94,8 @@ class ModelCard:
         Sections `slides`, `tissue` and `tiles` of the recipe it was trained with, as far as they change what pixels it
         sees, as plain JSON; None where the card is too old to say so.
     training
-        Facts of the slides and the training, for people; as plain JSON, see :mod:`wsi_ips.pipeline.preparation`.
+        Facts of the slides and the training, for people; as plain JSON, see
+        :mod:`wsi_ips.pipeline.prediction.preparation`.
     evidence
         Whether the slide's logits are a sum over its kept tiles.
     """

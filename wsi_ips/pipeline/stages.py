@@ -19,11 +19,11 @@ from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import STATES, SlideState
-from wsi_ips.pipeline.synth import synth_stage
-from wsi_ips.pipeline.tile import tile_stage
+from wsi_ips.pipeline.tiling.synth import synth_stage
+from wsi_ips.pipeline.tiling.tile import tile_stage
 
 if TYPE_CHECKING:
-    from wsi_ips.pipeline.predictions import PredictedSlide
+    from wsi_ips.pipeline.prediction.predictions import PredictedSlide
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Outcome:
 
     def lines(self) -> list[tuple[str, str]]:
         """Headline figures for the terminal."""
-        from wsi_ips.pipeline.report import headline
+        from wsi_ips.pipeline.report.page import headline
 
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
 
@@ -97,12 +97,12 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
         used is no error: it ends as ``failed`` in ``slides.csv``.
     """
-    from wsi_ips.pipeline.handoff import handoff_stage
-    from wsi_ips.pipeline.heatmap import heatmap_stage
-    from wsi_ips.pipeline.predict import predict_stage
-    from wsi_ips.pipeline.report import report_stage
-    from wsi_ips.pipeline.together import joined
-    from wsi_ips.pipeline.train import train_stage
+    from wsi_ips.pipeline.learning.together import joined
+    from wsi_ips.pipeline.learning.train import train_stage
+    from wsi_ips.pipeline.maps.handoff import handoff_stage
+    from wsi_ips.pipeline.maps.heatmap import heatmap_stage
+    from wsi_ips.pipeline.prediction.predict import predict_stage
+    from wsi_ips.pipeline.report.page import report_stage
 
     began = time.monotonic()
     watcher = progress or Silent()
@@ -141,9 +141,9 @@ def predict_slides(
         Who watches; nobody by default.
     """
     from wsi_ips.pipeline.facts import write_facts
-    from wsi_ips.pipeline.predict import predict_stage, to_predict
-    from wsi_ips.pipeline.predictions import predicted_slides
-    from wsi_ips.pipeline.scored import checkpoint_folder, model_calibration
+    from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
+    from wsi_ips.pipeline.prediction.predictions import predicted_slides
+    from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration
 
     watcher = progress or Silent()
     synth_stage(recipe, watcher)
@@ -186,7 +186,7 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
         if last == "tile":
             tile_stage(run)
         elif last == "features":
-            from wsi_ips.pipeline.features import features_stage
+            from wsi_ips.pipeline.learning.features import features_stage
 
             tile_stage(run, only=set(slides) or None)
             features_stage(run, slides)
@@ -198,8 +198,8 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
 
 
 def _train(recipe: Recipe, watcher: Progress) -> Run:
-    from wsi_ips.pipeline.together import joined
-    from wsi_ips.pipeline.train import train_stage
+    from wsi_ips.pipeline.learning.together import joined
+    from wsi_ips.pipeline.learning.train import train_stage
 
     with ExitStack() as opened:
         world = opened.enter_context(joined(recipe))
@@ -214,8 +214,8 @@ def _train(recipe: Recipe, watcher: Progress) -> Run:
 
 def _drawn_stages(run: Run, slides: Sequence[str]) -> None:
     """What is made from stored scores; it needs no torch, and starts without it."""
-    from wsi_ips.pipeline.handoff import handoff_stage
-    from wsi_ips.pipeline.heatmap import heatmap_stage
+    from wsi_ips.pipeline.maps.handoff import handoff_stage
+    from wsi_ips.pipeline.maps.heatmap import heatmap_stage
 
     heatmap_stage(run, slides)
     handoff_stage(run, slides)
@@ -223,7 +223,7 @@ def _drawn_stages(run: Run, slides: Sequence[str]) -> None:
 
 def _predict(run: Run, slides: Sequence[str]) -> None:
     """A stage that needs torch; tiling must work where it is not installed."""
-    from wsi_ips.pipeline.predict import predict_stage, to_predict
+    from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
 
     tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
     if run.recipe.features.imported is not None:  # where they are not, a model sees what the slides show
@@ -233,7 +233,7 @@ def _predict(run: Run, slides: Sequence[str]) -> None:
 
 def _features(run: Run, slides: Sequence[str] = ()) -> bool:
     """Store features where the recipe learns from them; whether anything was done."""
-    from wsi_ips.pipeline.features import features_stage
+    from wsi_ips.pipeline.learning.features import features_stage
 
     return run.recipe.model.input == "features" and bool(features_stage(run, slides))
 

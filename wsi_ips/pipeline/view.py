@@ -26,9 +26,9 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.maps import map_kinds, map_scores
+from wsi_ips.pipeline.maps.layers import map_kinds, map_scores
+from wsi_ips.pipeline.prediction.scored import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.scored import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.states import read_states
 from wsi_ips.results import attention_rank, tile_raster
 from wsi_ips.results.overlay import LEGENDS, palette

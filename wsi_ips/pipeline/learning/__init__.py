@@ -1,0 +1,1 @@
+"""Training on pixels or on features, alone, together or in folds."""

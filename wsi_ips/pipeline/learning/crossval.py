@@ -1,0 +1,268 @@
+"""Cross-validation: a run per fold on the same tiles, out-of-fold predictions, and the mean of all models elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wsi_ips.config import Recipe
+from wsi_ips.errors import EvaluationError, RecipeError
+from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
+from wsi_ips.evaluation.slide import Interval
+from wsi_ips.manifest import read_splits, write_splits
+from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
+from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
+from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.stages import run_until
+from wsi_ips.pipeline.tiling.synth import synth_stage
+from wsi_ips.pipeline.tiling.tile import tile_stage
+from wsi_ips.provenance import atomic_path, atomic_write_json
+
+FOLDS_NAME, OUT_OF_FOLD_NAME, ENSEMBLE_NAME, FIGURES_NAME = (
+    "folds.json",
+    "out_of_fold.csv",
+    "ensemble.csv",
+    "cross_validation.json",
+)
+VALIDATED = 0.1
+"""Share of the slides of a fold that are not tested which validates, where the folds are made here."""
+
+
+@dataclass(frozen=True)
+class FoldFigures:
+    """What came of one fold.
+
+    Attributes
+    ----------
+    fold
+        Its number, from 0.
+    tested
+        Slides it tests that have a label.
+    evaluation
+        Figures of its test slides, threshold from its validation slides; None where there is nothing to measure.
+    failed
+        Slides that failed in it.
+    """
+
+    fold: int
+    tested: int
+    evaluation: Evaluation | None
+    failed: int
+
+    @property
+    def auc(self) -> float | None:
+        """Area under the ROC curve of its test slides, None where they are of one class."""
+        slides = self.evaluation.slides if self.evaluation else None
+        return slides.metrics["auc"].value if slides and "auc" in slides.metrics else None
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Figures over all folds.
+
+    Attributes
+    ----------
+    folds
+        One after another.
+    pooled
+        Figures of the out-of-fold scores of all slides together, AUC and others by name; None where they are of one
+        class. Scores of different models share no scale, so the mean over folds is the safer figure.
+    out_of_fold, ensemble
+        Files: the row of each tested slide, and the mean of all models for slides in no part (None without any).
+    """
+
+    folds: tuple[FoldFigures, ...]
+    pooled: dict[str, Interval] | None
+    out_of_fold: Path
+    ensemble: Path | None
+
+    @property
+    def auc_mean_and_spread(self) -> tuple[float, float] | None:
+        """Mean and standard deviation (of a sample) over the folds that have an AUC."""
+        known = [fold.auc for fold in self.folds if fold.auc is not None]
+        return (float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0) if known else None
+
+    @property
+    def failed(self) -> int:
+        """Slides that failed in any fold, the worst fold's number."""
+        return max(fold.failed for fold in self.folds)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``cross_validation.json``."""
+        spread = self.auc_mean_and_spread
+        return {
+            "auc": {"mean": spread[0], "sd": spread[1]} if spread else None,
+            "pooled": {name: asdict(found) for name, found in self.pooled.items()} if self.pooled else None,
+            "folds": [
+                {
+                    "fold": fold.fold,
+                    "tested": fold.tested,
+                    "auc": fold.auc,
+                    "failed": fold.failed,
+                    "evaluation": fold.evaluation.as_json() if fold.evaluation else None,
+                }
+                for fold in self.folds
+            ],
+        }
+
+
+def cross_validate(
+    recipe: Recipe, *, folds: int | None = None, by: str | None = None, progress: Progress | None = None
+) -> CrossValidation:
+    """Train and test once per fold; what is up to date is left as it is.
+
+    The tiles are made once, in the recipe's run folder; each fold is a run of its own below it (``fold_0`` ...), with
+    model, predictions and heatmaps where other commands find them.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe. Folds come from ``split.file``; without it they are made here and kept as ``folds.json``.
+    folds
+        How many to make: patients and copies together, labels in proportion.
+    by
+        Manifest column of the centre: a fold tests whole centres.
+    progress
+        Who watches.
+
+    Raises
+    ------
+    RecipeError
+        No folds are given, or those of an earlier call were made otherwise.
+    WsiIpsError
+        As :func:`wsi_ips.pipeline.run_pipeline`.
+    """
+    watcher = progress or Silent()
+    synth_stage(recipe, watcher)
+    recipe = _with_folds(recipe, folds, by, watcher)
+    assert recipe.split.file is not None
+    count = len(read_splits(recipe.split.file).folds)
+    with Run.open(recipe, watcher) as run:
+        tile_stage(run)
+    found = [_run_fold(recipe, k, watcher) for k in range(count)]
+    tables = [_predictions(recipe, k) for k in range(count)]
+    out_of_fold = _write(recipe.output / OUT_OF_FOLD_NAME, pd.concat([t[t["split"] == "test"] for t in tables]))
+    averaged = _ensemble(tables)
+    result = CrossValidation(
+        tuple(found),
+        _pooled(recipe, out_of_fold),
+        recipe.output / OUT_OF_FOLD_NAME,
+        None if averaged.empty else recipe.output / ENSEMBLE_NAME,
+    )
+    if result.ensemble:
+        _write(result.ensemble, averaged)
+    atomic_write_json(recipe.output / FIGURES_NAME, result.as_json())
+    return result
+
+
+def fold_recipe(recipe: Recipe, fold: int) -> Recipe:
+    """The recipe of one fold: a run folder of its own, tiles of the whole."""
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-fold{fold}",
+            "output": recipe.output / f"fold_{fold}",
+            "split": recipe.split.model_copy(update={"fold": fold}),
+            "tiles": recipe.tiles.model_copy(update={"shared": recipe.tiles.shared or recipe.output}),
+            "features": recipe.features.model_copy(
+                update={"location": recipe.features.location or RunFolder(recipe.output).features}
+            ),
+            "predict": recipe.predict.model_copy(update={"splits": ("val", "test")}),
+        }
+    )
+
+
+def _with_folds(recipe: Recipe, folds: int | None, by: str | None, progress: Progress) -> Recipe:
+    """The recipe with a file of folds, made where it names none."""
+    if recipe.split.file is not None:
+        if folds is not None or by is not None:
+            raise RecipeError("key `split.file` names the folds already; leave `--folds` and `--by` out, or the key")
+        return recipe
+    path = recipe.output / FOLDS_NAME
+    if path.exists():
+        made = read_splits(path)
+        if folds not in (None, len(made.folds)) or (by is not None and made.settings.get("by") != by):
+            raise RecipeError(
+                f"{path}: {len(made.folds)} folds of an earlier call (by {made.settings.get('by') or 'patient'}); "
+                "ask for the same, or give another `output`"
+            )
+    elif folds is None:
+        raise RecipeError("no folds: give `--folds`, or name a file of `wsi-ips split --folds` as `split.file`")
+    else:
+        with Run.open(recipe, progress) as run:
+            manifest = run.recipe.manifest
+        plan = SplitPlan(
+            fractions=(1 - VALIDATED, VALIDATED, 0.0),
+            folds=folds,
+            by=by,
+            stratify=(recipe.labels.column,),
+            seed=recipe.seed,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_splits(path, split_cohort(manifest, plan, progress=progress).splits)
+    return recipe.model_copy(update={"split": recipe.split.model_copy(update={"file": path})})
+
+
+def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
+    own = fold_recipe(recipe, fold)
+    progress.note(f"fold {fold}: {own.output}")
+    for stage in ("train", "predict"):
+        run_until(own, stage, progress)
+    evaluation = None
+    with Run.open(own, progress) as run:
+        tested = sum(r.split == "test" and run.truth(r) is not None for r in run.records)
+        try:
+            evaluation = evaluate_run(run)
+        except EvaluationError as error:
+            progress.note(f"fold {fold}: {error}")
+        return FoldFigures(fold, tested, evaluation, run.states.count("failed"))
+
+
+def _predictions(recipe: Recipe, fold: int) -> pd.DataFrame:
+    """Rows of a fold's predicted slides, with its number."""
+    with Run.open(fold_recipe(recipe, fold)) as run:
+        table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
+    table.insert(1, "fold", fold)
+    return table
+
+
+def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Slides in no part of any fold: mean and spread (sample standard deviation) of each probability over models."""
+    rows = pd.concat([table[table["split"].isna()] for table in tables])
+    if rows.empty:
+        return rows
+    columns = [name for name in map(str, rows) if name.startswith("probability_") or "_probability_" in name]
+    grouped = rows.groupby("slide_id", sort=False)[columns]
+    spread = grouped.std().fillna(0.0).add_prefix("sd_")
+    return grouped.mean().join(spread).round(6).assign(models=grouped.size()).reset_index()
+
+
+def _pooled(recipe: Recipe, rows: pd.DataFrame) -> dict[str, Interval] | None:
+    task = recipe.labels.tasks[0]
+    known = rows[rows["label"].notna()]
+    truth = [task.is_positive(task.truth(text)) for text in known["label"]]
+    if len(set(truth)) < 2:
+        return None
+    score = known[f"probability_{task.classes[-1]}"].to_numpy(np.float64)
+    return evaluate_slides(Scored(np.array(truth, np.int64), score)).metrics
+
+
+def _write(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return table
+
+
+def figures_of(folds: Sequence[FoldFigures]) -> Iterator[tuple[str, str, str]]:
+    """A row per fold for a table: fold, slides tested, AUC with its interval."""
+    for fold in folds:
+        slides = fold.evaluation.slides if fold.evaluation else None
+        auc = slides.metrics.get("auc") if slides else None
+        text = f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})" if auc else "one class only"
+        yield str(fold.fold), str(fold.tested), text

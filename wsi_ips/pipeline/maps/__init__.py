@@ -1,0 +1,1 @@
+"""Heatmaps and what is handed over to pathologists and other programs."""

@@ -1,0 +1,274 @@
+"""Slides of a folder, a file or a manifest, predicted with nothing but a bundle: what a recipe says, the bundle pins.
+
+What comes of it is a run folder like any other, with the recipe and the manifest that were used in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.config.loading import RECIPE_NAME
+from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
+from wsi_ips.labels import Task
+from wsi_ips.manifest import discover_slides, read_manifest
+from wsi_ips.manifest.table import read_rows
+from wsi_ips.model.card import CARD_NAME, ModelCard, read_card
+from wsi_ips.pipeline.checks.unknown import dicom_series
+from wsi_ips.pipeline.prediction.preparation import pinned_sections
+from wsi_ips.provenance import atomic_path, atomic_write_text
+from wsi_ips.slides.source import is_url, slide_name
+
+MANIFEST_NAME = "manifest.csv"
+MARK = "# Written by `wsi-ips predict`: the settings are the model's. Every command takes this file, or its folder."
+ADJUSTABLE = ("compute.", "heatmap.", "predict.scan_precision")
+"""Keys that may be set beside a bundle: they change no pixel that the network sees."""
+FILES = ("annotation", "coordinates", "tissue_mask")
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class NewSlides:
+    """Slides that were asked for, as a run.
+
+    Attributes
+    ----------
+    recipe
+        Of the run folder.
+    names
+        slide_ids that were asked for, in order.
+    notes
+        What a person should know of their rows.
+    """
+
+    recipe: Recipe
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def bundle_folder(path: Path) -> Path:
+    """The bundle at a path, which may be a run folder that has one in it."""
+    inner = path / "model"
+    return inner if not (path / CARD_NAME).exists() and (inner / CARD_NAME).exists() else path
+
+
+def default_output(bundle: Path) -> Path:
+    """Where predictions of a bundle go unless told otherwise, beneath the working folder."""
+    return Path("runs") / f"predicted-{read_card(bundle).model_id}"
+
+
+def new_slides(
+    targets: Sequence[str],
+    bundle: Path,
+    output: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    mpp: float | None = None,
+) -> NewSlides:
+    """Write recipe and manifest of a run folder for these slides; slides of an earlier call stay in it.
+
+    Parameters
+    ----------
+    targets
+        Slide files, URLs, folders of slides, manifests (.csv).
+    bundle
+        Folder of the model.
+    output
+        The run folder: new, empty, or of an earlier call with the same model.
+    overrides
+        Keys of the recipe for this call: those of :data:`ADJUSTABLE`.
+    mpp
+        µm per level-0 pixel of all these slides, where their files do not say it.
+
+    Raises
+    ------
+    CheckpointError
+        The bundle cannot be used without a recipe.
+    ManifestError
+        A manifest cannot be used, a folder holds no slide, or two slides would have one name.
+    RecipeError
+        The folder holds something else, or a key is pinned by the bundle.
+    SlideNotFoundError
+        There is nothing at a path.
+    """
+    for key in overrides or {}:
+        if not key.startswith(ADJUSTABLE):
+            raise RecipeError(
+                f"--set {key}: is pinned by the model; without a recipe only `compute.*`, `heatmap.*` and "
+                "`predict.scan_precision` can be set"
+            )
+    card = read_card(bundle)
+    content = _recipe_of(card, bundle)
+    _require_own_folder(output, content)
+    notes: list[str] = []
+    asked = _distinct([row for target in targets for row in _rows(target, notes)])
+    rows = [_usable(row, card.tasks, notes) for row in asked]
+    if mpp is not None:
+        rows = [row | {"mpp": str(mpp)} for row in rows]
+    rows = _as_tested(rows, notes)
+    _write(output, content, _merged(_known_rows(output), rows), card.tasks)
+    recipe = load_recipe(output / RECIPE_NAME, dict(overrides or {}))
+    return NewSlides(recipe, tuple(row["slide_id"] for row in rows), tuple(notes))
+
+
+def _rows(target: str, notes: list[str]) -> list[Row]:
+    """Rows of one target; paths are absolute."""
+    if is_url(target):
+        return [{"slide_id": PurePosixPath(slide_name(target)).stem, "path": target}]
+    path = Path(target).expanduser()
+    if path.is_dir():
+        return _one_per_series([_texts(row) for row in discover_slides(path).to_dict("records")], notes)
+    if not path.exists():
+        raise SlideNotFoundError(f"{target}: no such slide, folder or manifest")
+    if path.suffix.lower() == ".csv":
+        return _manifest_rows(path)
+    return [{"slide_id": path.stem, "path": str(path.resolve())}]
+
+
+def _one_per_series(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Of the files of a DICOM slide the first, which opens all of them."""
+    first: dict[str, str] = {}
+    found = []
+    for row in rows:
+        series = dicom_series(Path(row["path"]))
+        if series is not None and first.setdefault(series, row["slide_id"]) != row["slide_id"]:
+            notes.append(f"{row['slide_id']}: of the same DICOM series as {first[series]}, one slide with it")
+        else:
+            found.append(row)
+    return found
+
+
+def _manifest_rows(path: Path) -> list[Row]:
+    """All cells of a manifest, also of columns that only people know, with absolute paths."""
+    records = read_manifest(path, leaks=("patient", "content")).records
+    cells = {row.cells["slide_id"]: row.cells for row in read_rows(path, label_column="label")}
+    rows = []
+    for record in records:
+        row = {name: text for name, text in cells[record.slide_id].items() if name and text}
+        row["path"] = record.path if isinstance(record.path, str) else str(Path(record.path).resolve())
+        row |= {name: str(file.resolve()) for name in FILES if (file := getattr(record, name)) is not None}
+        rows.append(row)
+    return rows
+
+
+def _texts(row: Mapping[Any, Any]) -> Row:
+    return {str(name): str(value) for name, value in row.items() if value is not None}
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """Rows of different slides; one that is named twice stands there once."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        other = found.setdefault(row["slide_id"], row)
+        if other["path"] != row["path"]:
+            raise _one_name(row["slide_id"], other["path"], row["path"])
+    return list(found.values())
+
+
+def _usable(row: Row, tasks: Sequence[Task], notes: list[str]) -> Row:
+    """The row without labels that mean nothing to the model."""
+    kept = dict(row)
+    for task in tasks:
+        text = row.get(task.name)
+        try:
+            task.truth(text)
+        except ValueError as error:
+            notes.append(f"slide {row['slide_id']}, column `{task.name}`: {error}; it counts as not labelled")
+            del kept[task.name]
+    return kept
+
+
+def _as_tested(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Labelled slides are test slides where no slide says what it is: the model was not trained on them here."""
+    labelled = [row for row in rows if row.get("label")]
+    if not labelled or any(row.get("split") for row in rows):
+        return list(rows)
+    notes.append(f"{len(labelled)} labelled slides without a split: they are taken as test slides")
+    return [row | {"split": "test"} if row.get("label") else row for row in rows]
+
+
+def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
+    """The recipe that the bundle amounts to, as it is written."""
+    label, *further = card.tasks
+    labels: dict[str, Any] = {"classes": list(label.classes), "kind": label.kind}
+    if further:
+        labels["further"] = {task.name: {"classes": list(task.classes), "kind": task.kind} for task in further}
+    return {
+        "name": f"predicted-{card.model_id}",
+        "output": ".",
+        "manifest": MANIFEST_NAME,
+        **pinned_sections(card),
+        "labels": labels,
+        "split": {"allow": ["patient", "content", "thumbnail"]},
+        "model": {
+            "encoder": card.encoder.name,
+            "memory_size": card.memory_size,
+            "pooling": card.pooling,
+            "selection": card.selection,
+            "position": card.position,
+            "evidence": card.evidence,
+        },
+        "predict": {"checkpoint": str(bundle.resolve()), "splits": ["train", "val", "test"]},
+        "heatmap": {"splits": ["train", "val", "test"]},
+    }
+
+
+def _require_own_folder(output: Path, content: Mapping[str, Any]) -> None:
+    """Predictions never mix with another run's, nor with another model's."""
+    if not output.is_dir():
+        return  # Run.open tells of a file
+    path = output / RECIPE_NAME
+    if not path.exists():
+        if any(not entry.name.startswith(".") for entry in output.iterdir()):
+            raise RecipeError(f"--output {output}: holds something else already; give a new folder")
+        return
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith(MARK):
+        raise RecipeError(f"--output {output}: is the folder of another run; give a new one")
+    known = yaml.safe_load(text)
+    # The model is known by its name, which holds its fingerprint: the bundle may lie elsewhere now.
+    other = [name for name in content if name != "predict" and known.get(name) != content[name]]
+    if other:
+        raise RecipeError(
+            f"--output {output}: holds predictions of another model or of other settings ({', '.join(other)} differ); "
+            "give a new folder"
+        )
+
+
+def _known_rows(output: Path) -> list[Row]:
+    path = output / MANIFEST_NAME
+    return _manifest_rows(path) if path.exists() else []
+
+
+def _merged(known: Sequence[Row], asked: Sequence[Row]) -> list[Row]:
+    """Rows of earlier calls with the new ones; a cell that is given anew wins."""
+    rows = {row["slide_id"]: dict(row) for row in known}
+    for row in asked:
+        other = rows.setdefault(row["slide_id"], {})
+        if other.get("path", row["path"]) != row["path"]:
+            raise _one_name(row["slide_id"], other["path"], row["path"])
+        other.update(row)
+    return list(rows.values())
+
+
+def _one_name(name: str, first: str, second: str) -> ManifestError:
+    return ManifestError(
+        f"slide `{name}`: {first} and {second} have the same name; rename one, give them in a manifest with names of "
+        "your own, or use another --output"
+    )
+
+
+def _write(output: Path, content: Mapping[str, Any], rows: Sequence[Row], tasks: Sequence[Task]) -> None:
+    first = ["slide_id", "path", *(task.name for task in tasks), "split"]
+    columns = dict.fromkeys([*first, *(name for row in rows for name in row)])
+    output.mkdir(parents=True, exist_ok=True)
+    with atomic_path(output / MANIFEST_NAME) as temporary:
+        pd.DataFrame(rows, columns=list(columns)).to_csv(temporary, index=False, lineterminator="\n")
+    dumped = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    atomic_write_text(output / RECIPE_NAME, f"{MARK}\n{dumped}")

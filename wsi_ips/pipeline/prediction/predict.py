@@ -1,0 +1,135 @@
+"""Stage ``predict``: label and tile scores of every slide that is to be predicted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.errors import ManifestError
+from wsi_ips.inference import stored_fingerprint
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model import read_card
+from wsi_ips.model.card import checkpoint_fingerprint
+from wsi_ips.model.checkpoint import require_tasks
+from wsi_ips.model.presets import remarks
+from wsi_ips.pipeline.prediction.calibrate import calibrate
+from wsi_ips.pipeline.prediction.predictions import write_predictions
+from wsi_ips.pipeline.prediction.predictor import PREDICT_JOB, Predictor, PredictTask, Told
+from wsi_ips.pipeline.prediction.preparation import check_preparation
+from wsi_ips.pipeline.prediction.scored import checkpoint_folder, predicted, scores_fingerprint
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
+from wsi_ips.scanning import choose_device
+
+__all__ = ["checkpoint_folder", "predict_stage", "predicted", "scores_fingerprint", "to_predict", "write_predictions"]
+
+
+def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
+    """Slides to predict: the named ones, else those of the recipe's splits and those without a split.
+
+    Raises
+    ------
+    ManifestError
+        A name is no slide_id of the manifest.
+    """
+    if names:
+        known = {record.slide_id: record for record in run.records}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ManifestError(
+                f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; add a row for it or check "
+                "the spelling with `wsi-ips status`"
+            )
+        return [known[name] for name in names]
+    wanted = (*run.recipe.predict.splits, None)
+    return [record for record in run.records if record.split in wanted]
+
+
+def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
+    """Predict all slides whose scores are not up to date; the number of slides worked on.
+
+    Raises
+    ------
+    CheckpointError
+        There is no checkpoint, or it was made for other classes, another scale or other tissue.
+    """
+    folder = checkpoint_folder(run)
+    card = read_card(folder)
+    require_tasks(folder, card, run.recipe.labels.tasks)
+    check_preparation(run.recipe, card)
+    model = checkpoint_fingerprint(folder)
+    due = [
+        record
+        for record in run.with_tiles(to_predict(run, names))
+        if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
+        and not (card.encoder.features and _lacks_features(run, record))
+    ]
+    if due:
+        for text in remarks(card.encoder.name):
+            run.progress.note(text)
+        total = sum(run.states[record.slide_id].tiles or 0 for record in due)
+        with run.progress.stage("prediction", total, "tiles") as advance:
+            (_predict_spread if run.recipe.compute.predict_workers else _predict_here)(run, due, model, advance)
+        run.states.save()
+    write_predictions(run, calibrate(run))
+    return len(due)
+
+
+def _lacks_features(run: Run, record: SlideRecord) -> bool:
+    """Whether the stage before refused the slide's features, and said why."""
+    row = run.states[record.slide_id]
+    return row.state == "failed" and row.stage == "features"
+
+
+def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
+    """One slide after another, in this process on one device."""
+    device = choose_device(run.recipe.compute.device)
+    predictor = Predictor(run.recipe, checkpoint_folder(run), model, device, run.progress.note)
+    for record in due:
+        work = partial(predictor, run, record, scores_fingerprint(run, record, model), advance)
+        run.states.fence(record.slide_id, "predict", work)
+
+
+def _predict_spread(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
+    """Slides over processes; each loads the network once. The largest slides come first."""
+    compute = run.recipe.compute
+    threads = max(1, (os.cpu_count() or 1) // compute.predict_workers) if compute.scheduler is None else 1
+    tiles = {record.slide_id: run.states[record.slide_id].tiles or 0 for record in due}
+    jobs = [
+        Job(
+            record.slide_id,
+            PREDICT_JOB,
+            PredictTask(
+                run.recipe, record, checkpoint_folder(run), model, scores_fingerprint(run, record, model), threads
+            ),
+            timeout_s=timeout_s(compute, tiles[record.slide_id]),
+        )
+        for record in sorted(due, key=lambda record: -tiles[record.slide_id])
+    ]
+    with spread(compute.model_copy(update={"workers": compute.predict_workers}), jobs) as work:
+        for outcome in work.outcomes:
+            if outcome is not None:
+                _book(run, outcome)
+                advance(tiles[outcome.job.name])
+
+
+def _book(run: Run, outcome: JobOutcome) -> None:
+    """Write down what came of a slide."""
+    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
+    before = run.states[name]
+    earlier = before.attempts if before.state == "failed" and before.stage == "predict" else 0
+    if not isinstance(result.value, Told):
+        attempts = earlier + outcome.attempts
+        run.states.fail(name, "predict", failure_of_job(outcome), seconds=usage.wall_s, attempts=attempts)
+        return
+    for text in result.value.notes:
+        run.progress.note(text)
+    done = {"state": "ok", "reason": "", "traceback": ""}
+    took = {
+        "seconds": result.value.seconds,
+        "cpu_seconds": round(usage.cpu_s, 3),
+        "rss_mb": round(usage.peak_rss_mb, 1),
+    }
+    run.states.update(name, stage="predict", attempts=earlier + outcome.attempts, **done, **took)

@@ -1,0 +1,1 @@
+"""From slides to tiles: the stage, its job per slide, and what is asked, verified and exchanged afterwards."""
