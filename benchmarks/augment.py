@@ -28,19 +28,26 @@ from wsi_ips.model import build_encoder, encoder_spec
 from wsi_ips.model.fused import scan_encoder
 from wsi_ips.training.augment import augment, tile_keys
 
-OFF = {"turns": False, "density": 0.0}
 COLOUR = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
+
+
+def only(**strengths: float) -> AugmentSection:
+    """This and nothing else."""
+    return AugmentSection.nothing().model_copy(update=strengths)
+
+
 CASES: dict[str, tuple[AugmentSection, Callable[[Tensor], Tensor] | None]] = {
     "turns": (
-        AugmentSection(**(OFF | {"turns": True})),
+        only(turns=True),
         v2.Compose(
             [v2.RandomHorizontalFlip(), v2.RandomChoice([v2.RandomRotation((a, a)) for a in (0, 90, 180, 270)])]
         ),
     ),
-    "density (default)": (AugmentSection(), None),
-    "HED": (AugmentSection(**(OFF | {"hed": 0.05})), None),
-    "colour": (AugmentSection(**(OFF | COLOUR)), v2.ColorJitter(**COLOUR)),
-    "everything": (AugmentSection(hed=0.05, **COLOUR), None),
+    "default": (AugmentSection(), None),
+    "density": (only(density=0.1), None),
+    "HED": (only(hed=0.2), None),
+    "colour": (only(**COLOUR), v2.ColorJitter(**COLOUR)),
+    "everything": (AugmentSection(density=0.1, **COLOUR), None),
 }
 
 

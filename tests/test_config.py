@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from wsi_ips.config import Recipe, Section, load_recipe
+from wsi_ips.config import AugmentSection, Recipe, Section, load_recipe
 from wsi_ips.errors import RecipeError
 
 LEAST: dict[str, Any] = {"output": "runs/a", "manifest": "manifest.csv"}
@@ -184,3 +184,12 @@ def test_selection_that_would_have_no_effect_is_refused(tmp_path: Path) -> None:
 def test_a_misspelt_key_of_a_further_task_is_told_with_the_right_one(tmp_path: Path) -> None:
     text = complaint(tmp_path, {"labels": {"further": {"grade": {"clasess": ["low", "high"]}}}})
     assert "unknown key `labels.further.grade.clasess`; did you mean `classes`?" in text
+
+
+def test_augmentation_is_switched_off_by_one_word(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\noutput: out\nmanifest: m.csv\ntraining: {augment: false}\n", encoding="utf-8")
+    off = load_recipe(path).training.augment.model_dump()
+    assert set(off) >= {"turns", "hed", "brightness"}
+    assert not any(off.values())
+    assert load_recipe(path, {"training.augment": True}).training.augment == AugmentSection()

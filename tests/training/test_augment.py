@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import functional
 from wsi_ips.config import AugmentSection
 from wsi_ips.training.augment import _hue_rotation, augment, colour_map, stain_map, tile_keys
 
-NOTHING = AugmentSection(turns=False, density=0)
-EVERYTHING = AugmentSection(hed=0.1, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)
+NOTHING = AugmentSection.nothing()
+EVERYTHING = AugmentSection(density=0.1, hed=0.1, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)
 
 
 def keys(**changes):
@@ -55,12 +55,14 @@ def test_all_eight_positions_occur_about_equally():
 
 def test_geometry_is_a_turn_or_mirror_and_colour_a_power():
     patch = torch.linspace(0.1, 0.9, 3 * 4 * 4).view(1, 3, 4, 4)
-    plain = AugmentSection(density=0)
+    plain = with_only(turns=True)
     for key in keys()[:30]:
         out = augment(patch, np.array([key]), plain)[0]
         positions = [torch.rot90(p, k, (1, 2)) for k in range(4) for p in (patch[0], patch[0].flip(2))]
         assert any(torch.allclose(out, p) for p in positions)
-    restained = augment(patch, keys()[:1], AugmentSection(density=0.2)).log() / augment(patch, keys()[:1], plain).log()
+    restained = (
+        augment(patch, keys()[:1], with_only(turns=True, density=0.2)).log() / augment(patch, keys()[:1], plain).log()
+    )
     per_channel = restained[0].flatten(1)
     torch.testing.assert_close(per_channel, per_channel[:, :1].expand_as(per_channel), rtol=1e-4, atol=1e-4)
     assert (per_channel - 1).abs().max() <= 0.2 + 1e-4

@@ -19,7 +19,7 @@ from wsi_ips.tiles import FeatureTiles, SlideTiles, open_features, write_feature
 from wsi_ips.training import LabelledSlide, Trainer
 
 CPU = torch.device("cpu")
-UNCHANGED = AugmentSection(turns=False, density=0.0)
+UNCHANGED = AugmentSection.nothing()
 COMPUTE = ComputeSection(device="cpu", chunk_size=9)
 SLIDES = 4
 

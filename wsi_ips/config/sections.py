@@ -317,27 +317,36 @@ class FeaturesSection(Section):
 
 
 class AugmentSection(Section):
-    """How training tiles are changed; drawn per (seed, epoch, slide, tile), alike in scan and gradient."""
+    """How training tiles are changed; drawn per (seed, epoch, slide, tile), alike in scan and gradient.
+
+    `false` in place of the section changes nothing. The strengths are those that carried best to slides of other donors
+    (benchmarks/RESULTS.md, "Real textures").
+    """
 
     turns: bool = Field(True, description="flips and right-angle turns")
-    density: Jitter = Field(
-        0.1, description="optical density of each colour channel is multiplied by 1 ± this: another staining time"
-    )
     hed: Jitter = Field(
-        0.0,
+        0.2,
         description="haematoxylin, eosin and the rest are each multiplied by 1 ± this and shifted by ± this (optical "
         "density); another stain or scanner; 0.05 is light, 0.2 strong",
     )
-    brightness: Jitter = Field(0.0, description="factor 1 ± this")
+    density: Jitter = Field(
+        0.0, description="optical density of each colour channel is multiplied by 1 ± this: another staining time"
+    )
+    brightness: Jitter = Field(0.1, description="factor 1 ± this")
     contrast: Jitter = Field(0.0, description="factor 1 ± this, about the tile's mean grey")
-    saturation: Jitter = Field(0.0, description="factor 1 ± this, about each pixel's grey")
+    saturation: Jitter = Field(0.2, description="factor 1 ± this, about each pixel's grey")
     hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="± this turn of the colour circle")
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Tiles stay as they are."""
+        return cls(**{name: field.annotation is not bool and 0.0 for name, field in cls.model_fields.items()})
 
     @model_validator(mode="before")
     @classmethod
-    def _is_a_section(cls, value: Any) -> Any:
+    def _switched(cls, value: Any) -> Any:
         if isinstance(value, bool):
-            raise ValueError("is a section; leave it out, or switch off with `{turns: false, density: 0}`")
+            return {} if value else cls.nothing().model_dump()
         return value
 
 

@@ -31,7 +31,7 @@ from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest,
 from wsi_ips.training.tracking import MetricsFile, TensorBoardFile, Tracker, Tracking, mlflow_run
 from wsi_ips.training.world import World
 
-UNCHANGED = AugmentSection(turns=False, density=0.0)
+UNCHANGED = AugmentSection.nothing()
 """Of features: there are no pixels to change."""
 STATE_NAME, BEST_NAME = "state.safetensors", "best"
 """In the folder of a training at work."""
