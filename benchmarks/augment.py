@@ -32,7 +32,7 @@ COLOUR = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 
 
 def only(**strengths: float) -> AugmentSection:
-    """This and nothing else."""
+    """These strengths and nothing else."""
     return AugmentSection.nothing().model_copy(update=strengths)
 
 
