@@ -32,12 +32,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.support.digit_encoder import digit_encoder
 from benchmarks.support.digits import DigitsPlan, make_digits
 from wsi_ips.config import load_recipe
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.prediction.scored import predicted
 
+ENCODER = f"timm:{digit_encoder.__name__}"
 RECIPE = Path(__file__).parents[2] / "pipelines" / "megapixel_digits.yaml"
 SIDE, SMALL_SIDE = 1500, 256
 ALL = 100_000
@@ -76,7 +78,7 @@ def one(manifest: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]
 
 def run_one(manifest: str, folder: str, changes: dict[str, Any]) -> None:
     """Train, predict and measure in this process."""
-    recipe = load_recipe(RECIPE, {"manifest": manifest, "output": folder, **changes})
+    recipe = load_recipe(RECIPE, {"manifest": manifest, "output": folder, "model.encoder": ENCODER, **changes})
     run_until(recipe, "tile").pool.close()
     cpu, began = time.process_time(), time.monotonic()
     if recipe.predict.checkpoint is None:
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--canvases", type=int, default=400, help="of 1500 px; a quarter is for testing")
     parser.add_argument("--small", type=int, default=2000, help="canvases of 256 px")
-    parser.add_argument("--small-epochs", type=int, default=14)
+    parser.add_argument("--small-epochs", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=6, help="on large canvases")
     parser.add_argument("--sides", type=int, nargs="*", default=[3000, 6000])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")

@@ -30,6 +30,7 @@ Figures = dict[str, Any]
 NO_SELECTION = {"model.selection": "even", "training.exploration": 0.0}
 IMAGENET = {"model.encoder": "timm:tf_efficientnet_lite0", "model.weights": "WEIGHTS"}
 FEATURES = {**IMAGENET, "model.input": "features", "features.location": "SHARED/features.zarr"}
+STRONG = {"density": 0.0, "hed": 0.2, "brightness": 0.1, "saturation": 0.2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
     "M even tiles, no selection": NO_SELECTION,
@@ -48,9 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "IPS, evidence": {"model.evidence": True},
     "IPS, no augmentation": {"training.augment": {"turns": False, "density": 0.0}},
     "IPS, stain jitter": {"training.augment": {"density": 0.0, "hed": 0.1}},
-    "IPS, strong stain jitter": {
-        "training.augment": {"density": 0.0, "hed": 0.2, "brightness": 0.1, "saturation": 0.2}
-    },
+    "IPS, strong stain jitter": {"training.augment": STRONG},
+    "IPS, stronger stain jitter": {"training.augment": {**STRONG, "hed": 0.3, "contrast": 0.2, "hue": 0.03}},
 }
 """Keys of the recipe that each variant changes. WEIGHTS and SHARED stand for places."""
 
