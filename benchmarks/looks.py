@@ -1,8 +1,7 @@
 """How far the looks of altered copies of a slide are apart, and those of different slides.
 
 ``WSI_IPS_DATA=... python benchmarks/looks.py [--quick] [--json FILE]``: synthetic slides made on the spot and the
-real slides and
-thumbnails of the data folder; each is altered four times (margin of glass, stain, scale, turn, mirror).
+real slides and thumbnails of the data folder; each is altered four times (margin of glass, stain, scale, turn, mirror).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ Figures = dict[str, Any]
 NO_SELECTION = {"model.selection": "even", "training.exploration": 0.0}
 IMAGENET = {"model.encoder": "timm:tf_efficientnet_lite0", "model.weights": "WEIGHTS"}
 FEATURES = {**IMAGENET, "model.input": "features", "features.location": "SHARED/features.zarr"}
-STRONG = {"density": 0.0, "hed": 0.2, "brightness": 0.1, "saturation": 0.2}
+NO_COLOUR = {"hed": 0.0, "brightness": 0.0, "saturation": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
     "M even tiles, no selection": NO_SELECTION,
@@ -47,10 +47,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "IPS, all tiles in each epoch": {"training.tile_dropout": 0.0},
     "IPS, M x 4": {"model.memory_size": 64},
     "IPS, evidence": {"model.evidence": True},
-    "IPS, no augmentation": {"training.augment": {"turns": False, "density": 0.0}},
-    "IPS, stain jitter": {"training.augment": {"density": 0.0, "hed": 0.1}},
-    "IPS, strong stain jitter": {"training.augment": STRONG},
-    "IPS, stronger stain jitter": {"training.augment": {**STRONG, "hed": 0.3, "contrast": 0.2, "hue": 0.03}},
+    "IPS, no augmentation": {"training.augment": False},
+    "IPS, density jitter": {"training.augment": {**NO_COLOUR, "density": 0.1}},
+    "IPS, light stain jitter": {"training.augment": {**NO_COLOUR, "hed": 0.1}},
+    "IPS, stronger jitter": {"training.augment": {"hed": 0.3, "contrast": 0.2, "hue": 0.03}},
 }
 """Keys of the recipe that each variant changes. WEIGHTS and SHARED stand for places."""
 

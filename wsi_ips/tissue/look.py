@@ -1,10 +1,9 @@
 """What a slide looks like from afar, in 256 bits: slides that look alike are found whatever they are called.
 
 A perceptual hash: signs of the lowest frequencies (DCT) of the stained part of the thumbnail, brought to 32 x 32. It
-stays
-nearly the same under another stain, scale, compression and margin of glass. Turned and mirrored slides are found by
-turning and
-mirroring the bits: a mirror image changes the signs of the odd frequencies, a transposed one swaps the axes.
+stays nearly the same under another stain, scale, compression and margin of glass. Turned and mirrored slides are found
+by turning and mirroring the bits: a mirror image changes the signs of the odd frequencies, a transposed one swaps the
+axes.
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ LONGEST_PX = 512
 SMALLEST_PX = 16
 """Below, and with less contrast than this, there is nothing to recognise."""
 LEAST_CONTRAST = 8.0
-LARGEST_DISTANCE = 0.25
+LARGEST_DISTANCE = 0.2
 """Share of bits by which two looks of one slide may differ. Under another stain, scale and margin, turned and mirrored,
-99 % of trials stayed below this; different slides differed by 0.35 at least (benchmarks/looks.py)."""
+96 % of trials stayed below this; different slides differed by 0.35 at least, and by 0.22 where slides were composed on
+the outline of the same node (benchmarks/looks.py, DECISIONS D79)."""
 ROWS_AT_A_TIME = 512
 
 
