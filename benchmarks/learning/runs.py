@@ -167,7 +167,7 @@ def _row(run: Run, record: Any) -> Figures:
     is_tumour = fraction > TUMOUR_TILE
     return {
         "slide_id": record.slide_id,
-        "truth": run.recipe.labels.tasks[0].classes.index(str(run.truth(record))) > 0,
+        "truth": not run.recipe.labels.tasks[0].is_negative(run.truth(record)),
         "score": entry.probabilities[0][-1],
         "tumour": is_tumour,
         "tiles": entry.positive_probability,
