@@ -9,8 +9,9 @@ training on large canvases starts from there (`model.start`); digits, canvases a
 image is in two parts. The small picture is a network of its own on canvases of 188 px, a tile each. Trained models are
 then tried on larger canvases with as many digits and strokes.
 
-Prints, of the test canvases: accuracy of majority, max and top, share of the canvases with exactly the right set of
-digits (multi), of the tiles with ink of a digit that could be kept the share that is, CPU minutes, largest process.
+Prints, of the test canvases (of the small ones: of those that validate): accuracy of majority, max and top, share of
+the canvases with exactly the right set of digits (multi), of the tiles with ink of a digit that could be kept the share
+that is, CPU minutes, largest process.
 Everything stands in WORK and is not done again.
 """
 
@@ -33,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.support.digit_encoder import digit_encoder
-from benchmarks.support.digits import DigitsPlan, make_digits
+from benchmarks.support.digits import DigitsPlan, Part, make_digits
 from wsi_ips.config import load_recipe
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
@@ -43,6 +44,7 @@ ENCODER = f"timm:{digit_encoder.__name__}"
 RECIPE = Path(__file__).parents[2] / "pipelines" / "megapixel_digits.yaml"
 SIDE, SMALL_SIDE = 1500, 256
 ALL = 100_000
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
     "all tiles": {"model.memory_size": ALL},
@@ -54,12 +56,12 @@ TASKS = ("majority", "max", "top", "multi")
 COLUMNS = {"kept": 2, "cpu_minutes": 1, "peak_rss_mb": 0}
 
 
-def cohort(work: Path, side: int, canvases: int, noise: int, *, test_only: bool = False) -> Path:
-    """Canvases of that side; the manifest."""
+def cohort(work: Path, side: int, canvases: int, noise: int, parts: tuple[Part, ...] = PARTS) -> Path:
+    """Canvases of that side, of some parts; the manifest."""
     folder = work / f"canvases_{side}"
     if not (folder / "manifest.csv").exists():
         plan = DigitsPlan(canvases=canvases, side_px0=side, noise=noise)  # of one seed: the same images are for testing
-        make_digits(folder, replace(plan, parts=("test",)) if test_only else plan)
+        make_digits(folder, replace(plan, parts=parts))
     return folder / "manifest.csv"
 
 
@@ -91,11 +93,11 @@ def run_one(manifest: str, folder: str, changes: dict[str, Any]) -> None:
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """Figures of the test canvases."""
+    """Figures of the canvases that were predicted."""
     table = pd.read_csv(run.recipe.manifest, dtype=str).set_index("slide_id")
     right: dict[str, list[bool]] = {name: [] for name in TASKS}
     kept = []
-    for record in (r for r in predicted(run) if r.split == "test"):
+    for record in (r for r in predicted(run) if r.split in run.recipe.predict.splits):
         entry, truth = read_scores(run.folder.scores, record.slide_id), table.loc[record.slide_id]
         for name, column, values in zip(TASKS, ("label", "max", "top"), entry.probabilities, strict=False):
             right[name].append(int(np.argmax(values)) == int(truth[column]))
@@ -131,8 +133,8 @@ def main() -> None:
     parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--canvases", type=int, default=400, help="of 1500 px; a quarter is for testing")
-    parser.add_argument("--small", type=int, default=2000, help="canvases of 256 px")
-    parser.add_argument("--small-epochs", type=int, default=12)
+    parser.add_argument("--small", type=int, default=6000, help="canvases of 256 px; a quarter is left out")
+    parser.add_argument("--small-epochs", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=6, help="on large canvases")
     parser.add_argument("--sides", type=int, nargs="*", default=[3000, 6000])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
@@ -144,7 +146,8 @@ def main() -> None:
         run_one(*json.loads(options.one))
         return
     work = options.work.resolve()
-    small, large = cohort(work, SMALL_SIDE, options.small, 3), cohort(work, SIDE, options.canvases, 50)
+    small = cohort(work, SMALL_SIDE, options.small, 3, ("train", "val"))
+    large = cohort(work, SIDE, options.canvases, 50)
     print("| training | tiles | " + " | ".join(TASKS) + " | tiles with a digit that are kept | CPU min | peak MB |")
     print("|---" * (len(TASKS) + 5) + "|", flush=True)
     seeds, rows = options.seeds, dict[str, list[dict[str, Any]]]()
@@ -158,13 +161,13 @@ def main() -> None:
             rows[name] = list(pool.map(one, [manifest] * len(seeds), folders, every))
         print(line(name, rows[name]), flush=True)
 
-    all_of(f"start, {SMALL_SIDE} px", small, {"training.epochs": options.small_epochs})
+    all_of(f"start, {SMALL_SIDE} px", small, {"training.epochs": options.small_epochs, "predict.splits": ["val"]})
     starts = {seed: work / f"start-{SMALL_SIDE}-px_{seed}" / "model" for seed in seeds}
     for variant in options.variants:
-        changes = {"training.epochs": options.epochs, **VARIANTS[variant]}
+        changes = {"training.epochs": options.epochs, "predict.splits": ["test"], **VARIANTS[variant]}
         all_of(variant, large, changes, own=lambda seed, c=changes: {"model.start": str(starts[seed])} | c)
     for side in options.sides:
-        manifest = cohort(work, side, max(100, 600_000 // side), 50, test_only=True)
+        manifest = cohort(work, side, max(100, 600_000 // side), 50, ("test",))
         trained = {seed: str(work / f"IPS_{seed}" / "model") for seed in seeds}
         all_of(f"IPS of {SIDE} px on {side} px", manifest, {}, own=lambda s, t=trained: {"predict.checkpoint": t[s]})
     if options.json:
