@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +90,12 @@ def test_what_is_written_is_read_back(tmp_path):
     again = read_scores(tmp_path, "s")
     np.testing.assert_array_equal(again.left_out, scores.left_out)
     np.testing.assert_array_equal(again.evidence, scores.evidence)
+
+
+def test_the_second_opinion_is_the_mean_of_the_sixteen_highest_tiles(tmp_path):
+    scores = predicted(network(TWO, evidence=False))
+    write_scores(tmp_path, scores)
+    highest = sorted(scores.tile_probability[:, 1].tolist(), reverse=True)[:16]
+    assert read_scores(tmp_path, "s").highest_tiles == pytest.approx(np.mean(highest), abs=1e-6)
+    few = replace(scores, tile_probability=scores.tile_probability[:3])
+    assert few.highest_tiles == pytest.approx(scores.tile_probability[:3, 1].mean(), abs=1e-6)

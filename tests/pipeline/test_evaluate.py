@@ -18,7 +18,8 @@ from wsi_ips.cli import app
 from wsi_ips.errors import EvaluationError, ManifestError
 from wsi_ips.evaluation import PatientStage, auc_with_interval, peak_detections
 from wsi_ips.inference import read_scores
-from wsi_ips.pipeline import Run, evaluate
+from wsi_ips.pipeline import Run
+from wsi_ips.pipeline.evaluation import evaluate
 from wsi_ips.pipeline.evaluation.evaluate import evaluate_run, stage_patients
 from wsi_ips.pipeline.evaluation.localise import LEAST_PEAK, localise, score_raster
 from wsi_ips.pipeline.evaluation.table import evaluate_others, evaluate_table
@@ -86,6 +87,31 @@ def test_a_perfect_map_finds_every_lesion_and_a_turned_one_none(done, run, monke
     assert found.false_alarm_mm2 == 0
     monkeypatch.setattr(evaluate, "read_scores", lambda root, name: scores_of(root, name, turned=True))
     assert evaluate_run(run).localisation.lesions_by_components.at(0.25) < 1
+
+
+def test_where_the_map_knows_more_than_the_decision_it_is_told(done, run, monkeypatch):  # noqa: F811
+    """The decision turned round; the map is the truth."""
+    table = pd.read_csv(done / "out" / "predictions.csv").set_index("slide_id")
+
+    def scores_of(root: Path, slide_id: str, *, turned: bool):
+        entry = read_scores(root, slide_id)
+        assert table.loc[slide_id, "highest_tiles"] == pytest.approx(entry.highest_tiles, abs=1e-6)
+        truth = run.index(next(r for r in run.records if r.slide_id == slide_id)).tumour_fraction
+        right = np.zeros(len(entry.tile_probability)) if truth is None else truth
+        called = float((truth is None) == turned)
+        return replace(
+            entry,
+            tile_probability=np.stack([1 - right, right], 1).astype(np.float32),
+            probabilities=((1 - called, called),),
+        )
+
+    for turned in (False, True):
+        monkeypatch.setattr(
+            evaluate, "read_scores", lambda root, name, turned=turned: scores_of(root, name, turned=turned)
+        )
+        told = [note for note in evaluate_run(run).notes if "highest tiles" in note]
+        assert len(told) == turned
+        assert all("AUC 1.000" in note and "(0.000)" in note for note in told)
 
 
 def test_a_column_that_is_not_there_and_a_split_without_slides_are_refused(run):

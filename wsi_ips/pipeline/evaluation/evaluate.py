@@ -19,6 +19,7 @@ from wsi_ips.evaluation import (
     Scored,
     SlideEvaluation,
     TaskEvaluation,
+    auc_with_interval,
     evaluate_slides,
     evaluate_task,
     node_label,
@@ -30,6 +31,7 @@ from wsi_ips.evaluation.calibration import calibration as calibration_of
 from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm
 from wsi_ips.geometry import Scale
 from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference.scores import HIGHEST_TILES
 from wsi_ips.labels import Task
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.table import read_rows
@@ -44,6 +46,8 @@ from wsi_ips.results.sheet import SheetEntry, recall_figures
 SITE_COLUMNS = ("centre", "center", "site", "scanner")
 """Columns of the manifest that make subgroups without being asked for."""
 LARGEST_LESION = "largest lesion"
+CLEARLY_BETTER = 0.05
+"""Of an AUC, from which a second opinion is told."""
 
 
 def evaluate_run(
@@ -105,6 +109,8 @@ def evaluate_run(
         slides = _frozen(figures, frozen, _scored(run, known, scores, raw=True), given=threshold is not None)
     except EvaluationError as error:
         notes.append(f"no slide figures: {error}")
+    if slides:
+        notes += _second_opinion(run, known, scores, slides.metrics["auc"].value)
     localisation = localise(
         run,
         scores,
@@ -150,6 +156,21 @@ def tile_threshold(task: Task, temperature: float, threshold: float) -> float:
 
 def _scores(run: Run, record: SlideRecord, calibration: Calibration) -> SlideScores:
     return replace(read_scores(run.folder.scores, record.slide_id), calibration=calibration)
+
+
+def _second_opinion(
+    run: Run, records: Sequence[SlideRecord], scores: Mapping[str, SlideScores], auc: float
+) -> list[str]:
+    """A note where single tiles tell slides apart clearly better than the model's decision does."""
+    truth = _scored(run, records, scores).truth
+    found = auc_with_interval(truth, np.array([scores[r.slide_id].highest_tiles for r in records])).value
+    if found < auc + CLEARLY_BETTER:
+        return []
+    return [
+        f"the {HIGHEST_TILES} highest tiles of a slide tell slides apart better (AUC {found:.3f}) than the model's "
+        f"decision ({auc:.3f}): attention looks at other tiles than the map shows; see column `highest_tiles` of "
+        "predictions.csv"
+    ]
 
 
 def _scored(

@@ -24,7 +24,8 @@ def write_predictions(run: Run, calibration: Calibration | None = None) -> None:
 
     Columns of the label: ``probability_CLASS`` (calibrated), ``raw_probability_CLASS`` (as the network gave it),
     ``predicted`` (by the bundle's threshold), ``label`` (of the manifest). Further tasks have the same with ``NAME_``
-    in front.
+    in front. ``highest_tiles`` is a second opinion on the last class
+    (:attr:`wsi_ips.inference.SlideScores.highest_tiles`).
     """
     known = calibration or model_calibration(run)
     rows = [_row(run, record, slide_scores(run, record, known)) for record in predicted(run)]
@@ -33,7 +34,7 @@ def write_predictions(run: Run, calibration: Calibration | None = None) -> None:
         prefix = _prefix(task.name)
         columns += [f"{prefix}probability_{c}" for c in task.classes]
         columns += [f"{prefix}predicted", f"{prefix}label"]
-    columns += ["split", "tiles", "seconds"]
+    columns += ["split", "tiles", "seconds", "highest_tiles"]
     columns += [f"{_prefix(task.name)}raw_probability_{c}" for task in run.recipe.labels.tasks for c in task.classes]
     with atomic_path(run.folder.predictions) as temporary:
         pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
@@ -46,7 +47,9 @@ def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object
         for kind, values in (("probability", verdict.probability), ("raw_probability", verdict.raw)):
             row |= {f"{prefix}{kind}_{c}": round(p, DIGITS) for c, p in zip(task.classes, values, strict=True)}
         row |= {f"{prefix}predicted": verdict.answer, f"{prefix}label": task.text(truth)}
-    return row | {"split": record.split, "tiles": len(scores.attention_logits), "seconds": scores.seconds}
+    highest = round(scores.highest_tiles, DIGITS)
+    tiles = len(scores.attention_logits)
+    return row | {"split": record.split, "tiles": tiles, "seconds": scores.seconds, "highest_tiles": highest}
 
 
 def _prefix(task: str) -> str:
