@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -95,8 +94,11 @@ def disturb(process: subprocess.Popen[bytes], kind: str, rng: random.Random) -> 
 
 
 def trained(recipe: Path, rng: random.Random, until: float, counts: Counter[str], peaks: list[float]) -> int:
-    """Train to the end, disturbed until then; how often it was started."""
-    process, starts = start(recipe), 1
+    """Train to the end, disturbed until then; how often it was started.
+
+    A training that fails of itself is not started again: that would never end.
+    """
+    process, starts, is_disturbed = start(recipe), 1, False
     following = time.monotonic() + rng.uniform(*BETWEEN_S)
     while True:
         time.sleep(0.5)
@@ -109,11 +111,15 @@ def trained(recipe: Path, rng: random.Random, until: float, counts: Counter[str]
         if code == 0:
             return starts
         if code is not None:
-            process, starts = start(recipe), starts + 1
+            if not is_disturbed:
+                raise SystemExit(f"undisturbed, it ended with {code}: see {recipe.with_suffix('.log')}")
+            process, starts, is_disturbed = start(recipe), starts + 1, False
             following = time.monotonic() + rng.uniform(*BETWEEN_S)
         elif following < time.monotonic() < until:
             kind = rng.choice(KINDS)
-            counts[kind] += disturb(process, kind, rng)
+            hit = disturb(process, kind, rng)
+            counts[kind] += hit
+            is_disturbed |= hit
             following = time.monotonic() + rng.uniform(*BETWEEN_S)
 
 
@@ -128,7 +134,7 @@ def compared(work: Path, name: str, epochs: int) -> float:
     ours, theirs = (load_file(work / folder / "model" / "model.safetensors") for folder in (name, f"{name}-quiet"))
     assert ours.keys() == theirs.keys()
     assert epochs_of(work / name) == list(range(1, epochs + 1)), epochs_of(work / name)
-    return max(float((ours[key].double() - theirs[key].double()).abs().max()) for key in ours if torch.numel(ours[key]))
+    return max(float((ours[key].double() - theirs[key].double()).abs().max()) for key in ours)
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ image is in two parts. The small picture is a network of its own on canvases of 
 then tried on larger canvases with as many digits and strokes.
 
 Prints, of the test canvases (of the small ones: of those that validate): accuracy of majority, max and top, share of
-the canvases with exactly the right set of digits (multi), of the tiles with ink of a digit that could be kept the share
-that is, CPU minutes, largest process.
+the canvases with exactly the right set of digits (multi), of the tiles that hold a part of a digit and could be kept
+the share that is, CPU minutes, largest process.
 Everything stands in WORK and is not done again.
 """
 
@@ -19,10 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.learning.runs import Figures, cell, in_own_process
 from benchmarks.support.digit_encoder import digit_encoder
 from benchmarks.support.digits import DigitsPlan, Part, make_digits
 from wsi_ips.config import load_recipe
@@ -65,17 +63,10 @@ def cohort(work: Path, side: int, canvases: int, noise: int, parts: tuple[Part, 
     return folder / "manifest.csv"
 
 
-def one(manifest: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def one(manifest: Path, folder: Path, changes: dict[str, Any]) -> Figures | None:
     """Figures of a training, or of a model that `predict.checkpoint` names, made in a process of its own."""
-    result = folder / "figures.json"
-    if not result.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        asked = json.dumps([str(manifest), str(folder), changes])
-        with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "benchmarks.learning.digits", "--one", asked]
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return found
+    asked = json.dumps([str(manifest), str(folder), changes])
+    return in_own_process(folder / "figures.json", ["benchmarks.learning.digits", "--one", asked])
 
 
 def run_one(manifest: str, folder: str, changes: dict[str, Any]) -> None:
@@ -92,7 +83,7 @@ def run_one(manifest: str, folder: str, changes: dict[str, Any]) -> None:
     (Path(folder) / "figures.json").write_text(json.dumps(found | cost) + "\n", encoding="utf-8")
 
 
-def measured(run: Run) -> dict[str, Any]:
+def measured(run: Run) -> Figures:
     """Figures of the canvases that were predicted."""
     table = pd.read_csv(run.recipe.manifest, dtype=str).set_index("slide_id")
     right: dict[str, list[bool]] = {name: [] for name in TASKS}
@@ -115,16 +106,10 @@ def measured(run: Run) -> dict[str, Any]:
     }
 
 
-def line(name: str, found: Sequence[dict[str, Any]]) -> str:
-    """A row of the table: mean over seeds, least and most in brackets."""
-
-    def cell(key: str, digits: int) -> str:
-        values = [entry[key] for entry in found]
-        spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
-
-    cells = [cell(task, 2) for task in TASKS] + [cell(key, digits) for key, digits in COLUMNS.items()]
-    return f"| {name} | {found[0]['tiles']} | " + " | ".join(cells) + " |"
+def line(name: str, found: Sequence[Figures | None]) -> str:
+    """A row of the table."""
+    cells = [cell(found, key, digits) for key, digits in ({"tiles": 0} | dict.fromkeys(TASKS, 2) | COLUMNS).items()]
+    return "| " + " | ".join([name, *cells]) + " |"
 
 
 def main() -> None:
@@ -150,7 +135,7 @@ def main() -> None:
     large = cohort(work, SIDE, options.canvases, 50)
     print("| training | tiles | " + " | ".join(TASKS) + " | tiles with a digit that are kept | CPU min | peak MB |")
     print("|---" * (len(TASKS) + 5) + "|", flush=True)
-    seeds, rows = options.seeds, dict[str, list[dict[str, Any]]]()
+    seeds, rows = options.seeds, dict[str, list[Figures | None]]()
 
     def all_of(name: str, manifest: Path, changes: dict[str, Any], *, own: Any = lambda _: {}) -> None:
         """Train or predict with every seed, print the row."""

@@ -29,9 +29,7 @@ from wsi_ips.pipeline.prediction.scored import predicted
 Figures = dict[str, Any]
 NO_SELECTION = {"model.selection": "even", "training.exploration": 0.0}
 IMAGENET = {"model.encoder": "timm:tf_efficientnet_lite0", "model.weights": "WEIGHTS"}
-FEATURES = {**IMAGENET, "model.input": "features", "features.location": "SHARED/features.zarr"}
-HIGHEST = 16
-"""Tiles whose mean single-tile probability is tried as a decision beside the model's own."""
+FEATURES = {**IMAGENET, "model.input": "features", "features.location": "FEATURES"}
 NO_COLOUR = {"hed": 0.0, "brightness": 0.0, "saturation": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
@@ -54,7 +52,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "IPS, light stain jitter": {"training.augment": {**NO_COLOUR, "hed": 0.1}},
     "IPS, stronger jitter": {"training.augment": {"hed": 0.3, "contrast": 0.2, "hue": 0.03}},
 }
-"""Keys of the recipe that each variant changes. WEIGHTS and SHARED stand for places."""
+"""Keys of the recipe that each variant changes.
+
+WEIGHTS and FEATURES stand for places: a file that is given, a store that all share.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def training(
 ) -> Training:
     """The training of a variant; ``own``: the seed has a cohort of its own, and so tiles."""
     shared = (work / (f"tiles_{seed}" if own else "tiles")).resolve()
-    places = {"WEIGHTS": weights, "SHARED/features.zarr": shared / "features.zarr"}
+    places = {"WEIGHTS": weights, "FEATURES": shared / "features.zarr"}
     if weights is None and "WEIGHTS" in VARIANTS[variant].values():
         raise SystemExit(f"`{variant}` needs --weights (benchmarks/support/imagenet.py)")
     changes = {
@@ -119,21 +120,36 @@ def run_all(trainings: Sequence[Training], *, jobs: int = 1) -> list[Figures | N
         run_until(recipe, "tile").pool.close()
 
     def figures(one: Training) -> Figures | None:
-        if not one.result.exists():
-            one.folder.mkdir(parents=True, exist_ok=True)
-            environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
-            asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(one).items()}
-            command = [sys.executable, "-m", "benchmarks.learning.runs", json.dumps(asked)]
-            with (one.folder / "log.txt").open("w", encoding="utf-8") as log:
-                done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
-            if done.returncode:
-                print(f"{one.folder.name} failed: see {log.name}", file=sys.stderr)
-                return None
-        found: Figures = json.loads(one.result.read_text(encoding="utf-8"))
-        return found
+        asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(one).items()}
+        return in_own_process(one.result, ["benchmarks.learning.runs", json.dumps(asked)], threads=1 if jobs > 1 else 0)
 
     with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(figures, trainings))
+
+
+def in_own_process(result: Path, module: Sequence[str], *, threads: int = 0) -> Figures | None:
+    """Figures that a module of its own process writes to ``result``, unless they stand there; None where it failed.
+
+    Parameters
+    ----------
+    result
+        JSON file; what the process says goes to ``log.txt`` beside it.
+    module
+        The module and its arguments.
+    threads
+        Of the process; 0 leaves it to PyTorch.
+    """
+    if not result.exists():
+        result.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        with (result.parent / "log.txt").open("w", encoding="utf-8") as log:
+            command = [sys.executable, "-m", *module]
+            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            print(f"{result.parent.name} failed: see {log.name}", file=sys.stderr)
+            return None
+    found: Figures = json.loads(result.read_text(encoding="utf-8"))
+    return found
 
 
 def run_one(one: Training) -> None:
@@ -153,13 +169,13 @@ def measured(run: Run, by: str = "") -> Figures:
     """Figures of the test slides of a run, and of those of each value of a column."""
     records = [record for record in predicted(run) if record.split == "test"]
     rows = [_row(run, record) for record in records]
-    found = _figures(rows)
+    found = figures_of(rows)
     if by:
         column = pd.read_csv(run.recipe.manifest, dtype=str, keep_default_na=False).set_index("slide_id")[by]
         groups: dict[str, list[Figures]] = {}
         for row in rows:
             groups.setdefault(column[row["slide_id"]], []).append(row)
-        found["by"] = {name: _figures(rows) for name, rows in groups.items()}
+        found["by"] = {name: figures_of(rows) for name, rows in groups.items()}
     return found
 
 
@@ -173,12 +189,13 @@ def _row(run: Run, record: Any) -> Figures:
         "score": entry.probabilities[0][-1],
         "tumour": is_tumour,
         "tiles": entry.positive_probability,
-        "highest": float(np.sort(entry.positive_probability)[-HIGHEST:].mean()),
+        "highest": entry.highest_tiles,
         "kept": is_tumour[entry.kept],
     }
 
 
-def _figures(rows: Sequence[Figures]) -> Figures:
+def figures_of(rows: Sequence[Figures]) -> Figures:
+    """Figures of some slides, each as :func:`_row` gives it."""
     truth, score = np.array([row["truth"] for row in rows]), np.array([row["score"] for row in rows])
     auc = auc_with_interval(truth, score)
     tumour, tiles = (np.concatenate([row[key] for row in rows]) for key in ("tumour", "tiles"))
@@ -217,16 +234,17 @@ def header(first: str) -> str:
 
 
 def line(name: str, found: Sequence[Mapping[str, Any] | None]) -> str:
-    """A row of the table: mean over trainings, the smallest and largest in brackets."""
+    """A row of the table."""
+    return "| " + " | ".join([name, *(cell(found, key, digits) for key, (_, digits) in COLUMNS.items())]) + " |"
 
-    def cell(key: str, digits: int) -> str:
-        values = [entry[key] for entry in found if entry is not None and entry.get(key) is not None]
-        if not values:
-            return ""
-        spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
-        return f"{np.mean(values):.{digits}f}{spread}"
 
-    return "| " + " | ".join([name, *(cell(key, digits) for key, (_, digits) in COLUMNS.items())]) + " |"
+def cell(found: Sequence[Mapping[str, Any] | None], key: str, digits: int) -> str:
+    """Mean of a figure over trainings, the smallest and largest in brackets; of those that have it."""
+    values = [entry[key] for entry in found if entry is not None and entry.get(key) is not None]
+    if not values:
+        return ""
+    spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def common_options(parser: argparse.ArgumentParser, variants: Sequence[str]) -> None:

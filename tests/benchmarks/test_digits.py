@@ -75,6 +75,19 @@ def test_the_same_plan_gives_the_same_files_and_another_seed_others(tmp_path):
     assert all((made[0] / name).read_bytes() != (other / name).read_bytes() for name in files)
 
 
+def test_one_part_alone_is_that_of_the_whole_cohort(tmp_path):
+    whole = make_digits(tmp_path / "whole", DigitsPlan(canvases=5, side_px0=300, noise=3, split=(0.4, 0.2, 0.4)))
+    alone = make_digits(
+        tmp_path / "test", DigitsPlan(canvases=5, side_px0=300, noise=3, split=(0.4, 0.2, 0.4), parts=("test",))
+    )
+    rows = pd.read_csv(whole, dtype=str).query("split == 'test'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(alone, dtype=str), rows)
+    written = sorted(path.name for path in (alone.parent / "slides").iterdir())
+    assert written == [Path(path).name for path in rows["path"]]
+    for name in written:
+        assert (alone.parent / "slides" / name).read_bytes() == (whole.parent / "slides" / name).read_bytes()
+
+
 @pytest.mark.parametrize("side", [400, 2100])
 def test_what_the_product_reads_is_what_was_painted(tmp_path, side):
     plan = DigitsPlan(canvases=1, side_px0=side, noise=6, split=(1, 0, 0))

@@ -319,8 +319,8 @@ class FeaturesSection(Section):
 class AugmentSection(Section):
     """How training tiles are changed; drawn per (seed, epoch, slide, tile), alike in scan and gradient.
 
-    `false` in place of the section changes nothing. The strengths are those that carried best to slides of other donors
-    (benchmarks/RESULTS.md, "Real textures").
+    `false` in place of the section changes nothing. The strengths are those that did best, of what was tried, on slides
+    of other donors, on one cohort (benchmarks/RESULTS.md, "Real textures").
     """
 
     turns: bool = Field(True, description="flips and right-angle turns")
