@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.geometry import Scale
 from wsi_ips.provenance import peak_rss_mb
 from wsi_ips.slides import ArrayReader
@@ -126,7 +126,7 @@ def measure(case: Case) -> dict[str, float]:
     trainer = Trainer(
         net,
         memory_size=case.kept,
-        section=TrainingSection(epochs=2, batch_slides=case.slides, warm_start_epochs=0),
+        section=PlannedTraining(epochs=2, batch_slides=case.slides, warm_start_epochs=0),
         compute=ComputeSection(
             chunk_size=CHUNK,
             micro_batch=MICRO_BATCH,

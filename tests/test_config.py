@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from wsi_ips.config import AugmentSection, Recipe, Section, load_recipe
+from wsi_ips.config import AugmentSection, Recipe, Section, TrainingSection, load_recipe, planned
 from wsi_ips.errors import RecipeError
 
 LEAST: dict[str, Any] = {"output": "runs/a", "manifest": "manifest.csv"}
@@ -193,3 +193,25 @@ def test_augmentation_is_switched_off_by_one_word(tmp_path: Path) -> None:
     assert set(off) >= {"turns", "hed", "brightness"}
     assert not any(off.values())
     assert load_recipe(path, {"training.augment": True}).training.augment == AugmentSection()
+
+
+@pytest.mark.parametrize(
+    ("slides", "said", "warm_start", "epochs"),
+    [
+        (28, {}, 143, 163),  # 143 x 28 x 4 tiles are 16 016
+        (270, {}, 15, 35),
+        (5000, {}, 10, 30),
+        (28, {"epochs": 30}, 20, 30),
+        (270, {"epochs": 60}, 15, 60),
+        (28, {"epochs": 1}, 0, 1),
+        (28, {"warm_start_epochs": 5}, 5, 25),
+        (28, {"epochs": 4, "warm_start_epochs": 9}, 9, 4),
+    ],
+)
+def test_what_is_left_open_follows_from_the_slides_and_what_is_said_stays(slides, said, warm_start, epochs):
+    section = TrainingSection(learning_rate=0.01, augment=False, **said)
+    found = planned(section, slides)
+    assert (found.warm_start_epochs, found.epochs) == (warm_start, epochs)
+    others = {"warm_start_epochs", "epochs"}
+    assert found.model_dump(exclude=others) == section.model_dump(exclude=others)
+    assert planned(found, 3) == found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -34,14 +35,19 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """`wsi-ips train` in a process of its own that saves after every step; what it says goes to `said`."""
+    """`wsi-ips train` in a process of its own that saves after every step; what it says goes to `said`.
+
+    One thread, as these tests have: bits are promised for the same number of threads.
+    """
     code = (
         "import sys, wsi_ips.training.resume as r; r.StateFile.__init__.__kwdefaults__['every_s'] = 0.0\n"
         "from wsi_ips.cli import main; sys.argv[0] = 'wsi-ips'; main()"
     )
     command = [sys.executable, "-c", code, "train", str(folder / "recipe.yaml")]
     with (folder / "said").open("wb") as said:
-        return subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
 
 
 def wait_for_state(process: subprocess.Popen[bytes], folder: Path, after_s: float) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cohort import PATCH_PX, textured_slide
-from wsi_ips.config import AugmentSection, ComputeSection, TrainingSection
+from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.inference import predict_slide
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, build_encoder
 from wsi_ips.model.freezing import freeze
@@ -48,7 +48,7 @@ def network(pooling: str, projector: int) -> IpsNet:
     return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.2, pooling=pooling)
 
 
-def trained(net: IpsNet, slides: list[SlideTiles], section: TrainingSection) -> list[float]:
+def trained(net: IpsNet, slides: list[SlideTiles], section: PlannedTraining) -> list[float]:
     learner = Trainer(net, memory_size=5, section=section, compute=COMPUTE, seed=2, device=CPU)
     torch.manual_seed(9)
     losses: list[float] = []
@@ -61,7 +61,7 @@ def trained(net: IpsNet, slides: list[SlideTiles], section: TrainingSection) -> 
 @pytest.mark.parametrize("projector", [0, 16])
 def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, projector):
     """Pixels are embedded to 16 bits too: else two tiles of nearly one score may change places, and so the loss."""
-    section = TrainingSection(
+    section = PlannedTraining(
         epochs=4, warm_start_epochs=1, batch_slides=2, augment=UNCHANGED, tile_dropout=0.2, learning_rate=1e-3
     )
     pixels = [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(SLIDES)]
@@ -95,7 +95,7 @@ def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, pr
 def test_a_trained_network_is_not_standardised_anew(tmp_path):
     net, slides = network("abmil", 0), [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(2)]
     weight = net.encoder.standardise.weight.detach().clone()
-    section = TrainingSection(epochs=1, warm_start_epochs=1, learning_rate=1e-9, augment=UNCHANGED)
+    section = PlannedTraining(epochs=1, warm_start_epochs=1, learning_rate=1e-9, augment=UNCHANGED)
     for started in (True, False):
         learner = Trainer(net, memory_size=5, section=section, compute=COMPUTE, seed=2, device=CPU, started=started)
         learner.fit([LabelledSlide(t, (n,)) for n, t in enumerate(slides)], [], on_epoch=lambda _: None)

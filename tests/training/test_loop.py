@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.cohort import PATCH_PX, textured_slide
-from wsi_ips.config import AugmentSection, ComputeSection, TrainingSection
+from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
@@ -42,7 +42,7 @@ def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, **section: object) -
     return Trainer(
         net,
         memory_size=5,
-        section=TrainingSection(**(defaults | section)),
+        section=PlannedTraining(**(defaults | section)),
         compute=compute,
         seed=3,
         device=torch.device("cpu"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.cohort import PATCH_PX, textured_slide
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Task, Truth
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.tasks import task_losses_each
@@ -32,7 +32,7 @@ def trainer(*, memory_size: int = 6, has_weights: bool = False, notes: list[str]
     return Trainer(
         IpsNet(encoder, classes=3, heads=2, key_width=8, dropout=0.3),
         memory_size=memory_size,
-        section=TrainingSection(
+        section=PlannedTraining(
             epochs=3, warm_start_epochs=1, exploration=0.6, tile_loss=0.7, label_smoothing=0.1, tile_dropout=0.1
         ),
         compute=ComputeSection(device="cpu", chunk_size=16, **compute),

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tests.cohort import textured_slide
 from tests.training.test_loop import COMPUTE
 from wsi_ips.cluster.launch import Launch
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
@@ -67,7 +67,7 @@ def trainer(world: World | None, compute: ComputeSection = COMPUTE, **changes: o
     return Trainer(
         made,
         memory_size=5,
-        section=TrainingSection(**(SETTINGS | changes)),
+        section=PlannedTraining(**(SETTINGS | changes)),
         compute=compute,
         seed=3,
         device=torch.device("cpu"),

@@ -6,6 +6,7 @@ changes speed but no result, so it is in no fingerprint.
 """
 
 from wsi_ips.config.loading import load_recipe
+from wsi_ips.config.planned import PlannedTraining, planned
 from wsi_ips.config.sections import (
     AugmentSection,
     ComputeSection,
@@ -36,6 +37,7 @@ __all__ = [
     "LabelsSection",
     "Leak",
     "ModelSection",
+    "PlannedTraining",
     "PredictSection",
     "Recipe",
     "Section",
@@ -47,4 +49,5 @@ __all__ = [
     "TrackingSection",
     "TrainingSection",
     "load_recipe",
+    "planned",
 ]

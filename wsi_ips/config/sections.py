@@ -353,7 +353,10 @@ class AugmentSection(Section):
 class TrainingSection(Section):
     """The optimiser's loop."""
 
-    epochs: Annotated[int, Field(ge=1)] = Field(30, description="passes over the training slides")
+    epochs: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="passes over the training slides, the warm start's among them; empty = 20 after the warm start",
+    )
     batch_slides: Annotated[int, Field(ge=1)] = Field(4, description="slides per step (B)")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
@@ -363,10 +366,11 @@ class TrainingSection(Section):
     tile_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of a slide's tiles left out of the scan, drawn anew each epoch"
     )
-    warm_start_epochs: Annotated[int, Field(ge=0)] = Field(
-        10,
+    warm_start_epochs: Annotated[int, Field(ge=0)] | None = Field(
+        None,
         description="first epochs learn from a few random tiles of many slides instead of the best of a few: no "
-        "scan, so they take seconds, and selection starts from an attention that already means something",
+        "scan, so they take seconds, and selection starts from an attention that already means something; empty = as "
+        "many as show 16 000 tiles, at least 10, and at most two thirds of `epochs`",
     )
     exploration: Share = Field(
         0.5,

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import ComputeSection, PlannedTraining
+from wsi_ips.config.planned import WARM_START_TILES
 from wsi_ips.labels import Truth
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
@@ -28,9 +29,6 @@ from wsi_ips.training.plan import Deal, deal
 from wsi_ips.training.record import LastSelection, Meter
 from wsi_ips.training.shares import StepTable, join_shared, piece_requests
 from wsi_ips.training.world import World
-
-WARM_START_TILES = 4
-"""Random tiles per slide and step of the warm start."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class TileChoice:
 
     def __init__(
         self,
-        section: TrainingSection,
+        section: PlannedTraining,
         compute: ComputeSection,
         *,
         memory_size: int,

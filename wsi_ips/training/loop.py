@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import ComputeSection, PlannedTraining, TrainingSection
+from wsi_ips.config.planned import WARM_START_TILES
 from wsi_ips.errors import DivergedError, ScoresError
 from wsi_ips.model.fast import scan_dtype
 from wsi_ips.model.net import IpsNet, to_float
@@ -32,7 +33,7 @@ from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.tiles import read_tiles
 from wsi_ips.training.amp import ReducedPrecision
 from wsi_ips.training.average import averaged
-from wsi_ips.training.choosing import WARM_START_TILES, Kept, LabelledSlide, TileChoice
+from wsi_ips.training.choosing import Kept, LabelledSlide, TileChoice
 from wsi_ips.training.gradient import RandomState, StepGradient
 from wsi_ips.training.record import TILES_COMPARED, EpochRecord, Meter, attention_entropy, waited
 from wsi_ips.training.resume import Position, StateFile, Stateful, StopRequest
@@ -92,7 +93,7 @@ class Trainer:
         net: IpsNet,
         *,
         memory_size: int,
-        section: TrainingSection,
+        section: PlannedTraining,
         compute: ComputeSection,
         seed: int,
         device: torch.device,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wsi_ips.config import AugmentSection
+from wsi_ips.config import AugmentSection, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RecipeError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
@@ -153,7 +153,7 @@ def _fit(
 ) -> None:
     recipe, device = run.recipe, world.device
     torch.manual_seed(recipe.seed)
-    section = recipe.model
+    section, training = recipe.model, planned(recipe.training, len(train))
     has_weights = section.pretrained or section.weights is not None
     if section.batch_statistics == "re-estimated" and not has_weights:
         raise RecipeError(
@@ -197,25 +197,25 @@ def _fit(
     trunk = None
     if features is not None:  # the trunk has done its work; it goes into the checkpoint again, which then takes pixels
         trunk = None if features.files is not None else net.encoder.take_trunk()
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"augment": UNCHANGED})})
+        training = training.model_copy(update={"augment": UNCHANGED})
     freeze(net.encoder, section.freeze)
     if section.lora_rank:
         add_lora(net.encoder, section.lora_rank)
     net.to(device)
     card = replace(card, encoder=net.encoder.spec)
     tracking = _tracking(run, wanted) if world.is_first else Tracking([], run.progress.note)
-    keeper = _Keeper(run, card, tracking) if world.is_first else None
+    keeper = _Keeper(run, card, tracking, training.epochs) if world.is_first else None
     stop = StopRequest(insistent=world.is_alone)
     for folder in (run.folder.model, run.folder.last_model) if world.is_first else ():
         (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     tiles_of = run.tiles if features is None else features.tiles
     labelled = [[LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
-    total = recipe.training.epochs * len(train)
+    total = training.epochs * len(train)
     with tracking, stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
         trainer = Trainer(
             net,
             memory_size=section.memory_size,
-            section=recipe.training,
+            section=training,
             compute=recipe.compute,
             seed=recipe.seed,
             device=device,
@@ -264,8 +264,8 @@ class _Keeper:
     A checkpoint in the run's folder ``model`` is therefore always that of a whole training.
     """
 
-    def __init__(self, run: Run, card: ModelCard, tracking: Tracking) -> None:
-        self.run, self.card, self.tracking = run, card, tracking
+    def __init__(self, run: Run, card: ModelCard, tracking: Tracking, epochs: int) -> None:
+        self.run, self.card, self.tracking, self.epochs = run, card, tracking, epochs
         self.history: list[EpochRecord] = []
         self.folder = run.folder.training / BEST_NAME
         run.folder.training.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ class _Keeper:
     def finish(self, net: IpsNet, trunk: nn.Module | None = None) -> None:
         """Put the best and the last checkpoint in their places, with the trunk of a training on features."""
         last = self.history[-1]
-        if len(self.history) < self.run.recipe.training.epochs:
+        if len(self.history) < self.epochs:
             self.run.progress.note(
                 f"stopped after epoch {last.epoch}: none better than epoch {self._best.epoch} in the last "
                 f"{self.run.recipe.training.patience} (`training.patience`)"

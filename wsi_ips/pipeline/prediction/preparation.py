@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wsi_ips.config import Recipe, Section, SlidesSection, TilesSection, TissueSection
+from wsi_ips.config import Recipe, Section, SlidesSection, TilesSection, TissueSection, planned
 from wsi_ips.errors import CheckpointError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.table import read_rows
@@ -138,7 +138,7 @@ def training_facts(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRe
         "recipe": {
             "seed": run.recipe.seed,
             "model": run.recipe.model.model_dump(mode="json", exclude={"weights"}),
-            "training": run.recipe.training.model_dump(mode="json"),
+            "training": planned(run.recipe.training, len(train)).model_dump(mode="json"),
         },
     }
 

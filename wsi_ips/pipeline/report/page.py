@@ -180,7 +180,10 @@ def _history(run: Run, card: ModelCard) -> History | None:
     except (OSError, ValueError):
         return None
     kept = card.metrics.get("epoch")
-    return History(epochs, None if kept is None else round(kept), run.recipe.training.warm_start_epochs)
+    warm_start = sum(
+        epoch.get("cost", {}).get("tiles_per_s") is None for epoch in epochs
+    )  # nothing was scanned in them
+    return History(epochs, None if kept is None else round(kept), warm_start)
 
 
 def _recall(sheet: Sequence[SheetEntry]) -> tuple[tuple[RecallRow, ...], tuple[LostLesion, ...]]:
