@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import shapely
 
-from wsi_ips.errors import ResolutionError
+from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import Box, Scale
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import build_index
+from wsi_ips.tiles import build_index, read_header, read_index, write_index
 from wsi_ips.tissue import TissueMask
 
 MPP = Scale(0.5, 0.25)
@@ -69,3 +69,18 @@ def test_the_grid_begins_at_the_bounds():
 def test_a_slide_without_a_scale_is_refused_with_the_column_to_fill():
     with pytest.raises(ResolutionError, match=r"array.*`mpp` of the manifest"):
         index_of(np.ones((4, 6), bool), mpp=None)
+
+
+@pytest.mark.parametrize("name", ["tiles.zarr", "tiles.h5"])
+@pytest.mark.parametrize("region", [None, shapely.box(200, 80, 220, 160)])
+def test_the_header_is_the_index_without_its_tiles(tmp_path, name, region):
+    index = index_of(np.ones((4, 6), bool), region=region)
+    write_index(tmp_path / name, index)
+    header = read_header(tmp_path / name, "s")
+    assert len(header) == 0
+    left_out = {"tiles"}
+    assert {k: v for k, v in header.to_attributes().items() if k not in left_out} == {
+        k: v for k, v in read_index(tmp_path / name, "s").to_attributes().items() if k not in left_out
+    }
+    with pytest.raises(TileIndexError, match="slide t: none in"):
+        read_header(tmp_path / name, "t")

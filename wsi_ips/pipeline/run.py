@@ -20,7 +20,7 @@ from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.states import StateTable
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import Remote, SlidePool, SlideReader, TileCache, content_identity, open_slide
-from wsi_ips.tiles import SlideTiles, TileIndex, read_index
+from wsi_ips.tiles import SlideTiles, TileIndex, read_header, read_index
 from wsi_ips.tiles import stored_fingerprint as stored_tiles_fingerprint
 from wsi_ips.tiles.index import SCHEMA_VERSION as TILES_SCHEMA
 
@@ -166,6 +166,10 @@ class Run:
     def index(self, record: SlideRecord) -> TileIndex:
         """The slide's stored tile index."""
         return read_index(self.folder.tiles, record.slide_id)
+
+    def header(self, record: SlideRecord) -> TileIndex:
+        """The slide's stored tile index without its tiles: what it says of the slide, and its fingerprint."""
+        return read_header(self.folder.tiles, record.slide_id)
 
     def tiles(self, record: SlideRecord) -> SlideTiles:
         """The slide's tiles, ready to stream at slot 0."""

@@ -11,7 +11,7 @@ from wsi_ips.tiles.features import (
 from wsi_ips.tiles.grid import tile_grid
 from wsi_ips.tiles.index import TileIndex, build_index
 from wsi_ips.tiles.recall import Recall, tissue_recall
-from wsi_ips.tiles.store import read_index, slide_ids, stored_fingerprint, stored_row, write_index
+from wsi_ips.tiles.store import read_header, read_index, slide_ids, stored_fingerprint, stored_row, write_index
 from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "build_index",
     "features_fingerprint",
     "open_features",
+    "read_header",
     "read_index",
     "read_tiles",
     "slide_ids",

@@ -14,7 +14,6 @@ from wsi_ips.config import Leak
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
-from wsi_ips.tiles import read_index
 from wsi_ips.tissue import look_alikes
 
 SHOWN = 10
@@ -86,11 +85,11 @@ def require_no_leak(run: Run) -> None:
         Names the slides, their parts and the ways out.
     """
     parted = [r for r in run.with_tiles() if r.split is not None]
-    indexes = {r.slide_id: read_index(run.folder.tiles, r.slide_id, slice(0, 0)) for r in parted}
+    headers = {r.slide_id: run.header(r) for r in parted}
     found = kin(
         parted,
-        {name: index.slide_identity for name, index in indexes.items()},
-        {name: index.look for name, index in indexes.items()},
+        {name: header.slide_identity for name, header in headers.items()},
+        {name: header.look for name, header in headers.items()},
         across=True,
     )
     leaks = [k for k in found if k.kind != "patient" and k.kind not in run.recipe.split.allow]

@@ -135,7 +135,7 @@ def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
 
 def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSource | None) -> str:
     recipe = run.recipe
-    learned = [run.index(r).fingerprint if features is None else features.wanted(r) for r in records]
+    learned = [run.header(r).fingerprint if features is None else features.wanted(r) for r in records]
     inputs = sorted(
         (r.slide_id, str(run.truths[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
     )

@@ -26,16 +26,17 @@ def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
     if run.recipe.features.imported is not None:  # those of the model's own encoder are the pixels in another form
         folder = (run.recipe.features.location or run.folder.features) / IMPORTED_KEY
         how.append(features_fingerprint(folder, record.slide_id))
-    return fingerprint("scores", model, run.index(record).fingerprint, *how)
+    return fingerprint("scores", model, run.header(record).fingerprint, *how)
 
 
 def predicted(run: Run) -> list[SlideRecord]:
     """Slides whose stored scores are up to date with the checkpoint and their tiles."""
     model = checkpoint_fingerprint(checkpoint_folder(run))
+    stored = {r.slide_id: stored_fingerprint(run.folder.scores, r.slide_id) for r in run.with_tiles()}
     return [
         record
         for record in run.with_tiles()
-        if stored_fingerprint(run.folder.scores, record.slide_id) == scores_fingerprint(run, record, model)
+        if (found := stored[record.slide_id]) is not None and found == scores_fingerprint(run, record, model)
     ]
 
 

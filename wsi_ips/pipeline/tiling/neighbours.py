@@ -77,7 +77,7 @@ def import_stage(recipe: Recipe, progress: Progress | None = None) -> Imported:
     if recipe.tiles.imported is None:
         raise RecipeError("key `tiles.imported`: name the folder with the coordinate files")
     run = run_until(recipe, "features" if recipe.features.imported else "tile", progress)
-    methods = {r.slide_id: run.index(r).tissue_method for r in run.with_tiles()}
+    methods = {r.slide_id: run.header(r).tissue_method for r in run.with_tiles()}
     return Imported(tuple(run.states), methods, coordinate_files(recipe.tiles.imported, run.records).unknown)
 
 
