@@ -86,3 +86,13 @@ def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch
     code, said = run("train", tiled / "recipe.yaml")
     assert code == 0
     assert "epoch" not in said  # it is done
+
+
+@pytest.mark.slow
+def test_the_warm_start_that_the_recipe_leaves_open_is_made_and_written_down(tiled):
+    code, said = run("train", write_recipe(tiled, synth=SYNTH, training={"epochs": 3}))
+    assert code == 0, said
+    lines = [json.loads(line) for line in (tiled / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["cost"]["tiles_per_s"] is None for line in lines] == [True, True, False]  # two thirds have no scan
+    facts = read_card(tiled / "out" / "model").training["recipe"]["training"]
+    assert (facts["epochs"], facts["warm_start_epochs"]) == (3, 2)
