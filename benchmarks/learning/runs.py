@@ -189,7 +189,7 @@ def _row(run: Run, record: Any) -> Figures:
         "score": entry.probabilities[0][-1],
         "tumour": is_tumour,
         "tiles": entry.positive_probability,
-        "highest": entry.highest_tiles,
+        "by_tiles": entry.decided(0, "tiles")[-1],
         "kept": is_tumour[entry.kept],
     }
 
@@ -204,7 +204,7 @@ def figures_of(rows: Sequence[Figures]) -> Figures:
         "slides": len(rows),
         "auc": auc.value,
         "auc_interval": [auc.low, auc.high],
-        "auc_of_highest": auc_with_interval(truth, np.array([row["highest"] for row in rows])).value,
+        "auc_by_tiles": auc_with_interval(truth, np.array([row["by_tiles"] for row in rows])).value,
         "tile_auc": float(roc_auc_score(tumour, tiles)),
         "tile_pr_auc": float(average_precision_score(tumour, tiles)),
         "selection_recall": float(
@@ -217,7 +217,7 @@ def figures_of(rows: Sequence[Figures]) -> Figures:
 
 COLUMNS = {
     "auc": ("slide AUC", 3),
-    "auc_of_highest": ("slide AUC of the highest tiles", 3),
+    "auc_by_tiles": ("slide AUC, `predict.decision: tiles`", 3),
     "tile_auc": ("tile AUC", 3),
     "tile_pr_auc": ("tile PR-AUC", 3),
     "selection_recall": ("selection recall", 3),

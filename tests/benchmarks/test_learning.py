@@ -20,7 +20,7 @@ def slide(*, truth: bool, score: float, tumour: list[int], tiles: list[float], k
         "score": score,
         "tumour": is_tumour,
         "tiles": values,
-        "highest": float(values.mean()),
+        "by_tiles": float(values.mean()),
         "kept": is_tumour[kept],
     }
 
@@ -34,7 +34,7 @@ def test_figures_by_hand():
     found = figures_of(rows)
     assert found["slides"] == 3
     assert found["auc"] == pytest.approx(0.5)
-    assert found["auc_of_highest"] == 1.0
+    assert found["auc_by_tiles"] == 1.0
     assert found["selection_recall"] == pytest.approx((1 / 2 + 0 / 1) / 2)
     assert found["found"] == 0.5
     assert found["pointing"] == 0.5

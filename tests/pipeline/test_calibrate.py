@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 from tests.faults.slides import recipe_of, write_cohort, write_good
 from tests.pipeline.bundles import write_bundle
 from wsi_ips.inference import read_scores, write_scores
+from wsi_ips.inference.decision import by_tiles
 from wsi_ips.labels import Task
 from wsi_ips.model.calibration import CALIBRATION_NAME
 from wsi_ips.model.card import CARD_NAME
@@ -152,6 +153,36 @@ def test_it_is_made_again_only_when_it_changes(run_folder):
         path.write_text(right.replace('"checkpoint": "', '"checkpoint": "x'))
         predict_stage(run)
         assert path.read_text() == right
+
+
+def test_the_decision_changes_without_training_or_scanning_anew_and_the_bundle_keeps_it(run_folder, tmp_path):
+    kept = (run_folder / "out" / "model" / CALIBRATION_NAME).read_bytes()
+    with Run.open(recipe_of(run_folder, predict__decision="tiles")) as run:
+        assert predict_stage(run) == 0
+        calibration = model_calibration(run)
+        scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in run.records}
+        table = pd.read_csv(run.folder.predictions).set_index("slide_id")
+        evaluation = evaluate_run(run, split="test")
+    assert calibration.tasks[0].decision == "tiles"
+    for name, entry in scores.items():
+        decided = by_tiles(BINARY, entry.tile_probability)
+        assert table.loc[name, "raw_probability_tumor"] == pytest.approx(decided[1], abs=1e-6)
+        assert replace(entry, calibration=calibration).verdicts[0].raw == decided
+    pooled = np.array([entry.probabilities[0][1] for entry in scores.values()])
+    assert np.abs(table.loc[list(scores), "raw_probability_tumor"] - pooled).max() > 0.3
+    assert not any("predict.decision" in note for note in evaluation.notes)
+    bundle = run_folder / "out" / "model"
+    other = recipe_of(run_folder, predict__checkpoint=str(bundle), output=str(tmp_path / "other"))
+    with Run.open(other) as run:
+        tile_stage(run, only={"good_00"})
+        predict_stage(run, ["good_00"])
+        elsewhere = pd.read_csv(run.folder.predictions).set_index("slide_id")
+    assert elsewhere.loc["good_00", "raw_probability_tumor"] == pytest.approx(
+        by_tiles(BINARY, scores["good_00"].tile_probability)[1], abs=1e-5
+    )
+    with Run.open(recipe_of(run_folder)) as run:
+        predict_stage(run)
+    assert (run_folder / "out" / "model" / CALIBRATION_NAME).read_bytes() == kept
 
 
 def test_a_model_from_elsewhere_keeps_its_own(run_folder, tmp_path):

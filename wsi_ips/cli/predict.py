@@ -174,6 +174,8 @@ def _readings(tasks: Sequence[Task], calibration: Calibration) -> Iterator[str]:
     """How the probabilities came to be, per task."""
     for task, entry in zip(tasks, calibration.tasks, strict=True):
         name = "" if task.name == "label" else f"{task.name}: "
+        if entry.decision == "tiles":
+            yield f"{name}decided by the tiles that speak most for a class, each alone (`predict.decision: tiles`)"
         if entry.note:
             yield f"{name}{entry.note}"
         if entry.slides and entry.temperature != 1:

@@ -415,6 +415,12 @@ class PredictSection(Section):
         ("val", "test"), description="slides of these splits; slides without a split always are"
     )
     checkpoint: Path | None = Field(None, description="folder of a trained model to use instead of training one")
+    decision: Literal["pooled", "tiles"] = Field(
+        "pooled",
+        description="how a slide is classified: `pooled`, as the network learned it, from the tiles it keeps; `tiles`, "
+        "by the 8 tiles that speak most for a class, each alone: better on slides of other donors, but its "
+        "probabilities need validation slides to be calibrated on. A model from elsewhere decides as its folder says",
+    )
     scan_precision: Literal["fp32", "int8"] = Field(
         "fp32",
         description="`int8`: all tiles are scored in 8-bit integers on a CPU (extra `int8`), calibrated and checked on "

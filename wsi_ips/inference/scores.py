@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.inference.decision import by_tiles
 from wsi_ips.inference.verdict import Verdict, verdict
 from wsi_ips.labels import Task
-from wsi_ips.model.calibration import Calibration
+from wsi_ips.model.calibration import Calibration, DecisionName
 from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.rules import log_sum_exp, selection_score
 from wsi_ips.provenance import atomic_folder
@@ -136,12 +137,20 @@ class SlideScores:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """What is said of the slide in each task, after calibration."""
+        """What is said of the slide in each task, decided and calibrated as the model's calibration has it."""
         calibration = self.calibration or Calibration.default(self.tasks)
         return tuple(
-            verdict(task, raw, entry)
-            for task, raw, entry in zip(self.tasks, self.probabilities, calibration.tasks, strict=True)
+            verdict(task, self.decided(number, entry.decision), entry)
+            for number, (task, entry) in enumerate(zip(self.tasks, calibration.tasks, strict=True))
         )
+
+    def decided(self, number: int, decision: DecisionName) -> tuple[float, ...]:
+        """Class probabilities of the slide in a task, by its number, not calibrated."""
+        if decision == "pooled":
+            return self.probabilities[number]
+        start = sum(task.width for task in self.tasks[:number])
+        task = self.tasks[number]
+        return by_tiles(task, self.tile_probability[:, start : start + task.width])
 
     @property
     def probability(self) -> tuple[float, ...]:

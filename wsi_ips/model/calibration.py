@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
@@ -19,6 +19,8 @@ from wsi_ips.provenance import atomic_write_json, fingerprint
 SCHEMA_VERSION = 1
 CALIBRATION_NAME = "calibration.json"
 DEFAULT_THRESHOLD = 0.5
+DecisionName = Literal["pooled", "tiles"]
+"""How a slide's probabilities come about: the network pools its kept tiles, or its tiles speak each for itself."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class TaskCalibration:
         ``validation`` where any threshold was found on those slides.
     note
         Why something in it is the default; empty where nothing is.
+    decision
+        What temperature and thresholds are of: the network's probabilities, or those of
+        :func:`wsi_ips.inference.decision.by_tiles`.
     """
 
     task: str
@@ -48,11 +53,13 @@ class TaskCalibration:
     slides: int = 0
     note: str = ""
     thresholds_from: Literal["validation", "default"] = "default"
+    decision: DecisionName = "pooled"
 
     @classmethod
-    def default(cls, task: Task, note: str = "") -> TaskCalibration:
+    def default(cls, task: Task, note: str = "", decision: DecisionName = "pooled") -> TaskCalibration:
         """Temperature 1, thresholds 0.5."""
-        return cls(task.name, 1.0, (DEFAULT_THRESHOLD,) * threshold_count(task), note=note)
+        thresholds = (DEFAULT_THRESHOLD,) * threshold_count(task)
+        return cls(task.name, 1.0, thresholds, note=note, decision=decision)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Calibration:
     @property
     def hash(self) -> str:
         """Fingerprint of what it does; notes and numbers of slides do not count."""
-        return fingerprint("calibration", [[t.task, t.temperature, t.thresholds] for t in self.tasks])
+        by_tiles = [t.task for t in self.tasks if t.decision == "tiles"]
+        return fingerprint("calibration", [[t.task, t.temperature, t.thresholds] for t in self.tasks], *by_tiles)
 
 
 def threshold_count(task: Task) -> int:
@@ -113,6 +121,8 @@ def read_calibration(folder: Path, tasks: Sequence[Task], checkpoint: str) -> Ca
             tuple(TaskCalibration(**{**entry, "thresholds": tuple(entry["thresholds"])}) for entry in stored["tasks"])
         )
         for task, entry in zip(tasks, found.tasks, strict=True):
+            if entry.decision not in get_args(DecisionName):
+                raise ValueError(f"task `{entry.task}` is decided by `{entry.decision}`")
             if task.name != entry.task or len(entry.thresholds) != threshold_count(task) or not entry.temperature > 0:
                 raise ValueError(f"task `{entry.task}` does not fit the model's `{task.name}`")
     except (KeyError, TypeError, ValueError) as error:

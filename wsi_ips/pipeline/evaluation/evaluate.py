@@ -109,7 +109,7 @@ def evaluate_run(
         slides = _frozen(figures, frozen, _scored(run, known, scores, raw=True), given=threshold is not None)
     except EvaluationError as error:
         notes.append(f"no slide figures: {error}")
-    if slides:
+    if slides and frozen.decision == "pooled":
         notes += _second_opinion(run, known, scores, slides.metrics["auc"].value)
     localisation = localise(
         run,
@@ -169,7 +169,7 @@ def _second_opinion(
     return [
         f"the {HIGHEST_TILES} highest tiles of a slide tell slides apart better (AUC {found:.3f}) than the model's "
         f"decision ({auc:.3f}): attention looks at other tiles than the map shows; see column `highest_tiles` of "
-        "predictions.csv"
+        "predictions.csv, and key `predict.decision: tiles`, which decides by such tiles without a new training"
     ]
 
 

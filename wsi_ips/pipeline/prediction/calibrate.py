@@ -17,6 +17,7 @@ from wsi_ips.labels import Task, Truth
 from wsi_ips.model.calibration import (
     DEFAULT_THRESHOLD,
     Calibration,
+    DecisionName,
     TaskCalibration,
     read_calibration,
     threshold_count,
@@ -40,7 +41,13 @@ def calibrate(run: Run) -> Calibration:
     """
     folder = checkpoint_folder(run)
     if run.recipe.predict.checkpoint is not None:
-        return model_calibration(run)
+        known = model_calibration(run)
+        if "tiles" == run.recipe.predict.decision != known.tasks[0].decision:
+            run.progress.note(
+                f"key `predict.decision`: {folder} decides as it was calibrated to, `{known.tasks[0].decision}`; set "
+                "the key in the recipe of the run that trained it, and run `wsi-ips predict` there"
+            )
+        return known
     tasks, weights = read_card(folder).tasks, checkpoint_fingerprint(folder)
     try:
         known = read_calibration(folder, tasks, weights)
@@ -52,10 +59,15 @@ def calibrate(run: Run) -> Calibration:
     if any(run.states[r.slide_id].state == "ok" and r.slide_id not in done for r in validation):
         return known
     used = [r.slide_id for r in validation if r.slide_id in done]
-    scores = [read_scores(run.folder.scores, name).probabilities for name in used]
+    scores, decision = [read_scores(run.folder.scores, name) for name in used], run.recipe.predict.decision
     found = Calibration(
         tuple(
-            fit_task(task, [run.truths[name][number] for name in used], [entry[number] for entry in scores])
+            fit_task(
+                task,
+                [run.truths[name][number] for name in used],
+                [entry.decided(number, decision) for entry in scores],
+                decision,
+            )
             for number, task in enumerate(tasks)
         )
     )
@@ -68,7 +80,12 @@ def calibrate(run: Run) -> Calibration:
     return found
 
 
-def fit_task(task: Task, truths: Sequence[Truth], probabilities: Sequence[tuple[float, ...]]) -> TaskCalibration:
+def fit_task(
+    task: Task,
+    truths: Sequence[Truth],
+    probabilities: Sequence[tuple[float, ...]],
+    decision: DecisionName = "pooled",
+) -> TaskCalibration:
     """Temperature and thresholds of one task.
 
     Parameters
@@ -78,7 +95,9 @@ def fit_task(task: Task, truths: Sequence[Truth], probabilities: Sequence[tuple[
     truths
         Of the validation slides; None where not known.
     probabilities
-        Of the same slides, as the network gave them.
+        Of the same slides, not calibrated.
+    decision
+        What they are of.
 
     Returns
     -------
@@ -87,7 +106,8 @@ def fit_task(task: Task, truths: Sequence[Truth], probabilities: Sequence[tuple[
     """
     known = [(truth, p) for truth, p in zip(truths, probabilities, strict=True) if truth is not None]
     if not known:
-        return TaskCalibration.default(task, f"no validation slides: temperature 1, threshold {DEFAULT_THRESHOLD}")
+        note = f"no validation slides: temperature 1, threshold {DEFAULT_THRESHOLD}"
+        return TaskCalibration.default(task, note, decision)
     raw = np.array([p for _, p in known], np.float64).reshape(-1, task.width)  # (N, C)
     if task.kind == "single":
         holds = np.array([truth for truth, _ in known], np.int64)[:, None] == np.arange(task.width)  # (N, C)
@@ -97,7 +117,7 @@ def fit_task(task: Task, truths: Sequence[Truth], probabilities: Sequence[tuple[
     temperature = _temperature(task, holds, raw, notes)
     scaled = np.array([calibrated(task, tuple(p), temperature) for p in raw.tolist()], np.float64)
     thresholds, origin = _thresholds(task, holds, scaled.reshape(-1, task.width), notes)
-    return TaskCalibration(task.name, temperature, thresholds, len(known), "; ".join(notes), origin)
+    return TaskCalibration(task.name, temperature, thresholds, len(known), "; ".join(notes), origin, decision)
 
 
 def _temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, notes: list[str]) -> float:

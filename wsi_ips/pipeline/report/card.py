@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from wsi_ips.evaluation import Evaluation, Interval, Subgroup
+from wsi_ips.inference.decision import DECIDING_TILES
 from wsi_ips.model.card import ModelCard
 from wsi_ips.model.presets import PREFIX, PRESETS
 from wsi_ips.pipeline.evaluation.evaluate import LARGEST_LESION, SITE_COLUMNS, manifest_cells
+from wsi_ips.pipeline.prediction.scored import model_calibration
 from wsi_ips.pipeline.run import Run
 from wsi_ips.results import CardSection
 
@@ -39,14 +41,19 @@ def _use(card: ModelCard) -> tuple[str, ...]:
 
 
 def _what(run: Run, card: ModelCard) -> tuple[str, ...]:
-    kept = run.recipe.model
+    kept, decision = run.recipe.model, model_calibration(run).tasks[0].decision
+    rests = (
+        f"the {card.memory_size} tiles of the highest score"
+        if decision == "pooled"
+        else f"the {DECIDING_TILES} tiles that speak most for a class, each alone (`predict.decision: tiles`)"
+    )
     started = "" if run.recipe.predict.checkpoint is not None else f", {_start(run)}"
     froze = f"; frozen: {kept.freeze}" if run.recipe.predict.checkpoint is None and kept.freeze != "none" else ""
     return (
         f"Model {card.model_id}: encoder {card.encoder.name}{started}{froze}; pooling `{card.pooling}`, "
         f"{card.heads} heads.",
         "Trained end to end on pixels from slide labels (Iterative Patch Selection): the answer of a slide rests on "
-        f"the {card.memory_size} tiles of the highest score.",
+        f"{rests}.",
         f"Tiles of {card.patch_px} px at {card.patch_mpp:g} µm/px, {card.patch_px * card.patch_mpp:.0f} µm wide; "
         "slides are brought to this scale from a finer level, never from a coarser one.",
     )
