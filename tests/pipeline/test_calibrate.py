@@ -75,6 +75,16 @@ def test_too_few_slides_leave_the_defaults_and_say_so():
     assert fit_task(BINARY, [None], [(0.6, 0.4)]).note.startswith("no validation slides")
 
 
+def test_decided_by_tiles_a_few_slides_fix_the_threshold_for_the_default_is_worth_nothing():
+    truths, said = [0, 0, 0, 1, 1, 1], [(0.4, 0.6)] * 3 + [(0.1, 0.9)] * 3
+    found = fit_task(BINARY, truths, said, "tiles")
+    assert (found.temperature, found.decision, found.thresholds_from) == (1.0, "tiles", "validation")
+    assert found.thresholds == pytest.approx((0.75,))
+    assert "threshold of `tumor`: from few validation slides, 3 of one kind" in found.note
+    assert fit_task(BINARY, truths[1:], said[1:], "tiles").thresholds == (0.5,)
+    assert fit_task(BINARY, truths, said).thresholds == (0.5,)
+
+
 def test_slides_that_are_all_right_fix_a_threshold_and_no_temperature():
     truths = [0] * 20 + [1] * 20
     said = [(0.9, 0.1)] * 20 + [(0.3, 0.7)] * 20

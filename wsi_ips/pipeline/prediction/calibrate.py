@@ -30,6 +30,8 @@ from wsi_ips.pipeline.run import Run
 
 LEAST_SLIDES = 10
 """Validation slides of each class below which temperature and thresholds stay at their defaults."""
+LEAST_SLIDES_BY_TILES = 3
+"""The same for thresholds of slides decided by their tiles, whose default is worth nothing."""
 Floats = NDArray[np.float64]
 
 
@@ -116,7 +118,8 @@ def fit_task(
     notes: list[str] = []
     temperature = _temperature(task, holds, raw, notes)
     scaled = np.array([calibrated(task, tuple(p), temperature) for p in raw.tolist()], np.float64)
-    thresholds, origin = _thresholds(task, holds, scaled.reshape(-1, task.width), notes)
+    least = LEAST_SLIDES_BY_TILES if decision == "tiles" else LEAST_SLIDES
+    thresholds, origin = _thresholds(task, holds, scaled.reshape(-1, task.width), notes, least)
     return TaskCalibration(task.name, temperature, thresholds, len(known), "; ".join(notes), origin, decision)
 
 
@@ -142,16 +145,19 @@ def _temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, notes: list[
 
 
 def _thresholds(
-    task: Task, holds: NDArray[np.bool_], scaled: Floats, notes: list[str]
+    task: Task, holds: NDArray[np.bool_], scaled: Floats, notes: list[str], least: int
 ) -> tuple[tuple[float, ...], Literal["validation", "default"]]:
     found: list[float] = []
     origin: Literal["validation", "default"] = "default"
     for number in range(task.width - threshold_count(task), task.width):  # the last one, all, or none
         truth = holds[:, number].astype(np.int64)
-        if min(int(truth.sum()), int((1 - truth).sum())) < LEAST_SLIDES:
+        fewest = min(int(truth.sum()), int((1 - truth).sum()))
+        if fewest < least:
             notes.append(f"threshold of `{task.classes[number]}` {DEFAULT_THRESHOLD}: too few validation slides")
             found.append(DEFAULT_THRESHOLD)
         else:
+            if fewest < LEAST_SLIDES:
+                notes.append(f"threshold of `{task.classes[number]}`: from few validation slides, {fewest} of one kind")
             found.append(fixed_threshold(truth, scaled[:, number]))
             origin = "validation"
     return tuple(found), origin
