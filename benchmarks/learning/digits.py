@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
     "all tiles": {"model.memory_size": ALL},
     "M even tiles": {"model.selection": "even"},
-    "small picture": {"model.start": None, "tiles.mpp": 4.0, "tiles.patch_px": 187, "training.epochs": 60},
+    "small picture": {"model.start": None, "tiles.mpp": 4.0, "tiles.patch_px": 187, "training.epochs": 12},
     "IPS from scratch": {"model.start": None},
 }
 TASKS = ("majority", "max", "top", "multi")
@@ -117,10 +117,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--canvases", type=int, default=400, help="of 1500 px; a quarter is for testing")
-    parser.add_argument("--small", type=int, default=6000, help="canvases of 256 px; a quarter is left out")
-    parser.add_argument("--small-epochs", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=6, help="on large canvases")
+    parser.add_argument("--canvases", type=int, default=600, help="of 1500 px; a quarter is for testing")
+    parser.add_argument("--small", type=int, default=8000, help="canvases of 256 px; a quarter is left out")
+    parser.add_argument("--small-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4, help="on large canvases")
     parser.add_argument("--sides", type=int, nargs="*", default=[3000, 6000])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--jobs", type=int, default=1)
