@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -47,6 +47,10 @@ def test_it_comes_back_and_is_the_default_where_there_is_none(tmp_path):
         ({"checkpoint": "other"}, "other weights"),
         ({"tasks": []}, "damaged"),
         ({"tasks": [{"task": "label", "temperature": 0.0, "thresholds": [0.5]}]}, "damaged"),
+        (
+            {"tasks": [{**asdict(task), "decision": "oracle"} for task in FOUND.tasks]},
+            "damaged .*decided by `oracle`",
+        ),
         ("{", "cannot be read"),
     ],
 )
@@ -61,7 +65,9 @@ def test_what_does_not_fit_is_refused_with_the_way_out(tmp_path, change, says):
 def test_the_hash_is_that_of_what_it_does():
     noted = Calibration((replace(FOUND.tasks[0], note="n", slides=3), *FOUND.tasks[1:]))
     other = Calibration((replace(FOUND.tasks[0], temperature=1.6), *FOUND.tasks[1:]))
+    by_tiles = Calibration((replace(FOUND.tasks[0], decision="tiles"), *FOUND.tasks[1:]))
     assert noted.hash == FOUND.hash != other.hash
+    assert by_tiles.hash not in (FOUND.hash, other.hash)  # what was drawn with the one is not up to date with the other
 
 
 def test_scores_stay_valid_whatever_the_card_says_for_people_and_however_it_is_calibrated(tmp_path):

@@ -22,9 +22,20 @@ from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
 from wsi_ips.pipeline.prediction.calibrate import LEAST_SLIDES, fit_task
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.prediction.scored import model_calibration
+from wsi_ips.pipeline.progress import Silent
 from wsi_ips.pipeline.tiling.tile import tile_stage
 
 BINARY = Task("label", ("normal", "tumor"))
+
+
+class Told(Silent):
+    """What a run says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def simulated(slides: int, temperature: float) -> tuple[list[int], list[tuple[float, float]]]:
@@ -193,6 +204,15 @@ def test_the_decision_changes_without_training_or_scanning_anew_and_the_bundle_k
     with Run.open(recipe_of(run_folder)) as run:
         predict_stage(run)
     assert (run_folder / "out" / "model" / CALIBRATION_NAME).read_bytes() == kept
+    asked = recipe_of(
+        run_folder, predict__checkpoint=str(bundle), predict__decision="tiles", output=str(tmp_path / "b")
+    )
+    said = Told()
+    with Run.open(asked, said) as run:
+        tile_stage(run, only={"good_00"})
+        predict_stage(run, ["good_00"])
+        assert model_calibration(run).tasks[0].decision == "pooled"
+    assert any("key `predict.decision`" in note and "`pooled`" in note for note in said.notes)
 
 
 def test_a_model_from_elsewhere_keeps_its_own(run_folder, tmp_path):

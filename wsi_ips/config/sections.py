@@ -418,8 +418,9 @@ class PredictSection(Section):
     decision: Literal["pooled", "tiles"] = Field(
         "pooled",
         description="how a slide is classified: `pooled`, as the network learned it, from the tiles it keeps; `tiles`, "
-        "by the 8 tiles that speak most for a class, each alone: better on slides of other donors, but its "
-        "probabilities need validation slides to be calibrated on. A model from elsewhere decides as its folder says",
+        "by the 8 tiles that speak most for a class, each alone: better on slides of another donor where it was "
+        "compared, but its probabilities need validation slides to be calibrated on. A model from elsewhere decides "
+        "as its folder says",
     )
     scan_precision: Literal["fp32", "int8"] = Field(
         "fp32",

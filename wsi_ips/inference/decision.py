@@ -14,8 +14,8 @@ from scipy import special
 from wsi_ips.labels import Task
 
 DECIDING_TILES = 8
-"""Over 19 trainings 8 and 16 tell slides apart alike, 4 a little worse; 16 drown a lesion of one tile (D84)."""
-LEAST = float(np.finfo(np.float32).tiny)
+"""Over 19 trainings 8 and 16 tell slides apart alike, 4 a little worse (DECISIONS D84)."""
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 SINGLE_STEP = 2.0**-24
 """Least distance of a float32 from 1."""
 
@@ -40,7 +40,7 @@ def by_tiles(task: Task, tile_probability: NDArray[np.floating]) -> tuple[float,
         Per class; they sum to 1 where one class holds. Not calibrated: from 0.5 on means little until a threshold was
         found on validation slides.
     """
-    chance = np.maximum(tile_probability, LEAST).astype(np.float64)
+    chance = np.maximum(tile_probability, LEAST_PROBABILITY).astype(np.float64)
     if task.kind == "multi":
         odds = np.log(chance) - np.log(np.maximum(1 - chance, SINGLE_STEP))  # (N, C)
         return tuple(special.expit(_mean_of_highest(odds)).tolist())

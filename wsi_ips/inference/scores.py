@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
-from wsi_ips.inference.decision import by_tiles
+from wsi_ips.inference.decision import LEAST_PROBABILITY, SINGLE_STEP, by_tiles
 from wsi_ips.inference.verdict import Verdict, verdict
 from wsi_ips.labels import Task
 from wsi_ips.model.calibration import Calibration, DecisionName
@@ -33,11 +33,8 @@ from wsi_ips.provenance import atomic_folder
 
 SCHEMA_VERSION = 3
 ROWS_PER_CHUNK = 65_536
-LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 HIGHEST_TILES = 16
 """Tiles of :attr:`SlideScores.highest_tiles`."""
-SINGLE_STEP = 2.0**-24
-"""Least distance of a float32 from 1."""
 ARRAYS = ("attention_logits", "tile_probability", "kept", "left_out")
 
 

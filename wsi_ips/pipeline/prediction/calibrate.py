@@ -44,7 +44,7 @@ def calibrate(run: Run) -> Calibration:
     folder = checkpoint_folder(run)
     if run.recipe.predict.checkpoint is not None:
         known = model_calibration(run)
-        if "tiles" == run.recipe.predict.decision != known.tasks[0].decision:
+        if run.recipe.predict.decision == "tiles" and known.tasks[0].decision != "tiles":
             run.progress.note(
                 f"key `predict.decision`: {folder} decides as it was calibrated to, `{known.tasks[0].decision}`; set "
                 "the key in the recipe of the run that trained it, and run `wsi-ips predict` there"

@@ -32,11 +32,11 @@ def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
 def predicted(run: Run) -> list[SlideRecord]:
     """Slides whose stored scores are up to date with the checkpoint and their tiles."""
     model = checkpoint_fingerprint(checkpoint_folder(run))
-    stored = {r.slide_id: stored_fingerprint(run.folder.scores, r.slide_id) for r in run.with_tiles()}
     return [
         record
         for record in run.with_tiles()
-        if (found := stored[record.slide_id]) is not None and found == scores_fingerprint(run, record, model)
+        if (found := stored_fingerprint(run.folder.scores, record.slide_id)) is not None
+        and found == scores_fingerprint(run, record, model)
     ]
 
 
