@@ -53,16 +53,7 @@ def make_slide(folder: Path, tiles: int) -> int:
     write_synthetic_slide(plan, path)
     with open_slide(path) as reader:
         thumbnail, mpp = read_thumbnail(reader, 16.0)
-        mask = segment_tissue(
-            thumbnail,
-            mpp=mpp,
-            px0_size=reader.info.size_px0,
-            smoothing_um=16,
-            closing_um=32,
-            min_saturation=0.06,
-            min_area_um2=40_000,
-            max_hole_um2=20_000,
-        )
+        mask = segment_tissue(thumbnail, mpp=mpp, px0_size=reader.info.size_px0)
         index = build_index(
             reader.info,
             mask,

@@ -56,17 +56,21 @@ def steps(path: Path, _: Path) -> dict[str, float]:
     from wsi_ips.config import TissueSection
     from wsi_ips.slides import open_slide, read_overview
     from wsi_ips.tiles import build_index
-    from wsi_ips.tissue import flag_tiles, segment_tissue
+    from wsi_ips.tissue import TissueRules, flag_tiles, segment_tissue
 
-    section, seconds = TissueSection(), {"read": [], "segment": [], "grid": [], "flags": [], "bare": []}
+    section, rules, seconds = (
+        TissueSection(),
+        TissueRules(),
+        {"read": [], "segment": [], "grid": [], "flags": [], "bare": []},
+    )
     for _ in range(5):
         seconds["bare"].append(_timed(lambda: _low_level(path))[0])
         with open_slide(path) as reader:
-            took, overview = _timed(lambda: read_overview(reader, section.mpp, section.fine_mpp))
+            took, overview = _timed(lambda: read_overview(reader, section.mpp))
             seconds["read"].append(took)
             size = reader.info.size_px0
             took, mask = _timed(
-                lambda: segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, **section.segmentation())  # noqa: B023
+                lambda: segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, rules=rules)  # noqa: B023
             )
             seconds["segment"].append(took)
             arguments = {"slide_id": "s", "target_mpp": TARGET, "patch_px": PATCH, "stride_px": PATCH}

@@ -9,21 +9,21 @@ import numpy as np
 from PIL import Image
 
 from wsi_ips.geometry import MPP_TOLERANCE, Box, Point, ReadPlan, Scale, Size
-from wsi_ips.slides.base import RGB, SlideReader
-from wsi_ips.slides.direct_reader import DirectReader
+from wsi_ips.slides.base import RGB, SLACK, SlideReader
 from wsi_ips.slides.jpeg_tiles import FACTORS
-from wsi_ips.slides.region import SLACK
 
+FINE_MPP = 4.0
+"""Coarsest scale of the fine picture of an overview, on which blur is judged, µm/px."""
 STRIP_PX = 2**24
-"""Most pixels read at a time for a thumbnail (48 MB as RGB)."""
+"""Most pixels that are read at a time for a thumbnail (48 MB as RGB)."""
 
 
 def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RGB | None = None) -> RGB:
     """Read one patch.
 
-    Where the plan averages 2 x 2, 4 x 4 or 8 x 8 pixels and the reader decodes JPEG tiles itself, the decoder does it:
-    on H&E it differs from the mean by about one grey level (``benchmarks/reading.py``), for it leaves out
-    frequencies instead of averaging pixels.
+    Where the plan averages 2 x 2, 4 x 4 or 8 x 8 pixels and the reader decodes JPEG tiles itself, the decoder shrinks.
+    It leaves out frequencies instead of averaging pixels, which on H&E differs from the mean by about one grey level
+    (``benchmarks/reading.py``).
 
     Parameters
     ----------
@@ -49,13 +49,10 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RG
     if out is None:
         out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
     factor = plan.whole_factor
-    if isinstance(reader, DirectReader) and (
-        factor == 1 or (factor and reader.shrinks(location_px0, plan.level, plan.read_size, factor))
-    ):
+    if factor == 1 or (factor and reader.shrinks(location_px0, plan.level, plan.read_size, factor)):
         reader.read_into(out, location_px0, plan.level, factor=factor)
-        return out
-    pixels = reader.read_region(location_px0, plan.level, plan.read_size)
-    out[:] = area_average(pixels, plan.patch_size) if plan.resamples else pixels
+    else:
+        out[:] = area_average(reader.read_region(location_px0, plan.level, plan.read_size), plan.patch_size)
     return out
 
 
@@ -75,9 +72,8 @@ def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 81
 def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px: int = 8192) -> tuple[RGB, Scale]:
     """Read a box of the slide at a coarse scale.
 
-    The coarsest level that is fine enough is averaged down by area, in strips, so that memory stays
-    bounded also for a large slide with a single level. Pixels are never upsampled: where the slide is
-    coarser than the target it is read as it is.
+    The coarsest level that is fine enough is averaged down by area. It is read in strips, so that memory stays bounded
+    for a large slide with a single level. Pixels are never upsampled: a slide coarser than the target keeps its scale.
 
     Parameters
     ----------
@@ -88,7 +84,7 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
     target_mpp
         Requested µm/px.
     max_side_px
-        Longest side at most; a coarser scale is taken where needed.
+        Longest side at most; the scale is coarser where needed.
 
     Returns
     -------
@@ -117,7 +113,7 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
 
 @dataclass(frozen=True)
 class Overview:
-    """A whole slide at two scales, pixel on pixel.
+    """A whole slide at two scales that fit pixel on pixel.
 
     Attributes
     ----------
@@ -142,10 +138,12 @@ class Overview:
         return Scale(self.mpp.x / self.factor, self.mpp.y / self.factor)
 
 
-def read_overview(reader: SlideReader, target_mpp: float, fine_mpp: float, max_side_px: int = 8192) -> Overview:
+def read_overview(
+    reader: SlideReader, target_mpp: float, fine_mpp: float = FINE_MPP, max_side_px: int = 8192
+) -> Overview:
     """Read the whole slide at a coarse scale and, from the same pixels, at a finer one.
 
-    A scale that is a whole multiple of a level within 5 % is read as that multiple, as patches are; else as by
+    A scale within 5 % of a whole multiple of a level is read as that multiple, as for patches; others as in
     :func:`read_area`.
 
     Parameters
@@ -190,7 +188,7 @@ def _size_at(reader: SlideReader, mpp: float) -> Size:
 
 
 def _multiple_of_a_level(reader: SlideReader, mpp: float) -> Size | None:
-    """Size of the whole slide where it is a level averaged by a whole factor, the coarsest such level."""
+    """Return the slide's size where a level averaged by a whole factor has this scale (the coarsest such level)."""
     pyramid = reader.info.pyramid
     for level in reversed(range(len(pyramid.level_sizes))):
         size, scale = pyramid.level_sizes[level], pyramid.level_mpp(level)
@@ -202,7 +200,7 @@ def _multiple_of_a_level(reader: SlideReader, mpp: float) -> Size | None:
 
 
 def _level_for(reader: SlideReader, area_px0: Box, size: Size) -> int:
-    """The coarsest level that is fine enough to be averaged down to a size."""
+    """Return the coarsest level that is fine enough to be averaged down to a size."""
     wanted = Scale(area_px0.width / size.width, area_px0.height / size.height)
     info = reader.info
     return max((k for k in range(len(info.level_sizes)) if max(info.downsample(k).over(wanted)) <= 1.001), default=0)
@@ -214,7 +212,7 @@ def area_average(pixels: RGB, size: Size) -> RGB:
 
 
 def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
-    """A box of a level averaged down to a size, read in strips of whole output rows; needs no scale.
+    """Read a box of a level averaged down to a size, in strips of whole output rows; needs no µm/px.
 
     Parameters
     ----------
@@ -262,10 +260,10 @@ def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> R
 
 
 def _shrunk_by_decoder(reader: SlideReader, location_px0: Point, level: int, size: Size, out: RGB) -> bool:
-    """Let the decoder average where it can do so exactly; whether it did."""
+    """Let the decoder average where it can do so exactly; tell whether it did."""
     height, width = out.shape[:2]
     ratio = size.width // width
-    if not isinstance(reader, DirectReader) or Size(width * ratio, height * ratio) != size:
+    if Size(width * ratio, height * ratio) != size:
         return False
     factors = [f for f in FACTORS if ratio % f == 0 and reader.shrinks(location_px0, level, size, f)]
     if not factors:

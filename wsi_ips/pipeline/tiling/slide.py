@@ -22,15 +22,16 @@ from wsi_ips.tiles.interop import imported_index, read_foreign
 from wsi_ips.tissue import (
     BITS,
     TissueMask,
+    TissueRules,
     bits_of,
     flag_tiles,
     look_of,
     mask_of,
     outline_of,
     remarks_on,
-    see,
     segment_tissue,
     suspicion,
+    with_artifacts,
 )
 
 LOST = 0.99
@@ -82,7 +83,7 @@ def tile_slide(
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
     section = tissue_section(recipe.tissue, record)
-    overview = read_overview(reader, section.mpp, section.fine_mpp)
+    overview = read_overview(reader, section.mpp)
     tissue = _tissue_of(reader, record, section, overview, origin)
     lay_tiles = (
         partial(imported_index, read_foreign(record.coordinates))
@@ -125,11 +126,13 @@ def _tissue_of(
     """The mask that somebody drew, else the segmentation's."""
     size = reader.info.size_px0
     if record.tissue_mask is None:
-        return segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, **section.segmentation())
+        return segment_tissue(
+            overview.thumbnail, mpp=overview.mpp, px0_size=size, rules=TissueRules(**section.segmentation())
+        )
     height, width = overview.thumbnail.shape[:2]
     region = read_tissue(record.tissue_mask, bounds_origin=origin)
     drawn = mask_of(region, px0_size=size, mask_size=Size(width, height), source=record.tissue_mask.name)
-    return see(drawn, overview.thumbnail, mpp=overview.mpp, smoothing_um=section.smoothing_um)
+    return with_artifacts(drawn, overview.thumbnail, mpp=overview.mpp)
 
 
 def _remarks(tissue: TissueMask, index: TileIndex, tiling: Tiling, recall: Recall | None) -> list[str]:
