@@ -128,18 +128,20 @@ def open_slide(
     """
     entry = READERS[reader]
     scale = Scale(mpp_override, mpp_override) if isinstance(mpp_override, int | float) else mpp_override
-    source = open_source(path, remote)
-    file = SlideFile(path, slide_name(path), source, scale, cache)
+    return _open(entry, SlideFile(path, slide_name(path), open_source(path, remote), scale, cache))
+
+
+def _open(entry: ReaderEntry, file: SlideFile) -> BaseReader:
     opened: BaseReader
     try:
         opened = _first_that_opens(file, [entry]) if entry.tried else entry.load()(file)
     except BaseException:
-        source.close()
+        file.source.close()
         raise
     if not opened.owns_source:
-        source.close()
-    if cache is not None:
-        opened.share(cache)
+        file.source.close()
+    if file.cache is not None:
+        opened.share(file.cache)
     return opened
 
 

@@ -1,8 +1,7 @@
 """A cohort of synthetic slides with annotations and manifest.
 
-The label cannot be read from the side: positive and negative slides come in pairs of one stain, tissue area
-and one law of planted regions; on a negative all regions are benign follicles, on a positive some are
-tumour.
+Only the tissue tells the label: positive and negative slides come in pairs with the same stain, tissue area and sizes
+of planted regions. On a negative slide all regions are benign follicles, on a positive slide some are tumour.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from wsi_ips.slides.synthetic import PEN_COLOURS, SyntheticSlide, write_syntheti
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """What a cohort is made of.
+    """Plan of a cohort.
 
     Attributes
     ----------
@@ -44,7 +43,7 @@ class CohortPlan:
     pen, blur
         Share of slides with a pen mark, and with a region out of focus.
     seed
-        Seed of everything.
+        Seed of all random numbers.
     """
 
     slides: int
@@ -59,11 +58,7 @@ class CohortPlan:
 
 
 def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
-    """Plans of all slides with their split, in the order of their ids.
-
-    Slides come in pairs of one positive and one negative with the same stain, area and planted sizes;
-    a pair lies in one split.
-    """
+    """Return the plans of all slides with their split, in the order of their ids; a pair is in one split."""
     rng = np.random.default_rng([cohort.seed, 1])
     numbers = iter((rng.permutation(cohort.slides) + 1).tolist())
     pairs = -(-cohort.slides // 2)
@@ -95,7 +90,7 @@ def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
 
 
 def draw_stain(rng: Generator) -> Stain:
-    """Pale to dark, reddish to bluish."""
+    """Draw a stain, pale to dark and reddish to bluish."""
     hue = rng.normal(0, 0.02, (2, 3)).round(4)
     return Stain(
         haematoxylin=float(np.exp(rng.normal(0, 0.12))),
@@ -115,7 +110,7 @@ def make_cohort(
 ) -> Path:
     """Write a cohort: ``slides/*.svs``, ``annotations/*.xml``, ``manifest.csv``.
 
-    Files depend on the plan only, not on ``workers``.
+    Files depend only on the plan, not on ``workers``.
 
     Parameters
     ----------
@@ -126,7 +121,7 @@ def make_cohort(
     classes
         Label of negative and of positive slides.
     progress
-        Called with the number of slides done and in all.
+        Called with the number of slides done and the number of all slides.
     workers
         Processes.
 

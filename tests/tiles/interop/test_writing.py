@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wsi_ips.errors import TileIndexError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.tiles import TileIndex, build_index
+from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop import imported_index, read_foreign, write_foreign
 from wsi_ips.tissue import TissueMask
 
@@ -34,14 +34,8 @@ def index_of(info: SlideInfo, *, mpp: float, patch: int, stride: int | None = No
     return build_index(
         info,
         mask_of(info, empty=empty),
-        slide_id="s",
-        target_mpp=mpp,
-        patch_px=patch,
-        stride_px=stride or patch,
-        min_tissue_fraction=0.2,
-        tumour_region=None,
-        slide_identity="identity",
-        fingerprint="f",
+        TileRules(mpp, patch, stride or patch, 0.2),
+        IndexOrigin("s", "identity", "f"),
     )
 
 
@@ -50,12 +44,8 @@ def back(path: Path, info: SlideInfo, *, mpp: float, patch: int) -> TileIndex:
         read_foreign(path),
         info,
         mask_of(info),
-        slide_id="s",
-        target_mpp=mpp,
-        patch_px=patch,
-        tumour_region=None,
-        slide_identity="identity",
-        fingerprint="f",
+        TileRules(mpp, patch),
+        IndexOrigin("s", "identity", "f"),
     )
 
 

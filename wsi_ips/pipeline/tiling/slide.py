@@ -17,7 +17,7 @@ from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.results.tissue import Tiling, draw_tissue, png_bytes, preview
 from wsi_ips.slides import Overview, SlideReader, read_overview
-from wsi_ips.tiles import Recall, TileIndex, build_index, tissue_recall
+from wsi_ips.tiles import IndexOrigin, Recall, TileIndex, TileRules, build_index, tissue_recall
 from wsi_ips.tiles.interop import imported_index, read_foreign
 from wsi_ips.tissue import (
     BITS,
@@ -85,20 +85,14 @@ def tile_slide(
     section = tissue_section(recipe.tissue, record)
     overview = read_overview(reader, section.mpp)
     tissue = _tissue_of(reader, record, section, overview, origin)
-    lay_tiles = (
-        partial(imported_index, read_foreign(record.coordinates))
-        if record.coordinates
-        else partial(build_index, stride_px=recipe.tiles.stride, min_tissue_fraction=recipe.tiles.min_tissue_fraction)
-    )
+    tiles = recipe.tiles
+    lay_tiles = partial(imported_index, read_foreign(record.coordinates)) if record.coordinates else build_index
     every = lay_tiles(
-        info=reader.info,
-        mask=tissue,
-        slide_id=record.slide_id,
-        target_mpp=recipe.tiles.mpp,
-        patch_px=recipe.tiles.patch_px,
+        reader.info,
+        tissue,
+        TileRules(tiles.mpp, tiles.patch_px, tiles.stride, tiles.min_tissue_fraction),
+        IndexOrigin(record.slide_id, slide_identity, fingerprint),
         tumour_region=None if regions is None else regions.tumour,
-        slide_identity=slide_identity,
-        fingerprint=fingerprint,
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
     # Whoever brings tiles of their own wants those: they are flagged, and all stay.

@@ -1,18 +1,21 @@
-"""Stored features: what an encoder made of every tile of a slide, once.
+"""Stored features: one vector per tile of a slide, computed once by an encoder, and how they are streamed.
 
-``features.zarr/<encoder>/<slide_id>`` is a Zarr v3 group: ``features`` float16 (N, F), not compressed (they hardly can
-be), in blocks of 1024 rows. Attributes: schema version, slide id, encoder, fingerprint of encoder and tile index. Row i
-is row i of the slide's tile index. An entry is written aside and renamed: it is there whole or not at all.
+``features.zarr/<encoder>/<slide_id>`` is a Zarr v3 group: ``features`` float16 (N, F), not compressed (features hardly
+compress), in blocks of 1024 rows. Attributes: schema version, slide id, encoder, fingerprint of encoder and tile index.
+Row i belongs to row i of the slide's tile index. An entry is written to a temporary folder and renamed, so it is
+complete or absent.
 
-Shapes: N tiles of a slide, n of them, F width.
+Shapes: N tiles of a slide, n some of them, F width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zarr
@@ -21,7 +24,7 @@ from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.provenance import atomic_folder
-from wsi_ips.tiles.stream import SlideTiles
+from wsi_ips.tiles.stream import PatchChunk, SlideTiles
 
 SCHEMA_VERSION = 1
 ROWS_PER_CHUNK = 1024
@@ -30,7 +33,7 @@ Features = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features of one slide on disk; rows are read when they are asked for.
+    """Features of one slide on disk; rows are read on demand.
 
     Attributes
     ----------
@@ -39,7 +42,7 @@ class StoredFeatures:
     encoder
         Name of the encoder that made them.
     fingerprint
-        Of encoder and tile index.
+        Fingerprint of encoder and tile index.
     tiles, width
         N and F.
     array
@@ -54,7 +57,7 @@ class StoredFeatures:
     array: Any
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
-        """Features of some tiles, in their order, float16, shape (n, F).
+        """Read the features of some tiles, in their order: float16, shape (n, F).
 
         Raises
         ------
@@ -77,25 +80,19 @@ class StoredFeatures:
 
 @dataclass(frozen=True)
 class FeatureTiles(SlideTiles):
-    """Tiles of which stored features are read instead of pixels.
-
-    Attributes
-    ----------
-    features
-        Those of all tiles of the index.
-    """
+    """Tiles whose stored features (``features``, of all tiles of the index) are read instead of pixels."""
 
     features: StoredFeatures
 
     def read(self) -> Features:
-        """Features of the wanted tiles, shape (n, F)."""
+        """Read the features of the wanted tiles, shape (n, F)."""
         return self.features.rows(self.wanted)
 
 
 def write_features(
     root: Path, slide_id: str, parts: Iterable[NDArray[np.floating]], *, encoder: str, fingerprint: str, tiles: int
 ) -> None:
-    """Write one slide's features as they come; memory is that of a part and of a block.
+    """Write one slide's features part by part; memory is that of a part and of a block.
 
     Parameters
     ----------
@@ -106,7 +103,7 @@ def write_features(
     parts
         Features in the order of the tiles, shape (n, F) each, all F alike.
     encoder, fingerprint
-        Stored beside.
+        Stored with the features.
     tiles
         Tiles of the slide (N), at least one.
 
@@ -123,8 +120,8 @@ def write_features(
                 values = block.astype(np.float16)  # (n, F)
             if not np.isfinite(values).all():
                 raise FeaturesError(
-                    f"features of slide {slide_id}: {np.abs(block).max():.4g} does not fit into 16 bits, or is no "
-                    "number; the encoder's weights are damaged, or not meant for these pixels",
+                    f"features of slide {slide_id}: {np.abs(block).max():.4g} does not fit into 16 bits, or is not "
+                    "a number; the encoder's weights are damaged, or not meant for these pixels",
                     slide_id=slide_id,
                 )
             if array is None:
@@ -142,7 +139,7 @@ def write_features(
 
 
 def open_features(root: Path, slide_id: str) -> StoredFeatures:
-    """One slide's features; no row is read yet.
+    """Open one slide's features; no row is read yet.
 
     Raises
     ------
@@ -174,15 +171,84 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
 
 
 def features_fingerprint(root: Path, slide_id: str) -> str | None:
-    """Fingerprint of a slide's stored features, None where there are none that can be read."""
+    """Return the fingerprint of a slide's stored features, None where there are none that can be read."""
     try:
         return open_features(root, slide_id).fingerprint
     except FeaturesError:
         return None
 
 
+class FeatureStream:
+    """Iterates over chunks of features in the order of the requests; each chunk has its own memory.
+
+    Parameters
+    ----------
+    requests
+        Slides and their tiles; all features have one width.
+    chunk_size
+        Tiles per chunk; the last one may be smaller.
+    readers
+        Reading threads.
+    prefetch_chunks
+        Chunks read ahead of the consumer.
+    """
+
+    def __init__(
+        self, requests: Sequence[FeatureTiles], *, chunk_size: int, readers: int, prefetch_chunks: int
+    ) -> None:
+        self._requests, self._chunk_size, self._ahead = requests, chunk_size, prefetch_chunks
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="wsi-ips-features")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[PatchChunk]:
+        """Yield chunks in order.
+
+        Raises
+        ------
+        FeaturesError
+            Features cannot be read; names the slide.
+        """
+        waiting: deque[Future[PatchChunk]] = deque()
+        for plan in self._plans():
+            waiting.append(self._pool.submit(_read, plan))
+            if len(waiting) > self._ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _plans(self) -> Iterator[list[FeatureTiles]]:
+        """Yield the content of each chunk: requests for parts of slides."""
+        plan: list[FeatureTiles] = []
+        room = self._chunk_size
+        for request in self._requests:
+            wanted, start = request.wanted, 0
+            while start < len(wanted):
+                part = wanted[start : start + room]
+                plan.append(request.only(part))
+                start, room = start + len(part), room - len(part)
+                if not room:
+                    yield plan
+                    plan, room = [], self._chunk_size
+        if plan:
+            yield plan
+
+
+def _read(plan: Sequence[FeatureTiles]) -> PatchChunk:
+    counts = [len(request.wanted) for request in plan]
+    return PatchChunk(
+        np.concatenate([request.read() for request in plan]),
+        np.repeat(np.array([request.slot for request in plan], np.int32), counts),
+        np.concatenate([request.wanted for request in plan]),
+    )
+
+
 def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floating]]:
-    """The same rows in blocks as they are stored: a block that is written twice would be read in between."""
+    """Regroup the rows into stored blocks, so that no block is read back and written twice."""
     waiting: list[NDArray[np.floating]] = []
     count = 0
     for part in parts:
