@@ -74,30 +74,16 @@ class Scale(NamedTuple):
 
 
 def level_downsample(level0: Size, level: Size) -> Scale:
-    """Return the level-0 pixels per level pixel, per axis and never truncated (3.9998 is possible).
-
-    Parameters
-    ----------
-    level0, level
-        Sizes in pixels of level 0 and of the level.
-    """
+    """Return the level-0 pixels per level pixel, per axis and never truncated (3.9998 is possible)."""
     return Scale(level0.width / level.width, level0.height / level.height)
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Level sizes and scale of a slide, from which read plans are made.
+    """Level sizes and scale of a slide, from which read plans are made."""
 
-    Attributes
-    ----------
-    level_sizes
-        Size in pixels of each level, finest first.
-    mpp
-        µm per level-0 pixel, per axis.
-    """
-
-    level_sizes: tuple[Size, ...]
-    mpp: Scale
+    level_sizes: tuple[Size, ...]  # size in pixels of each level, finest first
+    mpp: Scale  # µm per level-0 pixel, per axis
 
     @property
     def size_px0(self) -> Size:
@@ -119,29 +105,14 @@ class ReadPlan:
 
     ``read_size`` pixels of ``level`` are read and, where that differs from ``patch_size``, averaged down by area.
     Pixels are never upsampled.
-
-    Attributes
-    ----------
-    level
-        Level to read.
-    downsample
-        Level-0 pixels per pixel of that level, per axis.
-    read_size
-        Pixels to read at that level.
-    patch_size
-        Pixels of the patch that is returned.
-    requested_mpp
-        Requested µm per patch pixel.
-    effective_mpp
-        Actual µm per patch pixel: ``mpp0 * downsample * read_size / patch_size``.
     """
 
-    level: int
-    downsample: Scale
-    read_size: Size
-    patch_size: Size
-    requested_mpp: float
-    effective_mpp: Scale
+    level: int  # level to read
+    downsample: Scale  # level-0 pixels per pixel of that level, per axis
+    read_size: Size  # pixels to read at that level
+    patch_size: Size  # pixels of the patch that is returned
+    requested_mpp: float  # requested µm per patch pixel
+    effective_mpp: Scale  # actual µm per patch pixel: `mpp0 * downsample * read_size / patch_size`
 
     @property
     def resamples(self) -> bool:
@@ -202,12 +173,6 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
 
     Parameters
     ----------
-    pyramid
-        Level sizes and base scale of the slide.
-    target_mpp
-        Requested µm per patch pixel.
-    patch_size
-        Patch size in pixels at the target scale.
     tolerance
         Largest relative difference between the target and a level, or a whole multiple of a level, that replaces it.
 

@@ -35,15 +35,9 @@ REGION_COLOUR = "#F4FA58"
 
 @dataclass(frozen=True)
 class Regions:
-    """Annotated areas of one slide.
+    """Annotated areas of one slide."""
 
-    Attributes
-    ----------
-    tumour
-        Union of the tumour polygons minus the holes, level-0 pixels; may be empty.
-    """
-
-    tumour: BaseGeometry
+    tumour: BaseGeometry  # union of the tumour polygons minus the holes, level-0 pixels; may be empty
 
     def lesions(self) -> list[shapely.Polygon]:
         """Return the connected parts of the tumour, largest first."""
@@ -84,33 +78,16 @@ def read_asap(path: Path) -> Regions:
 
 
 class Ring(NamedTuple):
-    """A polygon without holes.
+    """A polygon without holes."""
 
-    Attributes
-    ----------
-    name, group
-        Name and group in ASAP.
-    points
-        x, y in level-0 pixels, shape (n, 2); not closed.
-    """
-
+    # name and group in ASAP
     name: str
     group: str
-    points: NDArray[np.floating]
+    points: NDArray[np.floating]  # x, y in level-0 pixels, shape (n, 2); not closed
 
 
 def write_asap(path: Path, polygons: Sequence[NDArray], *, group: str = "Tumor") -> None:  # type: ignore[type-arg]
-    """Write polygons of one group.
-
-    Parameters
-    ----------
-    path
-        File to write; it is complete or absent.
-    polygons
-        Each of shape (n, 2): x, y in level-0 pixels, ring not closed.
-    group
-        Name of the group, CAMELYON16's for tumour by default.
-    """
+    """Write polygons of one group, each of shape (n, 2): x, y in level-0 pixels, ring not closed."""
     rings = [Ring(f"Annotation {number}", group, polygon) for number, polygon in enumerate(polygons)]
     write_rings(path, rings, groups=[group])
 

@@ -24,29 +24,16 @@ AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
 
 
 class Area(NamedTuple):
-    """One annotated area.
+    """One annotated area."""
 
-    Attributes
-    ----------
-    classification
-        Name of its class in lower case, empty where it has none.
-    region
-        Valid polygons, level-0 pixels.
-    """
-
-    classification: str
-    region: BaseGeometry
+    classification: str  # name of its class in lower case, empty where it has none
+    region: BaseGeometry  # valid polygons, level-0 pixels
 
 
 def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
-    """Read the areas of a GeoJSON file; points and lines are left out.
+    """Read the areas of a GeoJSON file, which may be packed as ``.gz``; points and lines are left out.
 
-    Parameters
-    ----------
-    path
-        FeatureCollection, list of Features or one Feature; ``.gz`` is unpacked.
-    bounds_origin
-        Upper left corner of the scanned area, level-0 pixels.
+    ``bounds_origin`` is the upper left corner of the scanned area, level-0 pixels.
 
     Raises
     ------
@@ -67,18 +54,9 @@ def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
 def geojson_of(
     regions: Sequence[tuple[str, BaseGeometry]], *, bounds_origin: Point, seed: str, locked: bool = False
 ) -> bytes:
-    """Return regions as annotations that QuPath opens and edits.
+    """Return regions (class, and polygons in level-0 pixels) as annotations that QuPath opens and edits.
 
-    Parameters
-    ----------
-    regions
-        Class and region in level-0 pixels; each polygon becomes an annotation.
-    bounds_origin
-        Upper left corner of the scanned area, level-0 pixels.
-    seed
-        The same seed gives the same ids and the same bytes.
-    locked
-        Whether QuPath locks them against moving.
+    The same ``seed`` gives the same ids and the same bytes; ``locked`` ones cannot be moved.
     """
     features: list[dict[str, Any]] = []
     for classification, region in regions:

@@ -21,8 +21,6 @@ def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDA
 
     Parameters
     ----------
-    region
-        Annotated tumour, level-0 pixels.
     boxes_px0
         Boxes x, y, width, height in level-0 pixels, shape (N, 4).
 
@@ -52,10 +50,6 @@ def region_mask(region: BaseGeometry, size_px0: Size, *, downsample: float) -> N
 
     Parameters
     ----------
-    region
-        Annotated tumour, level-0 pixels.
-    size_px0
-        Size of level 0.
     downsample
         Level-0 pixels per pixel of the mask.
 

@@ -38,21 +38,11 @@ Entry = tuple[int, int, Sequence[int] | bytes]
 
 @dataclass(frozen=True)
 class EncodedLevel:
-    """One level of a pyramid.
+    """One level of a pyramid."""
 
-    Attributes
-    ----------
-    size
-        Size in pixels.
-    place
-        Index in ``tiles`` of the tile at each place, shape (tile rows, tile columns).
-    tiles
-        JPEG streams of 256 x 256 px.
-    """
-
-    size: Size
-    place: NDArray[np.int32]
-    tiles: Sequence[bytes]
+    size: Size  # size in pixels
+    place: NDArray[np.int32]  # index in `tiles` of the tile at each place, shape (tile rows, tile columns)
+    tiles: Sequence[bytes]  # JPEG streams of 256 x 256 px
 
 
 def encode_jpeg(pixels: RGB, *, quality: int = JPEG_QUALITY) -> bytes:
@@ -68,19 +58,7 @@ def tile_counts(size: Size) -> tuple[int, int]:
 
 
 def write_aperio(path: Path, levels: Sequence[EncodedLevel], *, thumbnail: RGB, mpp: float) -> None:
-    """Write a slide; the file is complete or absent.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    levels
-        Finest first.
-    thumbnail
-        Small image of the whole slide.
-    mpp
-        µm per level-0 pixel.
-    """
+    """Write a slide, complete or not at all: levels from the finest, and a small image of the whole slide."""
     first = levels[0].size
     header = (
         f"Aperio Image Library v12.0.0 (wsi-ips synthetic)\r\n{first.width}x{first.height} "

@@ -26,36 +26,16 @@ MPP_RANGE = (0.01, 100.0)
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """Header facts of one slide.
+    """Header facts of one slide."""
 
-    Attributes
-    ----------
-    name
-        File name, used in messages.
-    reader
-        Library that opened the file: ``openslide``, ``tiffslide`` or ``array``. Level numbers belong to it.
-    level_sizes
-        Size in pixels of each level, finest first.
-    mpp
-        µm per level-0 pixel, or None where the file states no plausible scale.
-    mpp_source
-        Where ``mpp`` comes from: a property's name, ``override``, or the reason why it is None.
-    bounds
-        Scanned part of the slide in level-0 pixels (the whole slide where the file states none).
-    properties
-        The file's own metadata, as text.
-    pixels_by
-        What decodes the pixels, and why, e.g. ``direct: JPEG tiles of 256 x 256 px, YCbCr``.
-    """
-
-    name: str
-    reader: str
-    level_sizes: tuple[Size, ...]
-    mpp: Scale | None
-    mpp_source: str
-    bounds: Box
-    properties: dict[str, str]
-    pixels_by: str
+    name: str  # file name, used in messages
+    reader: str  # library that opened the file: `openslide`, `tiffslide` or `array`. Level numbers belong to it
+    level_sizes: tuple[Size, ...]  # size in pixels of each level, finest first
+    mpp: Scale | None  # µm per level-0 pixel, or None where the file states no plausible scale
+    mpp_source: str  # where `mpp` comes from: a property's name, `override`, or the reason why it is None
+    bounds: Box  # scanned part of the slide in level-0 pixels (the whole slide where the file states none)
+    properties: dict[str, str]  # the file's own metadata, as text
+    pixels_by: str  # what decodes the pixels, and why, e.g. `direct: JPEG tiles of 256 x 256 px, YCbCr`
 
     @property
     def size_px0(self) -> Size:
@@ -190,14 +170,7 @@ class BaseReader:
 
 
 def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | None, str]:
-    """Return the scale a file states, if it is plausible.
-
-    Parameters
-    ----------
-    properties
-        Metadata of the file, as text.
-    prefix
-        ``openslide`` or ``tiffslide``: whose ``mpp-x`` and ``mpp-y`` to read.
+    """Return the scale a file states in ``PREFIX.mpp-x`` and ``mpp-y``, if it is plausible.
 
     Returns
     -------

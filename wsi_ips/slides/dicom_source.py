@@ -39,18 +39,10 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class DicomSource:
-    """The finest instance of a DICOM slide: its header, without pixels.
+    """The finest instance of a DICOM slide: its header, without pixels."""
 
-    Attributes
-    ----------
-    header
-        The data set, with missing optional attributes filled in.
-    notes
-        Attributes that the file leaves out, and how they were filled in.
-    """
-
-    header: Dataset
-    notes: tuple[str, ...]
+    header: Dataset  # the data set, with missing optional attributes filled in
+    notes: tuple[str, ...]  # attributes that the file leaves out, and how they were filled in
 
     @property
     def size_px0(self) -> Size:
@@ -61,12 +53,7 @@ class DicomSource:
 def read_dicom_source(path: Path) -> DicomSource:
     """Read the finest instance of the slide that a file belongs to.
 
-    A slide is one file per level, all in one folder and of one series; any of them can be given.
-
-    Parameters
-    ----------
-    path
-        Any of the slide's files.
+    A slide is one file per level, all in one folder and of one series; ``path`` is any of them.
 
     Raises
     ------

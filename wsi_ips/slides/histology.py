@@ -32,29 +32,17 @@ EOSIN = np.array([0.12, 0.86, 0.36], np.float32)
 
 @dataclass(frozen=True)
 class Cells:
-    """Look of one kind of cell.
+    """Look of one kind of cell."""
 
-    Attributes
-    ----------
-    per_mm2
-        Cells per mm².
-    radius_um, radius_sd_um
-        Nuclear radius, mean and deviation.
-    elongation
-        Largest ratio of the axes.
-    rim, body
-        Haematoxylin at the nuclear membrane and inside.
-    nucleoli
-        Most nucleoli per nucleus.
-    """
-
-    per_mm2: float
+    per_mm2: float  # cells per mm²
+    # nuclear radius, mean and deviation
     radius_um: float
     radius_sd_um: float
-    elongation: float
+    elongation: float  # largest ratio of the axes
+    # haematoxylin at the nuclear membrane and inside
     rim: float
     body: float
-    nucleoli: int = 0
+    nucleoli: int = 0  # most nucleoli per nucleus
 
 
 @dataclass(frozen=True)
@@ -78,22 +66,14 @@ RECIPES: dict[TextureName, Recipe] = {
 
 @dataclass(frozen=True)
 class Stain:
-    """Strength of each dye on a slide, and the colour of its glass.
+    """Strength of each dye on a slide, and the colour of its glass."""
 
-    Attributes
-    ----------
-    haematoxylin, eosin
-        Factors of concentration, 1 is ordinary.
-    hue
-        Small change of the two stain vectors, shape (2, 3) as nested tuples.
-    glass
-        RGB of the empty glass.
-    """
-
+    # factors of concentration, 1 is ordinary
     haematoxylin: float
     eosin: float
+    # small change of the two stain vectors, shape (2, 3) as nested tuples
     hue: tuple[tuple[float, float, float], tuple[float, float, float]]
-    glass: tuple[int, int, int]
+    glass: tuple[int, int, int]  # RGB of the empty glass
 
     def colour(self, concentration: Floats) -> RGB:
         """Return the RGB colour, shape (..., 3), of concentrations of shape (..., 2)."""
@@ -105,17 +85,6 @@ class Stain:
 
 def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int = VARIANTS) -> Floats:
     """Make the concentrations of all variants of a texture.
-
-    Parameters
-    ----------
-    name
-        Which texture.
-    rng
-        Random generator.
-    mpp
-        µm per pixel.
-    variants
-        Number of interchangeable tiles.
 
     Returns
     -------
@@ -148,13 +117,7 @@ def periodic_noise(rng: Generator, wavelength_px: float) -> Floats:
 
 
 def match_mean_colour(pixels: RGB, target: RGB) -> RGB:
-    """Apply a tone curve ``I ** gamma`` per channel, so that the mean colour equals the target's.
-
-    Parameters
-    ----------
-    pixels, target
-        uint8, shape (..., 3).
-    """
+    """Apply a tone curve ``I ** gamma`` per channel, so that the mean colour equals the target's."""
     out = np.empty_like(pixels)
     for channel in range(3):
         values = np.arange(256) / 255

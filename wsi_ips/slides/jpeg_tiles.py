@@ -70,16 +70,10 @@ class JpegTiles:
 
 
 def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
-    """Decode a complete stream.
+    """Decode a complete JPEG of a given size, shrunk by ``factor`` (1, or one of :data:`FACTORS`).
 
     Parameters
     ----------
-    stream
-        JPEG.
-    size
-        Size in pixels that the stream must have.
-    factor
-        1, or one of :data:`FACTORS`: shrink by it.
     out
         Contiguous memory to decode into, uint8, shape (height / factor, width / factor, 3).
 
@@ -100,16 +94,10 @@ def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
 def find_jpeg_tiles(
     name: str, source: ByteSource, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr: bool
 ) -> tuple[JpegTiles, ...]:
-    """Find the JPEG tiles of each level of a slide.
+    """Find the JPEG tiles of each level of a TIFF or BigTIFF; ``level_sizes`` come from another reader.
 
     Parameters
     ----------
-    name
-        Name for messages.
-    source
-        Its bytes: TIFF or BigTIFF.
-    level_sizes
-        Sizes of the levels, as another reader sees them.
     jfif_is_ycbcr
         Whether a stream with a JFIF marker is YCbCr although its directory says RGB (TiffSlide says yes, OpenSlide
         no).

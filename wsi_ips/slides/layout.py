@@ -35,54 +35,22 @@ class PlannedBlob:
 
 @dataclass(frozen=True)
 class SyntheticSlide:
-    """Plan of one slide; the same plan gives the same file, byte for byte.
-
-    Attributes
-    ----------
-    slide_id
-        Identity.
-    seed
-        Seed of the layout.
-    size_px0
-        Width and height of level 0.
-    mpp
-        µm per level-0 pixel.
-    tissue_mm2
-        Tissue area.
-    blobs
-        Planted regions.
-    stain
-        Colour of the slide.
-    bank
-        Set of texture variants; training and held-out slides share no nucleus.
-    pen
-        Colour of a pen mark, or None.
-    blur
-        Whether a region is out of focus.
-    fat_share
-        Share of the tissue that is fat; None for the little that a lymph node has.
-    fragments
-        Number of pieces of tissue.
-    fold
-        Whether the tissue is folded along a line.
-    bubble
-        Whether there is an air bubble under the coverslip.
-    """
+    """Plan of one slide; the same plan gives the same file, byte for byte."""
 
     slide_id: str
-    seed: int
-    size_px0: Size
-    mpp: float
+    seed: int  # seed of the layout
+    size_px0: Size  # width and height of level 0
+    mpp: float  # µm per level-0 pixel
     tissue_mm2: float
     blobs: tuple[PlannedBlob, ...]
-    stain: Stain
-    bank: int = 0
-    pen: tuple[int, int, int] | None = None
-    blur: bool = False
-    fat_share: float | None = None
-    fragments: int = 1
-    fold: bool = False
-    bubble: bool = False
+    stain: Stain  # colour of the slide
+    bank: int = 0  # set of texture variants; training and held-out slides share no nucleus
+    pen: tuple[int, int, int] | None = None  # colour of a pen mark, or None
+    blur: bool = False  # whether a region is out of focus
+    fat_share: float | None = None  # share of the tissue that is fat; None for the little that a lymph node has
+    fragments: int = 1  # number of pieces of tissue
+    fold: bool = False  # whether the tissue is folded along a line
+    bubble: bool = False  # whether there is an air bubble under the coverslip
 
     @property
     def label(self) -> int:
@@ -92,21 +60,15 @@ class SyntheticSlide:
 
 @dataclass(frozen=True)
 class Layout:
-    """Fields of one slide, each of shape (rows, columns) of cells.
+    """Fields of one slide, each of shape (rows, columns) of cells."""
 
-    Attributes
-    ----------
-    tissue, stroma, fat, follicle, tumour
-        Signed distance to the edge of each, in cells.
-    lesions
-        Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
-    """
-
+    # signed distance to the edge of each, in cells
     tissue: Field
     stroma: Field
     fat: Field
     follicle: Field
     tumour: Field
+    # outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed
     lesions: tuple[NDArray[np.float64], ...]
 
 

@@ -39,14 +39,7 @@ def open_openslide(file: SlideFile) -> OpenSlideReader:
 
 
 class OpenSlideReader(BaseReader):
-    """A slide opened by OpenSlide; safe to read from several threads.
-
-    Parameters
-    ----------
-    path
-        The slide.
-    mpp_override
-        Scale from the manifest; replaces the file's.
+    """A slide opened by OpenSlide; safe to read from several threads. ``mpp_override`` replaces the scale in the file.
 
     Raises
     ------

@@ -27,12 +27,8 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RG
 
     Parameters
     ----------
-    reader
-        The slide.
     location_px0
         Top-left corner, level-0 pixels.
-    plan
-        Level, read size and patch size.
     out
         Memory for the patch, contiguous; new memory where None.
 
@@ -77,12 +73,6 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
 
     Parameters
     ----------
-    reader
-        The slide.
-    area_px0
-        What to read, inside level 0.
-    target_mpp
-        Requested µm/px.
     max_side_px
         Longest side at most; the scale is coarser where needed.
 
@@ -113,24 +103,12 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
 
 @dataclass(frozen=True)
 class Overview:
-    """A whole slide at two scales that fit pixel on pixel.
+    """A whole slide at two scales that fit pixel on pixel."""
 
-    Attributes
-    ----------
-    thumbnail
-        uint8, shape (height, width, 3); covers all of level 0.
-    fine
-        uint8, shape (factor * height, factor * width, 3); the same at a finer scale.
-    mpp
-        µm per thumbnail pixel, per axis.
-    factor
-        Fine pixels per thumbnail pixel, along each axis; 1 where the slide has nothing finer.
-    """
-
-    thumbnail: RGB
-    fine: RGB
-    mpp: Scale
-    factor: int
+    thumbnail: RGB  # uint8, shape (height, width, 3); covers all of level 0
+    fine: RGB  # uint8, shape (factor * height, factor * width, 3); the same at a finer scale
+    mpp: Scale  # µm per thumbnail pixel, per axis
+    factor: int  # fine pixels per thumbnail pixel, along each axis; 1 where the slide has nothing finer
 
     @property
     def fine_mpp(self) -> Scale:
@@ -148,8 +126,6 @@ def read_overview(
 
     Parameters
     ----------
-    reader
-        The slide.
     target_mpp
         Requested µm per thumbnail pixel; coarser where the slide is.
     fine_mpp
@@ -216,12 +192,6 @@ def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> R
 
     Parameters
     ----------
-    reader
-        The slide.
-    area_px0
-        What to read, inside level 0.
-    level
-        Level to read from.
     size
         Pixels of the result, at most those of the box on that level.
 

@@ -25,15 +25,10 @@ SPARE_BYTES = 8 * 2**20
 
 
 class TileCache:
-    """Least-recently-used cache of decoded tiles, for all slides and threads.
+    """Least-recently-used cache of at most ``max_bytes`` of decoded tiles, for all slides and threads.
 
     The memory of a dropped tile is reused for the next one: the operating system needs nearly as long to provide
     fresh memory as the decoder needs to fill it.
-
-    Parameters
-    ----------
-    max_bytes
-        Bytes of pixels at most.
     """
 
     def __init__(self, max_bytes: int = CACHE_MB * 2**20) -> None:
@@ -125,15 +120,7 @@ class SlidePool:
 
     @contextmanager
     def lease(self, key: Hashable, opener: Callable[[TileCache], SlideReader]) -> Iterator[SlideReader]:
-        """Lend a slide for a ``with`` block; it is opened if it is not open yet.
-
-        Parameters
-        ----------
-        key
-            Same key, same slide.
-        opener
-            Opens it with the given cache; its errors are raised here.
-        """
+        """Lend the slide of a key for a ``with`` block; ``opener`` opens it unless it is open already."""
         entry = self._take(key)
         try:
             with entry.lock:

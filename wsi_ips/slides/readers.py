@@ -21,43 +21,22 @@ from wsi_ips.slides.source import PATIENT, ByteSource, Remote, is_url, open_sour
 
 @dataclass(frozen=True)
 class SlideFile:
-    """A slide to open.
+    """A slide to open."""
 
-    Attributes
-    ----------
-    path
-        Its file, or its URL.
-    name
-        File name for messages.
-    source
-        Its bytes; :func:`open_slide` closes them unless the reader ``owns_source``.
-    mpp_override
-        µm per level-0 pixel; replaces the value in the file.
-    cache
-        Tile cache shared with other slides, None where there is none; :func:`open_slide` calls ``share`` with it.
-    """
-
-    path: Path | str
-    name: str
-    source: ByteSource
-    mpp_override: Scale | None = None
+    path: Path | str  # its file, or its URL
+    name: str  # file name for messages
+    source: ByteSource  # its bytes; `open_slide` closes them unless the reader `owns_source`
+    mpp_override: Scale | None = None  # µm per level-0 pixel; replaces the value in the file
+    # tile cache shared with other slides, None where there is none; `open_slide` calls `share` with it
     cache: TileCache | None = None
 
 
 @dataclass(frozen=True)
 class ReaderEntry(Entry):
-    """A reader: ``home`` names a function ``SlideFile -> BaseReader`` that raises UnsupportedSlideError.
+    """A reader: ``home`` names a function ``SlideFile -> BaseReader`` that raises UnsupportedSlideError."""
 
-    Attributes
-    ----------
-    opens_urls
-        Whether it reads through ``SlideFile.source`` and so opens slides behind a URL.
-    tried
-        Whether ``auto`` tries it, in the order of the table.
-    """
-
-    opens_urls: bool = False
-    tried: bool = False
+    opens_urls: bool = False  # whether it reads through `SlideFile.source` and so opens slides behind a URL
+    tried: bool = False  # whether `auto` tries it, in the order of the table
 
 
 READERS: Registry[ReaderEntry] = Registry(

@@ -17,18 +17,10 @@ SAMPLE_BYTES, SAMPLES = 65_536, 16
 
 
 class Remote(NamedTuple):
-    """Patience with a slide behind a URL.
+    """Patience with a slide behind a URL."""
 
-    Attributes
-    ----------
-    timeout_s
-        Seconds after which an attempt over HTTP is given up.
-    attempts
-        Attempts per read, with growing pauses.
-    """
-
-    timeout_s: float = 30.0
-    attempts: int = 3
+    timeout_s: float = 30.0  # seconds after which an attempt over HTTP is given up
+    attempts: int = 3  # attempts per read, with growing pauses
 
 
 PATIENT = Remote()

@@ -61,17 +61,10 @@ def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.
 
 @dataclass(frozen=True)
 class Planted:
-    """Truth of a slide on a raster of a quarter of a cell (8 level-0 pixels); bool, all of one shape.
+    """Truth of a slide on a raster of a quarter of a cell (8 level-0 pixels); bool, all of one shape."""
 
-    Attributes
-    ----------
-    tissue
-        Tissue, also under ink, with its fat and lumina.
-    pen, blur, fold, bubble
-        Where each artefact lies; all False where the plan has none.
-    """
-
-    tissue: NDArray[np.bool_]
+    tissue: NDArray[np.bool_]  # tissue, also under ink, with its fat and lumina
+    # where each artefact lies; all False where the plan has none
     pen: NDArray[np.bool_]
     blur: NDArray[np.bool_]
     fold: NDArray[np.bool_]

@@ -26,35 +26,19 @@ from wsi_ips.slides.synthetic import PEN_COLOURS, SyntheticSlide, write_syntheti
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """Plan of a cohort.
+    """Plan of a cohort."""
 
-    Attributes
-    ----------
-    slides
-        Number of slides; every second one is positive.
-    size_px0
-        Width and height of level 0.
-    mpp
-        µm per level-0 pixel.
-    tissue_mm2, lesion_mm
-        Smallest and largest tissue area, and diameter of planted regions.
-    split
-        Shares of train, val and test.
-    pen, blur
-        Share of slides with a pen mark, and with a region out of focus.
-    seed
-        Seed of all random numbers.
-    """
-
-    slides: int
-    size_px0: tuple[int, int]
-    mpp: float
+    slides: int  # number of slides; every second one is positive
+    size_px0: tuple[int, int]  # width and height of level 0
+    mpp: float  # µm per level-0 pixel
+    # smallest and largest tissue area, and diameter of planted regions
     tissue_mm2: tuple[float, float]
     lesion_mm: tuple[float, float]
-    split: tuple[float, float, float]
+    split: tuple[float, float, float]  # shares of train, val and test
+    # share of slides with a pen mark, and with a region out of focus
     pen: float
     blur: float
-    seed: int
+    seed: int  # seed of all random numbers
 
 
 def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
@@ -114,16 +98,8 @@ def make_cohort(
 
     Parameters
     ----------
-    folder
-        Where to write.
-    cohort
-        What to make.
-    classes
-        Label of negative and of positive slides.
     progress
         Called with the number of slides done and the number of all slides.
-    workers
-        Processes.
 
     Returns
     -------

@@ -40,14 +40,7 @@ def open_tiffslide(file: SlideFile) -> TiffSlideReader:
 class TiffSlideReader(BaseReader):
     """A slide opened by TiffSlide; a lock lets several threads share it.
 
-    Parameters
-    ----------
-    name
-        Name for messages.
-    source
-        Its bytes; closed with this reader.
-    mpp_override
-        Scale from the manifest; replaces the file's.
+    ``source`` is closed with the reader; ``mpp_override`` replaces the scale in the file.
 
     Raises
     ------

@@ -33,28 +33,15 @@ Features = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features of one slide on disk; rows are read on demand.
+    """Features of one slide on disk; rows are read on demand."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide.
-    encoder
-        Name of the encoder that made them.
-    fingerprint
-        Fingerprint of encoder and tile index.
-    tiles, width
-        N and F.
-    array
-        The stored array.
-    """
-
-    slide_id: str
-    encoder: str
-    fingerprint: str
+    slide_id: str  # identity of the slide
+    encoder: str  # name of the encoder that made them
+    fingerprint: str  # fingerprint of encoder and tile index
+    # N and F
     tiles: int
     width: int
-    array: Any
+    array: Any  # the stored array
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
         """Read the features of some tiles, in their order: float16, shape (n, F).
@@ -96,14 +83,8 @@ def write_features(
 
     Parameters
     ----------
-    root
-        Folder of the encoder.
-    slide_id
-        Identity of the slide.
     parts
         Features in the order of the tiles, shape (n, F) each, all F alike.
-    encoder, fingerprint
-        Stored with the features.
     tiles
         Tiles of the slide (N), at least one.
 
@@ -185,12 +166,6 @@ class FeatureStream:
     ----------
     requests
         Slides and their tiles; all features have one width.
-    chunk_size
-        Tiles per chunk; the last one may be smaller.
-    readers
-        Reading threads.
-    prefetch_chunks
-        Chunks read ahead of the consumer.
     """
 
     def __init__(

@@ -28,97 +28,49 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class TileRules:
-    """Rules by which tiles are laid over a slide.
+    """Rules by which tiles are laid over a slide."""
 
-    Attributes
-    ----------
-    target_mpp
-        Scale of the patches, µm/px.
-    patch_px, stride_px
-        Side of a patch and step between tiles, patch pixels; a stride of None is the side.
-    min_tissue_fraction
-        Tiles with less tissue are left out; with 0, tiles without any tissue are still left out.
-    """
-
-    target_mpp: float = 0.5
+    target_mpp: float = 0.5  # scale of the patches, µm/px
+    # side of a patch and step between tiles, patch pixels; a stride of None is the side
     patch_px: int = 256
     stride_px: int | None = None
+    # tiles with less tissue are left out; with 0, tiles without any tissue are still left out
     min_tissue_fraction: float = 0.25
 
 
 @dataclass(frozen=True)
 class IndexOrigin:
-    """What a tile index was made from; stored with it.
+    """What a tile index was made from; stored with it."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity in the manifest.
-    slide_identity
-        Content identity of the slide's file.
-    fingerprint
-        Fingerprint of all inputs.
-    """
-
-    slide_id: str = ""
-    slide_identity: str = ""
-    fingerprint: str = ""
+    slide_id: str = ""  # identity in the manifest
+    slide_identity: str = ""  # content identity of the slide's file
+    fingerprint: str = ""  # fingerprint of all inputs
 
 
 @dataclass(frozen=True)
 class TileIndex:
-    """Tiles of one slide; row i is tile i, ordered by y, then x.
+    """Tiles of one slide; row i is tile i, ordered by y, then x."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity in the manifest.
-    x, y
-        Top-left corners in level-0 pixels of the full slide, int32, shape (N,).
-    tissue_fraction
-        Share of tissue, 0-1, float32, shape (N,).
-    tumour_fraction
-        Share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation.
-    flags
-        Quality flags, uint8, shape (N,): bits of :data:`wsi_ips.tissue.BITS`; 0 is none.
-    size_px0
-        Size of level 0.
-    bounds
-        Scanned part of the slide, level-0 pixels.
-    mpp, mpp_source
-        µm per level-0 pixel, and its source.
-    reader
-        Reader to which the plan's level number belongs.
-    plan
-        How a patch is read.
-    stride_px
-        Step between tiles in patch pixels.
-    tissue_method
-        Description of how the tissue was found.
-    slide_identity
-        Content identity of the slide's file.
-    fingerprint
-        Fingerprint of all inputs.
-    look
-        Perceptual hash of the slide, see :mod:`wsi_ips.tissue.perceptual_hash`; empty where nothing can be recognised.
-    """
-
-    slide_id: str
+    slide_id: str  # identity in the manifest
+    # top-left corners in level-0 pixels of the full slide, int32, shape (N,)
     x: NDArray[np.int32]
     y: NDArray[np.int32]
-    tissue_fraction: NDArray[np.float32]
+    tissue_fraction: NDArray[np.float32]  # share of tissue, 0-1, float32, shape (N,)
+    # share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation
     tumour_fraction: NDArray[np.float32] | None
-    flags: NDArray[np.uint8]
-    size_px0: Size
-    bounds: Box
+    flags: NDArray[np.uint8]  # quality flags, uint8, shape (N,): bits of :data:`wsi_ips.tissue.BITS`; 0 is none
+    size_px0: Size  # size of level 0
+    bounds: Box  # scanned part of the slide, level-0 pixels
+    # µm per level-0 pixel, and its source
     mpp: Scale
     mpp_source: str
-    reader: str
-    plan: ReadPlan
-    stride_px: int
-    tissue_method: str
-    slide_identity: str
-    fingerprint: str
+    reader: str  # reader to which the plan's level number belongs
+    plan: ReadPlan  # how a patch is read
+    stride_px: int  # step between tiles in patch pixels
+    tissue_method: str  # description of how the tissue was found
+    slide_identity: str  # content identity of the slide's file
+    fingerprint: str  # fingerprint of all inputs
+    # perceptual hash of the slide, see :mod:`wsi_ips.tissue.perceptual_hash`; empty where nothing can be recognised
     look: str = ""
 
     def __len__(self) -> int:
@@ -153,15 +105,7 @@ class TileIndex:
         return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
 
     def flagged(self, flags: NDArray[np.uint8], *, exclude: int) -> Self:
-        """Return the index with flags, without the tiles that have one of the bits ``exclude``.
-
-        Parameters
-        ----------
-        flags
-            uint8, shape (N,).
-        exclude
-            Bits of :data:`wsi_ips.tissue.BITS`.
-        """
+        """Return the index with flags, uint8 (N,), without the tiles that have one of the bits ``exclude``."""
         keep = (flags & exclude) == 0
         truth = None if self.tumour_fraction is None else self.tumour_fraction[keep]
         return replace(
@@ -247,10 +191,6 @@ def build_index(
 
     Parameters
     ----------
-    info
-        Header facts of the slide.
-    mask
-        Its tissue.
     rules
         Scale, size, step and tissue of the tiles; None takes the defaults.
     origin
@@ -304,15 +244,6 @@ def tile_grid(bounds: Box, plan: ReadPlan, *, stride_px: int) -> NDArray[np.int3
 
     Column i starts at ``round(i * stride)`` with the real stride in level-0 pixels, so positions never drift:
     none is more than half a level-0 pixel off, however far from the origin.
-
-    Parameters
-    ----------
-    bounds
-        Scanned part of the slide, level-0 pixels.
-    plan
-        How a patch is read.
-    stride_px
-        Step between tiles in patch pixels.
 
     Returns
     -------

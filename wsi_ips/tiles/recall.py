@@ -83,18 +83,9 @@ class Recall:
 def tissue_recall(
     lesions: Sequence[shapely.Polygon], tissue: TissueMask, boxes_px0: NDArray[np.float64], *, mpp: Scale
 ) -> Recall:
-    """Measure what segmentation and tiling keep of each lesion.
+    """Measure what segmentation and tiling keep of each lesion (connected part of the tumour, level-0 pixels).
 
-    Parameters
-    ----------
-    lesions
-        Connected parts of the annotated tumour, level-0 pixels.
-    tissue
-        The tissue mask.
-    boxes_px0
-        Tiles that were kept: x, y, width, height, level-0 pixels, shape (N, 4).
-    mpp
-        µm per level-0 pixel.
+    ``boxes_px0`` are the tiles that were kept: x, y, width, height, level-0 pixels, shape (N, 4).
     """
     x, y, width, height = np.asarray(boxes_px0, np.float64).reshape(-1, 4).T
     tree = shapely.STRtree(shapely.box(x, y, x + width, y + height))

@@ -41,8 +41,6 @@ def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | Non
     ----------
     root
         The store: a folder or a URL that fsspec knows; its suffix (``.zarr`` or ``.h5``) decides the format.
-    index
-        What to write.
     row
         The slide's row of the table of states, as plain JSON values; stored with the index.
     """
@@ -60,10 +58,6 @@ def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> Ti
 
     Parameters
     ----------
-    root
-        The store.
-    slide_id
-        Identity of the slide.
     rows
         Only these tiles; the others are not loaded, and the checksum of all is not verified.
 

@@ -34,21 +34,11 @@ Allocate = Callable[[tuple[int, ...]], Pixels]
 
 
 class PatchChunk(NamedTuple):
-    """Patches of one or several slides.
+    """Patches of one or several slides."""
 
-    Attributes
-    ----------
-    pixels
-        uint8, shape (n, h, w, 3); of stored features float16, shape (n, F).
-    slot
-        Position of each patch's slide among the requests, int32, shape (n,).
-    tile
-        Tile id within the slide, int32, shape (n,).
-    """
-
-    pixels: Pixels
-    slot: NDArray[np.int32]
-    tile: NDArray[np.int32]
+    pixels: Pixels  # uint8, shape (n, h, w, 3); of stored features float16, shape (n, F)
+    slot: NDArray[np.int32]  # position of each patch's slide among the requests, int32, shape (n,)
+    tile: NDArray[np.int32]  # tile id within the slide, int32, shape (n,)
 
 
 @dataclass(frozen=True)
@@ -114,8 +104,6 @@ class PatchStream:
         Slides and their tiles; all patches have one size.
     chunk_size
         Patches per chunk; the last one may be smaller.
-    readers
-        Reading threads.
     prefetch_chunks
         Chunks read ahead of the consumer.
     held_chunks

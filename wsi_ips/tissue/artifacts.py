@@ -53,15 +53,7 @@ def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:
 
 
 def find_pen(od: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
-    """Find green, blue, red and black ink; also finds the grey rim of a bubble, see :func:`find_bubbles`.
-
-    Parameters
-    ----------
-    od
-        As :func:`densities` gives them.
-    pixel_um2
-        Area of a pixel.
-    """
+    """Find green, blue, red and black ink; also finds the grey rim of a bubble, see :func:`find_bubbles`."""
     red, green, blue = (plane.astype(np.int16) for plane in od)
     stained = max(1, int(np.count_nonzero(green > 8)))
     inks = ((_cold, INK_UM2), (_red, RED_INK_UM2), (_black, INK_UM2))

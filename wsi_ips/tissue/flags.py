@@ -37,10 +37,6 @@ def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.flo
 
     Parameters
     ----------
-    overview
-        The slide.
-    tissue
-        Its tissue, with the artefacts found.
     boxes_px0
         Tiles x, y, width, height in level-0 pixels, shape (N, 4).
 

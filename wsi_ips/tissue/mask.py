@@ -67,56 +67,29 @@ class AreaSums:
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies on a thumbnail besides tissue.
+    """What lies on a thumbnail besides tissue."""
 
-    Attributes
-    ----------
-    od
-        Optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width).
-    pen, bubble
-        Ink, and air under the coverslip; bool, each (height, width).
-    glass_share
-        Share of the picture that looks like glass.
-    black_share
-        Share of the picture that is too dark for tissue and not pen.
-    """
-
+    # optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width)
     od: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+    # ink, and air under the coverslip; bool, each (height, width)
     pen: NDArray[np.bool_]
     bubble: NDArray[np.bool_]
-    glass_share: float
-    black_share: float
+    glass_share: float  # share of the picture that looks like glass
+    black_share: float  # share of the picture that is too dark for tissue and not pen
 
 
 @dataclass(frozen=True)
 class TissueMask:
-    """The tissue of a slide.
+    """The tissue of a slide."""
 
-    Attributes
-    ----------
-    mask
-        bool, shape (height, width), True on tissue; covers all of level 0.
-    px0_per_mask_px
-        Level-0 pixels per mask pixel, per axis.
-    threshold
-        Saturation (0-1) above which a pixel counted as stained.
-    method
-        Description of how it was found, for people.
-    rung
-        Name of the method that found it (see :mod:`wsi_ips.tissue.methods`); ``drawn`` where a person did.
-    passed
-        Methods that were tried before and could not be trusted, with the reason.
-    seen
-        Artefacts that the segmentation found; None where they were not looked for.
-    """
-
-    mask: NDArray[np.bool_]
-    px0_per_mask_px: Scale
-    threshold: float
-    method: str
+    mask: NDArray[np.bool_]  # bool, shape (height, width), True on tissue; covers all of level 0
+    px0_per_mask_px: Scale  # level-0 pixels per mask pixel, per axis
+    threshold: float  # saturation (0-1) above which a pixel counted as stained
+    method: str  # description of how it was found, for people
+    # name of the method that found it (see `wsi_ips.tissue.methods`); `drawn` where a person did
     rung: str = "drawn"
-    passed: tuple[str, ...] = ()
-    seen: Seen | None = None
+    passed: tuple[str, ...] = ()  # methods that were tried before and could not be trusted, with the reason
+    seen: Seen | None = None  # artefacts that the segmentation found; None where they were not looked for
 
     def fraction(self, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the share of tissue in each box; parts of mask pixels count by their area.
@@ -159,16 +132,7 @@ def outline_of(tissue: TissueMask) -> BaseGeometry:
 
 
 def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: str) -> TissueMask:
-    """Rasterise a region that a person drew.
-
-    Parameters
-    ----------
-    region
-        Level-0 pixels.
-    px0_size, mask_size
-        Size of level 0, and of the mask in its pixels.
-    source
-        Where the region comes from, for messages.
+    """Rasterise a region (level-0 pixels) that a person drew; ``source`` names it in messages.
 
     Returns
     -------
@@ -185,8 +149,6 @@ def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.
 
     Parameters
     ----------
-    region
-        Level-0 pixels.
     window
         Pixels of the raster, which begins at the corner of the slide.
     px0_per_px

@@ -56,24 +56,12 @@ LEAST_WALLS = 0.2
 
 @dataclass(frozen=True)
 class Found:
-    """Result of one method.
+    """Result of one method."""
 
-    Attributes
-    ----------
-    rung
-        Which method.
-    mask
-        Pixels found, uncleaned; None where the method cannot be used.
-    threshold
-        Saturation or density (0-1) above which a pixel counts.
-    detail
-        The rule in words, or why the method cannot be used.
-    """
-
-    rung: Rung
-    mask: Bools | None
-    threshold: float
-    detail: str
+    rung: Rung  # which method
+    mask: Bools | None  # pixels found, uncleaned; None where the method cannot be used
+    threshold: float  # saturation or density (0-1) above which a pixel counts
+    detail: str  # the rule in words, or why the method cannot be used
 
 
 def attempts(view: View, *, min_saturation: float, method: Method) -> Iterator[Found]:
@@ -84,13 +72,7 @@ def attempts(view: View, *, min_saturation: float, method: Method) -> Iterator[F
 
 
 def distrust(candidate: Bools, cleaned: Bools) -> str:
-    """Return why a mask cannot be trusted, empty where it can.
-
-    Parameters
-    ----------
-    candidate, cleaned
-        The mask before and after small pieces were dropped.
-    """
+    """Return why a mask cannot be trusted, given also without its small pieces; empty where it can."""
     before, after = float(candidate.mean()), float(cleaned.mean())
     if after == 0:
         return "finds nothing"
@@ -169,15 +151,7 @@ def _otsu_threshold(view: View) -> float:
 
 
 def find_fat(view: View, *, step_um: float) -> Bools:
-    """Find areas full of thin walls around empty cells.
-
-    Parameters
-    ----------
-    view
-        The thumbnail; without glass nothing is found.
-    step_um
-        µm per pixel.
-    """
+    """Find areas full of thin walls around empty cells; nothing where no glass was found."""
     if view.glass.share == 0:
         return np.zeros(view.density.shape, bool)
     radius = max(1, round(LUMEN_UM / step_um / 2))

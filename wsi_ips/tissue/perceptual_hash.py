@@ -39,11 +39,6 @@ class Alike(NamedTuple):
 def look_of(thumbnail: NDArray[np.uint8]) -> str:
     """Compute the hash of a thumbnail.
 
-    Parameters
-    ----------
-    thumbnail
-        uint8, shape (height, width, 3).
-
     Returns
     -------
     str
@@ -66,15 +61,7 @@ def look_of(thumbnail: NDArray[np.uint8]) -> str:
 
 
 def look_alikes(looks: Mapping[str, str], *, largest_distance: float = LARGEST_DISTANCE) -> Iterator[Alike]:
-    """Yield pairs of slides that look alike, also turned by right angles or mirrored.
-
-    Parameters
-    ----------
-    looks
-        Hash by slide_id; empty ones match nothing.
-    largest_distance
-        Share of bits that may differ.
-    """
+    """Yield pairs of slides that look alike, also turned or mirrored, from the hash of each slide_id."""
     names = [name for name, look in looks.items() if look]
     if len(names) < 2:
         return

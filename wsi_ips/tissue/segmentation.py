@@ -25,39 +25,20 @@ UNDER_PEN_UM = 500.0
 
 @dataclass(frozen=True)
 class TissueRules:
-    """Rules by which tissue is told from glass.
+    """Rules by which tissue is told from glass."""
 
-    Attributes
-    ----------
-    min_saturation
-        Lowest threshold on saturation (0-1) of method ``otsu``; half of it is the lowest of ``adaptive``.
-    min_area_um2
-        Smaller pieces are dropped.
-    max_hole_um2
-        Holes up to this area are filled.
-    method
-        ``auto``: the first method of :mod:`wsi_ips.tissue.methods` that can be trusted; else only the named one.
-    """
-
+    # lowest threshold on saturation (0-1) of method `otsu`; half of it is the lowest of `adaptive`
     min_saturation: float = 0.06
-    min_area_um2: float = 40_000.0
-    max_hole_um2: float = 20_000.0
+    min_area_um2: float = 40_000.0  # smaller pieces are dropped
+    max_hole_um2: float = 20_000.0  # holes up to this area are filled
+    # `auto`: the first method of `wsi_ips.tissue.methods` that can be trusted; else only the named one
     method: Method = "auto"
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
-    """Tell tissue from glass.
+    """Tell tissue from glass on the thumbnail of a whole slide.
 
-    Parameters
-    ----------
-    thumbnail
-        uint8, shape (height, width, 3); the whole slide.
-    mpp
-        µm per thumbnail pixel.
-    px0_size
-        Size of level 0.
-    rules
-        None takes the defaults.
+    ``mpp`` is the scale of the thumbnail, ``px0_size`` the size of level 0; ``rules`` of None are the defaults.
 
     Returns
     -------

@@ -33,50 +33,26 @@ DEVIATIONS = 6.0
 
 @dataclass(frozen=True)
 class Glass:
-    """Look of the empty glass on a thumbnail.
+    """Look of the empty glass on a thumbnail."""
 
-    Attributes
-    ----------
-    colour
-        RGB, 0-255; white where no glass was found.
-    share
-        Share of the picture that looks like it; 0 where no glass was found.
-    saturation, density
-        Above these values (0-1) a pixel is not noise of the glass.
-    density_noise
-        Variation of density (0-1) by noise alone.
-    """
-
-    colour: tuple[int, int, int]
-    share: float
+    colour: tuple[int, int, int]  # RGB, 0-255; white where no glass was found
+    share: float  # share of the picture that looks like it; 0 where no glass was found
+    # above these values (0-1) a pixel is not noise of the glass
     saturation: float
     density: float
-    density_noise: float
+    density_noise: float  # variation of density (0-1) by noise alone
 
 
 @dataclass(frozen=True)
 class View:
-    """A thumbnail, prepared once for all methods and for the flags.
+    """A thumbnail, prepared once for all methods and for the flags."""
 
-    Attributes
-    ----------
-    planes
-        Red, green and blue, relative to the glass where the glass is tinted; uint8, each (height, width).
-    saturation
-        Of HSV, smoothed; uint8, 255 is 1.
-    density
-        Share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1.
-    usable
-        False on pixels too dark for tissue.
-    glass
-        Look of the empty glass.
-    """
-
+    # red, green and blue, relative to the glass where the glass is tinted; uint8, each (height, width)
     planes: tuple[Bytes, Bytes, Bytes]
-    saturation: Bytes
-    density: Bytes
-    usable: Bools
-    glass: Glass
+    saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
+    density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
+    usable: Bools  # false on pixels too dark for tissue
+    glass: Glass  # look of the empty glass
 
     @cached_property
     def histogram(self) -> NDArray[np.int64]:

@@ -26,12 +26,7 @@ WHOLE = 1e-3
 
 
 def read_foreign(path: Path) -> ForeignTiles:
-    """Read the tiles in a coordinate file of a format in :data:`TILE_FORMATS`.
-
-    Parameters
-    ----------
-    path
-        HDF5 file with dataset ``coords``.
+    """Read the tiles in an HDF5 file with dataset ``coords`` of a format in :data:`TILE_FORMATS`.
 
     Raises
     ------
@@ -127,21 +122,11 @@ class Attributes:
 
 @dataclass(frozen=True)
 class CoordinateFiles:
-    """Files of a folder by slide.
+    """Files of a folder by slide."""
 
-    Attributes
-    ----------
-    folder
-        Folder that was searched.
-    by_slide
-        Files of each slide_id; several are for the caller to refuse.
-    unknown
-        Files that belong to no slide of the manifest.
-    """
-
-    folder: Path
-    by_slide: Mapping[str, tuple[Path, ...]]
-    unknown: tuple[Path, ...]
+    folder: Path  # folder that was searched
+    by_slide: Mapping[str, tuple[Path, ...]]  # files of each slide_id; several are for the caller to refuse
+    unknown: tuple[Path, ...]  # files that belong to no slide of the manifest
 
 
 def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> CoordinateFiles:

@@ -51,12 +51,6 @@ def imported_index(
 
     Parameters
     ----------
-    foreign
-        Content of the coordinate file.
-    info
-        Header facts of the slide.
-    mask
-        Its tissue.
     rules
         Tiles of another scale (by more than 5 %) or patch size are refused; stride and tissue are not used.
     origin
@@ -154,17 +148,6 @@ def plan_footprint(pyramid: Pyramid, footprint_px0: Scale, *, patch_px: int, tar
     """Plan how a tile of a given size on level 0 is read: from the coarsest level on which it is whole pixels.
 
     A footprint on level 0 that is up to 5 % smaller than the patch is read as the patch, as `plan_read` does.
-
-    Parameters
-    ----------
-    pyramid
-        Level sizes and base scale.
-    footprint_px0
-        Size of a tile in level-0 pixels.
-    patch_px
-        Side of the patch, px.
-    target_mpp
-        Requested µm/px, stored with the plan.
     """
     for level in reversed(range(len(pyramid.level_sizes))):
         downsample = pyramid.downsample(level)

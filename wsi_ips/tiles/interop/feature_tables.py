@@ -31,27 +31,13 @@ HALF_PX0 = 0.5
 
 @dataclass(frozen=True)
 class ForeignFeatures:
-    """Features of one slide as another tool stored them.
-
-    Attributes
-    ----------
-    path
-        The file.
-    values
-        float16 or float32, shape (N, F).
-    corners_px0
-        Top-left corners (x, y) in level-0 pixels, int64, shape (N, 2).
-    encoder
-        Name of the encoder that the file states, ``unnamed`` where it does not.
-    geometry
-        Its tiles; None where the file has coordinates only, as CLAM's.
-    """
+    """Features of one slide as another tool stored them."""
 
     path: Path
-    values: NDArray[np.floating]
-    corners_px0: NDArray[np.int64]
-    encoder: str = UNNAMED
-    geometry: ForeignTiles | None = None
+    values: NDArray[np.floating]  # float16 or float32, shape (N, F)
+    corners_px0: NDArray[np.int64]  # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2)
+    encoder: str = UNNAMED  # name of the encoder that the file states, `unnamed` where it does not
+    geometry: ForeignTiles | None = None  # its tiles; None where the file has coordinates only, as CLAM's
 
 
 def read_foreign_features(path: Path) -> ForeignFeatures:
@@ -153,8 +139,6 @@ def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str,
 
     Parameters
     ----------
-    folder
-        E.g. CLAM's folder of features, or ``features_{encoder}`` of TRIDENT.
     names
         Names that files of each slide_id may have.
 

@@ -151,10 +151,6 @@ def write_foreign(folder: Path, index: TileIndex, *, kind: str, name: str) -> Pa
 
     Parameters
     ----------
-    folder
-        Folder of that tool's run.
-    index
-        The tiles.
     kind
         Name in :data:`TILE_FORMATS`, of a format that is written.
     name
@@ -181,12 +177,8 @@ def write_foreign_features(
 
     Parameters
     ----------
-    folder, index, kind, name
-        As for :func:`write_foreign`.
     values
         Features of the tiles, shape (n, F).
-    encoder
-        Short name of the encoder.
 
     Returns
     -------

@@ -36,29 +36,15 @@ COORDS, FEATURES = "coords", "features"
 
 @dataclass(frozen=True)
 class ScoredTiles:
-    """Tiles of one slide with the scores of another model.
-
-    Attributes
-    ----------
-    path
-        The file.
-    corners_px0
-        Top-left corners (x, y), level-0 pixels, int64, shape (N, 2), in the order of the file.
-    footprint_px0
-        Width and height of a tile, level-0 pixels; None where the file does not state it.
-    size_px0
-        Size of the slide's level 0, None where the file does not state it.
-    columns
-        Scores by name, float64, each of shape (N,).
-    rows
-        Position of each tile in the file, for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0).
-    """
+    """Tiles of one slide with the scores of another model."""
 
     path: Path
+    # top-left corners (x, y), level-0 pixels, int64, shape (N, 2), in the order of the file
     corners_px0: NDArray[np.int64]
-    footprint_px0: Scale | None
-    size_px0: Size | None
-    columns: Mapping[str, NDArray[np.float64]]
+    footprint_px0: Scale | None  # width and height of a tile, level-0 pixels; None where the file does not state it
+    size_px0: Size | None  # size of the slide's level 0, None where the file does not state it
+    columns: Mapping[str, NDArray[np.float64]]  # scores by name, float64, each of shape (N,)
+    # position of each tile in the file, for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0)
     rows: NDArray[np.int64]
 
     def at(self, where: NDArray[np.bool_]) -> str:
@@ -70,21 +56,11 @@ class ScoredTiles:
 
 @dataclass(frozen=True)
 class PlacedScores:
-    """Scores on the slide: row i of each column belongs to tile i of the index.
+    """Scores on the slide: row i of each column belongs to tile i of the index."""
 
-    Attributes
-    ----------
-    index
-        The tiles; their ``tissue_fraction`` is not known (NaN).
-    columns
-        Scores by name, float64, each of shape (N,).
-    notes
-        Notes on repeated and overhanging tiles, for the user.
-    """
-
-    index: TileIndex
-    columns: dict[str, NDArray[np.float64]]
-    notes: tuple[str, ...]
+    index: TileIndex  # the tiles; their `tissue_fraction` is not known (NaN)
+    columns: dict[str, NDArray[np.float64]]  # scores by name, float64, each of shape (N,)
+    notes: tuple[str, ...]  # notes on repeated and overhanging tiles, for the user
 
 
 def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequence[str] = ()) -> ScoredTiles:
@@ -92,8 +68,6 @@ def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequenc
 
     Parameters
     ----------
-    path
-        CSV or HDF5 file.
     columns
         Scores to read; none = every column of numbers that is neither a position nor a size.
     slide_names
@@ -120,8 +94,6 @@ def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path
 
     Parameters
     ----------
-    scored
-        As read.
     tile_px0
         Side of a tile in level-0 pixels; overrides ``patches`` and the file.
     patches
@@ -157,15 +129,6 @@ def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerp
 
     A tile that is listed twice with the same scores is used once; tiles may hang over the slide's edge, as some tools
     lay them. The notes mention both.
-
-    Parameters
-    ----------
-    scored
-        Scores whose footprint is known.
-    info
-        Header facts of the slide.
-    slide_id, fingerprint
-        Stored with the index.
 
     Raises
     ------
