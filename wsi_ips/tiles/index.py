@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -24,6 +25,21 @@ COLUMNS = {
     "flags": np.uint8,
 }
 """Stored columns; ``tumour_fraction`` only where the slide is annotated."""
+ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
+    "slide_id": str,
+    "size_px0": lambda stored: Size(*map(int, stored)),
+    "bounds": lambda stored: Box(*map(int, stored)),
+    "mpp": lambda stored: Scale(*map(float, stored)),
+    "mpp_source": str,
+    "reader": str,
+    "plan": ReadPlan.from_dict,
+    "stride_px": int,
+    "tissue_method": str,
+    "slide_identity": str,
+    "fingerprint": str,
+    "look": str,
+}
+"""How the stored attributes of an index are read."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +140,9 @@ class TileIndex:
 
     def to_attributes(self) -> dict[str, Any]:
         """Return everything but the columns, as plain JSON values."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "slide_id": self.slide_id,
-            "tiles": len(self),
-            "size_px0": list(self.size_px0),
-            "bounds": list(self.bounds),
-            "mpp": list(self.mpp),
-            "mpp_source": self.mpp_source,
-            "reader": self.reader,
-            "plan": self.plan.to_dict(),
-            "stride_px": self.stride_px,
-            "tissue_method": self.tissue_method,
-            "slide_identity": self.slide_identity,
-            "fingerprint": self.fingerprint,
-            "look": self.look,
-        }
+        plain = {name: getattr(self, name) for name in ATTRIBUTES}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        return plain | {"plan": self.plan.to_dict(), "schema_version": SCHEMA_VERSION, "tiles": len(self)}
 
     @classmethod
     def from_stored(cls, attributes: dict[str, Any], columns: dict[str, NDArray[Any]]) -> Self:
@@ -150,25 +153,11 @@ class TileIndex:
         KeyError, TypeError, ValueError
             Something is missing or of another type.
         """
-        return cls(
-            slide_id=str(attributes["slide_id"]),
-            x=columns["x"],
-            y=columns["y"],
-            tissue_fraction=columns["tissue_fraction"],
-            tumour_fraction=columns.get("tumour_fraction"),
-            flags=columns["flags"],
-            size_px0=Size(*(int(v) for v in attributes["size_px0"])),
-            bounds=Box(*(int(v) for v in attributes["bounds"])),
-            mpp=Scale(*(float(v) for v in attributes["mpp"])),
-            mpp_source=str(attributes["mpp_source"]),
-            reader=str(attributes["reader"]),
-            plan=ReadPlan.from_dict(attributes["plan"]),
-            stride_px=int(attributes["stride_px"]),
-            tissue_method=str(attributes["tissue_method"]),
-            slide_identity=str(attributes["slide_identity"]),
-            fingerprint=str(attributes["fingerprint"]),
-            look=str(attributes["look"]),
-        )
+        stored = {name: read(attributes[name]) for name, read in ATTRIBUTES.items()}
+        missing = {name for name in COLUMNS if name not in columns} - {"tumour_fraction"}
+        if missing:
+            raise KeyError(f"column {min(missing)}")
+        return cls(**stored, **{name: columns.get(name) for name in COLUMNS})
 
 
 def boxes_of(corners: NDArray[np.int32], plan: ReadPlan) -> NDArray[np.float64]:

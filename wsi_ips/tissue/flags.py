@@ -67,11 +67,6 @@ def artifact_maps(overview: Overview, tissue: TissueMask) -> dict[Flag, Bools]:
     }
 
 
-def flag_names(bits: int) -> list[Flag]:
-    """Return the names of the bits that are set."""
-    return [flag for flag in FLAGS if bits & BITS[flag]]
-
-
 def bits_of(flags: Iterable[Flag]) -> int:
     """Return the bits of some names."""
     return sum(BITS[flag] for flag in set(flags))

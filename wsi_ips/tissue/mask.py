@@ -74,7 +74,6 @@ class Seen:
     # ink, and air under the coverslip; bool, each (height, width)
     pen: NDArray[np.bool_]
     bubble: NDArray[np.bool_]
-    glass_share: float  # share of the picture that looks like glass
     black_share: float  # share of the picture that is too dark for tissue and not pen
 
 

@@ -99,7 +99,7 @@ def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
     od = densities(view.planes)
     bubble = find_bubbles(od, step_um=step_um)
     pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
-    seen = Seen(od, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
+    seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
     return view.without(pen), seen
 
 

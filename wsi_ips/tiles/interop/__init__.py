@@ -10,8 +10,8 @@ from wsi_ips.tiles.interop.feature_tables import (
     read_foreign_features,
     rows_of_tiles,
 )
-from wsi_ips.tiles.interop.formats import TILE_FORMATS, ForeignTiles, write_foreign, write_foreign_features
 from wsi_ips.tiles.interop.scored_tiles import PlacedScores, ScoredTiles, place_scores, read_scored, with_footprint
+from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles, write_foreign, write_foreign_features
 
 __all__ = [
     "TENSOR",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import TileIndexError
 from wsi_ips.geometry import Scale
-from wsi_ips.tiles.interop.formats import TILE_FORMATS, ForeignTiles
+from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles
 
 SUFFIXES = (".h5", ".hdf5")
 TRIDENT_ENDING = "_patches"

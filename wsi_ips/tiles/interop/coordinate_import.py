@@ -14,7 +14,7 @@ from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import MPP_TOLERANCE, Pyramid, ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, index_at
-from wsi_ips.tiles.interop.formats import ForeignTiles
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 from wsi_ips.tissue import TissueMask
 
 DOWNSAMPLE_TOLERANCE = 1e-3

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from wsi_ips.errors import FeaturesError
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, holds, read_foreign, whole_corners
-from wsi_ips.tiles.interop.formats import ForeignTiles
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 
 TENSOR = ".pt"
 UNNAMED = "unnamed"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.interop.coordinate_files import Attributes, whole_corners
-from wsi_ips.tiles.interop.formats import (
+from wsi_ips.tiles.interop.tile_formats import (
     IDENTITY,
     ForeignTiles,
     ToolFormat,

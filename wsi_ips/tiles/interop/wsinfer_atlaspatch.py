@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wsi_ips.errors import TileIndexError
 from wsi_ips.geometry import Scale
 from wsi_ips.tiles.interop.coordinate_files import Attributes, whole_corners
-from wsi_ips.tiles.interop.formats import ForeignTiles, ToolFormat
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles, ToolFormat
 
 
 class WSInfer(ToolFormat):
