@@ -27,11 +27,23 @@ from wsi_ips.slides.histology import (
     TEXTURES,
     VARIANTS,
     Floats,
+    Stain,
     TextureName,
     make_texture,
     match_mean_colour,
 )
-from wsi_ips.slides.layout import CELL_PX, Field, Layout, SyntheticSlide, plan_layout, smooth_noise
+from wsi_ips.slides.layout import CELL_PX, Field, Layout, PlannedBlob, SyntheticSlide, plan_layout, smooth_noise
+
+__all__ = [
+    "PEN_COLOURS",
+    "SCHEMA_VERSION",
+    "PlannedBlob",
+    "Planted",
+    "Stain",
+    "SyntheticSlide",
+    "planted",
+    "write_synthetic_slide",
+]
 
 SCHEMA_VERSION = 1
 LEVEL_STEP = 4

@@ -24,29 +24,19 @@ LOST_BELOW = 0.5
 
 @dataclass(frozen=True)
 class LesionRecall:
-    """Recall of one lesion.
+    """Recall of one lesion."""
 
-    Attributes
-    ----------
-    x_px0, y_px0
-        A point in it, level-0 pixels.
-    area_um2, diameter_um
-        Area and longest diameter.
-    size_class
-        ``ITC``, ``micro`` or ``macro``, by the diameter of this outline alone.
-    in_tissue, in_tiles
-        Share of its area in the tissue mask, and in tiles.
-    lost_to
-        ``segmentation`` or ``tiling`` where less than half of it is left after it, else empty.
-    """
-
+    # a point in it, level-0 pixels
     x_px0: int
     y_px0: int
+    # area and longest diameter
     area_um2: float
     diameter_um: float
-    size_class: SizeClass
+    size_class: SizeClass  # ``ITC``, ``micro`` or ``macro``, by the diameter of this outline alone
+    # share of its area in the tissue mask, and in tiles
     in_tissue: float
     in_tiles: float
+    # ``segmentation`` or ``tiling`` where less than half of it is left after it, else empty
     lost_to: Literal["", "segmentation", "tiling"]
 
     def to_dict(self) -> dict[str, Any]:

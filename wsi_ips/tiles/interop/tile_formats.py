@@ -88,44 +88,24 @@ TILE_FORMATS: Registry[TileFormat] = Registry(
 
 @dataclass(frozen=True)
 class ForeignTiles:
-    """Tiles of one slide as another tool stored them; None where its format does not say.
+    """Tiles of one slide as another tool stored them; None where its format does not say."""
 
-    Attributes
-    ----------
-    format
-        Name in :data:`TILE_FORMATS`.
-    corners_px0
-        Top-left corners (x, y) in level-0 pixels, int64, shape (N, 2), in the order of the file.
-    patch_px
-        Side of a patch as the tool passes it to its network, px; None where it follows from the slide's scale.
-    footprint_px0
-        Width and height of a tile in level-0 pixels.
-    level, read_px
-        Level of OpenSlide that is read, and the side read there, px.
-    level_size, downsample
-        Size of that level and level-0 pixels per pixel of it, as the file states them.
-    size_px0
-        Size of the slide's level 0.
-    spacing_mpp
-        µm per patch pixel.
-    magnification
-        Of level 0 and of the patches, in the tool's own steps.
-    identity
-        Content identity of the slide, in files that this package wrote.
-    """
-
-    format: str
+    format: str  # name in :data:`TILE_FORMATS`
+    # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2), in the order of the file
     corners_px0: NDArray[np.int64]
+    # side of a patch as the tool passes it to its network, px; None where it follows from the slide's scale
     patch_px: int | None
-    footprint_px0: Scale
+    footprint_px0: Scale  # width and height of a tile in level-0 pixels
+    # level of OpenSlide that is read, and the side read there, px
     level: int | None = None
     read_px: int | None = None
+    # size of that level and level-0 pixels per pixel of it, as the file states them
     level_size: Size | None = None
     downsample: Scale | None = None
-    size_px0: Size | None = None
-    spacing_mpp: float | None = None
-    magnification: tuple[float, float] | None = None
-    identity: str | None = None
+    size_px0: Size | None = None  # size of the slide's level 0
+    spacing_mpp: float | None = None  # µm per patch pixel
+    magnification: tuple[float, float] | None = None  # of level 0 and of the patches, in the tool's own steps
+    identity: str | None = None  # content identity of the slide, in files that this package wrote
 
 
 class ToolFormat:
