@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import TileIndexError
-from wsi_ips.geometry import Scale
+from wsi_ips.errors import SlideError, TileIndexError
+from wsi_ips.geometry import Scale, Size
 from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles
 
 SUFFIXES = (".h5", ".hdf5")
@@ -70,6 +70,29 @@ def whole_corners(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.
     if coords.dtype.kind == "f" and not (np.abs(coords - rounded) < WHOLE).all():  # also false for NaN
         raise TileIndexError(f"{path}: coordinates that are no whole pixels of level 0")
     return np.asarray(rounded, np.int64)
+
+
+def require_on_slide(
+    where: str,
+    corners_px0: NDArray[np.int64],
+    size_px0: Size,
+    *,
+    stated: Size | None,
+    error: type[SlideError] = TileIndexError,
+) -> None:
+    """Refuse tiles of a slide whose stated size is another one, or that begin outside the slide."""
+    size = f"{size_px0.width} x {size_px0.height}"
+    if stated is not None and stated != size_px0:
+        raise error(
+            f"{where}: the file says level 0 has {stated[0]} x {stated[1]} px, the slide has {size}; the tiles belong to "
+            "another slide"
+        )
+    outside = (corners_px0 < 0).any(1) | (corners_px0 >= np.array(size_px0)).any(1)
+    if outside.any():
+        raise error(
+            f"{where}: {outside.sum()} of {len(corners_px0)} tiles begin outside the slide of {size} px, e.g. at "
+            f"{tuple(corners_px0[outside][0].tolist())}; the tiles belong to another slide"
+        )
 
 
 class Attributes:

@@ -14,6 +14,7 @@ from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import MPP_TOLERANCE, Pyramid, ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, index_at
+from wsi_ips.tiles.interop.coordinate_files import require_on_slide
 from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 from wsi_ips.tissue import TissueMask
 
@@ -84,11 +85,7 @@ def imported_index(
 def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, where: str) -> None:
     if foreign.identity is not None and foreign.identity != slide_identity:
         raise TileIndexError(f"{where}: made from a file of other content; export or tile it again")
-    if foreign.size_px0 is not None and foreign.size_px0 != info.size_px0:
-        raise TileIndexError(
-            f"{where}: the file says level 0 has {_size(foreign.size_px0)} px, the slide has {_size(info.size_px0)}; "
-            "the tiles belong to another slide"
-        )
+    require_on_slide(where, foreign.corners_px0, info.size_px0, stated=foreign.size_px0)
     if foreign.level is None:
         return
     if foreign.level and info.reader != "openslide":
@@ -193,13 +190,7 @@ def _check_rules(plan: ReadPlan, rules: TileRules, where: str) -> None:
 
 def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> Placed:
     """Return corners ordered by y, then x, without tiles that hang over the edge."""
-    corners, size, bounds = foreign.corners_px0, info.size_px0, info.bounds
-    outside = (corners < 0).any(1) | (corners >= np.array(size)).any(1)
-    if outside.any():
-        raise TileIndexError(
-            f"{where}: {outside.sum()} of {len(corners)} tiles begin outside the slide of {_size(size)} px, e.g. at "
-            f"{tuple(corners[outside][0].tolist())}; the tiles belong to another slide"
-        )
+    corners, bounds = foreign.corners_px0, info.bounds
     unique = np.unique(corners[:, ::-1], axis=0)[:, ::-1]
     foot = np.array(plan.footprint_px0)
     begins, ends = np.array([bounds.x, bounds.y]), np.array([bounds.right, bounds.bottom])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, holds, read_foreign, whole_corners
+from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, holds, read_foreign, require_on_slide, whole_corners
 from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 
 TENSOR = ".pt"
@@ -100,11 +100,8 @@ def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int6
     """
     where = f"{foreign.path}: features for slide {index.slide_id}"
     geometry, footprint = foreign.geometry, index.plan.footprint_px0
-    if geometry is not None and geometry.size_px0 not in (None, index.size_px0):
-        raise FeaturesError(
-            f"{where}: the file says level 0 has {tuple(geometry.size_px0 or ())} px, the slide has "
-            f"{tuple(index.size_px0)}; they belong to another slide"
-        )
+    corners, stated = foreign.corners_px0, geometry.size_px0 if geometry else None
+    require_on_slide(where, corners, index.size_px0, stated=stated, error=FeaturesError)
     if geometry is not None and geometry.identity not in (None, index.slide_identity):
         raise FeaturesError(f"{where}: made from a slide file of other content; compute them again")
     if geometry is not None and any(
@@ -113,13 +110,6 @@ def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int6
         raise FeaturesError(
             f"{where}: of tiles of {geometry.footprint_px0.x:g} level-0 px, the run's are {footprint.x:g}; import the "
             "coordinates they were made from (`tiles.imported`)"
-        )
-    corners = foreign.corners_px0
-    outside = (corners < 0).any(1) | (corners >= np.array(index.size_px0)).any(1)
-    if outside.any():
-        raise FeaturesError(
-            f"{where}: {outside.sum()} of {len(corners)} tiles begin outside the slide of {tuple(index.size_px0)} px, "
-            f"e.g. at {tuple(corners[outside][0].tolist())}; they belong to another slide"
         )
     rows: dict[tuple[int, int], int] = {}
     for row, (x, y) in enumerate(corners.tolist()):
