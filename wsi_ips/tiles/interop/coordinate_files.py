@@ -84,8 +84,8 @@ def require_on_slide(
     size = f"{size_px0.width} x {size_px0.height}"
     if stated is not None and stated != size_px0:
         raise error(
-            f"{where}: the file says level 0 has {stated[0]} x {stated[1]} px, the slide has {size}; the tiles belong to "
-            "another slide"
+            f"{where}: the file says level 0 has {stated[0]} x {stated[1]} px, the slide has {size}; the tiles belong "
+            "to another slide"
         )
     outside = (corners_px0 < 0).any(1) | (corners_px0 >= np.array(size_px0)).any(1)
     if outside.any():
