@@ -116,7 +116,7 @@ class ReadPlan:
 
     @property
     def resamples(self) -> bool:
-        """Whether the pixels read are averaged down to the patch."""
+        """Whether pixels are averaged down to the patch."""
         return self.read_size != self.patch_size
 
     @property

@@ -93,10 +93,7 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
     pyramid = reader.info.pyramid
     width_um, height_um = area_px0.width * pyramid.mpp.x, area_px0.height * pyramid.mpp.y
     target = max(target_mpp, max(width_um, height_um) / max_side_px)
-    size = Size(
-        min(area_px0.width, max(1, round(width_um / target))),
-        min(area_px0.height, max(1, round(height_um / target))),
-    )
+    size = _size_at(reader, area_px0, target)
     pixels = read_shrunk(reader, area_px0, _level_for(reader, area_px0, size), size)
     return pixels, Scale(width_um / size.width, height_um / size.height)
 
@@ -144,7 +141,7 @@ def read_overview(
     whole = pyramid.size_px0
     longest_um = max(whole.width * pyramid.mpp.x, whole.height * pyramid.mpp.y)
     target = max(target_mpp, longest_um / max_side_px)
-    size = _multiple_of_a_level(reader, target) or _size_at(reader, target)
+    size = _multiple_of_a_level(reader, target) or _size_at(reader, Box(0, 0, *whole), target)
     most = min(max_side_px // max(size), whole.width // size.width, whole.height // size.height)
     factor = max(1, min(most, math.ceil(target / fine_mpp / (1 + MPP_TOLERANCE))))
     wanted = Size(size.width * factor, size.height * factor)
@@ -154,12 +151,11 @@ def read_overview(
     return Overview(thumbnail, fine, mpp, factor)
 
 
-def _size_at(reader: SlideReader, mpp: float) -> Size:
-    pyramid = reader.info.pyramid
-    width, height = pyramid.size_px0
+def _size_at(reader: SlideReader, area_px0: Box, mpp: float) -> Size:
+    scale, width, height = reader.info.pyramid.mpp, area_px0.width, area_px0.height
     return Size(
-        min(width, max(1, round(width * pyramid.mpp.x / mpp))),
-        min(height, max(1, round(height * pyramid.mpp.y / mpp))),
+        min(width, max(1, round(width * scale.x / mpp))),
+        min(height, max(1, round(height * scale.y / mpp))),
     )
 
 

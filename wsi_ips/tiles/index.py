@@ -74,7 +74,7 @@ class TileIndex:
     tissue_fraction: NDArray[np.float32]  # share of tissue, 0-1, float32, shape (N,)
     # share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation
     tumour_fraction: NDArray[np.float32] | None
-    flags: NDArray[np.uint8]  # quality flags, uint8, shape (N,): bits of :data:`wsi_ips.tissue.BITS`; 0 is none
+    flags: NDArray[np.uint8]  # quality flags, uint8, shape (N,): bits of `wsi_ips.tissue.BITS`; 0 is none
     size_px0: Size  # size of level 0
     bounds: Box  # scanned part of the slide, level-0 pixels
     # µm per level-0 pixel, and its source
@@ -86,7 +86,7 @@ class TileIndex:
     tissue_method: str  # description of how the tissue was found
     slide_identity: str  # content identity of the slide's file
     fingerprint: str  # fingerprint of all inputs
-    # perceptual hash of the slide, see :mod:`wsi_ips.tissue.perceptual_hash`; empty where nothing can be recognised
+    # perceptual hash of the slide, see `wsi_ips.tissue.perceptual_hash`; empty where nothing can be recognised
     look: str = ""
 
     def __len__(self) -> int:

@@ -32,11 +32,11 @@ class LesionRecall:
     # area and longest diameter
     area_um2: float
     diameter_um: float
-    size_class: SizeClass  # ``ITC``, ``micro`` or ``macro``, by the diameter of this outline alone
+    size_class: SizeClass  # `ITC`, `micro` or `macro`, by the diameter of this outline alone
     # share of its area in the tissue mask, and in tiles
     in_tissue: float
     in_tiles: float
-    # ``segmentation`` or ``tiling`` where less than half of it is left after it, else empty
+    # `segmentation` or `tiling` where less than half of it is left after it, else empty
     lost_to: Literal["", "segmentation", "tiling"]
 
     def to_dict(self) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _entry(root: Path | str, slide_id: str) -> Path | str:
 
 
 def _checksum(columns: Columns) -> str:
-    """Of all columns: of a missing chunk Zarr makes zeros and no error."""
+    """Hash all columns; Zarr reads a missing chunk as zeros, without an error."""
     digest = hashlib.sha256()
     for name in sorted(columns):
         digest.update(name.encode() + np.ascontiguousarray(columns[name]).tobytes())

@@ -107,7 +107,7 @@ def test_what_is_no_feature_file_is_refused(tmp_path, index):
         read_foreign_features(tmp_path / "d.h5")
     with h5py.File(tmp_path / "e.h5", "w") as file:
         file["coords"], file["features"] = np.full((2, 2), 0.4), features(2)
-    with pytest.raises(TileIndexError, match="no whole pixels"):
+    with pytest.raises(TileIndexError, match="not whole pixels"):
         read_foreign_features(tmp_path / "e.h5")
     with pytest.raises(FeaturesError, match="floats expected"):
         foreign_features(tmp_path / "f.pt", np.zeros((2, 2), np.int64), np.zeros((2, 2), np.int64))

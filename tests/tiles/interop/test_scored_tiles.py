@@ -116,7 +116,7 @@ def test_tridents_file_says_size_of_tile_and_slide(tmp_path, real_data):
         ("x,y,p\n0,0,0.5\n64,0,inf\n", ScoresError, "not finite in 1 of 2 tiles, first in row 3"),
         ("x,y,p\n0,0,0.5\n5000,0,1\n", TileIndexError, r"1 of 2 tiles begin outside slide s.svs .* row 3 \(x = 5000"),
         ("x,y,p\n0,0,0.5\n-1,0,1\n", TileIndexError, "row 3"),
-        ("x,y,p\n0,0,0.5\n0.4,0,1\n", TileIndexError, "no whole pixels"),
+        ("x,y,p\n0,0,0.5\n0.4,0,1\n", TileIndexError, "not whole pixels"),
         ("x,y,p\n0,0,0.5\n0,0,0.6\n", ScoresError, "row 3 .*: the tile is listed twice with different `p`"),
         ("x,y,width,height,p\n0,0,64,64,1\n64,0,32,64,1\n", TileIndexError, "several sizes"),
         ("x,y,p\n0,0,1\n0,0,1,2\n", ScoresError, "cannot be read as a table"),

@@ -52,8 +52,8 @@ class Clam(ToolFormat):
         if plan.resamples:
             raise refusal(
                 index,
-                f"CLAM reads whole levels, and {plan.effective_mpp.x:.4g} µm/px is none of this slide (level "
-                f"{plan.level} is averaged from {plan.read_size.width} to {plan.patch_size.width} px); tile at the "
+                f"CLAM reads whole levels, and {plan.effective_mpp.x:.4g} µm/px is not a level of this slide "
+                f"(level {plan.level} is averaged from {plan.read_size.width} to {plan.patch_size.width} px); tile at the "
                 "scale of a level, or export as trident",
             )
         if plan.level and index.reader != "openslide":

@@ -68,7 +68,7 @@ def whole_corners(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.
         raise TileIndexError(f"{path}: coords of shape {coords.shape} and type {coords.dtype}; (N, {columns}) expected")
     rounded = np.rint(coords)
     if coords.dtype.kind == "f" and not (np.abs(coords - rounded) < WHOLE).all():  # also false for NaN
-        raise TileIndexError(f"{path}: coordinates that are no whole pixels of level 0")
+        raise TileIndexError(f"{path}: coordinates that are not whole pixels of level 0")
     return np.asarray(rounded, np.int64)
 
 

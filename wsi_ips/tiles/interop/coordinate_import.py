@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +26,6 @@ FINEST_STEP = 8
 """Cells per tile of the raster for scores, where the tiles have no common grid."""
 MPP_AT_1X = 10.0
 """µm/px that a magnification of 1 stands for: 20x is 0.5 µm/px."""
-
-
-class Placed(NamedTuple):
-    """Corners of the tiles that are used, and notes on the others."""
-
-    corners: NDArray[np.int32]
-    notes: list[str]
 
 
 def imported_index(
@@ -188,8 +180,8 @@ def _check_rules(plan: ReadPlan, rules: TileRules, where: str) -> None:
         )
 
 
-def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> Placed:
-    """Return corners ordered by y, then x, without tiles that hang over the edge."""
+def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> tuple[NDArray[np.int32], list[str]]:
+    """Return corners ordered by y, then x, without tiles that hang over the edge, and notes on the others."""
     corners, bounds = foreign.corners_px0, info.bounds
     unique = np.unique(corners[:, ::-1], axis=0)[:, ::-1]
     foot = np.array(plan.footprint_px0)
@@ -203,7 +195,7 @@ def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -
         notes.append(f"{(~inside).sum()} left out that hang over the edge of the scanned area")
     if len(corners) and not inside.any():
         raise TileIndexError(f"{where}: no tile lies wholly in the scanned area {tuple(bounds)}")
-    return Placed(np.ascontiguousarray(unique[inside]).astype(np.int32), notes)
+    return np.ascontiguousarray(unique[inside]).astype(np.int32), notes
 
 
 def common_stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:

@@ -229,8 +229,8 @@ def square_side(index: TileIndex) -> int:
     if plan.read_size.width != plan.read_size.height or plan.patch_size.width != plan.patch_size.height:
         raise refusal(
             index,
-            f"its tiles cover {plan.read_size.width} x {plan.read_size.height} px of level {plan.level}, for its scale "
-            f"differs between the axes ({index.mpp.x:.4g} and {index.mpp.y:.4g} µm/px), and the format knows "
+            f"its tiles cover {plan.read_size.width} x {plan.read_size.height} px of level {plan.level}, because its "
+            f"scale differs between the axes ({index.mpp.x:.4g} and {index.mpp.y:.4g} µm/px), and the format knows "
             "squares only",
         )
     return plan.read_size.width
