@@ -60,7 +60,7 @@ class StoredFeatures:
             return np.asarray(self.array.oindex[np.asarray(tiles, np.int64)], np.float16)
         except (OSError, ValueError, RuntimeError) as error:
             raise FeaturesError(
-                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and run `wsi-ips features`",
+                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and run `wsi-ips run --until features`",
                 slide_id=self.slide_id,
             ) from error
 
@@ -132,13 +132,13 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
         attributes, array = dict(group.attrs), group["features"]
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise FeaturesError(
-            f"features of slide {slide_id}: none in {root}; run `wsi-ips features`", slide_id=slide_id
+            f"features of slide {slide_id}: none in {root}; run `wsi-ips run --until features`", slide_id=slide_id
         ) from error
     except (KeyError, ValueError, OSError) as error:
         raise _damaged(root, slide_id, str(error)) from error
     if attributes.get("schema_version") != SCHEMA_VERSION:
         raise FeaturesError(
-            f"features of slide {slide_id} in {root}: written by another version; run `wsi-ips features` again",
+            f"features of slide {slide_id} in {root}: written by another version; run `wsi-ips run --until features` again",
             slide_id=slide_id,
         )
     if not isinstance(array, zarr.Array) or array.ndim != 2:
@@ -240,6 +240,6 @@ def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floati
 
 def _damaged(root: Path, slide_id: str, how: str) -> FeaturesError:
     return FeaturesError(
-        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and run `wsi-ips features`",
+        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and run `wsi-ips run --until features`",
         slide_id=slide_id,
     )

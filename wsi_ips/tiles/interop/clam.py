@@ -53,8 +53,8 @@ class Clam(ToolFormat):
             raise refusal(
                 index,
                 f"CLAM reads whole levels, and {plan.effective_mpp.x:.4g} µm/px is not a level of this slide "
-                f"(level {plan.level} is averaged from {plan.read_size.width} to {plan.patch_size.width} px); tile at the "
-                "scale of a level, or export as trident",
+                f"(level {plan.level} is averaged from {plan.read_size.width} to {plan.patch_size.width} px); tile at "
+                "the scale of a level, or export as trident",
             )
         if plan.level and index.reader != "openslide":
             raise refusal(index, f"CLAM counts the levels of OpenSlide, but {index.reader} opened this slide")

@@ -90,7 +90,7 @@ TILE_FORMATS: Registry[TileFormat] = Registry(
 class ForeignTiles:
     """Tiles of one slide as another tool stored them; None where its format does not say."""
 
-    format: str  # name in :data:`TILE_FORMATS`
+    format: str  # name in `TILE_FORMATS`
     # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2), in the order of the file
     corners_px0: NDArray[np.int64]
     # side of a patch as the tool passes it to its network, px; None where it follows from the slide's scale
