@@ -29,6 +29,7 @@ from wsi_ips.tiles.stream import PatchChunk, SlideTiles
 SCHEMA_VERSION = 1
 ROWS_PER_CHUNK = 1024
 Features = NDArray[np.float16]
+REMEDY = "run `wsi-ips run --until features`"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class StoredFeatures:
             return np.asarray(self.array.oindex[np.asarray(tiles, np.int64)], np.float16)
         except (OSError, ValueError, RuntimeError) as error:
             raise FeaturesError(
-                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and run `wsi-ips run --until features`",
+                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and {REMEDY}",
                 slide_id=self.slide_id,
             ) from error
 
@@ -131,14 +132,12 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
         group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
         attributes, array = dict(group.attrs), group["features"]
     except (FileNotFoundError, GroupNotFoundError) as error:
-        raise FeaturesError(
-            f"features of slide {slide_id}: none in {root}; run `wsi-ips run --until features`", slide_id=slide_id
-        ) from error
+        raise FeaturesError(f"features of slide {slide_id}: none in {root}; {REMEDY}", slide_id=slide_id) from error
     except (KeyError, ValueError, OSError) as error:
         raise _damaged(root, slide_id, str(error)) from error
     if attributes.get("schema_version") != SCHEMA_VERSION:
         raise FeaturesError(
-            f"features of slide {slide_id} in {root}: written by another version; run `wsi-ips run --until features` again",
+            f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again",
             slide_id=slide_id,
         )
     if not isinstance(array, zarr.Array) or array.ndim != 2:
@@ -240,6 +239,6 @@ def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floati
 
 def _damaged(root: Path, slide_id: str, how: str) -> FeaturesError:
     return FeaturesError(
-        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and run `wsi-ips run --until features`",
+        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and {REMEDY}",
         slide_id=slide_id,
     )
