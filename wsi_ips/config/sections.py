@@ -77,8 +77,8 @@ class TilesSection(Section):
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: Path | None = Field(
         None,
-        description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
-        "tiles; `mpp` and `patch_px` must be theirs",
+        description="folder with tile coordinates of another tool, used instead of our own tiles; `mpp` and `patch_px` "
+        "must be theirs",
     )
     shared: Path | None = Field(
         None, description="another run folder, whose tiles are used and completed instead of making them again"
