@@ -31,20 +31,12 @@ IDENTITY = "wsi_ips_slide_identity"
 class TileFormat(Entry):
     """A format; ``home`` names a :class:`ToolFormat`.
 
-    Attributes
-    ----------
-    marks
-        Attributes of ``coords`` that all files of the format have, and no format listed before it; the first says how
-        large a tile is.
-    columns
-        Columns of ``coords`` by which the format is recognised; None where they do not matter.
-    writes
-        Whether tiles and features can be exported in it.
+    A coordinate file belongs to the last entry that recognises it, so a format follows the ones it extends.
     """
 
-    marks: tuple[str, ...] = ()
-    columns: int | None = None
-    writes: bool = False
+    marks: tuple[str, ...] = ()  # attributes by which a file is recognised; the first states the size of a tile
+    columns: int | None = None  # columns of `coords` by which it is recognised; None where they do not matter
+    writes: bool = False  # whether tiles and features can be exported in it
 
 
 TILE_FORMATS: Registry[TileFormat] = Registry(
