@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.pipeline.test_neighbours import SIZE, flat, invoke
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
-from tests.tissue.test_look import node
+from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.pipeline import Run, run_pipeline, run_until

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
 from tests.tiles.interop import golden
-from tests.tissue.test_look import node
+from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import Run, run_pipeline

@@ -153,11 +153,11 @@ class TileIndex:
         KeyError, TypeError, ValueError
             Something is missing or of another type.
         """
-        stored = {name: read(attributes[name]) for name, read in ATTRIBUTES.items()}
+        stored: dict[str, Any] = {name: read(attributes[name]) for name, read in ATTRIBUTES.items()}
         missing = {name for name in COLUMNS if name not in columns} - {"tumour_fraction"}
         if missing:
             raise KeyError(f"column {min(missing)}")
-        return cls(**stored, **{name: columns.get(name) for name in COLUMNS})
+        return cls(**stored | {name: columns.get(name) for name in COLUMNS})
 
 
 def boxes_of(corners: NDArray[np.int32], plan: ReadPlan) -> NDArray[np.float64]:

@@ -126,7 +126,7 @@ def test_no_tile_is_no_file_of_clam_and_an_empty_one_of_trident(tmp_path):
 
 def test_a_scale_between_levels_is_no_tile_of_clam(tmp_path):
     info = slide_of(Size(4099, 3001), 0.25)
-    with pytest.raises(TileIndexError, match=r"slide s: CLAM reads whole levels, and 0.5 µm/px is none"):
+    with pytest.raises(TileIndexError, match=r"slide s: CLAM reads whole levels, and 0.5 µm/px is not a level"):
         write_foreign(tmp_path, index_of(info, mpp=0.5, patch=128), kind="clam", name="slide")
     assert not list(tmp_path.rglob("*.h5"))
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import SlideError, TileIndexError
+from wsi_ips.errors import TileIndexError, WsiIpsError
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles
 
@@ -78,7 +78,7 @@ def require_on_slide(
     size_px0: Size,
     *,
     stated: Size | None,
-    error: type[SlideError] = TileIndexError,
+    error: type[WsiIpsError] = TileIndexError,
 ) -> None:
     """Refuse tiles of a slide whose stated size is another one, or that begin outside the slide."""
     size = f"{size_px0.width} x {size_px0.height}"
