@@ -19,15 +19,12 @@ MOST_POINTS = 128
 def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
     """Compute the exact share of each box that lies in a region.
 
+    Returns float32, shape (N,), 0-1.
+
     Parameters
     ----------
     boxes_px0
         Boxes x, y, width, height in level-0 pixels, shape (N, 4).
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (N,), 0-1.
     """
     if region.is_empty or len(boxes_px0) == 0:
         return np.zeros(len(boxes_px0), np.float32)
@@ -48,15 +45,12 @@ def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDA
 def region_mask(region: BaseGeometry, size_px0: Size, *, downsample: float) -> NDArray[np.bool_]:
     """Tell for each pixel of a coarse grid whether its centre lies in a region.
 
+    Returns bool, shape (height, width) of level 0 over ``downsample``, rounded up.
+
     Parameters
     ----------
     downsample
         Level-0 pixels per pixel of the mask.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool, shape (height, width) of level 0 over ``downsample``, rounded up.
     """
     rows, columns = (int(np.ceil(side / downsample)) for side in (size_px0.height, size_px0.width))
     mask = np.zeros((rows, columns), bool)

@@ -79,6 +79,9 @@ class SlideReader(Protocol):
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """Read pixels of one level.
 
+        Returns uint8, shape (height, width, 3), never shared with another call. Parts that were not scanned
+        (transparent in the file) have the file's background colour, else white.
+
         Parameters
         ----------
         location_px0
@@ -87,12 +90,6 @@ class SlideReader(Protocol):
             Level to read.
         size_px
             Size in pixels of that level.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8, shape (height, width, 3), never shared with another call. Parts that were not scanned
-            (transparent in the file) have the file's background colour, else white.
 
         Raises
         ------

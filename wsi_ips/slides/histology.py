@@ -86,10 +86,7 @@ class Stain:
 def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int = VARIANTS) -> Floats:
     """Make the concentrations of all variants of a texture.
 
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (variants, 256, 256, 2): haematoxylin, eosin.
+    Returns float32, shape (variants, 256, 256, 2): haematoxylin, eosin.
     """
     recipe = RECIPES[name]
     ground = recipe.eosin + recipe.eosin_noise * periodic_noise(rng, 12 / mpp)

@@ -25,17 +25,14 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RG
     It leaves out frequencies instead of averaging pixels, which on H&E differs from the mean by about one grey level
     (``benchmarks/reading.py``).
 
+    Returns uint8, shape (patch height, patch width, 3), averaged by area where the plan resamples.
+
     Parameters
     ----------
     location_px0
         Top-left corner, level-0 pixels.
     out
         Memory for the patch, contiguous; new memory where None.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, shape (patch height, patch width, 3), averaged by area where the plan resamples.
 
     Raises
     ------
@@ -186,15 +183,12 @@ def area_average(pixels: RGB, size: Size) -> RGB:
 def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
     """Read a box of a level averaged down to a size, in strips of whole output rows; needs no µm/px.
 
+    Returns uint8, shape (height, width, 3).
+
     Parameters
     ----------
     size
         Pixels of the result, at most those of the box on that level.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, shape (height, width, 3).
 
     Raises
     ------

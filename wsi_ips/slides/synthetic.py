@@ -58,10 +58,7 @@ PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
 def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.float64], ...]:
     """Write a slide.
 
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
+    Returns the outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
     """
     rng = np.random.default_rng([plan.seed, 7])
     layout = plan_layout(plan, rng)

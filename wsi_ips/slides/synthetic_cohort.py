@@ -96,15 +96,12 @@ def make_cohort(
 
     Files depend only on the plan, not on ``workers``.
 
+    Returns the path of the manifest.
+
     Parameters
     ----------
     progress
         Called with the number of slides done and the number of all slides.
-
-    Returns
-    -------
-    pathlib.Path
-        The manifest.
     """
     plans = plan_slides(cohort)
     for name in ("slides", "annotations"):

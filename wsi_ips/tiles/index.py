@@ -234,11 +234,8 @@ def tile_grid(bounds: Box, plan: ReadPlan, *, stride_px: int) -> NDArray[np.int3
     Column i starts at ``round(i * stride)`` with the real stride in level-0 pixels, so positions never drift:
     none is more than half a level-0 pixel off, however far from the origin.
 
-    Returns
-    -------
-    numpy.ndarray
-        int32, shape (N, 2): x, y in level-0 pixels of the full slide, ordered by y, then x. Shape (0, 2)
-        where no tile fits.
+    Returns int32, shape (N, 2): x, y in level-0 pixels of the full slide, ordered by y, then x. Shape (0, 2) where no
+    tile fits.
     """
     stride = stride_px0(plan, stride_px=stride_px)
     xs = bounds.x + _starts(bounds.width, plan.footprint_px0.x, stride.x)

@@ -35,15 +35,12 @@ JUDGED_SHARE = 0.5
 def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Compute the flags of each tile.
 
+    Returns uint8, shape (N,), bits of :data:`BITS`.
+
     Parameters
     ----------
     boxes_px0
         Tiles x, y, width, height in level-0 pixels, shape (N, 4).
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, shape (N,), bits of :data:`BITS`.
     """
     flags = np.zeros(len(boxes_px0), np.uint8)
     for flag, seen in artifact_maps(overview, tissue).items():

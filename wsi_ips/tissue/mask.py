@@ -93,15 +93,12 @@ class TissueMask:
     def fraction(self, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the share of tissue in each box; parts of mask pixels count by their area.
 
+        Returns float32, shape (N,), 0-1. Outside the mask is glass.
+
         Parameters
         ----------
         boxes_px0
             Boxes x, y, width, height in level-0 pixels, shape (N, 4); width and height above 0.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, shape (N,), 0-1. Outside the mask is glass.
         """
         return np.asarray(np.clip(self._sums.mean(boxes_px0), 0, 1), np.float32)
 
@@ -133,10 +130,7 @@ def outline_of(tissue: TissueMask) -> BaseGeometry:
 def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: str) -> TissueMask:
     """Rasterise a region (level-0 pixels) that a person drew; ``source`` names it in messages.
 
-    Returns
-    -------
-    TissueMask
-        A pixel is tissue where at least half of it lies in the region.
+    A pixel is tissue where at least half of it lies in the region.
     """
     scale = Scale(px0_size.width / mask_size.width, px0_size.height / mask_size.height)
     mask = covered(region, Box(0, 0, *mask_size), scale) >= 0.5
@@ -146,17 +140,14 @@ def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: st
 def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.float32]:
     """Return the share of each pixel of a raster window that lies in a region, to a 16th.
 
+    Returns float32, shape (height, width) of the window.
+
     Parameters
     ----------
     window
         Pixels of the raster, which begins at the corner of the slide.
     px0_per_px
         Level-0 pixels per pixel of the raster.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (height, width) of the window.
     """
     out = np.empty((window.height, window.width), np.float32)
     scale = np.array(px0_per_px) / SUPERSAMPLED

@@ -39,10 +39,7 @@ class Alike(NamedTuple):
 def look_of(thumbnail: NDArray[np.uint8]) -> str:
     """Compute the hash of a thumbnail.
 
-    Returns
-    -------
-    str
-        64 hexadecimal digits; empty where nothing can be recognised (no stain, a few pixels).
+    Returns 64 hexadecimal digits; empty where nothing can be recognised (no stain, a few pixels).
     """
     image = Image.fromarray(thumbnail)
     image.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.BOX)

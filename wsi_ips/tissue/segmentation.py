@@ -40,10 +40,7 @@ def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueR
 
     ``mpp`` is the scale of the thumbnail, ``px0_size`` the size of level 0; ``rules`` of None are the defaults.
 
-    Returns
-    -------
-    TissueMask
-        All False where there is no tissue.
+    The mask is all False where there is no tissue.
     """
     rules = rules or TissueRules()
     step_um = math.sqrt(mpp.x * mpp.y)

@@ -121,17 +121,14 @@ class ToolFormat:
 def write_foreign(folder: Path, index: TileIndex, *, kind: str, name: str) -> Path | None:
     """Write the tiles of one slide for another tool.
 
+    Returns the file; None where there is no tile and the tool writes no file then.
+
     Parameters
     ----------
     kind
         Name in :data:`TILE_FORMATS`, of a format that is written.
     name
         The slide's file name without its ending, by which the tool finds the slide.
-
-    Returns
-    -------
-    pathlib.Path or None
-        The file; None where there is no tile and the tool writes no file then.
 
     Raises
     ------
@@ -147,15 +144,12 @@ def write_foreign_features(
 ) -> Path | None:
     """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` needs torch and is not written here.
 
+    Returns the feature file; None where there is no tile.
+
     Parameters
     ----------
     values
         Features of the tiles, shape (n, F).
-
-    Returns
-    -------
-    pathlib.Path or None
-        The feature file; None where there is no tile.
 
     Raises
     ------
