@@ -42,7 +42,7 @@ from wsi_ips.scanning import Winners, plain_patches, scan_slides
 from wsi_ips.slides import ArrayReader
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
-from wsi_ips.tiles import SlideTiles, build_index, read_tiles
+from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_tiles
 from wsi_ips.tissue import TissueMask
 
 DEVICE = torch.device("cpu")
@@ -113,14 +113,8 @@ def slide_of(pixels: list[Pixels], case: Case) -> SlideTiles:
         index = build_index(
             reader.info,
             mask,
-            slide_id="mosaic",
-            target_mpp=0.5,
-            patch_px=px,
-            stride_px=px,
-            min_tissue_fraction=0.5,
-            tumour_region=None,
-            slide_identity="",
-            fingerprint="",
+            TileRules(0.5, px, px, 0.5),
+            IndexOrigin("mosaic"),
         )
     return SlideTiles(slot=0, slide_id="mosaic", index=index, open=opened, tiles=None)
 

@@ -21,7 +21,7 @@ from wsi_ips.pipeline.progress import Silent
 from wsi_ips.pipeline.tiling.synth import make_slides
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.tissue import look_alikes, look_of
-from wsi_ips.tissue.look import LARGEST_DISTANCE
+from wsi_ips.tissue.perceptual_hash import LARGEST_DISTANCE
 
 COPIES = 4
 

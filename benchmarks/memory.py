@@ -27,7 +27,7 @@ from wsi_ips.labels import Task
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
-from wsi_ips.tiles import SlideTiles, build_index, read_index, read_tiles, write_index
+from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_index, read_tiles, write_index
 from wsi_ips.tissue import segment_tissue
 
 PATCH_PX, MPP = 64, 2.0
@@ -53,27 +53,12 @@ def make_slide(folder: Path, tiles: int) -> int:
     write_synthetic_slide(plan, path)
     with open_slide(path) as reader:
         thumbnail, mpp = read_thumbnail(reader, 16.0)
-        mask = segment_tissue(
-            thumbnail,
-            mpp=mpp,
-            px0_size=reader.info.size_px0,
-            smoothing_um=16,
-            closing_um=32,
-            min_saturation=0.06,
-            min_area_um2=40_000,
-            max_hole_um2=20_000,
-        )
+        mask = segment_tissue(thumbnail, mpp=mpp, px0_size=reader.info.size_px0)
         index = build_index(
             reader.info,
             mask,
-            slide_id=str(tiles),
-            target_mpp=MPP,
-            patch_px=PATCH_PX,
-            stride_px=PATCH_PX,
-            min_tissue_fraction=0.25,
-            tumour_region=None,
-            slide_identity="",
-            fingerprint="",
+            TileRules(MPP, PATCH_PX, PATCH_PX, 0.25),
+            IndexOrigin(str(tiles)),
         )
     write_index(folder / "tiles.zarr", index)
     return len(index)

@@ -30,7 +30,7 @@ from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.geometry import Scale
 from wsi_ips.provenance import peak_rss_mb
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import SlideTiles, build_index, read_tiles
+from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_tiles
 from wsi_ips.tissue import TissueMask
 
 PATCH_PX, MICRO_BATCH, CHUNK = 32, 16, 64
@@ -75,14 +75,8 @@ def striped_slide(number: int, tiles: int) -> SlideTiles:
     index = build_index(
         reader.info,
         TissueMask(np.ones((side, side), bool), Scale(PATCH_PX, PATCH_PX), threshold=0.0, method="all"),
-        slide_id=str(number),
-        target_mpp=0.5,
-        patch_px=PATCH_PX,
-        stride_px=PATCH_PX,
-        min_tissue_fraction=0.5,
-        tumour_region=None,
-        slide_identity="",
-        fingerprint="",
+        TileRules(0.5, PATCH_PX, PATCH_PX, 0.5),
+        IndexOrigin(str(number)),
     )
     return SlideTiles(slot=0, slide_id=str(number), index=index, open=lambda: _Open(reader), tiles=None)
 

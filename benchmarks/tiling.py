@@ -55,32 +55,22 @@ def steps(path: Path, _: Path) -> dict[str, float]:
     """Segmentation and gridding alone, against the read they stand on; all within one process, best of five."""
     from wsi_ips.config import TissueSection
     from wsi_ips.slides import open_slide, read_overview
-    from wsi_ips.tiles import build_index
-    from wsi_ips.tissue import flag_tiles, segment_tissue
+    from wsi_ips.tiles import TileRules, build_index
+    from wsi_ips.tissue import TissueRules, flag_tiles, segment_tissue
 
-    section, seconds = TissueSection(), {"read": [], "segment": [], "grid": [], "flags": [], "bare": []}
+    section, rules = TissueSection(), TissueRules()
+    seconds = {"read": [], "segment": [], "grid": [], "flags": [], "bare": []}
     for _ in range(5):
         seconds["bare"].append(_timed(lambda: _low_level(path))[0])
         with open_slide(path) as reader:
-            took, overview = _timed(lambda: read_overview(reader, section.mpp, section.fine_mpp))
+            took, overview = _timed(lambda: read_overview(reader, section.mpp))
             seconds["read"].append(took)
             size = reader.info.size_px0
             took, mask = _timed(
-                lambda: segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, **section.segmentation())  # noqa: B023
+                lambda: segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, rules=rules)  # noqa: B023
             )
             seconds["segment"].append(took)
-            arguments = {"slide_id": "s", "target_mpp": TARGET, "patch_px": PATCH, "stride_px": PATCH}
-            took, index = _timed(
-                lambda: build_index(
-                    reader.info,
-                    mask,  # noqa: B023
-                    min_tissue_fraction=0.25,
-                    tumour_region=None,
-                    slide_identity="",
-                    fingerprint="",
-                    **arguments,  # noqa: B023
-                )
-            )
+            took, index = _timed(lambda: build_index(reader.info, mask, TileRules(TARGET, PATCH)))  # noqa: B023
             seconds["grid"].append(took)
             seconds["flags"].append(_timed(lambda: flag_tiles(overview, mask, index.boxes_px0))[0])  # noqa: B023
     return {f"{name}_s": min(values) for name, values in seconds.items()}
@@ -175,7 +165,7 @@ def write_slides(folder: Path, *, quick: bool) -> tuple[Path, Path]:
     from wsi_ips.geometry import Size
     from wsi_ips.slides.aperio import EncodedLevel, write_aperio
     from wsi_ips.slides.histology import Stain
-    from wsi_ips.slides.synthetic import SyntheticSlide, _layout, _Painter, _pyramid
+    from wsi_ips.slides.synthetic import SyntheticSlide, _Painter, _pyramid, plan_layout
 
     plain = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
     paths = []
@@ -185,7 +175,7 @@ def write_slides(folder: Path, *, quick: bool) -> tuple[Path, Path]:
             name, 5, Size(side, side), MPP, tissue_mm2 / (16 if quick else 1), blobs=(), stain=plain, pen=(20, 110, 60)
         )
         rng = np.random.default_rng([plan.seed, 7])
-        levels, thumbnail = _pyramid(_Painter(plan, _layout(plan, rng), rng))
+        levels, thumbnail = _pyramid(_Painter(plan, plan_layout(plan, rng), rng))
         kept: list[EncodedLevel] = levels[:1] if name == "single" else levels[:3]
         path = folder / f"{name}.svs"
         write_aperio(path, kept, thumbnail=thumbnail, mpp=MPP)

@@ -26,7 +26,7 @@ from wsi_ips.geometry import Size
 from wsi_ips.slides import Overview, open_slide, read_overview
 from wsi_ips.slides.histology import Stain
 from wsi_ips.slides.synthetic import Planted, SyntheticSlide, planted, write_synthetic_slide
-from wsi_ips.tissue import TissueMask, segment_tissue
+from wsi_ips.tissue import TissueMask, TissueRules, segment_tissue
 from wsi_ips.tissue.flags import BITS, FLAGS, flag_tiles
 
 NO_HUE = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
@@ -88,8 +88,10 @@ def measure(plan: SyntheticSlide, folder: Path, pictures: Path | None, name: str
     write_synthetic_slide(plan, path)
     section = TissueSection()
     with open_slide(path) as reader:
-        overview = read_overview(reader, section.mpp, section.fine_mpp)
-    mask = segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=plan.size_px0, **section.segmentation())
+        overview = read_overview(reader, section.mpp)
+    mask = segment_tissue(
+        overview.thumbnail, mpp=overview.mpp, px0_size=plan.size_px0, rules=TissueRules(**section.segmentation())
+    )
     truth = planted(plan)
     if pictures:
         _picture(pictures / f"{name.replace(' ', '_')}.png", overview, mask, truth)

@@ -6,7 +6,7 @@ import numpy as np
 
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import SlideTiles, build_index
+from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index
 from wsi_ips.tissue import TissueMask
 
 PATCH_PX = 32
@@ -42,13 +42,7 @@ def textured_slide(slide_id: str, *, label: int, seed: int, columns: int = 7, ro
         index = build_index(
             reader.info,
             mask,
-            slide_id=slide_id,
-            target_mpp=0.5,
-            patch_px=PATCH_PX,
-            stride_px=PATCH_PX,
-            min_tissue_fraction=0.5,
-            tumour_region=None,
-            slide_identity=slide_id,
-            fingerprint=slide_id,
+            TileRules(0.5, PATCH_PX, PATCH_PX, 0.5),
+            IndexOrigin(slide_id, slide_id, slide_id),
         )
     return SlideTiles(slot=0, slide_id=slide_id, index=index, open=opened, tiles=None)

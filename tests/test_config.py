@@ -90,7 +90,7 @@ def test_an_unknown_key_gets_a_hint(tmp_path: Path, values: dict[str, Any], mess
         ("tiles.stride_px", 0),
         ("tiles.min_tissue_fraction", 1.1),
         ("tiles.store", "npy"),
-        ("tissue.closing_um", float("inf")),
+        ("tissue.min_area_um2", float("inf")),
         ("labels.classes", ["tumor"]),
         ("labels.classes", ["a", "a"]),
         ("model.memory_size", 0),

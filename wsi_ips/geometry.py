@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from wsi_ips.errors import ResolutionError
 
 MPP_TOLERANCE = 0.05
-"""A level within this relative distance of the target µm/px is read as it is."""
+"""A level within this relative distance of the target µm/px is read without resampling."""
 
 
 class Point(NamedTuple):
@@ -54,7 +54,7 @@ class Box(NamedTuple):
         return self.y + self.height
 
     def contains(self, other: Box) -> bool:
-        """Whether ``other`` lies wholly inside this box."""
+        """Tell whether ``other`` lies wholly inside this box."""
         return self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
 
 
@@ -65,39 +65,25 @@ class Scale(NamedTuple):
     y: float
 
     def times(self, other: Scale) -> Scale:
-        """Product per axis, e.g. base mpp times downsample is the mpp of a level."""
+        """Return the product per axis, e.g. base mpp times downsample is the mpp of a level."""
         return Scale(self.x * other.x, self.y * other.y)
 
     def over(self, other: Scale) -> Scale:
-        """Quotient per axis."""
+        """Return the quotient per axis."""
         return Scale(self.x / other.x, self.y / other.y)
 
 
 def level_downsample(level0: Size, level: Size) -> Scale:
-    """Level-0 pixels per level pixel, per axis and never truncated (3.9998 is real).
-
-    Parameters
-    ----------
-    level0, level
-        Sizes in pixels of level 0 and of the level.
-    """
+    """Return the level-0 pixels per level pixel, per axis and never truncated (3.9998 is possible)."""
     return Scale(level0.width / level.width, level0.height / level.height)
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The scales of a slide: everything a read plan depends on.
+    """Level sizes and scale of a slide, from which read plans are made."""
 
-    Attributes
-    ----------
-    level_sizes
-        Size in pixels of each level, finest first.
-    mpp
-        µm per level-0 pixel, per axis.
-    """
-
-    level_sizes: tuple[Size, ...]
-    mpp: Scale
+    level_sizes: tuple[Size, ...]  # size in pixels of each level, finest first
+    mpp: Scale  # µm per level-0 pixel, per axis
 
     @property
     def size_px0(self) -> Size:
@@ -105,11 +91,11 @@ class Pyramid:
         return self.level_sizes[0]
 
     def downsample(self, level: int) -> Scale:
-        """Level-0 pixels per pixel of a level."""
+        """Return the level-0 pixels per pixel of a level."""
         return level_downsample(self.level_sizes[0], self.level_sizes[level])
 
     def level_mpp(self, level: int) -> Scale:
-        """µm per pixel of a level."""
+        """Return the µm per pixel of a level."""
         return self.mpp.times(self.downsample(level))
 
 
@@ -117,35 +103,20 @@ class Pyramid:
 class ReadPlan:
     """How patches of one size at one scale are read from one slide.
 
-    Read ``read_size`` pixels of ``level``; if that differs from ``patch_size``, average them down by
-    area to ``patch_size``. Pixels are never upsampled.
-
-    Attributes
-    ----------
-    level
-        Level to read.
-    downsample
-        Level-0 pixels per pixel of that level, per axis.
-    read_size
-        Pixels to read at that level.
-    patch_size
-        Pixels of the patch that is handed over.
-    requested_mpp
-        µm per patch pixel that was asked for.
-    effective_mpp
-        µm per patch pixel that is delivered: ``mpp0 * downsample * read_size / patch_size``.
+    ``read_size`` pixels of ``level`` are read and, where that differs from ``patch_size``, averaged down by area.
+    Pixels are never upsampled.
     """
 
-    level: int
-    downsample: Scale
-    read_size: Size
-    patch_size: Size
-    requested_mpp: float
-    effective_mpp: Scale
+    level: int  # level to read
+    downsample: Scale  # level-0 pixels per pixel of that level, per axis
+    read_size: Size  # pixels to read at that level
+    patch_size: Size  # pixels of the patch that is returned
+    requested_mpp: float  # requested µm per patch pixel
+    effective_mpp: Scale  # actual µm per patch pixel: `mpp0 * downsample * read_size / patch_size`
 
     @property
     def resamples(self) -> bool:
-        """Whether the pixels read are averaged down to the patch."""
+        """Whether pixels are averaged down to the patch."""
         return self.read_size != self.patch_size
 
     @property
@@ -169,7 +140,7 @@ class ReadPlan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for stored attributes."""
+        """Return plain lists and numbers, for stored attributes."""
         return {
             "level": self.level,
             "downsample": list(self.downsample),
@@ -181,7 +152,7 @@ class ReadPlan:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
-        """Inverse of :meth:`to_dict`."""
+        """Build a plan from the result of :meth:`to_dict`."""
         return cls(
             level=int(stored["level"]),
             downsample=Scale(*stored["downsample"]),
@@ -195,21 +166,15 @@ class ReadPlan:
 def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, tolerance: float = MPP_TOLERANCE) -> ReadPlan:
     """Choose level, read size and resampling for patches at a target scale.
 
-    A level whose µm/px is within ``tolerance`` of the target on both axes is read as it is (the nearest
-    such level). Otherwise the coarsest level that is finer than the target on both axes is read and
-    averaged down: by a whole factor where one meets the target within ``tolerance``, for then every patch
-    pixel is the mean of the same number of level pixels; else by the real ratio.
+    A level whose µm/px is within ``tolerance`` of the target on both axes is read without resampling (the nearest such
+    level). Otherwise the coarsest level that is finer than the target on both axes is read and averaged down. A whole
+    factor is used if it meets the target within ``tolerance``, so that every patch pixel is the mean of the same number
+    of level pixels; else the exact ratio.
 
     Parameters
     ----------
-    pyramid
-        Level sizes and base scale of the slide.
-    target_mpp
-        Requested µm per patch pixel.
-    patch_size
-        Patch size in pixels at the target scale.
     tolerance
-        Largest relative difference at which a level, or a whole multiple of it, is taken for the target.
+        Largest relative difference between the target and a level, or a whole multiple of a level, that replaces it.
 
     Raises
     ------
@@ -244,7 +209,7 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
 
 
 def _read_size(patch_size: Size, ratio: Scale, tolerance: float) -> Size:
-    """Level pixels under a patch; ``ratio`` is the level's µm/px over the target's, below 1."""
+    """Return the level pixels under a patch; ``ratio`` is the level's µm/px over the target's, below 1."""
     factor = round(1 / max(ratio))
     if max(abs(r * factor - 1) for r in ratio) <= tolerance:
         return Size(patch_size.width * factor, patch_size.height * factor)

@@ -30,7 +30,7 @@ HOMES = {
     "starts": "wsi_ips.training.starts:STARTS",
     "score_maps": "wsi_ips.results.score_maps:SCORE_MAPS",
     "handoff_formats": "wsi_ips.results.handoff.formats:HANDOFF_FORMATS",
-    "tile_formats": "wsi_ips.tiles.interop.formats:TILE_FORMATS",
+    "tile_formats": "wsi_ips.tiles.interop.tile_formats:TILE_FORMATS",
 }
 """Where each registry stands; recipe sections name them without importing them."""
 

@@ -46,10 +46,10 @@ def test_self_intersections_are_made_valid_and_points_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON"),
-        ('{"a": 1}', "no GeoJSON"),
+        ("{", "not JSON"),
+        ('{"a": 1}', "not GeoJSON"),
         (json.dumps([feature(SQUARE, "Stroma")]), "stroma.*none of them tumour"),
-        (json.dumps([feature([[["x", 0], [1, 1], [2, 0]]], "Tumor")]), "feature 1 is no polygon"),
+        (json.dumps([feature([[["x", 0], [1, 1], [2, 0]]], "Tumor")]), "feature 1 is not a polygon"),
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path, text, message):

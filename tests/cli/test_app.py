@@ -55,7 +55,7 @@ def cohort(tmp_path: Path) -> Path:
 
 
 REASONS = {
-    "default scale": "no scale of a slide",
+    "default scale": "not the scale of a slide",
     "text": "no reader opens it",
     "nothing": "0 bytes",
     "grey": "not 8-bit RGB",

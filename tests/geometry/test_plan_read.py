@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from wsi_ips.errors import ResolutionError
 from wsi_ips.geometry import Box, Point, Pyramid, ReadPlan, Scale, Size, plan_read
-from wsi_ips.slides import SlideInfo
-from wsi_ips.slides.region import level0_position, level_pixel
+from wsi_ips.slides import SlideInfo, level0_position, level_pixel
 
 CASES = [
     # level sizes, mpp, target, patch -> level, read size, effective mpp

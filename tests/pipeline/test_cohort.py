@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.pyramids import write_pyramid
-from tests.tissue.test_look import node
+from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.pipeline import Run, run_until

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.pipeline.test_neighbours import SIZE, flat, invoke
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
-from tests.tissue.test_look import node
+from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.pipeline import Run, run_pipeline, run_until
@@ -44,7 +44,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = SMALL | {
         "manifest": "manifest.csv",
         "synth": None,
-        "tissue": {"mpp": 2.0, "min_area_um2": 0, "smoothing_um": 0, "closing_um": 0},
+        "tissue": {"mpp": 2.0, "min_area_um2": 0},
         "tiles": {"mpp": 0.5, "patch_px": 64},
         "heatmap": {"mpp": 1.0, "top_tiles": 2},
         "compute": {"workers": 0, "device": "cpu"},

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
 from tests.tiles.interop import golden
-from tests.tissue.test_look import node
+from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import Run, run_pipeline
@@ -45,7 +45,7 @@ def cohort(tmp_path: Path) -> Path:
     values = SMALL | {
         "manifest": "manifest.csv",
         "synth": None,
-        "tissue": {"mpp": 2.0, "min_area_um2": 0, "smoothing_um": 0, "closing_um": 0},
+        "tissue": {"mpp": 2.0, "min_area_um2": 0},
         "tiles": {"mpp": 0.5, "patch_px": 64},
         "heatmap": {"mpp": 1.0, "top_tiles": 2},
     }

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
-from tests.tissue.test_look import node
+from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
@@ -135,7 +135,7 @@ def recipe_of(cohort: Path, folder: Path, parts: dict[str, str], **split: object
     values = SMALL | {
         "manifest": str(cohort / "manifest.csv"),
         "synth": None,
-        "tissue": {"mpp": 8.0, "min_area_um2": 0, "smoothing_um": 0, "closing_um": 0},
+        "tissue": {"mpp": 8.0, "min_area_um2": 0},
         "tiles": {"mpp": 4.0, "patch_px": 32},
         "split": {"file": "splits.json", **split},
     }

@@ -17,7 +17,7 @@ from wsi_ips.inference import read_scores, write_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.view import RunCollection, _layer, view_recipe
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import TileIndex, build_index
+from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tissue import TissueMask
 from wsi_ips.viewer import eight_bits
 
@@ -31,14 +31,8 @@ def index_of(*, patch_px: int, stride_px: int) -> TileIndex:
         return build_index(
             reader.info,
             TissueMask(mask=tissue, px0_per_mask_px=Scale(50, 50), threshold=0.0, method="given"),
-            slide_id="s",
-            target_mpp=0.5,
-            patch_px=patch_px,
-            stride_px=stride_px,
-            min_tissue_fraction=0.6,
-            tumour_region=None,
-            slide_identity="s",
-            fingerprint="f",
+            TileRules(0.5, patch_px, stride_px, 0.6),
+            IndexOrigin("s", "s", "f"),
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from wsi_ips.geometry import Box, Point, Pyramid, ReadPlan, Scale, Size, plan_read
 from wsi_ips.results import Caption, Raster, View, tile_raster
 from wsi_ips.slides import ArrayReader, read_area, read_patch
-from wsi_ips.tiles.grid import stride_px0, tile_grid
+from wsi_ips.tiles.index import stride_px0, tile_grid
 
 SIZE, MPP = Size(1403, 911), Scale(0.5, 0.5)
 CAPTION = Caption(slide_id="slide_7", class_name="tumor", probability=0.25, model_id="net-0123")

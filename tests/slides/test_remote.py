@@ -12,7 +12,7 @@ from tests.pyramids import HEIGHT, WIDTH, textured_pyramid, write_jpeg_pyramid, 
 from tests.slides.range_server import Behaviour, serving
 from wsi_ips.errors import RegionReadError, SlideNotFoundError, UnsupportedSlideError
 from wsi_ips.geometry import Point, Size
-from wsi_ips.slides import Remote, content_identity, open_slide, source
+from wsi_ips.slides import Remote, content_identity, open_slide, remote_file
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 SOON = Remote(timeout_s=0.5, attempts=2)
@@ -29,7 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Behaviour]]:
-    monkeypatch.setattr(source, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote_file, "FIRST_PAUSE_S", 0.01)
     with serving(files) as running:
         yield running
 
@@ -55,7 +55,7 @@ def test_scale_and_identity_are_those_of_the_file(server, files):
 
 
 def test_only_what_is_needed_is_fetched(server, files, monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_BYTES", 8 * 1024)
+    monkeypatch.setattr(remote_file, "BLOCK_BYTES", 8 * 1024)
     url, behaviour = server
     whole = (files / "a slide.svs").stat().st_size
     with open_slide(f"{url}/a slide.svs") as reader:
@@ -140,7 +140,7 @@ def test_a_secret_in_the_url_is_not_shown(server):
 def test_what_only_openslide_reads_must_be_here(server, files):
     url, _ = server
     (files / "other.mrxs").write_bytes(b"not a TIFF" * 20)
-    with pytest.raises(UnsupportedSlideError, match="behind a URL only what TiffSlide opens"):
+    with pytest.raises(UnsupportedSlideError, match="behind a URL only slides that `tiffslide` opens"):
         open_slide(f"{url}/other.mrxs", remote=SOON)
     with pytest.raises(UnsupportedSlideError, match="copy the slide to a disk"):
         open_slide(f"{url}/a slide.svs", reader="openslide")

@@ -9,7 +9,7 @@ import shapely
 from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import Box, Scale
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import build_index, read_header, read_index, write_index
+from wsi_ips.tiles import IndexOrigin, TileRules, build_index, read_header, read_index, write_index
 from wsi_ips.tissue import TissueMask
 
 MPP = Scale(0.5, 0.25)
@@ -22,14 +22,9 @@ def index_of(mask: np.ndarray, *, region=None, bounds=None, mpp=MPP, minimum=0.5
     return build_index(
         reader.info,
         tissue,
-        slide_id="s",
-        target_mpp=1.0,
-        patch_px=20,
-        stride_px=20,
-        min_tissue_fraction=minimum,
+        TileRules(1.0, 20, 20, minimum),
+        IndexOrigin("s", "i", "f"),
         tumour_region=region,
-        slide_identity="i",
-        fingerprint="f",
     )
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import shapely
 
-from wsi_ips.annotations import read_asap
-from wsi_ips.annotations.truth import tumour_fraction
+from wsi_ips.annotations import read_asap, tumour_fraction
 from wsi_ips.geometry import Scale
 from wsi_ips.tiles import tissue_recall
 from wsi_ips.tiles.recall import longest_diameter_um, size_class

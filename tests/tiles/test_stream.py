@@ -14,7 +14,7 @@ from tests.pyramids import HEIGHT, WIDTH, textured_pyramid, write_jpeg_pyramid
 from wsi_ips.errors import RegionReadError, SlideError
 from wsi_ips.geometry import Point, Scale, Size
 from wsi_ips.slides import ArrayReader, SlidePool, TileCache, open_slide
-from wsi_ips.tiles import PatchChunk, PatchStream, SlideTiles, build_index, read_tiles
+from wsi_ips.tiles import IndexOrigin, PatchChunk, PatchStream, SlideTiles, TileRules, build_index, read_tiles
 from wsi_ips.tissue import TissueMask
 
 
@@ -240,14 +240,8 @@ def test_a_real_file_streams_the_pixels_of_openslide(tmp_path, readers):
     index = build_index(
         info,
         mask,
-        slide_id="s",
-        target_mpp=0.255,
-        patch_px=50,
-        stride_px=43,
-        min_tissue_fraction=0.1,
-        tumour_region=None,
-        slide_identity="",
-        fingerprint="",
+        TileRules(0.255, 50, 43, 0.1),
+        IndexOrigin("s"),
     )
     pool = SlidePool(cache_mb=2)
     request = SlideTiles(0, "s", index, lambda: pool.lease("s", lambda cache: open_slide(path, cache=cache)), None)

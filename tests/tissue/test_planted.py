@@ -14,7 +14,7 @@ from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides import open_slide, read_overview
 from wsi_ips.slides.histology import Stain
 from wsi_ips.slides.synthetic import SyntheticSlide, planted, write_synthetic_slide
-from wsi_ips.tissue import BITS, TissueMask, flag_tiles, segment_tissue
+from wsi_ips.tissue import BITS, TissueMask, TissueRules, flag_tiles, segment_tissue
 
 HUE = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 PLAIN = SyntheticSlide("plain", 3, Size(7168, 5120), 0.5, 1.5, (), Stain(1.0, 1.0, HUE, (240, 239, 241)))
@@ -24,8 +24,10 @@ SECTION = TissueSection()
 def seen(plan: SyntheticSlide, folder: Path):
     write_synthetic_slide(plan, folder / "slide.svs")
     with open_slide(folder / "slide.svs") as reader:
-        overview = read_overview(reader, SECTION.mpp, SECTION.fine_mpp)
-    mask = segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=plan.size_px0, **SECTION.segmentation())
+        overview = read_overview(reader, SECTION.mpp)
+    mask = segment_tissue(
+        overview.thumbnail, mpp=overview.mpp, px0_size=plan.size_px0, rules=TissueRules(**SECTION.segmentation())
+    )
     return overview, mask
 
 

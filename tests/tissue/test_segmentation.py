@@ -8,15 +8,7 @@ from PIL import Image
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides import open_slide, read_thumbnail
-from wsi_ips.tissue import segment_tissue
-
-SETTINGS = {
-    "smoothing_um": 16.0,
-    "closing_um": 32.0,
-    "min_saturation": 0.06,
-    "min_area_um2": 40_000.0,
-    "max_hole_um2": 20_000.0,
-}
+from wsi_ips.tissue import TissueRules, segment_tissue
 
 THUMBNAIL = Scale(8.0, 8.0)
 
@@ -28,7 +20,7 @@ def glass(width=300, height=220, seed=0) -> np.ndarray:
 
 def segment(pixels: np.ndarray, mpp=THUMBNAIL, **changes):
     height, width = pixels.shape[:2]
-    return segment_tissue(pixels, mpp=mpp, px0_size=Size(width * 16, height * 16), **(SETTINGS | changes))
+    return segment_tissue(pixels, mpp=mpp, px0_size=Size(width * 16, height * 16), rules=TissueRules(**changes))
 
 
 @pytest.mark.parametrize("colour", [(190, 120, 180), (225, 195, 220), (110, 60, 130)])
@@ -154,19 +146,17 @@ def test_a_blue_stain_is_no_blue_pen():
     assert not found.seen.pen.any()
 
 
-def test_lumina_are_dropped_on_request():
+def test_lumina_count_as_tissue():
     pixels = glass()
     pixels[40:160, 40:160] = (190, 120, 180)
     pixels[60:75, 60:75] = (241, 239, 242)
-    assert segment(pixels, lumen="keep").mask[67, 67]
-    assert not segment(pixels, lumen="drop").mask[67, 67]
+    assert segment(pixels).mask[67, 67]
 
 
 def test_a_net_of_walls_is_fat_and_a_step_between_stitched_fields_is_not():
     net = glass()
     net[40:180:7, 40:260] = net[40:180, 40:260:7] = (226, 200, 220)
     assert segment(net).mask[60:160, 60:240].mean() > 0.9
-    assert segment(net, lumen="drop").mask[60:160, 60:240].mean() < 0.9
     stitched = np.full((220, 300, 3), 255, np.uint8)
     stitched[:, :150] = glass()[:, :150]
     stitched[40:150, 20:90] = (190, 120, 180)
@@ -177,7 +167,7 @@ def test_a_real_slide_has_the_tissue_one_sees(real_data):
     with open_slide(real_data / "slides" / "CMU-1-Small-Region.svs") as reader:
         pixels, mpp = read_thumbnail(reader, 8.0)
         size = reader.info.size_px0
-    mask = segment_tissue(pixels, mpp=mpp, px0_size=size, **SETTINGS)
+    mask = segment_tissue(pixels, mpp=mpp, px0_size=size)
     assert 0.3 < mask.mask.mean() < 0.6
 
 

@@ -1,9 +1,9 @@
-"""Annotations of people: regions, and the truth per tile they amount to."""
+"""Annotations: regions that people drew, and how much of each tile they cover."""
 
+from wsi_ips.annotations.annotation_files import read_annotation, read_tissue
 from wsi_ips.annotations.asap import Regions, read_asap, write_asap
 from wsi_ips.annotations.geojson import geojson_of, polygons_of, read_geojson
-from wsi_ips.annotations.reading import read_annotation, read_tissue
-from wsi_ips.annotations.truth import tumour_fraction
+from wsi_ips.annotations.region_coverage import region_mask, tumour_fraction
 
 __all__ = [
     "Regions",
@@ -13,6 +13,7 @@ __all__ = [
     "read_asap",
     "read_geojson",
     "read_tissue",
+    "region_mask",
     "tumour_fraction",
     "write_asap",
 ]

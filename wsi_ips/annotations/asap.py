@@ -1,7 +1,7 @@
 """ASAP XML annotations, as CAMELYON16 and CAMELYON17 publish them.
 
-Coordinates are level-0 pixels, rings are not closed. Groups: tumour is ``Tumor``, ``_0``, ``_1`` (CAMELYON16) or
-``metastases`` (CAMELYON17); holes are ``_2``, ``Exclusion`` or ``normal``. Case and blanks vary.
+Coordinates are level-0 pixels, rings are not closed. Tumour groups are ``Tumor``, ``_0``, ``_1`` (CAMELYON16) or
+``metastases`` (CAMELYON17); hole groups are ``_2``, ``Exclusion`` or ``normal``. Case and blanks vary.
 """
 
 from __future__ import annotations
@@ -35,18 +35,12 @@ REGION_COLOUR = "#F4FA58"
 
 @dataclass(frozen=True)
 class Regions:
-    """Annotated areas of one slide.
+    """Annotated areas of one slide."""
 
-    Attributes
-    ----------
-    tumour
-        Union of the tumour polygons minus the holes, level-0 pixels; may be empty.
-    """
-
-    tumour: BaseGeometry
+    tumour: BaseGeometry  # union of the tumour polygons minus the holes, level-0 pixels; may be empty
 
     def lesions(self) -> list[shapely.Polygon]:
-        """Connected parts of the tumour, largest first."""
+        """Return the connected parts of the tumour, largest first."""
         parts = [part for part in polygons_of(self.tumour) if part.area > 0]
         return sorted(parts, key=lambda part: -part.area)
 
@@ -54,22 +48,22 @@ class Regions:
 def read_asap(path: Path) -> Regions:
     """Read an annotation file.
 
-    Self-intersecting rings are made valid; rings of fewer than three points, dots and point sets are left
-    out with a note in the log.
+    Self-intersecting rings are made valid. Rings of fewer than three points, dots and point sets are left out and
+    logged.
 
     Raises
     ------
     AnnotationError
-        No such file, not ASAP XML, or polygons but none in a tumour or hole group.
+        No such file, not ASAP XML, or polygons of which none is in a tumour or hole group.
     """
     try:
         root = parse(path).getroot()
     except OSError as error:
         raise AnnotationError(f"annotation {path}: cannot be read ({error.strerror})") from error
     except (ParseError, DefusedXmlException) as error:
-        raise AnnotationError(f"annotation {path}: no safe XML: {error}; export it from ASAP again") from error
+        raise AnnotationError(f"annotation {path}: not safe XML: {error}; export it from ASAP again") from error
     if root is None or root.tag != "ASAP_Annotations":
-        raise AnnotationError(f"annotation {path}: no ASAP file (root element is not ASAP_Annotations)")
+        raise AnnotationError(f"annotation {path}: not an ASAP file (root element is not ASAP_Annotations)")
     found: dict[str, list[BaseGeometry]] = {}
     for group, polygon in _areas(root, path):
         found.setdefault(group, []).append(polygon)
@@ -84,39 +78,22 @@ def read_asap(path: Path) -> Regions:
 
 
 class Ring(NamedTuple):
-    """A polygon without holes.
+    """A polygon without holes."""
 
-    Attributes
-    ----------
-    name, group
-        As ASAP shows them.
-    points
-        x, y in level-0 pixels, shape (n, 2); not closed.
-    """
-
+    # name and group in ASAP
     name: str
     group: str
-    points: NDArray[np.floating]
+    points: NDArray[np.floating]  # x, y in level-0 pixels, shape (n, 2); not closed
 
 
 def write_asap(path: Path, polygons: Sequence[NDArray], *, group: str = "Tumor") -> None:  # type: ignore[type-arg]
-    """Write polygons of one group.
-
-    Parameters
-    ----------
-    path
-        File to write; appears whole or not at all.
-    polygons
-        Each of shape (n, 2): x, y in level-0 pixels, ring not closed.
-    group
-        Name of the group, CAMELYON16's for tumour by default.
-    """
+    """Write polygons of one group, each of shape (n, 2): x, y in level-0 pixels, ring not closed."""
     rings = [Ring(f"Annotation {number}", group, polygon) for number, polygon in enumerate(polygons)]
     write_rings(path, rings, groups=[group])
 
 
 def write_rings(path: Path, rings: Sequence[Ring], *, groups: Sequence[str]) -> None:
-    """Write polygons of several groups; a group may be without any. The file appears whole or not at all."""
+    """Write polygons of several groups, which may be empty; the file is complete or absent."""
     root = Element("ASAP_Annotations")
     annotations = SubElement(root, "Annotations")
     for ring in rings:
@@ -141,7 +118,7 @@ def write_rings(path: Path, rings: Sequence[Ring], *, groups: Sequence[str]) -> 
 
 
 def _areas(root: Element, path: Path) -> Iterator[tuple[str, BaseGeometry]]:
-    """Group (lower case, no blanks around) and valid geometry of each area."""
+    """Yield group (lower case, stripped) and valid geometry of each area."""
     for annotation in root.iter("Annotation"):
         kind = annotation.get("Type", "").strip().lower()
         name = annotation.get("Name", "?")
@@ -151,7 +128,7 @@ def _areas(root: Element, path: Path) -> Iterator[tuple[str, BaseGeometry]]:
         try:
             ring = [(float(c.attrib["X"]), float(c.attrib["Y"])) for c in annotation.iter("Coordinate")]
         except (KeyError, ValueError) as error:
-            raise AnnotationError(f"annotation {path}: {name}: a coordinate is no number ({error})") from error
+            raise AnnotationError(f"annotation {path}: {name}: a coordinate is not a number ({error})") from error
         if len(set(ring)) < 3:
             log.info("annotation %s: %s has fewer than three points and is left out", path.name, name)
             continue

@@ -1,7 +1,7 @@
 """Regions as GeoJSON, as QuPath 0.5 to 0.8 reads and writes them.
 
-Coordinates are full-resolution pixels of the image as QuPath opens it: cropped to the slide's bounds. So bounds are
-added on reading and subtracted on writing, and everywhere else regions are in level-0 pixels of the full slide.
+QuPath crops the slide to its bounds, and its coordinates are full-resolution pixels of that image. So the corner of the
+bounds is added on reading and subtracted on writing; everywhere else regions are in level-0 pixels of the full slide.
 """
 
 from __future__ import annotations
@@ -24,34 +24,21 @@ AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
 
 
 class Area(NamedTuple):
-    """One annotated area.
+    """One annotated area."""
 
-    Attributes
-    ----------
-    classification
-        Name of its class in lower case, empty where it has none.
-    region
-        Valid polygons, level-0 pixels.
-    """
-
-    classification: str
-    region: BaseGeometry
+    classification: str  # name of its class in lower case, empty where it has none
+    region: BaseGeometry  # valid polygons, level-0 pixels
 
 
 def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
-    """Read the areas of a GeoJSON file; points and lines are left out.
+    """Read the areas of a GeoJSON file, which may be packed as ``.gz``; points and lines are left out.
 
-    Parameters
-    ----------
-    path
-        FeatureCollection, list of Features or one Feature; ``.gz`` is unpacked.
-    bounds_origin
-        Upper left corner of what was scanned, level-0 pixels.
+    ``bounds_origin`` is the upper left corner of the scanned area, level-0 pixels.
 
     Raises
     ------
     AnnotationError
-        Not readable, no GeoJSON, or a coordinate that is no number.
+        Not readable, not GeoJSON, or a coordinate that is not a number.
     """
     try:
         data = path.read_bytes()
@@ -59,7 +46,7 @@ def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
     except OSError as error:
         raise AnnotationError(f"annotation {path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError) as error:
-        raise AnnotationError(f"annotation {path}: no JSON ({error}); export it from QuPath again") from error
+        raise AnnotationError(f"annotation {path}: not JSON ({error}); export it from QuPath again") from error
     areas = [area for number, feature in enumerate(_features(document, path)) for area in _areas(feature, number, path)]
     return [Area(name, affinity.translate(region, *bounds_origin)) for name, region in areas]
 
@@ -67,18 +54,9 @@ def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
 def geojson_of(
     regions: Sequence[tuple[str, BaseGeometry]], *, bounds_origin: Point, seed: str, locked: bool = False
 ) -> bytes:
-    """Regions as annotations that QuPath opens and edits.
+    """Return regions (class, and polygons in level-0 pixels) as annotations that QuPath opens and edits.
 
-    Parameters
-    ----------
-    regions
-        Class and region in level-0 pixels; each polygon becomes an annotation.
-    bounds_origin
-        Upper left corner of what was scanned, level-0 pixels.
-    seed
-        The same seed gives the same ids, and so the same bytes.
-    locked
-        Whether QuPath keeps them from being moved.
+    The same ``seed`` gives the same ids and the same bytes; ``locked`` ones cannot be moved.
     """
     features: list[dict[str, Any]] = []
     for classification, region in regions:
@@ -103,11 +81,11 @@ def geojson_of(
 
 
 COLOURS = {"Tissue": [0, 140, 70], "Tumor": [200, 0, 0]}
-"""RGB by class; QuPath does not parse a class without a colour."""
+"""RGB by class; QuPath cannot read a class without a colour."""
 
 
 def polygons_of(region: BaseGeometry) -> list[shapely.Polygon]:
-    """The polygons in a geometry, lines and points left out."""
+    """Return the polygons in a geometry, without lines and points."""
     parts = shapely.get_parts(region).tolist()
     nested = [p for part in parts for p in shapely.get_parts(part).tolist()]
     return [part for part in nested if isinstance(part, shapely.Polygon) and not part.is_empty]
@@ -120,7 +98,7 @@ def _features(document: Any, path: Path) -> Sequence[Mapping[str, Any]]:
         document = [document]
     if not isinstance(document, list) or not all(isinstance(f, Mapping) and f.get("geometry") for f in document):
         raise AnnotationError(
-            f"annotation {path}: no GeoJSON with features; export it from QuPath as FeatureCollection"
+            f"annotation {path}: not GeoJSON with features; export it from QuPath as FeatureCollection"
         )
     return document
 
@@ -132,7 +110,7 @@ def _areas(feature: Mapping[str, Any], number: int, path: Path) -> list[Area]:
     try:
         region = shapely.make_valid(shapely.force_2d(shapely.geometry.shape(geometry)))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, shapely.errors.ShapelyError) as error:
-        raise AnnotationError(f"annotation {path}: feature {number + 1} is no polygon ({error})") from error
+        raise AnnotationError(f"annotation {path}: feature {number + 1} is not a polygon ({error})") from error
     parts = [part for part in polygons_of(region) if part.area > 0]
     return [Area(_class_of(feature), shapely.union_all(parts))] if parts else []
 

@@ -211,10 +211,11 @@ def export_tiles(
     with explained(debug=debug):
         from wsi_ips.cli.app import parse_overrides
         from wsi_ips.pipeline.tiling.neighbours import export_run
-        from wsi_ips.tiles.interop import FORMATS
+        from wsi_ips.tiles.interop import TILE_FORMATS
 
-        if kind not in FORMATS:
-            raise RecipeError(f"--format {kind or '(not given)'}: write one of {', '.join(FORMATS)}")
+        writable = [entry.name for entry in TILE_FORMATS.values() if entry.writes]
+        if kind not in writable:
+            raise RecipeError(f"--format {kind or '(not given)'}: write one of {', '.join(writable)}")
         if to is None:
             raise RecipeError("--to: name the folder to write to")
         outcome = export_run(

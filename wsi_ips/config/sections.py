@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from wsi_ips.config.choices import listed_in
 from wsi_ips.labels import NONE, SEPARATOR, Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -38,43 +39,27 @@ class Section(BaseModel):
 class SlidesSection(Section):
     """How slides are opened."""
 
-    reader: Literal["auto", "direct", "openslide", "tiffslide"] = Field(
-        "auto",
-        description="`auto` takes OpenSlide where it opens the file, else TiffSlide, and reads JPEG tiles directly; "
-        "`direct` refuses slides without such tiles; `openslide` and `tiffslide` decode everything themselves",
-    )
+    reader: Annotated[str, listed_in("readers")] = Field("auto", description="how slides are opened and decoded")
 
 
 class TissueSection(Section):
     """How tissue is told from glass on a thumbnail."""
 
     mpp: Positive = Field(8.0, description="scale of the thumbnail, µm/px")
-    smoothing_um: Annotated[float, Field(ge=0)] = Field(
-        16.0, description="median filter before the threshold, diameter in µm"
-    )
-    closing_um: Annotated[float, Field(ge=0)] = Field(32.0, description="gaps up to this width are closed, µm")
     min_saturation: Share = Field(0.06, description="lowest saturation (0-1) that counts as stain, whatever Otsu finds")
     min_area_um2: Annotated[float, Field(ge=0)] = Field(
         40_000.0, description="tissue pieces below this area are dropped, µm²"
     )
     max_hole_um2: Annotated[float, Field(ge=0)] = Field(20_000.0, description="holes up to this area are filled, µm²")
-    lumen: Literal["keep", "drop"] = Field(
-        "keep",
-        description="`keep` fills holes as `max_hole_um2` says: lumina, vessels and vacuoles count as tissue; `drop` "
-        "leaves out holes of any size",
-    )
     method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
         "auto",
         description="`auto`: Otsu on saturation, then the noise of the slide's own glass, then density, the first that "
         "can be trusted; else only that one",
     )
-    fine_mpp: Positive = Field(
-        4.0, description="scale at which blur is judged, µm/px; the thumbnail is averaged from it"
-    )
 
     def segmentation(self) -> dict[str, Any]:
-        """Keyword arguments of :func:`wsi_ips.tissue.segment_tissue`."""
-        return self.model_dump(exclude={"mpp", "fine_mpp"})
+        """Return the keyword arguments of :class:`wsi_ips.tissue.TissueRules`."""
+        return self.model_dump(exclude={"mpp"})
 
 
 class TilesSection(Section):
@@ -92,8 +77,8 @@ class TilesSection(Section):
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: Path | None = Field(
         None,
-        description="folder with tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch, taken instead of our own "
-        "tiles; `mpp` and `patch_px` must be theirs",
+        description="folder with tile coordinates of another tool, used instead of our own tiles; `mpp` and `patch_px` "
+        "must be theirs",
     )
     shared: Path | None = Field(
         None, description="another run folder, whose tiles are used and completed instead of making them again"
@@ -515,10 +500,6 @@ class ComputeSection(Section):
     gpu_memory_gb: Positive = Field(
         4.0, description="memory for the activations of a step with gradient, GB (main memory where there is no GPU)"
     )
-    open_slides: Annotated[int, Field(ge=1)] = Field(32, description="slides kept open between reads")
-    tile_cache_mb: Annotated[int, Field(ge=1)] = Field(
-        64, description="decoded tiles kept for their neighbours, all slides together, MiB"
-    )
     scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
         None,
         description="who spreads the slides to tile: a Dask scheduler, `tcp://host:8786`, or `slurm`; empty = nobody",
@@ -551,7 +532,6 @@ class ComputeSection(Section):
         3600.0, description="with `torchrun`: a process gives up when the others have not answered for so long, s"
     )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
-    remote_attempts: Annotated[int, Field(ge=1)] = Field(3, description="slides behind a URL: attempts per read")
 
 
 class TrackingSection(Section):

@@ -75,14 +75,14 @@ class Run:
         shared = RunFolder(recipe.tiles.shared).states if recipe.tiles.shared else None
         names = [r.slide_id for r in manifest.records]
         states = StateTable.read(folder.states, folder.traceback, names, tiled_in=shared)
-        pool = SlidePool(max_open=recipe.compute.open_slides, cache_mb=recipe.compute.tile_cache_mb)
+        pool = SlidePool()
         return cls(recipe, manifest.records, truths, folder, states, progress or Silent(), pool)
 
     @classmethod
     def of_slide(cls, recipe: Recipe, record: SlideRecord) -> Run:
         """One slide alone, for a process that works on it; the table of states is not read and never written."""
         folder = RunFolder.of(recipe)
-        pool = SlidePool(max_open=1, cache_mb=recipe.compute.tile_cache_mb)
+        pool = SlidePool(max_open=1)
         states = StateTable(folder.states, folder.traceback)
         return cls(recipe, (record,), {}, folder, states, pool=pool)
 
@@ -99,7 +99,7 @@ class Run:
     @property
     def remote(self) -> Remote:
         """How patient to be with slides behind a URL."""
-        return Remote(self.recipe.compute.remote_timeout_s, self.recipe.compute.remote_attempts)
+        return Remote(self.recipe.compute.remote_timeout_s)
 
     def opener(self, record: SlideRecord) -> Callable[[], AbstractContextManager[SlideReader]]:
         """A function that gives an open slide, opened as the recipe says, for a ``with`` block."""

@@ -1,17 +1,18 @@
 """Slides: open them, read patches and thumbnails at a physical scale."""
 
 from wsi_ips.slides.array_reader import ArrayReader
-from wsi_ips.slides.base import RGB, SlideInfo, SlideReader
-from wsi_ips.slides.cache import TileCache
+from wsi_ips.slides.base import RGB, BaseReader, SlideInfo, SlideReader, level0_position, level_pixel, trusted_mpp
 from wsi_ips.slides.direct_reader import DirectReader
-from wsi_ips.slides.identity import content_bytes, content_identity
-from wsi_ips.slides.opening import Remote, open_slide
 from wsi_ips.slides.patch import Overview, read_area, read_overview, read_patch, read_shrunk, read_thumbnail
-from wsi_ips.slides.pool import SlidePool
+from wsi_ips.slides.pool import SlidePool, TileCache
+from wsi_ips.slides.readers import open_slide
+from wsi_ips.slides.source import PATIENT, Remote, content_bytes, content_identity
 
 __all__ = [
+    "PATIENT",
     "RGB",
     "ArrayReader",
+    "BaseReader",
     "DirectReader",
     "Overview",
     "Remote",
@@ -21,10 +22,13 @@ __all__ = [
     "TileCache",
     "content_bytes",
     "content_identity",
+    "level0_position",
+    "level_pixel",
     "open_slide",
     "read_area",
     "read_overview",
     "read_patch",
     "read_shrunk",
     "read_thumbnail",
+    "trusted_mpp",
 ]

@@ -1,11 +1,11 @@
 """Writer of tiled JPEG pyramids in Aperio form (BigTIFF, ``.svs``).
 
-Tiles are handed over as encoded bytes, and many places of a level may show the same tile: it is stored
-once. So a slide of gigapixels, most of them glass or repeated texture, is written in a moment.
+Tiles are passed as encoded bytes, and a tile that appears at many places of a level is stored once. So a slide of
+gigapixels, most of them glass or repeated texture, is written quickly.
 
-Layout of the file: directory 0 is level 0, directory 1 the thumbnail (TiffSlide takes Aperio's second
-directory for it), further directories are the coarser levels. Source: TIFF 6.0, the BigTIFF note, and what
-OpenSlide's Aperio driver asks for (a tiled first directory whose description begins with "Aperio").
+Layout of the file: directory 0 is level 0, directory 1 the thumbnail (TiffSlide expects it there), further directories
+are the coarser levels. Sources: TIFF 6.0, the BigTIFF note, and the needs of OpenSlide's Aperio driver (a tiled first
+directory whose description begins with "Aperio").
 """
 
 from __future__ import annotations
@@ -38,49 +38,27 @@ Entry = tuple[int, int, Sequence[int] | bytes]
 
 @dataclass(frozen=True)
 class EncodedLevel:
-    """One level of a pyramid.
+    """One level of a pyramid."""
 
-    Attributes
-    ----------
-    size
-        Size in pixels.
-    place
-        Position in ``tiles`` of the tile shown at each place, shape (tile rows, tile columns).
-    tiles
-        JPEG streams of 256 x 256 px.
-    """
-
-    size: Size
-    place: NDArray[np.int32]
-    tiles: Sequence[bytes]
+    size: Size  # size in pixels
+    place: NDArray[np.int32]  # index in `tiles` of the tile at each place, shape (tile rows, tile columns)
+    tiles: Sequence[bytes]  # JPEG streams of 256 x 256 px
 
 
 def encode_jpeg(pixels: RGB, *, quality: int = JPEG_QUALITY) -> bytes:
-    """A self-contained baseline JPEG, YCbCr with 4:2:0 subsampling."""
+    """Encode a self-contained baseline JPEG, YCbCr with 4:2:0 subsampling."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
 
 
 def tile_counts(size: Size) -> tuple[int, int]:
-    """Rows and columns of tiles that cover a level."""
+    """Return the numbers of tile rows and columns that cover a level."""
     return -(-size.height // TILE_PX), -(-size.width // TILE_PX)
 
 
 def write_aperio(path: Path, levels: Sequence[EncodedLevel], *, thumbnail: RGB, mpp: float) -> None:
-    """Write a slide; the file appears whole or not at all.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    levels
-        Finest first.
-    thumbnail
-        Small picture of the whole slide.
-    mpp
-        µm per level-0 pixel.
-    """
+    """Write a slide, complete or not at all: levels from the finest, and a small image of the whole slide."""
     first = levels[0].size
     header = (
         f"Aperio Image Library v12.0.0 (wsi-ips synthetic)\r\n{first.width}x{first.height} "
@@ -99,7 +77,7 @@ def write_aperio(path: Path, levels: Sequence[EncodedLevel], *, thumbnail: RGB, 
 
 
 def _tiled(file: BinaryIO, level: EncodedLevel, description: str) -> list[Entry]:
-    """Write a level's tiles, each once; its directory."""
+    """Write a level's tiles, each once, and return its directory."""
     starts = np.empty(len(level.tiles), np.uint64)
     for number, tile in enumerate(level.tiles):
         starts[number] = file.tell()
@@ -146,7 +124,7 @@ def _directory(size: Size, description: str, layout: list[Entry]) -> list[Entry]
 
 
 def _write_directories(file: BinaryIO, directories: Sequence[list[Entry]]) -> None:
-    """Append the directories, each linked from the one before; the first from the header."""
+    """Append the directories; the header links to the first, and each to the next."""
     link = 8
     for entries in directories:
         packed = [(tag, kind, *_pack(kind, values)) for tag, kind, values in entries]
@@ -170,7 +148,7 @@ def _write_directories(file: BinaryIO, directories: Sequence[list[Entry]]) -> No
 
 
 def _pack(kind: int, values: Sequence[int] | bytes) -> tuple[int, bytes]:
-    """Count and bytes of a tag's values."""
+    """Return count and bytes of a tag's values."""
     if isinstance(values, bytes):
         return len(values), values
     return len(values), struct.pack(f"<{len(values)}{FORMATS[kind]}", *values)

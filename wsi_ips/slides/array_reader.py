@@ -1,17 +1,15 @@
-"""Reader over pixels in memory: for tests, for arrays of other programs, and as the shipped fake."""
+"""Reader over pixels in memory: for tests, and for arrays of other programs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
 
 from wsi_ips.errors import UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.slides.base import RGB, SlideInfo
-from wsi_ips.slides.region import level_pixel, require_inside
+from wsi_ips.slides.base import RGB, BaseReader, SlideInfo, level_pixel, require_inside
 
 
-class ArrayReader:
+class ArrayReader(BaseReader):
     """A slide whose levels are arrays.
 
     Parameters
@@ -21,7 +19,7 @@ class ArrayReader:
     mpp
         µm per level-0 pixel, None for a slide without a scale.
     name
-        What messages call the slide.
+        Name for messages.
     bounds
         Scanned part in level-0 pixels; None is the whole slide.
 
@@ -39,7 +37,7 @@ class ArrayReader:
                 raise UnsupportedSlideError(
                     f"slide {name}: a level of shape {level.shape}, {level.dtype} is not 8-bit RGB"
                 )
-        self._levels, self._closed = list(levels), False
+        self._levels = list(levels)
         sizes = tuple(Size(level.shape[1], level.shape[0]) for level in levels)
         self.info = SlideInfo(
             name=name,
@@ -57,13 +55,3 @@ class ArrayReader:
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
         x, y = level_pixel(self.info, location_px0, level, size_px)
         return self._levels[level][y : y + size_px.height, x : x + size_px.width].copy()
-
-    def close(self) -> None:
-        """Later reads are errors, as with a file."""
-        self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

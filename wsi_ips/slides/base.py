@@ -1,52 +1,41 @@
-"""What a slide reader is: the header facts of a slide and three methods."""
+"""Slide readers: the protocol, the header facts of a slide, and the rules that all readers share."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import ResolutionError
+from wsi_ips.errors import RegionReadError, ResolutionError
 from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size, level_downsample
+
+if TYPE_CHECKING:
+    from wsi_ips.slides.pool import TileCache
 
 RGB = NDArray[np.uint8]
 """Pixels, shape (height, width, 3), 0-255."""
+SLACK = 1e-6
+"""Relative rounding error allowed when level-0 pixels are divided by a downsample."""
+MPP_RANGE = (0.01, 100.0)
+"""Plausible µm/px. Common false values: 352.8 is 72 dpi, 264.6 is 96 dpi, 1000 is "no unit"."""
 
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """Header facts of one slide.
+    """Header facts of one slide."""
 
-    Attributes
-    ----------
-    name
-        What messages call the slide: its file name.
-    reader
-        Which reader opened it: ``openslide``, ``tiffslide`` or ``array``.
-    level_sizes
-        Size in pixels of each level, finest first. Level numbers belong to this reader only.
-    mpp
-        µm per level-0 pixel, or None where the file states no scale that can be believed.
-    mpp_source
-        Where ``mpp`` comes from: a property's name, ``override``, or the reason why it is None.
-    bounds
-        Scanned part of the slide in level-0 pixels (the whole slide where the file states none).
-    properties
-        The file's own metadata, as text.
-    pixels_by
-        Who decodes the pixels, and why, e.g. ``direct: JPEG tiles of 256 x 256 px, YCbCr``.
-    """
-
-    name: str
-    reader: str
-    level_sizes: tuple[Size, ...]
-    mpp: Scale | None
-    mpp_source: str
-    bounds: Box
-    properties: dict[str, str]
-    pixels_by: str
+    name: str  # file name, used in messages
+    reader: str  # library that opened the file: `openslide`, `tiffslide` or `array`. Level numbers belong to it
+    level_sizes: tuple[Size, ...]  # size in pixels of each level, finest first
+    mpp: Scale | None  # µm per level-0 pixel, or None where the file states no plausible scale
+    mpp_source: str  # where `mpp` comes from: a property's name, `override`, or the reason why it is None
+    bounds: Box  # scanned part of the slide in level-0 pixels (the whole slide where the file states none)
+    properties: dict[str, str]  # the file's own metadata, as text
+    pixels_by: str  # what decodes the pixels, and why, e.g. `direct: JPEG tiles of 256 x 256 px, YCbCr`
 
     @property
     def size_px0(self) -> Size:
@@ -54,7 +43,7 @@ class SlideInfo:
         return self.level_sizes[0]
 
     def downsample(self, level: int) -> Scale:
-        """Level-0 pixels per pixel of a level; known also where the scale is not."""
+        """Return the level-0 pixels per pixel of a level; needs no µm/px."""
         return level_downsample(self.size_px0, self.level_sizes[level])
 
     @property
@@ -64,7 +53,7 @@ class SlideInfo:
         Raises
         ------
         ResolutionError
-            The slide has no scale that can be believed.
+            The slide has no plausible scale.
         """
         if self.mpp is None:
             raise ResolutionError(
@@ -76,7 +65,11 @@ class SlideInfo:
 
 @runtime_checkable
 class SlideReader(Protocol):
-    """An open slide. Every implementation passes ``tests/contracts/test_reader_contract.py``."""
+    """An open slide.
+
+    Subclass :class:`BaseReader` to implement one: it has defaults for everything but ``info`` and ``read_region``.
+    Every implementation passes ``tests/contracts/test_reader_contract.py``.
+    """
 
     @property
     def info(self) -> SlideInfo:
@@ -85,6 +78,9 @@ class SlideReader(Protocol):
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """Read pixels of one level.
+
+        Returns uint8, shape (height, width, 3), never shared with another call. Parts that were not scanned
+        (transparent in the file) have the file's background colour, else white.
 
         Parameters
         ----------
@@ -95,11 +91,28 @@ class SlideReader(Protocol):
         size_px
             Size in pixels of that level.
 
-        Returns
-        -------
-        numpy.ndarray
-            uint8, shape (height, width, 3), never shared with another call. Parts that the scanner left
-            out (transparent in the file) have the file's background colour, else white.
+        Raises
+        ------
+        RegionReadError
+            The region is not inside the level, or the file cannot deliver it.
+        """
+        ...
+
+    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
+        """Tell whether :meth:`read_into` can shrink this region by ``factor`` (above 1) while it decodes."""
+        ...
+
+    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
+        """Read ``factor`` times the size of ``out`` and shrink it to ``out`` while decoding.
+
+        Parameters
+        ----------
+        out
+            uint8, shape (height, width, 3), contiguous.
+        location_px0, level
+            As in :meth:`read_region`.
+        factor
+            Level pixels per pixel of ``out``: 1, or one for which :meth:`shrinks` is true.
 
         Raises
         ------
@@ -115,3 +128,119 @@ class SlideReader(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: Any) -> None: ...
+
+
+class BaseReader:
+    """Defaults of the optional members of :class:`SlideReader`; a subclass defines ``info`` and ``read_region``."""
+
+    info: SlideInfo
+    owns_source = False
+    """Whether the reader keeps reading from the :class:`ByteSource` it was opened with, and closes it."""
+    _closed = False
+
+    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
+        """See :class:`SlideReader`."""
+        raise NotImplementedError
+
+    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:  # noqa: ARG002
+        """Return False: this reader does not shrink while it decodes."""
+        return False
+
+    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
+        """See :class:`SlideReader`; copies the region, so ``factor`` must be 1."""
+        if factor != 1:
+            raise ValueError(f"slide {self.info.name}: {self.info.reader} does not shrink while it decodes")
+        out[:] = self.read_region(location_px0, level, Size(out.shape[1], out.shape[0]))
+
+    def share(self, cache: TileCache) -> None:
+        """Keep decoded tiles in a cache that is shared with other slides; by default there is nothing to share."""
+
+    def close(self) -> None:
+        """Release the file."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | None, str]:
+    """Return the scale a file states in ``PREFIX.mpp-x`` and ``mpp-y``, if it is plausible.
+
+    Returns
+    -------
+    mpp
+        µm per level-0 pixel per axis, or None.
+    source
+        The properties' name, or the reason why there is no scale.
+    """
+    names = [f"{prefix}.mpp-x", f"{prefix}.mpp-y"]
+    texts = [properties.get(name, "") for name in names]
+    if not all(texts):
+        return None, "the file states none"
+    try:
+        x, y = (float(text) for text in texts)
+    except ValueError:
+        return None, f"{names[0]} = {texts[0]} is not a number"
+    low, high = MPP_RANGE
+    if not all(math.isfinite(v) and low <= v <= high for v in (x, y)):
+        return None, f"{names[0]} = {x:.6g} is not the scale of a slide but a default of the software that wrote it"
+    return Scale(x, y), names[0].removesuffix("-x")
+
+
+def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size) -> Point:
+    """Return the pixel of a level nearest to a level-0 position from which a region still fits into the level."""
+    x, y = _level_location(info, location_px0, level)
+    width, height = info.level_sizes[level]
+    return Point(min(round(x), width - size_px.width), min(round(y), height - size_px.height))
+
+
+def level0_position(info: SlideInfo, pixel: Point, level: int) -> Point:
+    """Return a level-0 position that :func:`level_pixel` maps back to a pixel of a level.
+
+    It is the first level-0 pixel that begins within the level's pixel, so that readers that round down (OpenSlide)
+    return to it too. Where a level is less than twice as coarse as level 0, that position may be nearer to the next
+    pixel of the level; then the one before is returned.
+    """
+    downsample = info.downsample(level)
+    x, y = (_first_px0(at, factor) for at, factor in zip(pixel, downsample, strict=True))
+    return Point(x, y)
+
+
+def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool) -> None:
+    """Refuse a region that leaves its level, an unknown level, or a closed slide.
+
+    Raises
+    ------
+    RegionReadError
+        Names the slide and the region.
+    """
+    if closed:
+        raise RegionReadError(f"slide {info.name}: read after it was closed")
+    if not 0 <= level < len(info.level_sizes):
+        raise RegionReadError(f"slide {info.name}: no level {level}; it has {len(info.level_sizes)}")
+    x, y = _level_location(info, location_px0, level)
+    width, height = info.level_sizes[level]
+    inside = (
+        min(x, y) >= 0
+        and min(size_px) >= 1
+        and math.floor(x + SLACK) + size_px.width <= width
+        and math.floor(y + SLACK) + size_px.height <= height
+    )
+    if not inside:
+        raise RegionReadError(
+            f"slide {info.name}: region of {size_px.width} x {size_px.height} px at level-0 {tuple(location_px0)} "
+            f"is not inside level {level} ({width} x {height} px)"
+        )
+
+
+def _level_location(info: SlideInfo, location_px0: Point, level: int) -> tuple[float, float]:
+    downsample = info.downsample(level)
+    return location_px0.x / downsample.x, location_px0.y / downsample.y
+
+
+def _first_px0(pixel: int, downsample: float) -> int:
+    first = math.ceil(pixel * downsample - SLACK)
+    return first if round(first / downsample) == pixel else first - 1

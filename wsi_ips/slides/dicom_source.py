@@ -1,4 +1,4 @@
-"""The instances of a DICOM slide, for maps that refer to them: headers only. Needs the extra ``dicom``."""
+"""Header of a DICOM slide, for maps that refer to it. Needs the extra ``dicom``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAY_BE_EMPTY = (
     "StudyID",
     "AccessionNumber",
 )
-"""Attributes that must be there but may be empty (type 2); converters leave them out nevertheless."""
+"""Attributes that must be present but may be empty (type 2); some converters leave them out."""
 NEEDED = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -34,23 +34,15 @@ NEEDED = (
     "ImageOrientationSlide",
     "SharedFunctionalGroupsSequence",
 )
-"""Without these nobody can refer to the slide, or place anything on it."""
+"""Attributes without which a map cannot refer to the slide, or be placed on it."""
 
 
 @dataclass(frozen=True)
 class DicomSource:
-    """The finest instance of a DICOM slide: its header, without pixels.
+    """The finest instance of a DICOM slide: its header, without pixels."""
 
-    Attributes
-    ----------
-    header
-        The data set, complete enough to be referred to.
-    notes
-        What the file leaves out and how that was filled.
-    """
-
-    header: Dataset
-    notes: tuple[str, ...]
+    header: Dataset  # the data set, with missing optional attributes filled in
+    notes: tuple[str, ...]  # attributes that the file leaves out, and how they were filled in
 
     @property
     def size_px0(self) -> Size:
@@ -59,21 +51,16 @@ class DicomSource:
 
 
 def read_dicom_source(path: Path) -> DicomSource:
-    """The finest instance of the slide that a file belongs to.
+    """Read the finest instance of the slide that a file belongs to.
 
-    A slide is one file per level, all in one folder and of one series; which of them is named does not matter.
-
-    Parameters
-    ----------
-    path
-        Any of the slide's files.
+    A slide is one file per level, all in one folder and of one series; ``path`` is any of them.
 
     Raises
     ------
     SlideNotFoundError
         No such file.
     UnsupportedSlideError
-        Not DICOM, no slide, or a header nobody could refer to; names what is missing.
+        Not DICOM, not a slide, or an incomplete header; names what is missing.
     """
     if not path.exists():
         raise SlideNotFoundError(f"slide {path}: no such file; correct column `path` of the manifest")
@@ -97,7 +84,7 @@ def read_dicom_source(path: Path) -> DicomSource:
 
 
 def _header(path: Path) -> Dataset | None:
-    """The data set of a file without its pixels; None where it is no DICOM file."""
+    """Return the data set of a file without its pixels, None where it is not a DICOM file."""
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
@@ -111,7 +98,7 @@ def _header(path: Path) -> Dataset | None:
 
 
 def _complete(header: Dataset, name: str) -> DicomSource:
-    """A copy with the attributes that every instance must have; what was filled in is told."""
+    """Return a copy with the attributes that every instance must have, and notes on those filled in."""
     from pydicom import Dataset
 
     missing = [keyword for keyword in NEEDED if keyword not in header]

@@ -1,35 +1,33 @@
 """Reader of tiled JPEG slides that fetches and decodes the stored tiles itself.
 
-OpenSlide decodes to RGBA, composes, and converts, which takes several times as long as the decoder needs. Here the
-bytes of a tile go from the file to libjpeg-turbo and its pixels to where the caller wants them. Everything but
-pixels (levels, scale, bounds, metadata) comes from the reader that this one wraps, which also delivers what was
-not scanned.
+OpenSlide decodes to RGBA, composes and converts, which takes several times as long as decoding alone. Here the bytes of
+a tile go from the file to libjpeg-turbo and its pixels straight into the caller's memory. Everything else (levels,
+scale, bounds, metadata) comes from the wrapped reader, which also delivers the parts that were not scanned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
 from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Size
-from wsi_ips.slides.base import RGB, SlideReader
-from wsi_ips.slides.cache import TileCache
+from wsi_ips.slides.base import RGB, BaseReader, SlideReader, level0_position, level_pixel, require_inside
 from wsi_ips.slides.jpeg_tiles import FACTORS, JpegTiles, decode, find_jpeg_tiles
-from wsi_ips.slides.region import level0_position, level_pixel, require_inside
+from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import ByteSource
 
 VENDORS = ("aperio", "generic-tiff", "philips")
-"""Makers whose tiles lie side by side as stored; others overlap them, or leave the order to metadata."""
+"""Vendors whose tiles lie side by side as stored; others overlap them, or define the order in metadata."""
 LARGEST_DIFFERENCE = 2.0
-"""Grey levels, mean of a tile, by which the wrapped reader's pixels may differ on opening."""
+"""Mean grey levels of a tile by which the wrapped reader's pixels may differ on opening."""
 
 
 class _Place(NamedTuple):
-    """A stored tile and what is wanted of it, pixels after shrinking."""
+    """A stored tile and its position in the output, in pixels after shrinking."""
 
     row: int
     column: int
@@ -37,7 +35,7 @@ class _Place(NamedTuple):
     """Position of the whole tile in the output; may hang over its edges."""
 
 
-class DirectReader:
+class DirectReader(BaseReader):
     """A slide whose levels are JPEG tiles; safe to read from several threads.
 
     Parameters
@@ -56,17 +54,19 @@ class DirectReader:
         wrapped reader; the message says why. ``base`` and ``source`` are left open.
     """
 
+    owns_source = True
+
     def __init__(self, base: SlideReader, source: ByteSource, *, cache: TileCache | None = None) -> None:
         info = base.info
         vendor = info.properties.get(f"{info.reader}.vendor", "unknown")
         if vendor not in VENDORS and info.reader == "openslide":
-            raise UnsupportedSlideError(f"slide {info.name}: tiles of {vendor} are placed by its own rules")
+            raise UnsupportedSlideError(f"slide {info.name}: tiles of {vendor} are placed by rules of its own")
         self._levels = find_jpeg_tiles(info.name, source, info.level_sizes, jfif_is_ycbcr=info.reader == "tiffslide")
         if vendor == "aperio" and any((level.byte_counts == 0).any() for level in self._levels):
-            # OpenSlide leaves such places out on all levels, for the coarser ones were made from garbage.
+            # OpenSlide leaves such places out on all levels, because the coarser ones were made from garbage.
             raise UnsupportedSlideError(f"slide {info.name}: has tiles without pixels, a fault of Aperio's encoder")
-        self._base, self._source, self._cache, self._closed = base, source, cache or TileCache(), False
-        self._owner = object()  # in the cache; an id could be another slide's later
+        self._base, self._source, self._cache = base, source, cache or TileCache()
+        self._owner = object()  # key in the cache; id() could be reused by another slide
         self._downsamples = [info.downsample(level) for level in range(len(self._levels))]
         tiles = self._levels[0]
         self.info = replace(
@@ -83,29 +83,14 @@ class DirectReader:
         return out
 
     def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
-        """Whether :meth:`read_into` can shrink this region of a level by ``factor``."""
+        """See :class:`wsi_ips.slides.base.SlideReader`."""
         if factor not in FACTORS or not 0 <= level < len(self._levels):
             return False
         x, y = level_pixel(self.info, location_px0, level, size_px)
         return not any(value % factor for value in (x, y, *self._levels[level].tile))
 
     def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
-        """Read ``factor`` times the size of ``out`` and let the decoder shrink it to ``out``.
-
-        Parameters
-        ----------
-        out
-            uint8, shape (height, width, 3), contiguous.
-        location_px0, level
-            As in :meth:`read_region`.
-        factor
-            Level pixels per pixel of ``out``: 1, or one for which :meth:`shrinks` holds.
-
-        Raises
-        ------
-        RegionReadError
-            The region is not inside the level, or the file cannot deliver it.
-        """
+        """See :class:`wsi_ips.slides.base.SlideReader`."""
         self._read(out, location_px0, level, factor)
 
     def close(self) -> None:
@@ -115,12 +100,6 @@ class DirectReader:
             self._source.close()
             self._cache.forget(self._owner)
             self._base.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def _read(self, out: RGB, location_px0: Point, level: int, factor: int) -> None:
         size = Size(out.shape[1] * factor, out.shape[0] * factor)
@@ -133,12 +112,12 @@ class DirectReader:
         except (ValueError, OSError) as error:
             raise RegionReadError(
                 f"slide {self.info.name}: cannot read {size.width} x {size.height} px of level {level} at level-0 "
-                f"{tuple(location_px0)}: {error}; the file is damaged there (`slides.reader: openslide` reads what "
-                "OpenSlide makes of it)"
+                f"{tuple(location_px0)}: {error}; the file is damaged there (with `slides.reader: openslide`, "
+                "OpenSlide reads what it can)"
             ) from error
 
     def _first_pixel(self, location_px0: Point, level: int, size: Size) -> Point:
-        """As :func:`level_pixel` after :func:`require_inside`, which take five times as long where all is well."""
+        """Do the work of :func:`require_inside` and :func:`level_pixel`, five times as fast where all is well."""
         if 0 <= level < len(self._levels) and not self._closed:
             downsample, whole = self._downsamples[level], self._levels[level].size
             x, y = round(location_px0.x / downsample.x), round(location_px0.y / downsample.y)
@@ -175,7 +154,7 @@ class DirectReader:
         decode(tiles.complete(self._source.read_at(offset, count)), tiles.tile, factor=factor, out=out)
 
     def _not_scanned(self, level: int, place: _Place, factor: int, out: RGB) -> None:
-        """A tile without a stream: what the wrapped reader shows there, white beyond the level's edge."""
+        """Fill a tile that has no stream with the wrapped reader's pixels, white beyond the level's edge."""
         tiles = self._levels[level]
         x, y = place.column * tiles.tile.width, place.row * tiles.tile.height
         size = Size(min(tiles.tile.width, tiles.size.width - x), min(tiles.tile.height, tiles.size.height - y))
@@ -188,9 +167,8 @@ class DirectReader:
     def _require_same_pixels(self) -> None:
         """Compare a tile of the finest and one of the coarsest level with the wrapped reader's.
 
-        Components that are not what the file says they are show on any tile, also on glass. On a coarse level the
-        first tile is taken: far from the origin OpenSlide renders between pixels where a downsample is no
-        whole number.
+        A wrong colour space shows on any tile, also on glass. On the coarse level the first tile is compared, because
+        far from the origin OpenSlide renders between pixels where a downsample is not a whole number.
         """
         for level in {0, len(self._levels) - 1}:
             tiles = self._levels[level]
@@ -214,7 +192,7 @@ class DirectReader:
 
 
 def _places(tiles: JpegTiles, at: Point, size: Size, factor: int) -> Iterator[_Place]:
-    """The tiles under a region, row by row."""
+    """Yield the tiles under a region, row by row."""
     width, height = tiles.tile.width, tiles.tile.height
     for row in range(at.y // height, (at.y + size.height - 1) // height + 1):
         for column in range(at.x // width, (at.x + size.width - 1) // width + 1):

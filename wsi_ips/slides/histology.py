@@ -1,9 +1,9 @@
 """H&E-like textures: concentrations of haematoxylin and eosin on seamless tiles, and their colour.
 
-A texture is a set of interchangeable variants of one 256 px tile. Nuclei that cross the tile's border and the
-background are the same in all variants of a texture (on a torus), so any two may lie side by side without
-a seam; nuclei inside differ. Colour follows Beer and Lambert: ``I = exp(-(H·h + E·e))`` per channel, with the
-stain vector of haematoxylin by Ruifrok and Johnston (2001) and a redder eosin, closer to scanned slides.
+A texture is a set of interchangeable variants of one 256 px tile. The background and the nuclei that cross the tile's
+border are the same in all variants of a texture (on a torus), so that any two fit side by side without a seam; the
+nuclei inside differ. Colour follows Beer and Lambert: ``I = exp(-(H·h + E·e))`` per channel, with the stain vector of
+haematoxylin by Ruifrok and Johnston (2001) and a redder eosin, closer to scanned slides.
 
 Pure, seeded. Lengths are µm; arrays are [y, x].
 """
@@ -32,29 +32,17 @@ EOSIN = np.array([0.12, 0.86, 0.36], np.float32)
 
 @dataclass(frozen=True)
 class Cells:
-    """Look of one kind of cell.
+    """Look of one kind of cell."""
 
-    Attributes
-    ----------
-    per_mm2
-        Cells per mm².
-    radius_um, radius_sd_um
-        Nuclear radius, mean and deviation.
-    elongation
-        Largest ratio of the axes.
-    rim, body
-        Haematoxylin at the nuclear membrane and inside.
-    nucleoli
-        Most nucleoli per nucleus.
-    """
-
-    per_mm2: float
+    per_mm2: float  # cells per mm²
+    # nuclear radius, mean and deviation
     radius_um: float
     radius_sd_um: float
-    elongation: float
+    elongation: float  # largest ratio of the axes
+    # haematoxylin at the nuclear membrane and inside
     rim: float
     body: float
-    nucleoli: int = 0
+    nucleoli: int = 0  # most nucleoli per nucleus
 
 
 @dataclass(frozen=True)
@@ -78,25 +66,17 @@ RECIPES: dict[TextureName, Recipe] = {
 
 @dataclass(frozen=True)
 class Stain:
-    """How strongly a slide took each dye, and the shade of its glass.
+    """Strength of each dye on a slide, and the colour of its glass."""
 
-    Attributes
-    ----------
-    haematoxylin, eosin
-        Factors of concentration, 1 is ordinary.
-    hue
-        Small change of the two stain vectors, shape (2, 3) as nested tuples.
-    glass
-        RGB of the empty glass.
-    """
-
+    # factors of concentration, 1 is ordinary
     haematoxylin: float
     eosin: float
+    # small change of the two stain vectors, shape (2, 3) as nested tuples
     hue: tuple[tuple[float, float, float], tuple[float, float, float]]
-    glass: tuple[int, int, int]
+    glass: tuple[int, int, int]  # RGB of the empty glass
 
     def colour(self, concentration: Floats) -> RGB:
-        """Colour of concentrations of shape (..., 2), as RGB of shape (..., 3)."""
+        """Return the RGB colour, shape (..., 3), of concentrations of shape (..., 2)."""
         vectors = np.stack([HAEMATOXYLIN, EOSIN]) + np.array(self.hue, np.float32)
         vectors *= np.array([[self.haematoxylin], [self.eosin]], np.float32)
         light = np.exp(-(concentration @ vectors)) * np.array(self.glass, np.float32)
@@ -104,23 +84,9 @@ class Stain:
 
 
 def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int = VARIANTS) -> Floats:
-    """Concentrations of all variants of a texture.
+    """Make the concentrations of all variants of a texture.
 
-    Parameters
-    ----------
-    name
-        Which texture.
-    rng
-        Source of chance.
-    mpp
-        µm per pixel.
-    variants
-        Number of interchangeable tiles.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32, shape (variants, 256, 256, 2): haematoxylin, eosin.
+    Returns float32, shape (variants, 256, 256, 2): haematoxylin, eosin.
     """
     recipe = RECIPES[name]
     ground = recipe.eosin + recipe.eosin_noise * periodic_noise(rng, 12 / mpp)
@@ -142,19 +108,13 @@ def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int
 
 
 def periodic_noise(rng: Generator, wavelength_px: float) -> Floats:
-    """Smooth noise on a torus of one tile, about zero mean and unit deviation."""
+    """Return smooth noise on a torus of one tile, of about zero mean and unit deviation."""
     noise = ndimage.gaussian_filter(rng.normal(size=(TILE_PX, TILE_PX)), wavelength_px / 4, mode="wrap")
     return np.asarray(noise / max(1e-9, float(noise.std())), np.float32)
 
 
 def match_mean_colour(pixels: RGB, target: RGB) -> RGB:
-    """Tone curve per channel after which the mean colour equals the target's: ``I ** gamma``.
-
-    Parameters
-    ----------
-    pixels, target
-        uint8, shape (..., 3).
-    """
+    """Apply a tone curve ``I ** gamma`` per channel, so that the mean colour equals the target's."""
     out = np.empty_like(pixels)
     for channel in range(3):
         values = np.arange(256) / 255
@@ -169,7 +129,7 @@ def match_mean_colour(pixels: RGB, target: RGB) -> RGB:
 
 
 def _fibres(rng: Generator, mpp: float) -> Floats:
-    """Wavy bundles in one direction, periodic, about -1 to 1."""
+    """Draw wavy bundles in one direction, periodic, about -1 to 1."""
     y, x = np.mgrid[:TILE_PX, :TILE_PX] / TILE_PX
     bundles = max(2, round(TILE_PX * mpp / 9))  # one every 9 µm
     phase = 2 * np.pi * (bundles * y + (bundles // 3) * x) + 2.2 * periodic_noise(rng, 45 / mpp)
@@ -177,7 +137,7 @@ def _fibres(rng: Generator, mpp: float) -> Floats:
 
 
 def _scatter(rng: Generator, cells: Cells, mpp: float) -> Floats:
-    """Centres of cells on the torus, kept apart by dart throwing on a jittered grid, shape (n, 2) x, y."""
+    """Return centres of cells on the torus, kept apart by a jittered grid, shape (n, 2) x, y."""
     side_um = TILE_PX * mpp
     per_side = max(1, round((cells.per_mm2 * (side_um / 1000) ** 2) ** 0.5))
     step = TILE_PX / per_side
@@ -188,7 +148,7 @@ def _scatter(rng: Generator, cells: Cells, mpp: float) -> Floats:
 
 
 def _stamp_all(variant: Floats, fixed: Floats, free: Floats, cells: Cells, mpp: float, rng: Generator) -> None:
-    """Put border nuclei (the same in all variants) and inner nuclei (of this variant) onto a tile."""
+    """Draw border nuclei (the same in all variants) and inner nuclei (of this variant) on a tile."""
     reach = (cells.radius_um + 2 * cells.radius_sd_um) * cells.elongation**0.5 / mpp + 2
     crosses = ((fixed % TILE_PX < reach) | (fixed % TILE_PX > TILE_PX - reach)).any(axis=1)
     inner = ((free % TILE_PX >= reach) & (free % TILE_PX <= TILE_PX - reach)).all(axis=1)
@@ -227,7 +187,7 @@ def _stamp(variant: Floats, centre: Floats, cells: Cells, mpp: float, rng: Gener
 
 
 def _fat(rng: Generator, mpp: float) -> Floats:
-    """Empty vacuoles between thin walls, shape (256, 256, 2)."""
+    """Draw empty vacuoles between thin walls, shape (256, 256, 2)."""
     count = max(4, round((TILE_PX * mpp / 55) ** 2))
     seeds = rng.uniform(0, TILE_PX, (count, 2))
     shifts = np.array([-TILE_PX, 0, TILE_PX])

@@ -1,7 +1,7 @@
-"""JPEG tiles of a TIFF: where they lie in the file, and their pixels.
+"""JPEG tiles of a TIFF: their positions in the file, and how to decode them.
 
 Sources: TIFF 6.0 and its Technical Note 2 (abbreviated streams with shared tables, tag 347), the BigTIFF note, Adobe
-Technical Note 5116 (marker APP14: how the components are meant).
+Technical Note 5116 (marker APP14: colour space of the components).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RGB_COMPONENTS, YCBCR_COMPONENTS = 2, 6
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 JFIF = b"\xff\xe0"
 FACTORS = (2, 4, 8)
-"""By how much the decoder can shrink while it decodes (it transforms fewer coefficients)."""
+"""Factors by which the decoder can shrink while it decodes (it transforms fewer coefficients)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class JpegTiles:
     tile
         Size of every tile in pixels, also of those that hang over the right and lower edge.
     offsets, byte_counts
-        Where each tile's stream lies in the file, int64, shape (tile rows * tile columns,). A count of 0 is
-        a tile that was not scanned.
+        Position of each tile's stream in the file, int64, shape (tile rows * tile columns,). A count of 0 marks a
+        tile that was not scanned.
     prefix
-        What goes before the stream in place of its first two bytes: start of image, how the components are
-        meant, shared tables.
+        Bytes that replace the first two of each stream: start of image, colour space of the components, shared
+        tables.
     components
         ``YCbCr`` or ``RGB``.
     """
@@ -56,30 +56,24 @@ class JpegTiles:
 
     @property
     def columns(self) -> int:
-        """Tiles side by side."""
+        """Number of tile columns."""
         return -(-self.size.width // self.tile.width)
 
     @property
     def rows(self) -> int:
-        """Tiles on top of each other."""
+        """Number of tile rows."""
         return -(-self.size.height // self.tile.height)
 
     def complete(self, stream: bytes) -> bytes:
-        """A stream that any decoder understands."""
+        """Return a stream that any decoder understands."""
         return self.prefix + stream[2:]
 
 
 def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
-    """Decode a complete stream.
+    """Decode a complete JPEG of a given size, shrunk by ``factor`` (1, or one of :data:`FACTORS`).
 
     Parameters
     ----------
-    stream
-        JPEG.
-    size
-        Size in pixels that the stream must have.
-    factor
-        1, or one of :data:`FACTORS`: shrink by it.
     out
         Contiguous memory to decode into, uint8, shape (height / factor, width / factor, 3).
 
@@ -100,19 +94,13 @@ def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
 def find_jpeg_tiles(
     name: str, source: ByteSource, level_sizes: tuple[Size, ...], *, jfif_is_ycbcr: bool
 ) -> tuple[JpegTiles, ...]:
-    """JPEG tiles of each level of a slide.
+    """Find the JPEG tiles of each level of a TIFF or BigTIFF; ``level_sizes`` come from another reader.
 
     Parameters
     ----------
-    name
-        What messages call the slide.
-    source
-        Its bytes: TIFF or BigTIFF.
-    level_sizes
-        Sizes of the levels, as another reader sees them.
     jfif_is_ycbcr
-        What holds where a stream with a JFIF marker lies in a directory that says RGB: the marker (as for
-        TiffSlide) or the directory (as for OpenSlide).
+        Whether a stream with a JFIF marker is YCbCr although its directory says RGB (TiffSlide says yes, OpenSlide
+        no).
 
     Raises
     ------
@@ -140,7 +128,7 @@ def _tiled(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
 
 
 def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
-    """The directory of each level: one after the other where they fit so, else the only one of its size."""
+    """Return the directory of each level: in file order where the sizes match, else the only one of its size."""
     in_order = directories[: len(sizes)]
     if len(directories) == len(sizes) and all(map(_shows, in_order, sizes)):
         return in_order
@@ -176,7 +164,7 @@ def _level(name: str, page: tifffile.TiffPage, size: Size, *, jfif_is_ycbcr: boo
 
 
 def _shows(page: tifffile.TiffPage, size: Size) -> bool:
-    """Whether a directory holds a level: of its size, or of whole tiles around it (Philips pads)."""
+    """Tell whether a directory holds a level: it has its size, or is padded to whole tiles (Philips)."""
     width, height = page.imagewidth, page.imagelength
     padded = (-(-size.width // page.tilewidth) * page.tilewidth, -(-size.height // page.tilelength) * page.tilelength)
     return (width, height) in (tuple(size), padded)
@@ -195,7 +183,7 @@ def _has_jfif(source: ByteSource, page: tifffile.TiffPage) -> bool:
 
 
 def _prefix(tables: bytes | None, *, is_ycbcr: bool) -> bytes:
-    """Start of image, APP14 with the meaning of the components, and the shared tables without their frame."""
+    """Return start of image, APP14 with the colour space, and the shared tables without their frame."""
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
     if not tables:
         return SOI + adobe

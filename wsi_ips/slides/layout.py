@@ -1,7 +1,7 @@
-"""Where the tissue, the fat, the stroma and the planted regions of a synthetic slide lie. Pure, seeded.
+"""Plan of a synthetic slide, and where its tissue, fat, stroma and planted regions lie. Pure, seeded.
 
-Fields are signed distances in cells (positive inside) on a grid of cells of 32 level-0 pixels; the value of
-cell (row, column) stands for the middle of that cell.
+Fields are signed distances in cells (positive inside) on a grid of cells of 32 level-0 pixels; the value of cell (row,
+column) is that of its centre.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scipy import ndimage
 from skimage import measure
 
 from wsi_ips.geometry import Size
+from wsi_ips.slides.histology import Stain
 
 CELL_PX = 32
 Field = NDArray[np.float32]
@@ -33,62 +34,74 @@ class PlannedBlob:
 
 
 @dataclass(frozen=True)
+class SyntheticSlide:
+    """Plan of one slide; the same plan gives the same file, byte for byte."""
+
+    slide_id: str
+    seed: int  # seed of the layout
+    size_px0: Size  # width and height of level 0
+    mpp: float  # µm per level-0 pixel
+    tissue_mm2: float
+    blobs: tuple[PlannedBlob, ...]
+    stain: Stain  # colour of the slide
+    bank: int = 0  # set of texture variants; training and held-out slides share no nucleus
+    pen: tuple[int, int, int] | None = None  # colour of a pen mark, or None
+    blur: bool = False  # whether a region is out of focus
+    fat_share: float | None = None  # share of the tissue that is fat; None for the little that a lymph node has
+    fragments: int = 1  # number of pieces of tissue
+    fold: bool = False  # whether the tissue is folded along a line
+    bubble: bool = False  # whether there is an air bubble under the coverslip
+
+    @property
+    def label(self) -> int:
+        """1 where any planted region is tumour."""
+        return int(any(blob.kind == "tumour" for blob in self.blobs))
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Fields of one slide, each of shape (rows, columns) of cells.
+    """Fields of one slide, each of shape (rows, columns) of cells."""
 
-    Attributes
-    ----------
-    tissue, stroma, fat, follicle, tumour
-        Signed distance to the edge of each, in cells.
-    lesions
-        Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
-    """
-
+    # signed distance to the edge of each, in cells
     tissue: Field
     stroma: Field
     fat: Field
     follicle: Field
     tumour: Field
+    # outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed
     lesions: tuple[NDArray[np.float64], ...]
 
 
-def plan_layout(
-    rng: Generator,
-    *,
-    size_px0: Size,
-    mpp: float,
-    tissue_mm2: float,
-    blobs: Sequence[PlannedBlob],
-    fat_share: float | None = None,
-    fragments: int = 1,
-) -> Layout:
-    """Draw a slide's layout.
-
-    Parameters
-    ----------
-    rng
-        Source of chance.
-    size_px0
-        Size of level 0.
-    mpp
-        µm per level-0 pixel.
-    tissue_mm2
-        Tissue area.
-    blobs
-        Regions to plant, each wholly inside the tissue where it fits.
-    fat_share
-        Share of the tissue that is fat; None for the little that a lymph node has.
-    fragments
-        Pieces that the tissue is broken into.
-    """
-    shape = (-(-size_px0.height // CELL_PX), -(-size_px0.width // CELL_PX))
-    cell_mm = CELL_PX * mpp / 1000
-    area_cells = tissue_mm2 / cell_mm**2
-    tissue = _tissue(rng, shape, area_cells) if fragments == 1 else _fragments(rng, shape, area_cells, fragments)
+def plan_layout(slide: SyntheticSlide, rng: Generator) -> Layout:
+    """Draw a slide's layout; blobs lie wholly inside the tissue where they fit."""
+    size = slide.size_px0
+    shape = (-(-size.height // CELL_PX), -(-size.width // CELL_PX))
+    cell_mm = CELL_PX * slide.mpp / 1000
+    area_cells, pieces = slide.tissue_mm2 / cell_mm**2, slide.fragments
+    tissue = _tissue(rng, shape, area_cells) if pieces == 1 else _fragments(rng, shape, area_cells, pieces)
     stroma = np.asarray(6 * (smooth_noise(rng, shape, 0.9 / cell_mm) - 0.7), np.float32)
     lobules = smooth_noise(rng, shape, 0.5 / cell_mm)
-    level = 1.9 if fat_share is None else float(np.quantile(lobules[tissue > 0], 1 - fat_share))
+    level = 1.9 if slide.fat_share is None else float(np.quantile(lobules[tissue > 0], 1 - slide.fat_share))
     fat = np.asarray(8 * (lobules - level), np.float32)
+    planted = _planted(rng, tissue, slide.blobs, cell_mm)
+    nothing = np.full(shape, -99, np.float32)
+    tumour = np.maximum.reduce([nothing, *planted["tumour"]])
+    follicle = np.maximum.reduce([nothing, *planted["follicle"]])
+    any_blob = np.maximum(tumour, follicle)
+    return Layout(
+        tissue=tissue,
+        stroma=np.minimum(stroma, -any_blob - 1),
+        fat=np.minimum(fat, -any_blob - 3),
+        follicle=follicle,
+        tumour=tumour,
+        lesions=tuple(outline for field in planted["tumour"] for outline in _outlines(field)),
+    )
+
+
+def _planted(
+    rng: Generator, tissue: Field, blobs: Sequence[PlannedBlob], cell_mm: float
+) -> dict[BlobKind, list[Field]]:
+    """Place the blobs, the largest first, each where the others leave room."""
     planted: dict[BlobKind, list[Field]] = {"follicle": [], "tumour": []}
     room = tissue.copy()
     for blob in sorted(blobs, key=lambda b: -b.diameter_mm):
@@ -97,22 +110,11 @@ def plan_layout(
         planted[blob.kind].append(field)
         room = np.minimum(room, -field - 2)
         room[centre] = -99
-    nothing = np.full(shape, -99, np.float32)
-    tumour = np.maximum.reduce([nothing, *planted["tumour"]])
-    follicle = np.maximum.reduce([nothing, *planted["follicle"]])
-    blob_any = np.maximum(tumour, follicle)
-    return Layout(
-        tissue=tissue,
-        stroma=np.minimum(stroma, -blob_any - 1),
-        fat=np.minimum(fat, -blob_any - 3),
-        follicle=follicle,
-        tumour=tumour,
-        lesions=tuple(outline for field in planted["tumour"] for outline in _outlines(field)),
-    )
+    return planted
 
 
 def smooth_noise(rng: Generator, shape: tuple[int, int], wavelength_cells: float) -> Field:
-    """Noise of about unit deviation and a given wavelength."""
+    """Return noise of about unit deviation and a given wavelength."""
     height, width = (max(4, int(side / wavelength_cells * 2) + 4) for side in shape)
     coarse = rng.normal(size=(height, width)).astype(np.float32)
     fine = np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
@@ -120,14 +122,14 @@ def smooth_noise(rng: Generator, shape: tuple[int, int], wavelength_cells: float
 
 
 def signed_distance(mask: NDArray[np.bool_]) -> Field:
-    """Distance to the edge of a mask, positive inside, zero between the last cell in and the first out."""
+    """Return the distance to the edge of a mask: positive inside, zero halfway between cells in and out."""
     inside = ndimage.distance_transform_edt(mask)
     outside = ndimage.distance_transform_edt(~mask)
     return np.asarray(np.where(mask, inside - 0.5, 0.5 - outside), np.float32)
 
 
 def _tissue(rng: Generator, shape: tuple[int, int], area_cells: float) -> Field:
-    """One lobed piece, off centre, away from the edges of the glass."""
+    """Draw one lobed piece, off centre, away from the edges of the glass."""
     height, width = shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     cy, cx = height * rng.uniform(0.42, 0.58), width * rng.uniform(0.40, 0.60)
@@ -146,7 +148,7 @@ def _tissue(rng: Generator, shape: tuple[int, int], area_cells: float) -> Field:
 
 
 def _fragments(rng: Generator, shape: tuple[int, int], area_cells: float, count: int) -> Field:
-    """Pieces of uneven size strewn over the glass, as of a curettage or a needle."""
+    """Draw pieces of uneven size scattered over the glass, as from a curettage or a needle."""
     height, width = shape
     shares = rng.dirichlet(np.full(count, 4.0))
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -170,7 +172,7 @@ def _fragments(rng: Generator, shape: tuple[int, int], area_cells: float, count:
 
 
 def _blob(rng: Generator, room: Field, radius: float) -> tuple[Field, tuple[int, int]]:
-    """A lobed blob where there is room; its field and centre."""
+    """Draw a lobed blob where there is room; return its field and centre."""
     fits = np.flatnonzero(room.ravel() > 1.25 * radius)
     flat = int(rng.choice(fits)) if len(fits) else int(np.argmax(room))
     cy, cx = divmod(flat, room.shape[1])
@@ -183,7 +185,7 @@ def _blob(rng: Generator, room: Field, radius: float) -> tuple[Field, tuple[int,
 
 
 def _outlines(field: Field) -> list[NDArray[np.float64]]:
-    """Zero contours of a field as x, y in level-0 pixels, simplified to an eighth of a cell."""
+    """Return zero contours of a field as x, y in level-0 pixels, simplified to an eighth of a cell."""
     padded = np.pad(field, 1, constant_values=-99)
     outlines = []
     for contour in measure.find_contours(padded, 0):

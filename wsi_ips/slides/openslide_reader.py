@@ -1,13 +1,12 @@
 """Reader over OpenSlide: SVS, NDPI, MRXS, SCN, DICOM, tiled TIFF and more.
 
-Colour profiles (ICC) are left alone on purpose: the pixels are those that other tools and published
-weights have seen.
+Colour profiles (ICC) are deliberately not applied: other tools and published weights have seen these pixels.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openslide
@@ -17,23 +16,30 @@ from PIL.Image import Image
 
 from wsi_ips.errors import RegionReadError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.slides.base import RGB, SlideInfo
-from wsi_ips.slides.cache import TileCache
-from wsi_ips.slides.region import level_pixel, require_inside
-from wsi_ips.slides.scale import trusted_mpp
+from wsi_ips.slides.base import RGB, BaseReader, SlideInfo, level_pixel, require_inside, trusted_mpp
+from wsi_ips.slides.pool import TileCache
+from wsi_ips.slides.tiffslide_reader import require_rgb
+
+if TYPE_CHECKING:
+    from wsi_ips.slides.readers import SlideFile
 
 OPAQUE = 255
 
 
-class OpenSlideReader:
-    """A slide opened by OpenSlide; safe to read from several threads.
+def open_openslide(file: SlideFile) -> OpenSlideReader:
+    """Open a slide with OpenSlide; plain TIFFs that are not 8-bit RGB are refused, as OpenSlide would convert them."""
+    reader = OpenSlideReader(Path(file.path), mpp_override=file.mpp_override)
+    if reader.info.properties.get("openslide.vendor") == "generic-tiff":
+        try:
+            require_rgb(file.name, file.source)
+        except UnsupportedSlideError:
+            reader.close()
+            raise
+    return reader
 
-    Parameters
-    ----------
-    path
-        The slide.
-    mpp_override
-        Scale from the manifest; it wins over the file's.
+
+class OpenSlideReader(BaseReader):
+    """A slide opened by OpenSlide; safe to read from several threads. ``mpp_override`` replaces the scale in the file.
 
     Raises
     ------
@@ -49,7 +55,6 @@ class OpenSlideReader:
         except OpenSlideError as error:
             raise UnsupportedSlideError(f"slide {path.name}: OpenSlide refuses it: {error}") from error
         self._slide = slide
-        self._closed = False
         properties = {name: str(value) for name, value in slide.properties.items()}
         mpp, source = trusted_mpp(properties, prefix="openslide")
         self.info = SlideInfo(
@@ -69,7 +74,7 @@ class OpenSlideReader:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
         x, y = level_pixel(self.info, location_px0, level, size_px)
-        # OpenSlide divides by one downsample for both axes and renders between pixels; this hits the pixel.
+        # OpenSlide divides by one downsample for both axes and renders between pixels; this position hits the pixel.
         mean = self._downsamples[level]
         try:
             image = self._slide.read_region((round(x * mean), round(y * mean)), level, (size_px.width, size_px.height))
@@ -81,7 +86,7 @@ class OpenSlideReader:
         return _over_background(image, self._background)
 
     def share(self, cache: TileCache) -> None:
-        """Keep decoded tiles in a cache that other slides use too, instead of in one of its own."""
+        """Keep decoded tiles in a cache that is shared with other slides."""
         self._slide.set_cache(cache.for_openslide)
 
     def close(self) -> None:
@@ -90,15 +95,9 @@ class OpenSlideReader:
             self._closed = True
             self._slide.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
 
 def _over_background(image: Image, background: NDArray[np.uint8]) -> RGB:
-    """RGBA to RGB; pixels the scanner left out are transparent and get the file's background colour."""
+    """Convert RGBA to RGB; pixels that were not scanned are transparent and get the file's background colour."""
     if image.tobytes("raw", "A") == bytes([OPAQUE]) * (image.width * image.height):
         return np.array(image.convert("RGB"))  # several times as fast as arithmetic on arrays
     rgba = np.asarray(image)
@@ -112,7 +111,7 @@ def _background(properties: dict[str, str]) -> NDArray[np.uint8]:
 
 
 def _bounds(properties: dict[str, str], size: Size) -> Box:
-    """Scanned part of the slide, cut to the slide."""
+    """Return the scanned part of the slide, clipped to the slide."""
     names = ("x", "y", "width", "height")
     stated = [properties.get(f"openslide.bounds-{name}") for name in names]
     if any(value is None for value in stated):

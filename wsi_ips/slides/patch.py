@@ -9,37 +9,30 @@ import numpy as np
 from PIL import Image
 
 from wsi_ips.geometry import MPP_TOLERANCE, Box, Point, ReadPlan, Scale, Size
-from wsi_ips.slides.base import RGB, SlideReader
-from wsi_ips.slides.direct_reader import DirectReader
+from wsi_ips.slides.base import RGB, SLACK, SlideReader
 from wsi_ips.slides.jpeg_tiles import FACTORS
-from wsi_ips.slides.region import SLACK
 
+FINE_MPP = 4.0
+"""Coarsest scale of the fine picture of an overview, on which blur is judged, µm/px."""
 STRIP_PX = 2**24
-"""Most pixels read at a time for a thumbnail (48 MB as RGB)."""
+"""Most pixels that are read at a time for a thumbnail (48 MB as RGB)."""
 
 
 def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RGB | None = None) -> RGB:
     """Read one patch.
 
-    Where the plan averages 2 x 2, 4 x 4 or 8 x 8 pixels and the reader decodes JPEG tiles itself, the decoder does it:
-    on H&E it differs from the mean by about one grey level (``benchmarks/reading.py``), for it leaves out
-    frequencies instead of averaging pixels.
+    Where the plan averages 2 x 2, 4 x 4 or 8 x 8 pixels and the reader decodes JPEG tiles itself, the decoder shrinks.
+    It leaves out frequencies instead of averaging pixels, which on H&E differs from the mean by about one grey level
+    (``benchmarks/reading.py``).
+
+    Returns uint8, shape (patch height, patch width, 3), averaged by area where the plan resamples.
 
     Parameters
     ----------
-    reader
-        The slide.
     location_px0
         Top-left corner, level-0 pixels.
-    plan
-        Level, read size and patch size.
     out
         Memory for the patch, contiguous; new memory where None.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, shape (patch height, patch width, 3), averaged by area where the plan resamples.
 
     Raises
     ------
@@ -49,13 +42,10 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RG
     if out is None:
         out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
     factor = plan.whole_factor
-    if isinstance(reader, DirectReader) and (
-        factor == 1 or (factor and reader.shrinks(location_px0, plan.level, plan.read_size, factor))
-    ):
+    if factor == 1 or (factor and reader.shrinks(location_px0, plan.level, plan.read_size, factor)):
         reader.read_into(out, location_px0, plan.level, factor=factor)
-        return out
-    pixels = reader.read_region(location_px0, plan.level, plan.read_size)
-    out[:] = area_average(pixels, plan.patch_size) if plan.resamples else pixels
+    else:
+        out[:] = area_average(reader.read_region(location_px0, plan.level, plan.read_size), plan.patch_size)
     return out
 
 
@@ -75,20 +65,13 @@ def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 81
 def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px: int = 8192) -> tuple[RGB, Scale]:
     """Read a box of the slide at a coarse scale.
 
-    The coarsest level that is fine enough is averaged down by area, in strips, so that memory stays
-    bounded also for a large slide with a single level. Pixels are never upsampled: where the slide is
-    coarser than the target it is read as it is.
+    The coarsest level that is fine enough is averaged down by area. It is read in strips, so that memory stays bounded
+    for a large slide with a single level. Pixels are never upsampled: a slide coarser than the target keeps its scale.
 
     Parameters
     ----------
-    reader
-        The slide.
-    area_px0
-        What to read, inside level 0.
-    target_mpp
-        Requested µm/px.
     max_side_px
-        Longest side at most; a coarser scale is taken where needed.
+        Longest side at most; the scale is coarser where needed.
 
     Returns
     -------
@@ -107,34 +90,19 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
     pyramid = reader.info.pyramid
     width_um, height_um = area_px0.width * pyramid.mpp.x, area_px0.height * pyramid.mpp.y
     target = max(target_mpp, max(width_um, height_um) / max_side_px)
-    size = Size(
-        min(area_px0.width, max(1, round(width_um / target))),
-        min(area_px0.height, max(1, round(height_um / target))),
-    )
+    size = _size_at(reader, area_px0, target)
     pixels = read_shrunk(reader, area_px0, _level_for(reader, area_px0, size), size)
     return pixels, Scale(width_um / size.width, height_um / size.height)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A whole slide at two scales, pixel on pixel.
+    """A whole slide at two scales that fit pixel on pixel."""
 
-    Attributes
-    ----------
-    thumbnail
-        uint8, shape (height, width, 3); covers all of level 0.
-    fine
-        uint8, shape (factor * height, factor * width, 3); the same at a finer scale.
-    mpp
-        µm per thumbnail pixel, per axis.
-    factor
-        Fine pixels per thumbnail pixel, along each axis; 1 where the slide has nothing finer.
-    """
-
-    thumbnail: RGB
-    fine: RGB
-    mpp: Scale
-    factor: int
+    thumbnail: RGB  # uint8, shape (height, width, 3); covers all of level 0
+    fine: RGB  # uint8, shape (factor * height, factor * width, 3); the same at a finer scale
+    mpp: Scale  # µm per thumbnail pixel, per axis
+    factor: int  # fine pixels per thumbnail pixel, along each axis; 1 where the slide has nothing finer
 
     @property
     def fine_mpp(self) -> Scale:
@@ -142,16 +110,16 @@ class Overview:
         return Scale(self.mpp.x / self.factor, self.mpp.y / self.factor)
 
 
-def read_overview(reader: SlideReader, target_mpp: float, fine_mpp: float, max_side_px: int = 8192) -> Overview:
+def read_overview(
+    reader: SlideReader, target_mpp: float, fine_mpp: float = FINE_MPP, max_side_px: int = 8192
+) -> Overview:
     """Read the whole slide at a coarse scale and, from the same pixels, at a finer one.
 
-    A scale that is a whole multiple of a level within 5 % is read as that multiple, as patches are; else as by
+    A scale within 5 % of a whole multiple of a level is read as that multiple, as for patches; others as in
     :func:`read_area`.
 
     Parameters
     ----------
-    reader
-        The slide.
     target_mpp
         Requested µm per thumbnail pixel; coarser where the slide is.
     fine_mpp
@@ -170,7 +138,7 @@ def read_overview(reader: SlideReader, target_mpp: float, fine_mpp: float, max_s
     whole = pyramid.size_px0
     longest_um = max(whole.width * pyramid.mpp.x, whole.height * pyramid.mpp.y)
     target = max(target_mpp, longest_um / max_side_px)
-    size = _multiple_of_a_level(reader, target) or _size_at(reader, target)
+    size = _multiple_of_a_level(reader, target) or _size_at(reader, Box(0, 0, *whole), target)
     most = min(max_side_px // max(size), whole.width // size.width, whole.height // size.height)
     factor = max(1, min(most, math.ceil(target / fine_mpp / (1 + MPP_TOLERANCE))))
     wanted = Size(size.width * factor, size.height * factor)
@@ -180,17 +148,16 @@ def read_overview(reader: SlideReader, target_mpp: float, fine_mpp: float, max_s
     return Overview(thumbnail, fine, mpp, factor)
 
 
-def _size_at(reader: SlideReader, mpp: float) -> Size:
-    pyramid = reader.info.pyramid
-    width, height = pyramid.size_px0
+def _size_at(reader: SlideReader, area_px0: Box, mpp: float) -> Size:
+    scale, width, height = reader.info.pyramid.mpp, area_px0.width, area_px0.height
     return Size(
-        min(width, max(1, round(width * pyramid.mpp.x / mpp))),
-        min(height, max(1, round(height * pyramid.mpp.y / mpp))),
+        min(width, max(1, round(width * scale.x / mpp))),
+        min(height, max(1, round(height * scale.y / mpp))),
     )
 
 
 def _multiple_of_a_level(reader: SlideReader, mpp: float) -> Size | None:
-    """Size of the whole slide where it is a level averaged by a whole factor, the coarsest such level."""
+    """Return the slide's size where a level averaged by a whole factor has this scale (the coarsest such level)."""
     pyramid = reader.info.pyramid
     for level in reversed(range(len(pyramid.level_sizes))):
         size, scale = pyramid.level_sizes[level], pyramid.level_mpp(level)
@@ -202,7 +169,7 @@ def _multiple_of_a_level(reader: SlideReader, mpp: float) -> Size | None:
 
 
 def _level_for(reader: SlideReader, area_px0: Box, size: Size) -> int:
-    """The coarsest level that is fine enough to be averaged down to a size."""
+    """Return the coarsest level that is fine enough to be averaged down to a size."""
     wanted = Scale(area_px0.width / size.width, area_px0.height / size.height)
     info = reader.info
     return max((k for k in range(len(info.level_sizes)) if max(info.downsample(k).over(wanted)) <= 1.001), default=0)
@@ -214,23 +181,14 @@ def area_average(pixels: RGB, size: Size) -> RGB:
 
 
 def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
-    """A box of a level averaged down to a size, read in strips of whole output rows; needs no scale.
+    """Read a box of a level averaged down to a size, in strips of whole output rows; needs no µm/px.
+
+    Returns uint8, shape (height, width, 3).
 
     Parameters
     ----------
-    reader
-        The slide.
-    area_px0
-        What to read, inside level 0.
-    level
-        Level to read from.
     size
         Pixels of the result, at most those of the box on that level.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, shape (height, width, 3).
 
     Raises
     ------
@@ -262,10 +220,10 @@ def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> R
 
 
 def _shrunk_by_decoder(reader: SlideReader, location_px0: Point, level: int, size: Size, out: RGB) -> bool:
-    """Let the decoder average where it can do so exactly; whether it did."""
+    """Let the decoder average where it can do so exactly; tell whether it did."""
     height, width = out.shape[:2]
     ratio = size.width // width
-    if not isinstance(reader, DirectReader) or Size(width * ratio, height * ratio) != size:
+    if Size(width * ratio, height * ratio) != size:
         return False
     factors = [f for f in FACTORS if ratio % f == 0 and reader.shrinks(location_px0, level, size, f)]
     if not factors:

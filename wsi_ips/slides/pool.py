@@ -1,18 +1,89 @@
-"""Open slides, at most so many, over one cache of decoded pixels."""
+"""Open slides, and the decoded tiles they share: at most so many of each."""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from openslide import OpenSlideCache
 
 from wsi_ips.errors import SlideError
-from wsi_ips.slides.base import SlideReader
-from wsi_ips.slides.cache import CACHE_MB, TileCache
+from wsi_ips.slides.base import RGB, SlideReader
 
 MAX_OPEN = 32
+"""Slides kept open between reads."""
+CACHE_MB = 64
+"""Size of the tile cache, MiB: a band of 256 px tiles across 85 000 px of tissue."""
+SPARE_BYTES = 8 * 2**20
+"""Memory of dropped tiles that is kept for new tiles."""
+
+
+class TileCache:
+    """Least-recently-used cache of at most ``max_bytes`` of decoded tiles, for all slides and threads.
+
+    The memory of a dropped tile is reused for the next one: the operating system needs nearly as long to provide
+    fresh memory as the decoder needs to fill it.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_MB * 2**20) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._tiles: OrderedDict[tuple[Hashable, ...], RGB] = OrderedDict()
+        self._spare: list[RGB] = []
+        self._lock = threading.RLock()  # re-entrant: dropping a tile calls _give_back
+
+    @cached_property
+    def for_openslide(self) -> OpenSlideCache:
+        """OpenSlide's own cache of the same size, shared by all its slides."""
+        return OpenSlideCache(self._max_bytes)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of pixels held now, without OpenSlide's cache."""
+        return self._bytes + sum(memory.nbytes for memory in self._spare)
+
+    def blank(self, shape: tuple[int, int, int]) -> RGB:
+        """Return memory for a tile; it is reused once the returned array is no longer referenced."""
+        with self._lock:
+            fitting = next((n for n, memory in enumerate(self._spare) if memory.shape == shape), None)
+            memory = np.empty(shape, np.uint8) if fitting is None else self._spare.pop(fitting)
+        tile = memory.view()
+        weakref.finalize(tile, self._give_back, memory).atexit = False
+        return tile
+
+    def get(self, owner: Hashable, place: Hashable) -> RGB | None:
+        """Return a tile, or None; its pixels must not be changed."""
+        with self._lock:
+            tile = self._tiles.get((owner, place))
+            if tile is not None:
+                self._tiles.move_to_end((owner, place))
+            return tile
+
+    def put(self, owner: Hashable, place: Hashable, tile: RGB) -> None:
+        """Keep a tile; the least recently used tiles make room."""
+        with self._lock:
+            old = self._tiles.pop((owner, place), None)
+            self._tiles[owner, place] = tile
+            self._bytes += tile.nbytes - (0 if old is None else old.nbytes)
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+
+    def forget(self, owner: Hashable) -> None:
+        """Drop the tiles of one slide."""
+        with self._lock:
+            for key in [key for key in self._tiles if key[0] == owner]:
+                self._bytes -= self._tiles.pop(key).nbytes
+
+    def _give_back(self, memory: RGB) -> None:
+        with self._lock:
+            self._spare.insert(0, memory)
+            while sum(kept.nbytes for kept in self._spare) > SPARE_BYTES:
+                self._spare.pop()
 
 
 @dataclass
@@ -24,15 +95,15 @@ class _Entry:
 
 
 class SlidePool:
-    """Keeps slides open between uses; the least recently used are closed first.
+    """Keeps slides open between uses and closes the least recently used first.
 
-    Opening a slide costs some ten milliseconds, as much as decoding a hundred patches, and every open one costs
-    memory and file handles: so they are kept, and their number is bounded. Safe to use from several threads.
+    Opening a slide takes some ten milliseconds, as long as decoding a hundred patches, and every open slide costs
+    memory and file handles. Safe to use from several threads.
 
     Parameters
     ----------
     max_open
-        Slides kept open. Those in use at the moment are never closed, so there can be as many as threads.
+        Slides kept open. Slides in use are never closed, so there can be as many as threads.
     cache_mb
         Decoded tiles kept, for all slides together, MiB.
     """
@@ -49,15 +120,7 @@ class SlidePool:
 
     @contextmanager
     def lease(self, key: Hashable, opener: Callable[[TileCache], SlideReader]) -> Iterator[SlideReader]:
-        """Use a slide; it is opened if it is not open yet.
-
-        Parameters
-        ----------
-        key
-            Same key, same slide.
-        opener
-            Opens it over the given cache; its errors come out here.
-        """
+        """Lend the slide of a key for a ``with`` block; ``opener`` opens it unless it is open already."""
         entry = self._take(key)
         try:
             with entry.lock:
@@ -65,13 +128,13 @@ class SlidePool:
                     entry.reader = opener(self.cache)
             yield entry.reader
         except SlideError:
-            entry.broken = True  # after a failed read OpenSlide fails for ever: the next use opens it anew
+            entry.broken = True  # OpenSlide fails for ever after one failed read: open it anew next time
             raise
         finally:
             self._give_back(key, entry)
 
     def close(self) -> None:
-        """Close the slides that nobody uses; the pool can be used again."""
+        """Close the slides that are not in use; the pool can be used again."""
         with self._lock:
             idle = [key for key, entry in self._entries.items() if entry.users == 0]
             closing = [self._entries.pop(key) for key in idle]

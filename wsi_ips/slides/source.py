@@ -1,34 +1,29 @@
-"""Where a slide's bytes lie: a file here, or an object behind a URL that is read by ranges.
-
-A remote slide is never copied as a whole. Reads of a few bytes (a TIFF's directories) come from blocks that are
-kept; reads of a tile ask for that tile and some of what follows, for neighbours in the slide are mostly neighbours
-in the file.
-"""
+"""Bytes of a slide: a local file or an object behind a URL, and the identity of their content."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
-import sys
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-import fsspec
+from wsi_ips.errors import SlideNotFoundError, UnsupportedSlideError
 
-from wsi_ips.errors import RegionReadError, SlideError, SlideNotFoundError, UnsupportedSlideError
+SAMPLE_BYTES, SAMPLES = 65_536, 16
+"""Blocks of a file from which its identity is computed."""
 
-BLOCK_BYTES = 256 * 1024
-BLOCKS_KEPT = 64
-"""16 MiB per remote slide."""
-FIRST_PAUSE_S = 0.5
-FINAL_STATUS = (400, 401, 403, 404, 405, 410, 416)
-"""Answers that a second attempt does not change."""
+
+class Remote(NamedTuple):
+    """Patience with a slide behind a URL."""
+
+    timeout_s: float = 30.0  # seconds after which an attempt over HTTP is given up
+    attempts: int = 3  # attempts per read, with growing pauses
+
+
+PATIENT = Remote()
 
 
 class ByteSource(Protocol):
@@ -36,32 +31,62 @@ class ByteSource(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Number of bytes."""
         ...
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Exactly ``count`` bytes; OSError where they cannot be had."""
+        """Return exactly ``count`` bytes, or raise OSError."""
         ...
 
     def close(self) -> None:
-        """Release the file or the connection; a second time does nothing."""
+        """Release the file or the connection; a second call does nothing."""
         ...
 
 
 def is_url(path: Path | str) -> bool:
-    """Whether this is a URL (``https://``, ``s3://``, ``gs://`` ...) and no path of this machine."""
+    """Tell whether this is a URL (``https://``, ``s3://``, ``gs://`` ...) and not a local path."""
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
 def slide_name(path: Path | str) -> str:
-    """File name for messages; of a URL without its query, which may hold a signature."""
+    """Return the file name for messages; for a URL without its query, which may hold a signature."""
     if isinstance(path, str) and is_url(path):
         return urlsplit(path).path.rstrip("/").rsplit("/", 1)[-1] or path
     return Path(path).name
 
 
+def open_source(path: Path | str, remote: Remote = PATIENT) -> ByteSource:
+    """Open the bytes of a slide's file.
+
+    Raises
+    ------
+    SlideNotFoundError
+        There is no such file.
+    UnsupportedSlideError
+        The file is empty, or may not be opened.
+    RegionReadError
+        The server of a URL does not answer, or refuses.
+    """
+    source: ByteSource
+    if is_url(path):
+        from wsi_ips.slides.remote_file import RemoteFile
+
+        source = RemoteFile(str(path), timeout_s=remote.timeout_s, attempts=remote.attempts)
+    else:
+        try:
+            source = LocalFile(Path(path))
+        except FileNotFoundError as error:
+            raise SlideNotFoundError(f"slide {path}: no such file; correct column `path` of the manifest") from error
+        except OSError as error:
+            raise UnsupportedSlideError(f"slide {path}: cannot be opened ({error.strerror})") from error
+    if source.size == 0:
+        source.close()
+        raise UnsupportedSlideError(f"slide {slide_name(path)}: the file is empty (0 bytes); copy it again")
+    return source
+
+
 class LocalFile:
-    """A file of this machine."""
+    """A local file."""
 
     def __init__(self, path: Path) -> None:
         self._file: int | None = os.open(path, os.O_RDONLY)
@@ -83,141 +108,8 @@ class LocalFile:
             self._file = None
 
 
-class RemoteFile:
-    """An object behind a URL, through fsspec.
-
-    Parameters
-    ----------
-    url
-        ``https://``, ``s3://``, ``gs://`` or any other that fsspec knows.
-    timeout_s
-        Seconds after which an attempt over HTTP is given up; other stores have limits of their own.
-    attempts
-        How often a read is tried, with growing pauses.
-
-    Raises
-    ------
-    SlideNotFoundError
-        There is no such object.
-    UnsupportedSlideError
-        No support for this kind of URL is installed, or the server does not serve ranges.
-    RegionReadError
-        The server does not answer, or refuses.
-    """
-
-    def __init__(self, url: str, *, timeout_s: float = 30.0, attempts: int = 3) -> None:
-        self._url, self._attempts, self._timeout_s = url, attempts, timeout_s
-        self.name = slide_name(url)
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **_options(url, timeout_s))
-        except (ImportError, ValueError) as error:
-            raise UnsupportedSlideError(
-                f"slide {self.name}: {urlsplit(url).scheme}:// cannot be read here ({error}); install the extra: "
-                'pip install "wsi-ips[remote]"'
-            ) from error
-        stated = self._tried("its size", lambda: self._fs.info(self._path)).get("size")
-        if not stated:
-            raise UnsupportedSlideError(
-                f"slide {self.name}: the server does not say how large it is, so that it cannot be read by ranges; "
-                "copy the slide to a disk"
-            )
-        self.size = int(stated)
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """See :class:`ByteSource`."""
-        if offset < 0 or offset + count > self.size:
-            raise OSError(f"{count} bytes at {offset} go beyond the end of the file ({self.size} bytes)")
-        first, last = offset // BLOCK_BYTES, (offset + count - 1) // BLOCK_BYTES
-        blocks = {number: self._kept(number) for number in range(first, last + 1)}
-        missing = [number for number, block in blocks.items() if block is None]
-        if missing:
-            blocks |= self._fetch(missing[0], missing[-1])
-        whole = b"".join(block for _, block in sorted(blocks.items()) if block is not None)
-        start = offset - first * BLOCK_BYTES
-        return whole[start : start + count]
-
-    def close(self) -> None:
-        """See :class:`ByteSource`."""
-        with self._lock:
-            self._blocks.clear()
-
-    def _kept(self, number: int) -> bytes | None:
-        with self._lock:
-            block = self._blocks.get(number)
-            if block is not None:
-                self._blocks.move_to_end(number)
-            return block
-
-    def _fetch(self, first: int, last: int) -> dict[int, bytes]:
-        start, end = first * BLOCK_BYTES, min(self.size, (last + 1) * BLOCK_BYTES)
-        data = self._tried(f"bytes {start}-{end - 1}", lambda: self._fs.cat_file(self._path, start=start, end=end))
-        if len(data) > end - start:
-            raise UnsupportedSlideError(
-                f"slide {self.name}: the server sends the whole file where a range was asked for; copy the slide to a "
-                "disk, or have the server answer range requests"
-            )
-        if len(data) < end - start:
-            raise OSError(f"the server sent {len(data)} of {end - start} bytes at {start}")
-        fetched = {
-            number: bytes(data[(number - first) * BLOCK_BYTES : (number - first + 1) * BLOCK_BYTES])
-            for number in range(first, last + 1)
-        }
-        with self._lock:
-            self._blocks.update(fetched)
-            while len(self._blocks) > BLOCKS_KEPT:
-                self._blocks.popitem(last=False)
-        return fetched
-
-    def _tried(self, what: str, ask: Callable[[], Any]) -> Any:
-        """Ask, again where that may help, and say plainly why it did not."""
-        for attempt in range(1, self._attempts + 1):
-            try:
-                return ask()
-            except _network_errors() as error:
-                final = self._final(error)
-                if final is not None:
-                    raise final from error
-                if attempt == self._attempts:
-                    raise RegionReadError(
-                        f"slide {self.name}: {self._shown()} did not give {what} in {attempt} attempts of at most "
-                        f"{self._timeout_s:g} s ({self._said(_cause(error))}); check network and server, then start "
-                        "again: what is done is kept"
-                    ) from error
-            time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-        raise AssertionError("attempts is at least 1")
-
-    def _final(self, error: BaseException) -> SlideError | None:
-        """Our error, where another attempt would not help."""
-        cause = _cause(error)
-        status = getattr(cause, "status", None)
-        if status == 404 or isinstance(cause, FileNotFoundError):
-            return SlideNotFoundError(
-                f"slide {self.name}: nothing at {self._shown()}; correct column `path` of the manifest"
-            )
-        if status in FINAL_STATUS or isinstance(cause, PermissionError):
-            return RegionReadError(
-                f"slide {self.name}: {self._shown()} refuses access ({self._said(cause)}); check the credentials"
-            )
-        return None
-
-    def _said(self, error: BaseException) -> str:
-        """What an error says, without secrets of the URL."""
-        if getattr(error, "status", None):
-            return f"HTTP {error.status} {getattr(error, 'message', '')}".strip()  # type: ignore[attr-defined]
-        parts, text = urlsplit(self._url), str(error)
-        secret = any(part and part in text for part in (parts.username, parts.password, parts.query))
-        return type(error).__name__ if secret or not text else f"{type(error).__name__}: {text}"
-
-    def _shown(self) -> str:
-        """The URL without user, password and query."""
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
 def as_file(source: ByteSource, name: str) -> io.BufferedReader:
-    """A source as a file object, for TIFF readers. Not to be shared between threads."""
+    """Return a source as a file object, for TIFF readers; it must not be shared between threads."""
     return io.BufferedReader(_RawFile(source, name), 64 * 1024)
 
 
@@ -247,20 +139,47 @@ class _RawFile(io.RawIOBase):
         return count
 
 
-def _options(url: str, timeout_s: float) -> dict[str, Any]:
-    if urlsplit(url).scheme not in ("http", "https"):
-        return {}
-    import aiohttp
+def content_identity(path: Path | str, remote: Remote = PATIENT) -> str:
+    """Return the identity of a slide's content: a hash of its size and of sampled blocks, never of its path.
 
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, connect=timeout_s, sock_read=timeout_s)}}
+    Sixteen blocks of 64 KiB, evenly spread and including the first and the last, tell any two slides apart without
+    reading gigabytes. MRXS keeps its pixels in a companion folder, whose files count too.
+
+    Raises
+    ------
+    SlideNotFoundError
+        There is no such file.
+    OSError
+        The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in _parts(path):
+        _add_samples(digest, open_source(file, remote))
+    return digest.hexdigest()
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What happened: over HTTP, fsspec calls every failure to learn a size a missing file."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+def content_bytes(path: Path | str, remote: Remote = PATIENT) -> int:
+    """Return the size of a slide in bytes, for MRXS with its companion folder; raises as :func:`content_identity`."""
+    total = 0
+    for file in _parts(path):
+        source = open_source(file, remote)
+        total += source.size
+        source.close()
+    return total
 
 
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """What the file systems that are loaded raise when a store does not deliver; not all of it is an OSError."""
-    foreign = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("gcsfs.retry", "HttpError"))
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in foreign if module in sys.modules))
+def _parts(path: Path | str) -> list[Path | str]:
+    files: list[Path | str] = [path]
+    if isinstance(path, Path) and path.suffix.lower() == ".mrxs":
+        files += sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
+    return files
+
+
+def _add_samples(digest: hashlib._Hash, source: ByteSource) -> None:
+    digest.update(source.size.to_bytes(8, "big"))
+    starts = {round(i * max(0, source.size - SAMPLE_BYTES) / (SAMPLES - 1)) for i in range(SAMPLES)}
+    try:
+        for start in sorted(starts):
+            digest.update(source.read_at(start, min(SAMPLE_BYTES, source.size - start)))
+    finally:
+        source.close()

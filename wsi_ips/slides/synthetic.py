@@ -1,9 +1,10 @@
 """Synthetic slides: real files with H&E-like tissue and planted tumour.
 
-A slide is a mosaic of 256 px tiles. Where a tile shows one texture only, it is one of that texture's
-variants and its JPEG is stored once for the whole slide; only tiles where textures meet are drawn.
+A slide is a mosaic of 256 px tiles. A tile that shows only one texture is one of that texture's variants, whose JPEG is
+stored once for the whole slide; only tiles where textures meet are drawn.
 
-Tumour texture is brought to the mean colour of the follicle, and every file holds the variants of all textures.
+Tumour texture has the mean colour of the follicle, and every file holds the variants of all textures, so that neither
+colour nor file content tells the label.
 """
 
 from __future__ import annotations
@@ -31,85 +32,36 @@ from wsi_ips.slides.histology import (
     make_texture,
     match_mean_colour,
 )
-from wsi_ips.slides.layout import CELL_PX, Field, Layout, PlannedBlob, plan_layout, smooth_noise
+from wsi_ips.slides.layout import CELL_PX, Field, Layout, PlannedBlob, SyntheticSlide, plan_layout, smooth_noise
+
+__all__ = [
+    "PEN_COLOURS",
+    "SCHEMA_VERSION",
+    "PlannedBlob",
+    "Planted",
+    "Stain",
+    "SyntheticSlide",
+    "planted",
+    "write_synthetic_slide",
+]
 
 SCHEMA_VERSION = 1
 LEVEL_STEP = 4
 SMALLEST_LEVEL_PX = 1024
 CELLS = TILE_PX // CELL_PX
 EDGE_CELLS = {"stroma": 2.0, "fat": 0.5, "follicle": 1.0, "tumour": 1.0, "tissue": 0.4}
-"""Width of the soft edge of each field, cells."""
+"""Width of the soft edge of each field, in cells."""
 BUBBLE_RIM_UM = 40.0
 PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
-
-
-@dataclass(frozen=True)
-class SyntheticSlide:
-    """Plan of one slide; the same plan gives the same file, byte for byte.
-
-    Attributes
-    ----------
-    slide_id
-        Identity.
-    seed
-        Seed of the layout.
-    size_px0
-        Width and height of level 0.
-    mpp
-        µm per level-0 pixel.
-    tissue_mm2
-        Tissue area.
-    blobs
-        Planted regions.
-    stain
-        Colour of the slide.
-    bank
-        Which set of texture variants; training and held-out slides share no nucleus.
-    pen
-        Colour of a pen mark, or None.
-    blur
-        Whether a region is out of focus.
-    fat_share
-        Share of the tissue that is fat; None for the little that a lymph node has.
-    fragments
-        Pieces that the tissue is broken into.
-    fold
-        Whether the tissue lies double along a line.
-    bubble
-        Whether there is air under the coverslip.
-    """
-
-    slide_id: str
-    seed: int
-    size_px0: Size
-    mpp: float
-    tissue_mm2: float
-    blobs: tuple[PlannedBlob, ...]
-    stain: Stain
-    bank: int = 0
-    pen: tuple[int, int, int] | None = None
-    blur: bool = False
-    fat_share: float | None = None
-    fragments: int = 1
-    fold: bool = False
-    bubble: bool = False
-
-    @property
-    def label(self) -> int:
-        """1 where any planted region is tumour."""
-        return int(any(blob.kind == "tumour" for blob in self.blobs))
 
 
 def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.float64], ...]:
     """Write a slide.
 
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
+    Returns the outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
     """
     rng = np.random.default_rng([plan.seed, 7])
-    layout = _layout(plan, rng)
+    layout = plan_layout(plan, rng)
     painter = _Painter(plan, layout, rng)
     levels = _pyramid(painter)
     write_aperio(path, levels[0], thumbnail=levels[1], mpp=plan.mpp)
@@ -118,17 +70,10 @@ def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.
 
 @dataclass(frozen=True)
 class Planted:
-    """What was planted on a slide, on a raster of a quarter of a cell (8 level-0 pixels); bool, all of one shape.
+    """Truth of a slide on a raster of a quarter of a cell (8 level-0 pixels); bool, all of one shape."""
 
-    Attributes
-    ----------
-    tissue
-        Tissue, under ink and with its fat and lumina.
-    pen, blur, fold, bubble
-        Where each lies; all False where the plan has none.
-    """
-
-    tissue: NDArray[np.bool_]
+    tissue: NDArray[np.bool_]  # tissue, also under ink, with its fat and lumina
+    # where each artefact lies; all False where the plan has none
     pen: NDArray[np.bool_]
     blur: NDArray[np.bool_]
     fold: NDArray[np.bool_]
@@ -136,9 +81,9 @@ class Planted:
 
 
 def planted(plan: SyntheticSlide) -> Planted:
-    """The truth of a slide, from its plan alone."""
+    """Compute the truth of a slide from its plan."""
     rng = np.random.default_rng([plan.seed, 7])
-    layout = _layout(plan, rng)
+    layout = plan_layout(plan, rng)
     painter = _Painter(plan, layout, rng)
     height, width = (4 * side for side in layout.tissue.shape)
 
@@ -150,18 +95,6 @@ def planted(plan: SyntheticSlide) -> Planted:
 
     fields = (painter.fields["tissue"], painter.pen, painter.blur, painter.fold, painter.bubble)
     return Planted(*(raster(field) for field in fields))
-
-
-def _layout(plan: SyntheticSlide, rng: Generator) -> Layout:
-    return plan_layout(
-        rng,
-        size_px0=plan.size_px0,
-        mpp=plan.mpp,
-        tissue_mm2=plan.tissue_mm2,
-        blobs=plan.blobs,
-        fat_share=plan.fat_share,
-        fragments=plan.fragments,
-    )
 
 
 class _Painter:
@@ -185,7 +118,7 @@ class _Painter:
         self.bubble = _padded(_bubble_field(rng, shape, plan.mpp), self.rows, self.columns) if plan.bubble else None
 
     def tiles(self) -> Iterator[tuple[int, int, TextureName | RGB]]:
-        """Row, column and what a tile shows, for all tiles that are not plain glass."""
+        """Yield row, column and texture or pixels of all tiles that are not plain glass."""
         crops = {name: _extremes(field) for name, field in self.fields.items()}
         special = np.zeros((self.rows, self.columns), bool)
         for extra in (self.pen, self.blur, self.fold, self.bubble):
@@ -197,7 +130,7 @@ class _Painter:
             yield row, column, texture or self._drawn(row, column)
 
     def _drawn(self, row: int, column: int) -> RGB:
-        """A tile where textures meet."""
+        """Draw a tile where textures meet."""
         variant = int(self.variant[row, column])
         image = Image.fromarray(self.textures["lymphoid"][variant])
         for name in ("stroma", "fat", "follicle", "tumour"):
@@ -225,7 +158,7 @@ class _Painter:
 
 
 def _pure(ranges: dict[str, tuple[float, float]]) -> TextureName | None:
-    """The one texture a tile shows, None where two meet."""
+    """Return the only texture of a tile, None where two meet."""
 
     def inside(name: str) -> bool:
         return ranges[name][0] > EDGE_CELLS[name]
@@ -244,11 +177,11 @@ def _pure(ranges: dict[str, tuple[float, float]]) -> TextureName | None:
 
 
 def _pyramid(painter: _Painter) -> tuple[list[EncodedLevel], RGB]:
-    """All levels, encoded, and a thumbnail."""
+    """Return all levels, encoded, and a thumbnail."""
     plan = painter.plan
     tiles = [encode_jpeg(painter.glass)]
     shared = {}
-    for name in TEXTURES:  # all of them, used or not: what a file holds must not tell its label
+    for name in TEXTURES:  # also unused ones: the content of a file must not tell its label
         for variant in range(VARIANTS):
             shared[name, variant] = len(tiles)
             tiles.append(encode_jpeg(painter.textures[name][variant]))
@@ -306,7 +239,7 @@ def _reduced(pixels: RGB) -> RGB:
 
 @lru_cache(4)
 def _bank(number: int, mpp: float) -> dict[TextureName, Floats]:
-    """One set of texture variants."""
+    """Make one set of texture variants."""
     return {name: make_texture(name, np.random.default_rng([number, i]), mpp=mpp) for i, name in enumerate(TEXTURES)}
 
 
@@ -317,19 +250,19 @@ def _coloured(plan: SyntheticSlide) -> dict[TextureName, RGB]:
 
 
 def _padded(field: Field, rows: int, columns: int) -> Field:
-    """A field with one cell around and whole tiles."""
+    """Pad a field to whole tiles and by one cell on each side."""
     right, below = columns * CELLS - field.shape[1], rows * CELLS - field.shape[0]
     return np.pad(field, ((1, 1 + below), (1, 1 + right)), mode="edge")
 
 
 def _extremes(field: Field) -> tuple[Field, Field]:
-    """Lowest and highest value that matters to each tile, shape (rows, columns)."""
+    """Return the lowest and highest value in and around each tile, shape (rows, columns)."""
     window = np.lib.stride_tricks.sliding_window_view(field, (CELLS + 2, CELLS + 2))[::CELLS, ::CELLS]
     return window.min(axis=(2, 3)), window.max(axis=(2, 3))
 
 
 def _soft(field: Field, row: int, column: int, edge: float) -> Image.Image | None:
-    """Weight 0-255 of a field on a tile, None where it is 0 all over."""
+    """Return the weight 0-255 of a field on a tile, None where it is 0 everywhere."""
     crop = field[row * CELLS : (row + 1) * CELLS + 2, column * CELLS : (column + 1) * CELLS + 2]
     if crop.max() < -edge:
         return None
@@ -340,7 +273,7 @@ def _soft(field: Field, row: int, column: int, edge: float) -> Image.Image | Non
 
 
 def _pen_field(rng: Generator, shape: tuple[int, int]) -> Field:
-    """A stroke across the glass; signed distance in cells."""
+    """Draw a pen stroke across the glass; signed distance in cells."""
     height, width = shape
     t = np.linspace(0, 1, 200)
     start, end = rng.uniform(0.1, 0.9, (2, 2)) * [height, width]
@@ -353,7 +286,7 @@ def _pen_field(rng: Generator, shape: tuple[int, int]) -> Field:
 
 
 def _under_air(image: Image.Image, disc: Image.Image, inside: Image.Image | None) -> Image.Image:
-    """A bubble: a grey rim that bends the light away, washed-out tissue within."""
+    """Draw a bubble: a grey rim and washed-out tissue inside."""
     dark = image.convert("L").point(lambda v: v * 0.55)
     washed = Image.blend(image.filter(ImageFilter.GaussianBlur(3)), Image.new("RGB", image.size, (238, 238, 238)), 0.5)
     ring = Image.composite(Image.merge("RGB", (dark, dark, dark)), image, disc)
@@ -361,7 +294,7 @@ def _under_air(image: Image.Image, disc: Image.Image, inside: Image.Image | None
 
 
 def _fold_field(rng: Generator, tissue: Field, mpp: float) -> Field:
-    """A band of doubled tissue, some 100 µm wide; signed distance in cells."""
+    """Draw a band of folded tissue, some 100 µm wide; signed distance in cells."""
     inside = np.argwhere(tissue > 0)
     cy, cx = inside.mean(axis=0) + rng.normal(0, 0.1, 2) * inside.std(axis=0)
     angle = rng.uniform(0, np.pi)
@@ -377,7 +310,7 @@ def _fold_field(rng: Generator, tissue: Field, mpp: float) -> Field:
 
 
 def _bubble_field(rng: Generator, shape: tuple[int, int], mpp: float) -> Field:
-    """A round bubble of about a millimetre; signed distance in cells."""
+    """Draw a round bubble of about a millimetre; signed distance in cells."""
     radius = rng.uniform(300, 600) / mpp / CELL_PX
     centre = np.array(shape) * rng.uniform(0.3, 0.7, 2)
     y, x = np.mgrid[: shape[0], : shape[1]]
@@ -385,7 +318,7 @@ def _bubble_field(rng: Generator, shape: tuple[int, int], mpp: float) -> Field:
 
 
 def _blur_field(rng: Generator, tissue: Field) -> Field:
-    """A round region of the tissue out of focus; signed distance in cells."""
+    """Draw a round region of tissue that is out of focus; signed distance in cells."""
     inside = np.argwhere(tissue > 0)
     cy, cx = inside[rng.integers(len(inside))]
     y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]

@@ -1,8 +1,7 @@
 """A cohort of synthetic slides with annotations and manifest.
 
-The label cannot be read from the side: positive and negative slides come in pairs of one stain, tissue area
-and one law of planted regions; on a negative all regions are benign follicles, on a positive some are
-tumour.
+Only the tissue tells the label: positive and negative slides come in pairs with the same stain, tissue area and sizes
+of planted regions. On a negative slide all regions are benign follicles, on a positive slide some are tumour.
 """
 
 from __future__ import annotations
@@ -27,43 +26,23 @@ from wsi_ips.slides.synthetic import PEN_COLOURS, SyntheticSlide, write_syntheti
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """What a cohort is made of.
+    """Plan of a cohort."""
 
-    Attributes
-    ----------
-    slides
-        Number of slides; every second one is positive.
-    size_px0
-        Width and height of level 0.
-    mpp
-        µm per level-0 pixel.
-    tissue_mm2, lesion_mm
-        Smallest and largest tissue area, and diameter of planted regions.
-    split
-        Shares of train, val and test.
-    pen, blur
-        Share of slides with a pen mark, and with a region out of focus.
-    seed
-        Seed of everything.
-    """
-
-    slides: int
-    size_px0: tuple[int, int]
-    mpp: float
+    slides: int  # number of slides; every second one is positive
+    size_px0: tuple[int, int]  # width and height of level 0
+    mpp: float  # µm per level-0 pixel
+    # smallest and largest tissue area, and diameter of planted regions
     tissue_mm2: tuple[float, float]
     lesion_mm: tuple[float, float]
-    split: tuple[float, float, float]
+    split: tuple[float, float, float]  # shares of train, val and test
+    # share of slides with a pen mark, and with a region out of focus
     pen: float
     blur: float
-    seed: int
+    seed: int  # seed of all random numbers
 
 
 def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
-    """Plans of all slides with their split, in the order of their ids.
-
-    Slides come in pairs of one positive and one negative with the same stain, area and planted sizes;
-    a pair lies in one split.
-    """
+    """Return the plans of all slides with their split, in the order of their ids; a pair is in one split."""
     rng = np.random.default_rng([cohort.seed, 1])
     numbers = iter((rng.permutation(cohort.slides) + 1).tolist())
     pairs = -(-cohort.slides // 2)
@@ -95,7 +74,7 @@ def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
 
 
 def draw_stain(rng: Generator) -> Stain:
-    """Pale to dark, reddish to bluish."""
+    """Draw a stain, pale to dark and reddish to bluish."""
     hue = rng.normal(0, 0.02, (2, 3)).round(4)
     return Stain(
         haematoxylin=float(np.exp(rng.normal(0, 0.12))),
@@ -115,25 +94,14 @@ def make_cohort(
 ) -> Path:
     """Write a cohort: ``slides/*.svs``, ``annotations/*.xml``, ``manifest.csv``.
 
-    Files depend on the plan only, not on ``workers``.
+    Files depend only on the plan, not on ``workers``.
+
+    Returns the path of the manifest.
 
     Parameters
     ----------
-    folder
-        Where to write.
-    cohort
-        What to make.
-    classes
-        Label of negative and of positive slides.
     progress
-        Called with the number of slides done and in all.
-    workers
-        Processes.
-
-    Returns
-    -------
-    pathlib.Path
-        The manifest.
+        Called with the number of slides done and the number of all slides.
     """
     plans = plan_slides(cohort)
     for name in ("slides", "annotations"):

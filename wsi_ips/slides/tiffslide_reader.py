@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tifffile
 import tiffslide
 
 from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.slides.base import RGB, SlideInfo
-from wsi_ips.slides.pixel_kind import require_rgb_page
-from wsi_ips.slides.region import level_pixel, require_inside
-from wsi_ips.slides.scale import trusted_mpp
+from wsi_ips.slides.base import RGB, BaseReader, SlideInfo, level_pixel, require_inside, trusted_mpp
 from wsi_ips.slides.source import ByteSource, as_file
+
+if TYPE_CHECKING:
+    from wsi_ips.slides.readers import SlideFile
 
 FOREIGN_ERRORS = (
     ArithmeticError,
     AttributeError,
     LookupError,
     OSError,
-    RuntimeError,  # NotImplementedError and the codecs' errors are some
+    RuntimeError,  # also NotImplementedError and the codecs' errors
     TypeError,
     ValueError,
     struct.error,
@@ -31,23 +32,23 @@ FOREIGN_ERRORS = (
 """What TiffSlide, tifffile, zarr and the codecs raise on damaged files; none of them documents it."""
 
 
-class TiffSlideReader:
+def open_tiffslide(file: SlideFile) -> TiffSlideReader:
+    """Open a slide with TiffSlide."""
+    return TiffSlideReader(file.name, file.source, mpp_override=file.mpp_override)
+
+
+class TiffSlideReader(BaseReader):
     """A slide opened by TiffSlide; a lock lets several threads share it.
 
-    Parameters
-    ----------
-    name
-        What messages call the slide.
-    source
-        Its bytes; closed with this reader.
-    mpp_override
-        Scale from the manifest; it wins over the file's.
+    ``source`` is closed with the reader; ``mpp_override`` replaces the scale in the file.
 
     Raises
     ------
     UnsupportedSlideError
         TiffSlide does not open the file, or its pixels are not 8-bit RGB.
     """
+
+    owns_source = True
 
     def __init__(self, name: str, source: ByteSource, *, mpp_override: Scale | None = None) -> None:
         try:
@@ -57,7 +58,7 @@ class TiffSlideReader:
         except FOREIGN_ERRORS as error:
             raise UnsupportedSlideError(f"slide {name}: TiffSlide refuses it: {error}") from error
         try:
-            require_rgb_page(name, slide.ts_tifffile.pages.first)
+            _require_rgb_page(name, slide.ts_tifffile.pages.first)
             sizes = tuple(Size(*size) for size in slide.level_dimensions)
             properties = {key: str(value) for key, value in slide.properties.items() if value is not None}
         except SlideError:
@@ -66,7 +67,7 @@ class TiffSlideReader:
         except FOREIGN_ERRORS as error:
             slide.close()
             raise UnsupportedSlideError(f"slide {name}: TiffSlide refuses it: {error}") from error
-        self._slide, self._source, self._lock, self._closed = slide, source, threading.Lock(), False
+        self._slide, self._source, self._lock = slide, source, threading.Lock()
         mpp, mpp_source = trusted_mpp(properties, prefix="tiffslide")
         self.info = SlideInfo(
             name=name,
@@ -86,7 +87,7 @@ class TiffSlideReader:
         mean = self._slide.level_downsamples[level]  # TiffSlide divides by it and truncates
         try:
             with self._lock:
-                # Without padding, so that nothing outside the level can ever come back as black pixels.
+                # Without padding, so that nothing outside the level comes back as black pixels.
                 pixels = self._slide.read_region(
                     (math.ceil(x * mean), math.ceil(y * mean)),
                     level,
@@ -113,8 +114,27 @@ class TiffSlideReader:
                 self._slide.close()
                 self._source.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+def require_rgb(name: str, source: ByteSource) -> None:
+    """Refuse a TIFF whose first directory is not 8-bit RGB.
+
+    Raises
+    ------
+    UnsupportedSlideError
+        Says what the pixels are.
+    """
+    try:
+        with tifffile.TiffFile(as_file(source, name), name=name) as tiff:
+            page = tiff.pages.first
+    except (tifffile.TiffFileError, ValueError, LookupError) as error:
+        raise UnsupportedSlideError(f"slide {name}: its first directory cannot be read: {error}") from error
+    _require_rgb_page(name, page)
+
+
+def _require_rgb_page(name: str, page: Any) -> None:
+    """Refuse a ``tifffile.TiffPage`` that does not hold 8-bit RGB, with or without an alpha channel."""
+    if page.dtype != np.uint8 or page.samplesperpixel not in (3, 4):
+        raise UnsupportedSlideError(
+            f"slide {name}: its pixels are {page.samplesperpixel} x {page.dtype}, not 8-bit RGB; this is not a "
+            "brightfield slide, leave it out"
+        )

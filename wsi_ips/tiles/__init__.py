@@ -1,15 +1,14 @@
 """Tiles: the grid, the stored index, and the stream of patches."""
 
-from wsi_ips.tiles.feature_stream import FeatureStream
-from wsi_ips.tiles.features import (
+from wsi_ips.tiles.feature_store import (
+    FeatureStream,
     FeatureTiles,
     StoredFeatures,
     features_fingerprint,
     open_features,
     write_features,
 )
-from wsi_ips.tiles.grid import tile_grid
-from wsi_ips.tiles.index import TileIndex, build_index
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index, tile_grid
 from wsi_ips.tiles.recall import Recall, tissue_recall
 from wsi_ips.tiles.store import read_header, read_index, slide_ids, stored_fingerprint, stored_row, write_index
 from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
@@ -17,12 +16,14 @@ from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
 __all__ = [
     "FeatureStream",
     "FeatureTiles",
+    "IndexOrigin",
     "PatchChunk",
     "PatchStream",
     "Recall",
     "SlideTiles",
     "StoredFeatures",
     "TileIndex",
+    "TileRules",
     "build_index",
     "features_fingerprint",
     "open_features",

@@ -1,7 +1,9 @@
-"""The tile index: where the tiles of one slide lie and how their pixels are read."""
+"""The tile index: the grid, where the tiles of one slide lie, and how their pixels are read."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,7 +14,6 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.annotations import tumour_fraction
 from wsi_ips.geometry import Box, ReadPlan, Scale, Size, plan_read
 from wsi_ips.slides import SlideInfo
-from wsi_ips.tiles.grid import stride_px0, tile_grid
 from wsi_ips.tissue import TissueMask
 
 SCHEMA_VERSION = 1
@@ -24,63 +25,68 @@ COLUMNS = {
     "flags": np.uint8,
 }
 """Stored columns; ``tumour_fraction`` only where the slide is annotated."""
+ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
+    "slide_id": str,
+    "size_px0": lambda stored: Size(*map(int, stored)),
+    "bounds": lambda stored: Box(*map(int, stored)),
+    "mpp": lambda stored: Scale(*map(float, stored)),
+    "mpp_source": str,
+    "reader": str,
+    "plan": ReadPlan.from_dict,
+    "stride_px": int,
+    "tissue_method": str,
+    "slide_identity": str,
+    "fingerprint": str,
+    "look": str,
+}
+"""How the stored attributes of an index are read."""
+
+
+@dataclass(frozen=True)
+class TileRules:
+    """Rules by which tiles are laid over a slide."""
+
+    target_mpp: float = 0.5  # scale of the patches, µm/px
+    # side of a patch and step between tiles, patch pixels; a stride of None is the side
+    patch_px: int = 256
+    stride_px: int | None = None
+    # tiles with less tissue are left out; with 0, tiles without any tissue are still left out
+    min_tissue_fraction: float = 0.25
+
+
+@dataclass(frozen=True)
+class IndexOrigin:
+    """What a tile index was made from; stored with it."""
+
+    slide_id: str = ""  # identity in the manifest
+    slide_identity: str = ""  # content identity of the slide's file
+    fingerprint: str = ""  # fingerprint of all inputs
 
 
 @dataclass(frozen=True)
 class TileIndex:
-    """Tiles of one slide; row i is tile i, ordered by y, then x.
+    """Tiles of one slide; row i is tile i, ordered by y, then x."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity in the manifest.
-    x, y
-        Top-left corners in level-0 pixels of the full slide, int32, shape (N,).
-    tissue_fraction
-        Share of tissue, 0-1, float32, shape (N,).
-    tumour_fraction
-        Share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation.
-    flags
-        Quality flags, uint8, shape (N,): bits of :data:`wsi_ips.tissue.BITS` (1 pen, 2 blur, 4 fold, 8 bubble); 0 is
-        none.
-    size_px0
-        Size of level 0.
-    bounds
-        Scanned part of the slide, level-0 pixels.
-    mpp, mpp_source
-        µm per level-0 pixel, and where it comes from.
-    reader
-        Which reader the plan's level number belongs to.
-    plan
-        How a patch is read.
-    stride_px
-        Step between tiles in patch pixels.
-    tissue_method
-        How the tissue was found.
-    slide_identity
-        Content identity of the slide's file.
-    fingerprint
-        Of everything the index was made from.
-    look
-        What the slide looks like from afar, see :mod:`wsi_ips.tissue.look`; empty where nothing can be recognised.
-    """
-
-    slide_id: str
+    slide_id: str  # identity in the manifest
+    # top-left corners in level-0 pixels of the full slide, int32, shape (N,)
     x: NDArray[np.int32]
     y: NDArray[np.int32]
-    tissue_fraction: NDArray[np.float32]
+    tissue_fraction: NDArray[np.float32]  # share of tissue, 0-1, float32, shape (N,)
+    # share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation
     tumour_fraction: NDArray[np.float32] | None
-    flags: NDArray[np.uint8]
-    size_px0: Size
-    bounds: Box
+    flags: NDArray[np.uint8]  # quality flags, uint8, shape (N,): bits of `wsi_ips.tissue.BITS`; 0 is none
+    size_px0: Size  # size of level 0
+    bounds: Box  # scanned part of the slide, level-0 pixels
+    # µm per level-0 pixel, and its source
     mpp: Scale
     mpp_source: str
-    reader: str
-    plan: ReadPlan
-    stride_px: int
-    tissue_method: str
-    slide_identity: str
-    fingerprint: str
+    reader: str  # reader to which the plan's level number belongs
+    plan: ReadPlan  # how a patch is read
+    stride_px: int  # step between tiles in patch pixels
+    tissue_method: str  # description of how the tissue was found
+    slide_identity: str  # content identity of the slide's file
+    fingerprint: str  # fingerprint of all inputs
+    # perceptual hash of the slide, see `wsi_ips.tissue.perceptual_hash`; empty where nothing can be recognised
     look: str = ""
 
     def __len__(self) -> int:
@@ -98,13 +104,13 @@ class TileIndex:
 
     @property
     def centres_um(self) -> NDArray[np.float64]:
-        """Centres of the tiles in µm from the upper left corner of what was scanned, shape (N, 2)."""
+        """Centres of the tiles in µm from the upper left corner of the scanned area, shape (N, 2)."""
         boxes = self.boxes_px0
         return np.asarray((boxes[:, :2] + boxes[:, 2:] / 2 - self.bounds[:2]) * self.mpp)
 
     @property
     def grid(self) -> Box:
-        """Box whose corner is that of the tile grid: the bounds, or for tiles of another tool the tiles themselves."""
+        """Box whose corner is that of the tile grid: of the bounds, or for tiles of another tool of the tiles."""
         if not len(self):
             return self.bounds
         stride, corner = self.stride_px0, np.array(self.bounds[:2])
@@ -115,15 +121,7 @@ class TileIndex:
         return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
 
     def flagged(self, flags: NDArray[np.uint8], *, exclude: int) -> Self:
-        """The index with flags, without the tiles that have one of the bits ``exclude``.
-
-        Parameters
-        ----------
-        flags
-            uint8, shape (N,).
-        exclude
-            Bits of :data:`wsi_ips.tissue.BITS`.
-        """
+        """Return the index with flags, uint8 (N,), without the tiles that have one of the bits ``exclude``."""
         keep = (flags & exclude) == 0
         truth = None if self.tumour_fraction is None else self.tumour_fraction[keep]
         return replace(
@@ -136,61 +134,34 @@ class TileIndex:
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The stored columns, by name."""
+        """Return the stored columns by name."""
         values = {name: getattr(self, name) for name in COLUMNS}
         return {name: value for name, value in values.items() if value is not None}
 
     def to_attributes(self) -> dict[str, Any]:
-        """Everything but the columns, as plain JSON values."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "slide_id": self.slide_id,
-            "tiles": len(self),
-            "size_px0": list(self.size_px0),
-            "bounds": list(self.bounds),
-            "mpp": list(self.mpp),
-            "mpp_source": self.mpp_source,
-            "reader": self.reader,
-            "plan": self.plan.to_dict(),
-            "stride_px": self.stride_px,
-            "tissue_method": self.tissue_method,
-            "slide_identity": self.slide_identity,
-            "fingerprint": self.fingerprint,
-            "look": self.look,
-        }
+        """Return everything but the columns, as plain JSON values."""
+        plain = {name: getattr(self, name) for name in ATTRIBUTES}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        return plain | {"plan": self.plan.to_dict(), "schema_version": SCHEMA_VERSION, "tiles": len(self)}
 
     @classmethod
     def from_stored(cls, attributes: dict[str, Any], columns: dict[str, NDArray[Any]]) -> Self:
-        """Inverse of :meth:`columns` and :meth:`to_attributes`.
+        """Build an index from its stored :meth:`columns` and :meth:`to_attributes`.
 
         Raises
         ------
         KeyError, TypeError, ValueError
             Something is missing or of another type.
         """
-        return cls(
-            slide_id=str(attributes["slide_id"]),
-            x=columns["x"],
-            y=columns["y"],
-            tissue_fraction=columns["tissue_fraction"],
-            tumour_fraction=columns.get("tumour_fraction"),
-            flags=columns["flags"],
-            size_px0=Size(*(int(v) for v in attributes["size_px0"])),
-            bounds=Box(*(int(v) for v in attributes["bounds"])),
-            mpp=Scale(*(float(v) for v in attributes["mpp"])),
-            mpp_source=str(attributes["mpp_source"]),
-            reader=str(attributes["reader"]),
-            plan=ReadPlan.from_dict(attributes["plan"]),
-            stride_px=int(attributes["stride_px"]),
-            tissue_method=str(attributes["tissue_method"]),
-            slide_identity=str(attributes["slide_identity"]),
-            fingerprint=str(attributes["fingerprint"]),
-            look=str(attributes.get("look", "")),
-        )
+        stored: dict[str, Any] = {name: read(attributes[name]) for name, read in ATTRIBUTES.items()}
+        missing = {name for name in COLUMNS if name not in columns} - {"tumour_fraction"}
+        if missing:
+            raise KeyError(f"column {min(missing)}")
+        return cls(**stored | {name: columns.get(name) for name in COLUMNS})
 
 
 def boxes_of(corners: NDArray[np.int32], plan: ReadPlan) -> NDArray[np.float64]:
-    """Boxes x, y, width, height in level-0 pixels, shape (N, 4), of corners of shape (N, 2)."""
+    """Return boxes x, y, width, height in level-0 pixels, shape (N, 4), of corners of shape (N, 2)."""
     boxes = np.empty((len(corners), 4))
     boxes[:, :2] = corners
     boxes[:, 2:] = plan.footprint_px0
@@ -200,53 +171,49 @@ def boxes_of(corners: NDArray[np.int32], plan: ReadPlan) -> NDArray[np.float64]:
 def build_index(
     info: SlideInfo,
     mask: TissueMask,
+    rules: TileRules | None = None,
+    origin: IndexOrigin | None = None,
     *,
-    slide_id: str,
-    target_mpp: float,
-    patch_px: int,
-    stride_px: int,
-    min_tissue_fraction: float,
-    tumour_region: BaseGeometry | None,
-    slide_identity: str,
-    fingerprint: str,
+    tumour_region: BaseGeometry | None = None,
 ) -> TileIndex:
-    """Lay the grid over a slide and keep the tiles with enough tissue; none is a valid result.
+    """Lay the grid over a slide and keep the tiles with enough tissue; an empty index is valid.
 
     Parameters
     ----------
-    info
-        Header facts of the slide.
-    mask
-        Its tissue.
-    target_mpp
-        Scale of the patches, µm/px.
-    patch_px, stride_px
-        Side of a patch and step between tiles, patch pixels.
-    min_tissue_fraction
-        Tiles with less are left out; with 0, tiles without any tissue are still left out.
+    rules
+        Scale, size, step and tissue of the tiles; None takes the defaults.
+    origin
+        Stored with the index; None takes the slide's name as ``slide_id``.
     tumour_region
         Annotated tumour in level-0 pixels; an empty region for a slide known to be negative; None where
         nothing is known.
-    slide_identity, fingerprint
-        Stored with the index.
 
     Raises
     ------
     ResolutionError
         The slide has no scale, or its finest level is coarser than the target.
     """
-    plan = plan_read(info.pyramid, target_mpp=target_mpp, patch_size=Size(patch_px, patch_px))
+    rules, origin = rules or TileRules(), origin or IndexOrigin(info.name)
+    stride_px = rules.stride_px or rules.patch_px
+    plan = plan_read(info.pyramid, target_mpp=rules.target_mpp, patch_size=Size(rules.patch_px, rules.patch_px))
     corners = tile_grid(info.bounds, plan, stride_px=stride_px)
     fraction = mask.fraction(boxes_of(corners, plan))
-    keep = (fraction >= min_tissue_fraction) & (fraction > 0)
-    corners = corners[keep]
-    truth = None if tumour_region is None else tumour_fraction(tumour_region, boxes_of(corners, plan))
+    keep = (fraction >= rules.min_tissue_fraction) & (fraction > 0)
+    index = index_at(corners[keep], plan, info, origin, stride_px=stride_px)
+    truth = None if tumour_region is None else tumour_fraction(tumour_region, index.boxes_px0)
+    return replace(index, tissue_fraction=fraction[keep], tumour_fraction=truth, tissue_method=mask.method)
+
+
+def index_at(
+    corners: NDArray[np.int32], plan: ReadPlan, info: SlideInfo, origin: IndexOrigin, *, stride_px: int
+) -> TileIndex:
+    """Return the index of tiles at some corners (x, y), shape (N, 2), of which tissue and tumour are not known."""
     return TileIndex(
-        slide_id=slide_id,
+        slide_id=origin.slide_id,
         x=np.ascontiguousarray(corners[:, 0]),
         y=np.ascontiguousarray(corners[:, 1]),
-        tissue_fraction=fraction[keep],
-        tumour_fraction=truth,
+        tissue_fraction=np.full(len(corners), np.nan, np.float32),
+        tumour_fraction=None,
         flags=np.zeros(len(corners), np.uint8),
         size_px0=info.size_px0,
         bounds=info.bounds,
@@ -255,7 +222,34 @@ def build_index(
         reader=info.reader,
         plan=plan,
         stride_px=stride_px,
-        tissue_method=mask.method,
-        slide_identity=slide_identity,
-        fingerprint=fingerprint,
+        tissue_method="",
+        slide_identity=origin.slide_identity,
+        fingerprint=origin.fingerprint,
     )
+
+
+def tile_grid(bounds: Box, plan: ReadPlan, *, stride_px: int) -> NDArray[np.int32]:
+    """Return the top-left corners of all tiles that lie wholly inside a box.
+
+    Column i starts at ``round(i * stride)`` with the real stride in level-0 pixels, so positions never drift:
+    none is more than half a level-0 pixel off, however far from the origin.
+
+    Returns int32, shape (N, 2): x, y in level-0 pixels of the full slide, ordered by y, then x. Shape (0, 2) where no
+    tile fits.
+    """
+    stride = stride_px0(plan, stride_px=stride_px)
+    xs = bounds.x + _starts(bounds.width, plan.footprint_px0.x, stride.x)
+    ys = bounds.y + _starts(bounds.height, plan.footprint_px0.y, stride.y)
+    grid = np.stack(np.meshgrid(xs, ys), axis=-1)  # (rows, columns, 2)
+    return grid.reshape(-1, 2).astype(np.int32)
+
+
+def stride_px0(plan: ReadPlan, *, stride_px: int) -> Scale:
+    """Return the step between tiles in level-0 pixels, as real numbers."""
+    return Scale(stride_px * plan.px0_per_patch_px.x, stride_px * plan.px0_per_patch_px.y)
+
+
+def _starts(length: int, footprint: float, stride: float) -> NDArray[np.int64]:
+    count = max(0, math.floor((length - footprint) / stride) + 2)
+    starts = np.rint(np.arange(count) * stride).astype(np.int64)
+    return np.asarray(starts[starts + footprint <= length + 1e-6])

@@ -1,4 +1,4 @@
-"""Tissue recall: how much of the annotated tumour was lost before anything was learned. Pure geometry."""
+"""Tissue recall: how much of the annotated tumour segmentation and tiling keep. Pure geometry."""
 
 from __future__ import annotations
 
@@ -19,50 +19,34 @@ SizeClass = Literal["ITC", "micro", "macro"]
 ITC_BELOW_UM, MACRO_ABOVE_UM = 200.0, 2_000.0
 """Longest diameter: isolated tumour cells below, macrometastases above (CAMELYON17, TNM)."""
 LOST_BELOW = 0.5
-"""A lesion is lost where less of its area is left."""
+"""A lesion is lost if less than this share of its area is left."""
 
 
 @dataclass(frozen=True)
 class LesionRecall:
-    """What is left of one lesion.
+    """Recall of one lesion."""
 
-    Attributes
-    ----------
-    x_px0, y_px0
-        A point in it, level-0 pixels.
-    area_um2, diameter_um
-        Area and longest diameter.
-    size_class
-        ``ITC``, ``micro`` or ``macro``, by the diameter of this outline alone.
-    in_tissue, in_tiles
-        Share of its area in the tissue mask, and in tiles.
-    lost_to
-        ``segmentation`` or ``tiling`` where less than half of it is left after it, else empty.
-    """
-
+    # a point in it, level-0 pixels
     x_px0: int
     y_px0: int
+    # area and longest diameter
     area_um2: float
     diameter_um: float
-    size_class: SizeClass
+    size_class: SizeClass  # `ITC`, `micro` or `macro`, by the diameter of this outline alone
+    # share of its area in the tissue mask, and in tiles
     in_tissue: float
     in_tiles: float
+    # `segmentation` or `tiling` where less than half of it is left after it, else empty
     lost_to: Literal["", "segmentation", "tiling"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, by column."""
+        """Return plain values by column."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What is left of the tumour of one slide.
-
-    Attributes
-    ----------
-    lesions
-        Largest first.
-    """
+    """Recall of the tumour of one slide; ``lesions`` are ordered from the largest."""
 
     lesions: tuple[LesionRecall, ...]
 
@@ -89,18 +73,9 @@ class Recall:
 def tissue_recall(
     lesions: Sequence[shapely.Polygon], tissue: TissueMask, boxes_px0: NDArray[np.float64], *, mpp: Scale
 ) -> Recall:
-    """Measure what segmentation and tiling left of each lesion.
+    """Measure what segmentation and tiling keep of each lesion (connected part of the tumour, level-0 pixels).
 
-    Parameters
-    ----------
-    lesions
-        Connected parts of the annotated tumour, level-0 pixels.
-    tissue
-        The tissue mask.
-    boxes_px0
-        Tiles that were kept: x, y, width, height, level-0 pixels, shape (N, 4).
-    mpp
-        µm per level-0 pixel.
+    ``boxes_px0`` are the tiles that were kept: x, y, width, height, level-0 pixels, shape (N, 4).
     """
     x, y, width, height = np.asarray(boxes_px0, np.float64).reshape(-1, 4).T
     tree = shapely.STRtree(shapely.box(x, y, x + width, y + height))
@@ -108,7 +83,7 @@ def tissue_recall(
 
 
 def longest_diameter_um(region: BaseGeometry, mpp: Scale) -> float:
-    """Largest distance between two points of a region."""
+    """Return the largest distance between two points of a region."""
     hull = shapely.convex_hull(region)
     points = shapely.get_coordinates(hull) * np.array(mpp)
     steps = points[:, None] - points[None]
@@ -116,7 +91,7 @@ def longest_diameter_um(region: BaseGeometry, mpp: Scale) -> float:
 
 
 def size_class(diameter_um: float) -> SizeClass:
-    """Class of a lesion by its longest diameter."""
+    """Return the class of a lesion by its longest diameter."""
     if diameter_um < ITC_BELOW_UM:
         return "ITC"
     return "macro" if diameter_um > MACRO_ABOVE_UM else "micro"
@@ -144,7 +119,7 @@ def _of_lesion(lesion: shapely.Polygon, tissue: TissueMask, tree: shapely.STRtre
 
 
 def _share_in_mask(lesion: shapely.Polygon, tissue: TissueMask) -> float:
-    """Share of a lesion on tissue, on the raster of the mask; what lies off the slide is lost."""
+    """Return the share of a lesion on tissue, on the raster of the mask; parts outside the slide are lost."""
     scale, (rows, columns) = tissue.px0_per_mask_px, tissue.mask.shape
     left, top, right, bottom = lesion.bounds
     x, y = math.floor(left / scale.x), math.floor(top / scale.y)
@@ -162,7 +137,7 @@ def _share_in_mask(lesion: shapely.Polygon, tissue: TissueMask) -> float:
 
 
 def _share_in_tiles(lesion: shapely.Polygon, tree: shapely.STRtree) -> float:
-    """Exact share of a lesion under tiles, overlapping ones counted once."""
+    """Return the exact share of a lesion under tiles; overlapping tiles count once."""
     touched = tree.geometries[tree.query(lesion, predicate="intersects")]
     if not len(touched):
         return 0.0

@@ -1,12 +1,12 @@
-"""Stored tile indexes: Zarr v3 or HDF5, one schema, atomic per slide, here or behind a URL.
+"""Stored tile indexes: Zarr v3 or HDF5, one schema, atomic per slide, local or behind a URL.
 
 ``tiles.zarr/<slide_id>/`` is a Zarr v3 group; ``tiles.h5/<slide_id>.h5`` is an HDF5 file. Either holds the columns of
 :data:`wsi_ips.tiles.index.COLUMNS` and the attributes of :meth:`TileIndex.to_attributes`, with a checksum of the
-columns and the slide's row of the table of states: an entry alone says that its slide is done and what came of it.
+columns and the slide's row of the table of states: an entry alone tells that its slide is done, and the result.
 
-Slides share nothing, so that any number of processes can write. On a disk, an entry is written aside and renamed: a
-reader finds the old one or the new one, never half. An object store knows no renaming: there an HDF5 file is one
-object, put at once, and of a Zarr group the attributes are written last; until then it does not count.
+Slides share nothing, so any number of processes can write. On a disk, an entry is written to a temporary place and
+renamed: a reader finds the old or the new one, never half of one. Object stores cannot rename: there an HDF5 file is
+one object, written at once, and the attributes of a Zarr group are written last; without them it does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import TileIndexError
 from wsi_ips.provenance import atomic_folder, atomic_path
+from wsi_ips.slides.source import is_url
 from wsi_ips.tiles.index import COLUMNS, SCHEMA_VERSION, TileIndex
 
 ROWS_PER_CHUNK = 65_536
@@ -41,10 +41,8 @@ def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | Non
     ----------
     root
         The store: a folder or a URL that fsspec knows; its suffix (``.zarr`` or ``.h5``) decides the format.
-    index
-        What to write.
     row
-        What the slide's row in the table of states says of its tiles, as plain JSON values; kept beside.
+        The slide's row of the table of states, as plain JSON values; stored with the index.
     """
     columns = {name: values.astype(COLUMNS[name]) for name, values in index.columns().items()}
     attributes = index.to_attributes() | {"checksum": _checksum(columns), "row": dict(row or {})}
@@ -60,12 +58,8 @@ def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> Ti
 
     Parameters
     ----------
-    root
-        The store.
-    slide_id
-        Identity of the slide.
     rows
-        Only these tiles; the others are not loaded, and the checksum of the whole is not looked at.
+        Only these tiles; the others are not loaded, and the checksum of all is not verified.
 
     Raises
     ------
@@ -88,12 +82,12 @@ def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> Ti
 
 
 def read_header(root: Path | str, slide_id: str) -> TileIndex:
-    """Everything of a slide's index but its tiles: an index of none, for one small file instead of a dozen.
+    """Read a slide's index without its tiles, from one small file instead of a dozen.
 
     Raises
     ------
     TileIndexError
-        Missing, damaged or of another schema; whether the tiles are those that were written is not looked at.
+        Missing, damaged or of another schema; the checksum of the tiles is not verified.
     """
     attributes = _checked_attributes(root, slide_id)
     none = {name: np.empty(0, kind) for name, kind in COLUMNS.items() if name != "tumour_fraction"}
@@ -104,7 +98,7 @@ def read_header(root: Path | str, slide_id: str) -> TileIndex:
 
 
 def stored_fingerprint(root: Path | str, slide_id: str) -> str | None:
-    """Fingerprint of a slide's stored index, None where there is none that can be read."""
+    """Return the fingerprint of a slide's stored index, None where there is none that can be read."""
     try:
         return read_header(root, slide_id).fingerprint
     except TileIndexError:
@@ -112,7 +106,7 @@ def stored_fingerprint(root: Path | str, slide_id: str) -> str | None:
 
 
 def stored_row(root: Path | str, slide_id: str) -> dict[str, Any]:
-    """What the slide's row in the table of states is to say of its stored tiles; empty where nobody stored that.
+    """Return the row of the table of states that was stored with the tiles; empty where none was.
 
     Raises
     ------
@@ -123,7 +117,7 @@ def stored_row(root: Path | str, slide_id: str) -> dict[str, Any]:
 
 
 def slide_ids(root: Path | str) -> list[str]:
-    """Slides that have an entry, sorted."""
+    """List the slides that have an entry, sorted."""
     filesystem, path = fsspec.core.url_to_fs(str(root))
     if not filesystem.isdir(path):
         return []
@@ -140,19 +134,15 @@ def _is_hdf5(root: Path | str) -> bool:
     return name.endswith(".h5")
 
 
-def _is_url(place: Path | str) -> bool:
-    return isinstance(place, str) and re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
-
-
 def _entry(root: Path | str, slide_id: str) -> Path | str:
     if not slide_id or slide_id.startswith(".") or Path(slide_id).name != slide_id:
         raise TileIndexError(f"slide_id {slide_id!r}: cannot be a file name; rename it in the manifest")
     name = f"{slide_id}.h5" if _is_hdf5(root) else slide_id
-    return f"{str(root).rstrip('/')}/{name}" if _is_url(root) else Path(root) / name
+    return f"{str(root).rstrip('/')}/{name}" if is_url(root) else Path(root) / name
 
 
 def _checksum(columns: Columns) -> str:
-    """Of all columns: of a missing chunk Zarr makes zeros and no error."""
+    """Hash all columns; Zarr reads a missing chunk as zeros, without an error."""
     digest = hashlib.sha256()
     for name in sorted(columns):
         digest.update(name.encode() + np.ascontiguousarray(columns[name]).tobytes())

@@ -1,9 +1,9 @@
 """The patch stream: pixels of many tiles of many slides, in order, in bounded memory.
 
-The request is cut into runs of neighbouring tiles of one slide that end up in one chunk. A few threads read runs
-ahead, straight into the chunk's memory (decoders release the GIL); the consumer gets chunks in the order of
-the request. There are as many chunk buffers as chunks may be read ahead and held, and they go round: that is the
-bound on memory and the back-pressure, whatever the size of the slides.
+The request is cut into runs of neighbouring tiles of one slide that end up in one chunk. A few threads read runs ahead,
+straight into the chunk's memory (decoders release the GIL); the consumer gets chunks in the order of the request. The
+number of chunk buffers is the number of chunks read ahead and held, and buffers are reused. This bounds the memory and
+slows the readers down to the consumer's speed, for slides of any size.
 """
 
 from __future__ import annotations
@@ -25,30 +25,20 @@ from wsi_ips.slides import SlideReader, read_patch
 from wsi_ips.tiles.index import TileIndex
 
 RUN_TILES = 32
-"""Tiles a thread reads at a stretch."""
+"""Tiles that a thread reads in one go."""
 
 Pixels = NDArray[Any]
-"""uint8, shape (n, h, w, 3); where stored features take the place of pixels, float16, shape (n, F)."""
+"""uint8, shape (n, h, w, 3); for stored features, float16, shape (n, F)."""
 Allocate = Callable[[tuple[int, ...]], Pixels]
-"""Shape -> uint8 memory of that shape, contiguous."""
+"""Function from a shape to contiguous uint8 memory of that shape."""
 
 
 class PatchChunk(NamedTuple):
-    """Patches of one or several slides.
+    """Patches of one or several slides."""
 
-    Attributes
-    ----------
-    pixels
-        uint8, shape (n, h, w, 3); of stored features float16, shape (n, F).
-    slot
-        Position of each patch's slide among the requests, int32, shape (n,).
-    tile
-        Tile id within the slide, int32, shape (n,).
-    """
-
-    pixels: Pixels
-    slot: NDArray[np.int32]
-    tile: NDArray[np.int32]
+    pixels: Pixels  # uint8, shape (n, h, w, 3); of stored features float16, shape (n, F)
+    slot: NDArray[np.int32]  # position of each patch's slide among the requests, int32, shape (n,)
+    tile: NDArray[np.int32]  # tile id within the slide, int32, shape (n,)
 
 
 @dataclass(frozen=True)
@@ -58,16 +48,16 @@ class SlideTiles:
     Attributes
     ----------
     slot
-        Number that comes back with each of its patches.
+        Number that is returned with each of its patches.
     slide_id
         For messages.
     index
         Where its tiles lie.
     open
-        Opens the slide, for a ``with`` block: a reader, or the lease of one from a ``SlidePool``. Called in a
-        reading thread when the first tile is due, left after the last.
+        Opens the slide for a ``with`` block: a reader, or one lent by a ``SlidePool``. Called in a reading thread
+        when the first tile is due; the block ends after the last tile.
     tiles
-        Tile ids to read, in this order, int32; None is all.
+        Tile ids to read, in this order, int32; None reads all.
     """
 
     slot: int
@@ -94,19 +84,19 @@ class SlideTiles:
         return pixels
 
     def only(self, tiles: NDArray[np.int32]) -> Self:
-        """The same slide with other tiles to read."""
+        """Return the request with other tiles to read."""
         return replace(self, tiles=tiles)
 
     def at_slot(self, slot: int) -> Self:
-        """The same request under another number."""
+        """Return the request under another number."""
         return replace(self, slot=slot)
 
 
 class PatchStream:
     """Iterates over chunks of patches in the order of the requests.
 
-    The order and the pixels do not depend on the number of threads. Leaving the ``with`` block, also in the
-    middle, stops the threads and closes the slides.
+    Order and pixels do not depend on the number of threads. Leaving the ``with`` block, even early, stops the threads
+    and closes the slides.
 
     Parameters
     ----------
@@ -114,13 +104,11 @@ class PatchStream:
         Slides and their tiles; all patches have one size.
     chunk_size
         Patches per chunk; the last one may be smaller.
-    readers
-        Reading threads.
     prefetch_chunks
         Chunks read ahead of the consumer.
     held_chunks
-        How many chunks the consumer looks at together: a chunk's memory is filled anew once that many later
-        ones have been asked for. Whoever keeps a chunk longer copies it.
+        Chunks that the consumer uses at the same time: a chunk's memory is overwritten once this many later chunks
+        have been requested. To keep a chunk longer, copy it.
     allocate
         Makes the chunk buffers, e.g. in page-locked memory.
     """
@@ -159,7 +147,7 @@ class PatchStream:
         self._slides.clear()
 
     def __iter__(self) -> Iterator[PatchChunk]:
-        """Chunks in order; see ``held_chunks`` for how long their memory is theirs.
+        """Yield chunks in order; ``held_chunks`` tells how long their memory stays valid.
 
         Raises
         ------
@@ -185,7 +173,7 @@ class PatchStream:
                 free.append(held.popleft())
 
     def _fill(self, plans: Iterator[list[_Run]], free: deque[_Buffer], filling: deque[_Buffer]) -> None:
-        """Start reading into every free buffer; buffers are made when they are first needed."""
+        """Start reading into every free buffer; buffers are allocated when first needed."""
         while free or self._buffers_left:
             plan = next(plans, None)
             if plan is None:
@@ -200,7 +188,7 @@ class PatchStream:
             filling.append(buffer)
 
     def _plans(self) -> Iterator[list[_Run]]:
-        """The runs of each chunk."""
+        """Yield the runs of each chunk."""
         plan: list[_Run] = []
         row = 0
         for request in self._requests:
@@ -226,7 +214,7 @@ def read_tiles(request: SlideTiles) -> Pixels:
 def _one_patch_size(requests: Sequence[SlideTiles]) -> Size:
     sizes = {request.index.plan.patch_size for request in requests}
     if len(sizes) > 1:
-        raise ValueError(f"all patches of a stream have one size; these requests have {sorted(sizes)}")
+        raise ValueError(f"all patches of a stream must have one size; these requests have {sorted(sizes)}")
     return next(iter(sizes), Size(0, 0))
 
 
@@ -235,7 +223,7 @@ def _new_memory(shape: tuple[int, ...]) -> Pixels:
 
 
 class _SlideInUse:
-    """A slide that is opened by the first run and left by the last."""
+    """A slide that the first run opens and the last run closes."""
 
     def __init__(self, request: SlideTiles, *, tiles_left: int) -> None:
         self.request, self._tiles_left = request, tiles_left
@@ -249,7 +237,7 @@ class _SlideInUse:
         return self._tiles_left <= 0
 
     def read(self, tiles: NDArray[np.int32], out: Pixels, stopping: threading.Event) -> None:
-        """Read patches into ``out``, shape (n, h, w, 3), one after the other, unless it is time to stop."""
+        """Read patches into ``out``, shape (n, h, w, 3), one after the other, until ``stopping`` is set."""
         try:
             reader = self._enter()
             for row, tile in enumerate(tiles):
@@ -257,7 +245,7 @@ class _SlideInUse:
                     return
                 self._patch(reader, int(tile), out[row])
         except SlideError as error:
-            self._error = error  # other threads may still be reading: the slide is left when all have stopped
+            self._error = error  # other threads may still be reading: close() is called when all have stopped
             raise
         with self._lock:
             self._tiles_left -= len(tiles)
@@ -265,7 +253,7 @@ class _SlideInUse:
             self.close()
 
     def close(self) -> None:
-        """Leave the slide; no thread may be reading it. A lease is told of the error that ended it."""
+        """Close the slide, which no thread may be reading, and pass on the error that ended its use."""
         with self._lock:
             self._reader, error = None, self._error
             self._opened.__exit__(type(error) if error else None, error, None)
@@ -278,7 +266,7 @@ class _SlideInUse:
             return self._reader
 
     def _check_same_levels(self, reader: SlideReader) -> None:
-        """A level number belongs to one reader of one file; anything else would read the wrong scale."""
+        """Check the reader and the size: with others, the same level number would mean another scale."""
         index, info = self.request.index, reader.info
         if (info.reader, info.size_px0) != (index.reader, index.size_px0):
             raise SlideError(
@@ -302,7 +290,7 @@ class _SlideInUse:
 
 
 class _Run(NamedTuple):
-    """Tiles of one slide and the row of the chunk where the first of them goes."""
+    """Tiles of one slide, and the row of the chunk that receives the first of them."""
 
     slide: _SlideInUse
     tiles: NDArray[np.int32]
@@ -310,7 +298,7 @@ class _Run(NamedTuple):
 
 
 class _Buffer:
-    """Memory of one chunk, filled again and again."""
+    """Memory of one chunk, used for many chunks in turn."""
 
     def __init__(self, pixels: Pixels) -> None:
         self._pixels = pixels
@@ -328,6 +316,6 @@ class _Buffer:
 
     @property
     def chunk(self) -> PatchChunk:
-        """What was read."""
+        """The chunk that was read."""
         n = self._filled
         return PatchChunk(self._pixels[:n], self._slot[:n], self._tile[:n])

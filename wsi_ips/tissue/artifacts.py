@@ -1,7 +1,7 @@
-"""What lies on the slide and is no tissue, or tissue nobody can read: pen, folds, bubbles, blur. Classical, pure.
+"""Artefacts on a slide: pen, folds and bubbles. Classical image processing, pure.
 
-Colours are compared as optical densities (Beer and Lambert): haematoxylin and eosin take more green than red light
-away and blue light least, whatever their amount (Ruifrok and Johnston 2001). Inks do not keep to that.
+Colours are compared as optical densities (Beer and Lambert): haematoxylin and eosin absorb more green than red light
+and blue light least, at any concentration (Ruifrok and Johnston 2001). Inks absorb differently.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_ips.tissue.raster import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
 
 OD_UNIT = 100
 """Optical densities are kept as whole numbers of 1/100."""
 INK_UM2 = 5_000.0
-"""Smaller spots of an ink's colour are pigment, no pen."""
+"""Smaller spots of an ink's colour are pigment, not pen."""
 RED_INK_UM2 = 20_000.0
 """Smaller red spots are blood."""
 MOST_INK = 0.3
-"""Where a larger share of the stained picture has an ink's colour, it is the stain's."""
+"""If a larger share of the stained picture has an ink's colour, it is the stain's colour."""
 
 BLUER = 1.25
-"""Blue ink takes away so many times more red than green light as the stain of the slide does."""
+"""Blue ink absorbs this many times more red relative to green light than the slide's stain does."""
 
 FOLD_FACTOR = 1.6
-"""A fold is at least so many times as dense as the denser quarter of the slide's tissue: two layers are 2."""
+"""A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2."""
 LEAST_FOLD_OD = 25
 FOLD_UM = 24.0
 """Narrower dark lines are vessels, crowded nuclei, edges."""
@@ -46,22 +46,14 @@ ROUND = 0.7
 
 
 def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:
-    """Optical density per channel in units of 1/100, 0 (white) to 240; input relative to white."""
+    """Return the optical density per channel in units of 1/100, 0 (white) to 240; input is relative to white."""
     table = np.rint(-OD_UNIT * np.log10(np.maximum(np.arange(256), 1) / 255)).astype(np.uint8)
     red, green, blue = (table[plane] for plane in planes)
     return red, green, blue
 
 
 def find_pen(od: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
-    """Green, blue, red and black ink; also the grey of a bubble's rim, which :func:`find_bubbles` tells apart.
-
-    Parameters
-    ----------
-    od
-        As :func:`densities` gives them.
-    pixel_um2
-        Area of a pixel.
-    """
+    """Find green, blue, red and black ink; also finds the grey rim of a bubble, see :func:`find_bubbles`."""
     red, green, blue = (plane.astype(np.int16) for plane in od)
     stained = max(1, int(np.count_nonzero(green > 8)))
     inks = ((_cold, INK_UM2), (_red, RED_INK_UM2), (_black, INK_UM2))
@@ -75,7 +67,7 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
 
 
 def _cold(red: NDArray[np.int16], green: NDArray[np.int16], _: NDArray[np.int16]) -> Bools:
-    """Green and blue ink take away more red than green light; haematoxylin does not, whatever its shade."""
+    """Find green and blue ink: it absorbs more red than green light, which haematoxylin of any shade does not."""
     some = (slice(None, None, 4), slice(None, None, 4))  # enough for a median
     stained = green[some] > 20
     usual = float(np.median(red[some][stained] / green[some][stained])) if stained.any() else 0.0
@@ -84,18 +76,18 @@ def _cold(red: NDArray[np.int16], green: NDArray[np.int16], _: NDArray[np.int16]
 
 
 def _red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
-    """Red ink lets red light through and hardly any blue; eosin lets blue through, only blood comes near."""
+    """Find red ink: it lets red light through and hardly any blue; eosin lets blue through, only blood is similar."""
     return np.asarray((green > 40) & (8 * blue > 5 * green) & (5 * red < green))
 
 
 def _black(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
-    """Black ink takes all light away alike."""
+    """Find black ink: it absorbs all colours alike."""
     low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     return np.asarray((low > 42) & (100 * (high - low) < 36 * high))
 
 
 def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
-    """Tissue much denser than the rest of this slide's: folds, thick or burnt places."""
+    """Find tissue much denser than the rest of this slide: folds, thick or burnt places."""
     nothing = np.zeros(tissue.shape, bool)
     tissue = tissue & ~pen
     if not tissue.any():
@@ -109,7 +101,7 @@ def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, ste
 
 
 def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
-    """Air under the coverslip: a closed thin grey ring, and what it encloses."""
+    """Find air under the coverslip: a closed thin grey ring, and what it encloses."""
     red, green, blue = od
     low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     spread = high - low
@@ -137,5 +129,5 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
 
 
 def _odd(side: float) -> int:
-    """The odd whole number next to a side, at most 15."""
+    """Return the odd whole number nearest to a side, at most 15."""
     return min(15, 2 * round((side - 1) / 2) + 1) if side > 1 else 1

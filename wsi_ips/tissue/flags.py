@@ -1,4 +1,4 @@
-"""Flags of tiles: what makes a tile doubtful, one bit each. Pure."""
+"""Quality flags of tiles, one bit each: pen, blur, fold, bubble. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import Overview
 from wsi_ips.tissue.artifacts import find_folds
+from wsi_ips.tissue.filters import Bools
 from wsi_ips.tissue.mask import AreaSums, TissueMask
-from wsi_ips.tissue.raster import Bools
 
 Flag = Literal["pen", "blur", "fold", "bubble"]
 PEN, BLUR, FOLD, BUBBLE = 1, 2, 4, 8
@@ -22,44 +22,37 @@ BITS: dict[Flag, int] = {"pen": PEN, "blur": BLUR, "fold": FOLD, "bubble": BUBBL
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 
 LEAST_SHARE: dict[Flag, float] = {"pen": 0.05, "fold": 0.25, "bubble": 0.25}
-"""Share of a tile from which on it is flagged. Little ink already tells what a person marked."""
+"""Share of a tile from which it is flagged. A little ink already shows what a person marked."""
 COARSEST_DETAIL_MPP = 5.0
-"""Nuclei are lost at coarser scales: blur is not judged."""
+"""Blur is not judged at coarser scales, where nuclei are lost."""
 SHARP = 0.65
-"""Detail of one fine pixel over that of two, below which tissue is out of focus: at 4 µm/px H&E in focus has 0.8 to 2,
-behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)."""
+"""Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
+0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)."""
 JUDGED_SHARE = 0.5
-"""Blur is judged on tiles with at least so much tissue."""
+"""Blur is judged on tiles with at least this share of tissue."""
 
 
 def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Flags of each tile.
+    """Compute the flags of each tile.
+
+    Returns uint8, shape (N,), bits of :data:`BITS`.
 
     Parameters
     ----------
-    overview
-        The slide.
-    tissue
-        Its tissue, with what the segmentation saw on the way.
     boxes_px0
         Tiles x, y, width, height in level-0 pixels, shape (N, 4).
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, shape (N,), bits of :data:`BITS`.
     """
     flags = np.zeros(len(boxes_px0), np.uint8)
     for flag, seen in artifact_maps(overview, tissue).items():
         if seen.any():
             share = AreaSums(seen, tissue.px0_per_mask_px).mean(boxes_px0)
             flags[share >= LEAST_SHARE[flag]] |= BITS[flag]
-    flags[(flags == 0) & _blurred(overview, tissue, boxes_px0)] |= BLUR  # ink and air have no detail of their own
+    flags[(flags == 0) & _blurred(overview, tissue, boxes_px0)] |= BLUR  # ink and air have no detail
     return flags
 
 
 def artifact_maps(overview: Overview, tissue: TissueMask) -> dict[Flag, Bools]:
-    """Where pen, folds and bubbles lie; bool, each of the thumbnail's shape."""
+    """Return where pen, folds and bubbles lie: bool, each of the thumbnail's shape."""
     step_um = float(np.sqrt(overview.mpp.x * overview.mpp.y))
     seen = tissue.seen
     if seen is None:
@@ -71,23 +64,19 @@ def artifact_maps(overview: Overview, tissue: TissueMask) -> dict[Flag, Bools]:
     }
 
 
-def flag_names(bits: int) -> list[Flag]:
-    """Names of the bits that are set."""
-    return [flag for flag in FLAGS if bits & BITS[flag]]
-
-
 def bits_of(flags: Iterable[Flag]) -> int:
-    """The bits of some names."""
+    """Return the bits of some names."""
     return sum(BITS[flag] for flag in set(flags))
 
 
 def _blurred(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tiles whose finest detail is weak against the next coarser."""
+    """Find tiles whose finest detail is weak compared with the next coarser."""
     fine_mpp, size = overview.fine_mpp, tissue.mask.shape
     if max(fine_mpp) > COARSEST_DETAIL_MPP or not tissue.mask.any() or min(size) * overview.factor < 16:
         return np.zeros(len(boxes_px0), bool)
     image = Image.fromarray(overview.fine).convert("L")
-    # Blocks of 8 x 8 fine pixels hold 32 differences of the fine picture (every second row is enough), 16 of the half.
+    # A block of 8 x 8 fine pixels holds 32 differences of the fine picture (every second row is enough) and 16 of the
+    # picture at half size.
     fine, half = _detail(np.asarray(image)[::2], (4, 8)), _detail(np.asarray(image.reduce(2)), (4, 4))
     per_block = Scale(
         8 * tissue.px0_per_mask_px.x / overview.factor,
@@ -99,7 +88,7 @@ def _blurred(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float
 
 
 def _detail(grey: NDArray[np.uint8], block: tuple[int, int]) -> NDArray[np.int32]:
-    """Absolute second differences along x, summed over blocks (rows, columns); what fills no block is left out."""
+    """Return absolute second differences along x, summed over blocks (rows, columns); incomplete blocks are cut."""
     values = grey.astype(np.int16)
     difference = np.zeros(grey.shape, np.int16)
     difference[:, 1:-1] = np.abs(2 * values[:, 1:-1] - values[:, :-2] - values[:, 2:])

@@ -1,4 +1,4 @@
-"""A tissue mask and the share of tissue in any box: pure, by integral image."""
+"""A tissue mask, the share of tissue in any box, and the mask as polygons and back. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+from skimage.draw import polygon as polygon_pixels
+from skimage.measure import find_contours
 
-from wsi_ips.geometry import Scale
+from wsi_ips.annotations import polygons_of
+from wsi_ips.geometry import Box, Scale, Size
+
+SIMPLIFIED_PX = 0.25
+"""Largest distance in mask pixels between a simplified outline and the true one."""
+SUPERSAMPLED = 4
+BAND_PX = 64
 
 
 class AreaSums:
-    """Sums of a raster over boxes, parts of pixels by their area.
+    """Sums of a raster over boxes, computed by integral image; parts of pixels count by their area.
 
     Parameters
     ----------
@@ -31,7 +41,7 @@ class AreaSums:
         np.cumsum(self._integral[1:, 1:], axis=1, out=self._integral[1:, 1:])
 
     def mean(self, boxes_px0: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mean over each box x, y, width, height in level-0 pixels, shape (N, 4); what lies outside counts as 0."""
+        """Return the mean over each box x, y, width, height in level-0 pixels, shape (N, 4); outside counts as 0."""
         x, y, width, height = np.asarray(boxes_px0, np.float64).T
         left, right = x / self._scale.x, (x + width) / self._scale.x
         top, bottom = y / self._scale.y, (y + height) / self._scale.y
@@ -40,10 +50,10 @@ class AreaSums:
         return np.asarray(inside / ((right - left) * (bottom - top)))
 
     def _area(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sum left of x and above y, both in pixels.
+        """Return the sum left of x and above y, both in pixels.
 
-        The integral image is exact at corners of pixels; inside a pixel it is bilinear in (x, y), because
-        the raster is constant there. So interpolation is exact everywhere.
+        The integral image is exact at corners of pixels. Inside a pixel it is bilinear in (x, y), because the raster
+        is constant there, so interpolation is exact everywhere.
         """
         height, width = (side - 1 for side in self._integral.shape)
         x, y = np.clip(x, 0, width), np.clip(y, 0, height)
@@ -57,77 +67,117 @@ class AreaSums:
 
 @dataclass(frozen=True)
 class Seen:
-    """What lay on a thumbnail besides tissue.
+    """What lies on a thumbnail besides tissue."""
 
-    Attributes
-    ----------
-    od
-        Optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width).
-    pen, bubble
-        Ink, and air under the coverslip; bool, each (height, width).
-    glass_share
-        Share of the picture that looks like glass.
-    black_share
-        Share of the picture that is too dark for tissue and no pen.
-    """
-
+    # optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width)
     od: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+    # ink, and air under the coverslip; bool, each (height, width)
     pen: NDArray[np.bool_]
     bubble: NDArray[np.bool_]
-    glass_share: float
-    black_share: float
+    black_share: float  # share of the picture that is too dark for tissue and not pen
 
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Where tissue is on a slide.
+    """The tissue of a slide."""
 
-    Attributes
-    ----------
-    mask
-        bool, shape (height, width), True on tissue; covers all of level 0.
-    px0_per_mask_px
-        Level-0 pixels per mask pixel, per axis.
-    threshold
-        Saturation (0-1) above which a pixel counted as stained.
-    method
-        How it was found, for people.
-    rung
-        Which rung of the ladder found it; ``drawn`` where a person did.
-    passed
-        Rungs that were tried before and could not be trusted, with the reason.
-    seen
-        What the segmentation saw on the way; None where it was not asked.
-    """
-
-    mask: NDArray[np.bool_]
-    px0_per_mask_px: Scale
-    threshold: float
-    method: str
+    mask: NDArray[np.bool_]  # bool, shape (height, width), True on tissue; covers all of level 0
+    px0_per_mask_px: Scale  # level-0 pixels per mask pixel, per axis
+    threshold: float  # saturation (0-1) above which a pixel counted as stained
+    method: str  # description of how it was found, for people
+    # name of the method that found it (see `wsi_ips.tissue.methods`); `drawn` where a person did
     rung: str = "drawn"
-    passed: tuple[str, ...] = ()
-    seen: Seen | None = None
+    passed: tuple[str, ...] = ()  # methods that were tried before and could not be trusted, with the reason
+    seen: Seen | None = None  # artefacts that the segmentation found; None where they were not looked for
 
     def fraction(self, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Share of tissue in each box; parts of mask pixels count by their area.
+        """Return the share of tissue in each box; parts of mask pixels count by their area.
+
+        Returns float32, shape (N,), 0-1. Outside the mask is glass.
 
         Parameters
         ----------
         boxes_px0
             Boxes x, y, width, height in level-0 pixels, shape (N, 4); width and height above 0.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, shape (N,), 0-1. What lies outside the mask counts as glass.
         """
         return np.asarray(np.clip(self._sums.mean(boxes_px0), 0, 1), np.float32)
 
     def area_um2(self, mpp: Scale) -> float:
-        """Tissue area in µm², from the scale of level 0."""
+        """Return the tissue area in µm², from the scale of level 0."""
         pixel_um2 = self.px0_per_mask_px.x * mpp.x * self.px0_per_mask_px.y * mpp.y
         return float(np.count_nonzero(self.mask) * pixel_um2)
 
     @cached_property
     def _sums(self) -> AreaSums:
         return AreaSums(self.mask, self.px0_per_mask_px)
+
+
+def outline_of(tissue: TissueMask) -> BaseGeometry:
+    """Return the outline of a mask in level-0 pixels, simplified to a quarter of a mask pixel; may be empty."""
+    padded = np.pad(tissue.mask, 1).astype(np.float32)
+    rings = [ring for ring in find_contours(padded, 0.5) if len(ring) >= 4]
+    # Row and column of pixel centres of the padded mask; its first pixel is one outside.
+    scale = np.array(tissue.px0_per_mask_px)
+    loops = [shapely.Polygon((ring[:, ::-1] - 0.5) * scale) for ring in rings]
+    if not loops:
+        return shapely.Polygon()
+    # Nested rings alternate between solid and hole.
+    region = _even_odd(loops)
+    tolerance = SIMPLIFIED_PX * min(scale)
+    return shapely.make_valid(shapely.simplify(region, tolerance))
+
+
+def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: str) -> TissueMask:
+    """Rasterise a region (level-0 pixels) that a person drew; ``source`` names it in messages.
+
+    A pixel is tissue where at least half of it lies in the region.
+    """
+    scale = Scale(px0_size.width / mask_size.width, px0_size.height / mask_size.height)
+    mask = covered(region, Box(0, 0, *mask_size), scale) >= 0.5
+    return TissueMask(mask=mask, px0_per_mask_px=scale, threshold=0.0, method=f"drawn: {source}", rung="drawn")
+
+
+def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.float32]:
+    """Return the share of each pixel of a raster window that lies in a region, to a 16th.
+
+    Returns float32, shape (height, width) of the window.
+
+    Parameters
+    ----------
+    window
+        Pixels of the raster, which begins at the corner of the slide.
+    px0_per_px
+        Level-0 pixels per pixel of the raster.
+    """
+    out = np.empty((window.height, window.width), np.float32)
+    scale = np.array(px0_per_px) / SUPERSAMPLED
+    corner = np.array([window.x, window.y]) * SUPERSAMPLED
+    rings = [
+        (np.asarray(ring.coords)[:, :2] / scale - corner - 0.5, value)  # from the middle of a pixel
+        for polygon in sorted(polygons_of(region), key=lambda p: -p.area)
+        for ring, value in ((polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors))
+    ]
+    for top in range(0, window.height, BAND_PX):
+        height = min(BAND_PX, window.height - top)
+        fine = np.zeros((height * SUPERSAMPLED, window.width * SUPERSAMPLED), np.uint8)
+        for points, value in rings:
+            x, y = points[:, 0], points[:, 1] - top * SUPERSAMPLED
+            if y.min() < fine.shape[0] and y.max() >= 0:
+                fine[polygon_pixels(y, x, fine.shape)] = value
+        parts = fine.reshape(height, SUPERSAMPLED, window.width, SUPERSAMPLED)
+        out[top : top + height] = parts.mean(axis=(1, 3), dtype=np.float32)
+    return out
+
+
+def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
+    """Return what lies in an odd number of rings that do not cross; rings inside holes are handled by depth."""
+    order = sorted(loops, key=lambda loop: -loop.area)
+    tree = shapely.STRtree(order)
+    points = shapely.points([loop.exterior.coords[0] for loop in order])
+    inner, outer = tree.query(points, predicate="within")
+    depth = np.bincount(inner[inner != outer], minlength=len(order))
+    region: BaseGeometry = shapely.Polygon()
+    for level in range(int(depth.max()) + 1):
+        rings = shapely.union_all([loop for loop, at in zip(order, depth, strict=True) if at == level])
+        region = shapely.difference(region, rings) if level % 2 else shapely.union(region, rings)
+    return region

@@ -1,92 +1,55 @@
-"""Tissue from a thumbnail: a ladder of thresholds, cleaned by sizes in µm. Pure."""
+"""Tissue from a thumbnail: a sequence of thresholds, cleaned by sizes in µm. Pure."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
-from wsi_ips.tissue.fat import find_fat
-from wsi_ips.tissue.ladder import Found, Method, distrust, rungs
+from wsi_ips.tissue.filters import Bools, box_share, closed, without_small
 from wsi_ips.tissue.mask import Seen, TissueMask
-from wsi_ips.tissue.raster import Bools, box_share, closed, without_small
-from wsi_ips.tissue.view import View, view_of
+from wsi_ips.tissue.methods import Found, Method, attempts, distrust, find_fat
+from wsi_ips.tissue.stain_view import View, view_of
 
-Lumen = Literal["keep", "drop"]
+SMOOTHING_UM = 16.0
+"""Side of the box mean on saturation and density."""
+CLOSING_UM = 32.0
+"""Gaps up to this width are closed."""
 UNDER_PEN_UM = 500.0
-"""How far around a pen mark one looks to tell whether it lies on tissue or on glass."""
+"""Width of the surroundings that tell whether a pen mark lies on tissue or on glass."""
 
 
-def segment_tissue(
-    thumbnail: RGB,
-    *,
-    mpp: Scale,
-    px0_size: Size,
-    smoothing_um: float,
-    closing_um: float,
-    min_saturation: float,
-    min_area_um2: float,
-    max_hole_um2: float,
-    lumen: Lumen = "keep",
-    method: Method = "auto",
-) -> TissueMask:
-    """Tell tissue from glass.
+@dataclass(frozen=True)
+class TissueRules:
+    """Rules by which tissue is told from glass."""
 
-    Parameters
-    ----------
-    thumbnail
-        uint8, shape (height, width, 3); the whole slide.
-    mpp
-        µm per thumbnail pixel.
-    px0_size
-        Size of level 0.
-    smoothing_um
-        Side of the mean filter on saturation and density.
-    closing_um
-        Gaps up to this width are closed.
-    min_saturation
-        Lowest threshold on saturation (0-1) of Otsu's rung; half of it is the lowest of the adaptive one.
-    min_area_um2
-        Smaller pieces are dropped.
-    max_hole_um2
-        Holes up to this area are filled, where ``lumen`` is ``keep``.
-    lumen
-        ``keep``: lumina, vessels and vacuoles count as tissue; ``drop``: they do not, whatever their size.
-    method
-        ``auto``: the first rung of :mod:`wsi_ips.tissue.ladder` that can be trusted; else only that rung.
+    # lowest threshold on saturation (0-1) of method `otsu`; half of it is the lowest of `adaptive`
+    min_saturation: float = 0.06
+    min_area_um2: float = 40_000.0  # smaller pieces are dropped
+    max_hole_um2: float = 20_000.0  # holes up to this area are filled
+    # `auto`: the first method of `wsi_ips.tissue.methods` that can be trusted; else only the named one
+    method: Method = "auto"
 
-    Returns
-    -------
-    TissueMask
-        All False where there is no tissue.
+
+def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
+    """Tell tissue from glass on the thumbnail of a whole slide.
+
+    ``mpp`` is the scale of the thumbnail, ``px0_size`` the size of level 0; ``rules`` of None are the defaults.
+
+    The mask is all False where there is no tissue.
     """
+    rules = rules or TissueRules()
     step_um = math.sqrt(mpp.x * mpp.y)
-    view, seen = _look(thumbnail, mpp, smoothing_um)
-    smallest_px, hole_px = math.ceil(min_area_um2 / step_um**2), math.floor(max_hole_um2 / step_um**2) + 1
-    fat = find_fat(view, step_um=step_um) if lumen == "keep" else np.zeros(seen.pen.shape, bool)
-    passed: list[str] = []
-    best = Found("bounded", np.zeros_like(fat), 1.0, "no threshold could be used")
-    for found in rungs(view, min_saturation=min_saturation, method=method):
-        if found.mask is None:
-            passed.append(f"{found.rung}: {found.detail}")
-            continue
-        candidate = closed(found.mask, round(closing_um / step_um / 2))
-        if np.count_nonzero(candidate) >= smallest_px:
-            candidate |= fat
-        mask = without_small(candidate, smallest_px)
-        best = replace(found, mask=mask)
-        reason = distrust(candidate, mask)
-        if not reason:
-            break
-        passed.append(f"{found.rung} {reason}")
-    mask = best.mask if best.mask is not None else np.zeros_like(fat)
-    mask = _with_tissue_under(seen.pen, mask, step_um) if seen.pen.any() and mask.any() else mask
-    mask = ~without_small(~mask, hole_px) if lumen == "keep" else mask
+    view, seen = _look(thumbnail, mpp)
+    best, passed = _first_trusted(view, rules, step_um)
+    mask = best.mask if best.mask is not None else np.zeros(seen.pen.shape, bool)
+    if seen.pen.any() and mask.any():
+        mask = _with_tissue_under(seen.pen, mask, step_um)
+    mask = ~without_small(~mask, math.floor(rules.max_hole_um2 / step_um**2) + 1)
     height, width = mask.shape
     return TissueMask(
         mask=mask,
@@ -99,32 +62,46 @@ def segment_tissue(
     )
 
 
-def see(tissue: TissueMask, thumbnail: RGB, *, mpp: Scale, smoothing_um: float) -> TissueMask:
-    """A drawn mask with what lies on the slide besides, so that its tiles can be flagged.
-
-    Parameters
-    ----------
-    tissue
-        The mask; of the thumbnail's shape.
-    thumbnail, mpp, smoothing_um
-        As for :func:`segment_tissue`.
-    """
-    return replace(tissue, seen=_look(thumbnail, mpp, smoothing_um)[1])
+def with_artifacts(tissue: TissueMask, thumbnail: RGB, *, mpp: Scale) -> TissueMask:
+    """Return a drawn mask with the artefacts found on the thumbnail (of the mask's shape), to flag its tiles."""
+    return replace(tissue, seen=_look(thumbnail, mpp)[1])
 
 
-def _look(thumbnail: RGB, mpp: Scale, smoothing_um: float) -> tuple[View, Seen]:
-    """The thumbnail without its ink, and what was seen on the way."""
+def _first_trusted(view: View, rules: TissueRules, step_um: float) -> tuple[Found, list[str]]:
+    """Return what the first trusted method found (else the last), and why the others were passed over."""
+    smallest_px = math.ceil(rules.min_area_um2 / step_um**2)
+    fat = find_fat(view, step_um=step_um)
+    passed: list[str] = []
+    best = Found("bounded", np.zeros_like(fat), 1.0, "no threshold could be used")
+    for found in attempts(view, min_saturation=rules.min_saturation, method=rules.method):
+        if found.mask is None:
+            passed.append(f"{found.rung}: {found.detail}")
+            continue
+        candidate = closed(found.mask, round(CLOSING_UM / step_um / 2))
+        if np.count_nonzero(candidate) >= smallest_px:
+            candidate |= fat
+        mask = without_small(candidate, smallest_px)
+        best = replace(found, mask=mask)
+        reason = distrust(candidate, mask)
+        if not reason:
+            break
+        passed.append(f"{found.rung} {reason}")
+    return best, passed
+
+
+def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
+    """Return the thumbnail without its ink, and the artefacts on it."""
     step_um = math.sqrt(mpp.x * mpp.y)
-    view = view_of(thumbnail, smoothing_px=max(1, 2 * round((smoothing_um / step_um - 1) / 2) + 1))
+    view = view_of(thumbnail, smoothing_px=max(1, 2 * round((SMOOTHING_UM / step_um - 1) / 2) + 1))
     od = densities(view.planes)
     bubble = find_bubbles(od, step_um=step_um)
     pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
-    seen = Seen(od, pen, bubble, view.glass.share, 1 - float(view.usable.mean()))
+    seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
     return view.without(pen), seen
 
 
 def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:
-    """A pen mark is on tissue where most of what is around it, and is no pen, is tissue."""
+    """Add pen marks that lie on tissue: most of what surrounds them, and is not pen, is tissue."""
     side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
     on_tissue = 2 * box_share(mask & ~pen, side) > box_share(~pen, side)
     return np.asarray(mask | (pen & on_tissue))

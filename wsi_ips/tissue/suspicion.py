@@ -1,4 +1,4 @@
-"""Masks that a person should look at: what is odd about them, in words. Pure."""
+"""Remarks on tissue masks that a person should check, and how urgent they are. Pure."""
 
 from __future__ import annotations
 
@@ -8,39 +8,26 @@ import numpy as np
 from scipy import ndimage
 
 from wsi_ips.geometry import Scale
+from wsi_ips.tissue.filters import EIGHT_CONNECTED
 from wsi_ips.tissue.mask import TissueMask
-from wsi_ips.tissue.raster import EIGHT_CONNECTED
 
 LITTLE_MM2 = 0.5
 MOST_OF_SLIDE = 0.9
 MANY_PIECES = 60
 CUT_MM = 1.0
-"""Length along the border of the slide on which tissue may lie unremarked."""
+"""Length of tissue along the border of the slide that is not worth a remark."""
 MUCH_PEN = 0.02
 MUCH_BLACK = 0.05
 """Shares of the slide."""
 
 
 def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
-    """What is odd about a mask; empty where nothing is.
-
-    Parameters
-    ----------
-    tissue
-        The mask.
-    mpp
-        µm per level-0 pixel.
-
-    Returns
-    -------
-    list of str
-        Worst first.
-    """
+    """Return what is odd about a mask, worst first; ``mpp`` is µm per level-0 pixel."""
     return sorted(_found(tissue, mpp), key=lambda text: -_weight(text))
 
 
 def suspicion(remarks: Sequence[str]) -> int:
-    """How urgently a slide should be looked at; 0 where there is no remark, more is worse."""
+    """Return how urgently a slide should be checked; 0 where there is no remark, more is worse."""
     return sum(_weight(text) for text in remarks)
 
 
@@ -54,7 +41,7 @@ WEIGHTS = (
     ("many pieces", 15),
     ("pen", 10),
 )
-"""How remarks begin, and what each weighs; others weigh 5."""
+"""Beginning of each remark and its weight; others weigh 5."""
 
 
 def _weight(text: str) -> int:
@@ -77,7 +64,7 @@ def _found(tissue: TissueMask, mpp: Scale) -> list[str]:
     cut_mm = _cut_mm(tissue, mpp)
     if 0 < share <= MOST_OF_SLIDE and cut_mm > CUT_MM:
         texts.append(f"cut by the border of the slide ({cut_mm:.1f} mm)")
-    texts += _of_the_ladder(tissue)
+    texts += _about_method(tissue)
     if tissue.seen is not None:
         pen, black = float(tissue.seen.pen.mean()), tissue.seen.black_share
         if black > MUCH_BLACK:
@@ -87,7 +74,7 @@ def _found(tissue: TissueMask, mpp: Scale) -> list[str]:
     return texts
 
 
-def _of_the_ladder(tissue: TissueMask) -> list[str]:
+def _about_method(tissue: TissueMask) -> list[str]:
     if tissue.rung == "bounded" or (tissue.passed and tissue.passed[-1].startswith(f"{tissue.rung} ")):
         return ["no rung of the segmentation could be trusted: " + "; ".join(tissue.passed)]
     if tissue.rung == "stain":
@@ -96,7 +83,7 @@ def _of_the_ladder(tissue: TissueMask) -> list[str]:
 
 
 def _cut_mm(tissue: TissueMask, mpp: Scale) -> float:
-    """Length along which tissue touches the border of the slide."""
+    """Return the length along which tissue touches the border of the slide."""
     mask, step = tissue.mask, tissue.px0_per_mask_px.times(mpp)
     along_x = np.count_nonzero(mask[0]) + np.count_nonzero(mask[-1])
     along_y = np.count_nonzero(mask[:, 0]) + np.count_nonzero(mask[:, -1])

@@ -19,8 +19,7 @@ from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
 from wsi_ips.geometry import Box, Point, Size
-from wsi_ips.slides import RGB, DirectReader, SlideInfo, SlideReader, read_shrunk
-from wsi_ips.slides.region import level0_position
+from wsi_ips.slides import RGB, SlideInfo, SlideReader, level0_position, read_shrunk
 
 TILE_PX = 256
 OVERVIEW_PX = 4096
@@ -110,7 +109,7 @@ class DeepZoomTiles:
             return read_shrunk(reader, Box(*there, right - there.x, bottom - there.y), level, out)
         factor = size.width // out.width
         whole_factor = inside == size == Size(out.width * factor, out.height * factor)
-        if whole_factor and isinstance(reader, DirectReader) and reader.shrinks(there, level, size, factor):
+        if whole_factor and reader.shrinks(there, level, size, factor):
             shrunk = np.empty((out.height, out.width, 3), np.uint8)
             reader.read_into(shrunk, there, level, factor=factor)
             return shrunk

@@ -9,7 +9,7 @@ from tests.results.scenes import Scene
 from wsi_ips.annotations import tumour_fraction
 from wsi_ips.geometry import Size
 from wsi_ips.results.handoff import ScoreMaps
-from wsi_ips.tiles.grid import stride_px0
+from wsi_ips.tiles.index import stride_px0
 
 
 def planted_box(s: Scene) -> shapely.Polygon:

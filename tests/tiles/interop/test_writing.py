@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wsi_ips.errors import TileIndexError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.tiles import TileIndex, build_index
+from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop import imported_index, read_foreign, write_foreign
 from wsi_ips.tissue import TissueMask
 
@@ -34,14 +34,8 @@ def index_of(info: SlideInfo, *, mpp: float, patch: int, stride: int | None = No
     return build_index(
         info,
         mask_of(info, empty=empty),
-        slide_id="s",
-        target_mpp=mpp,
-        patch_px=patch,
-        stride_px=stride or patch,
-        min_tissue_fraction=0.2,
-        tumour_region=None,
-        slide_identity="identity",
-        fingerprint="f",
+        TileRules(mpp, patch, stride or patch, 0.2),
+        IndexOrigin("s", "identity", "f"),
     )
 
 
@@ -50,12 +44,8 @@ def back(path: Path, info: SlideInfo, *, mpp: float, patch: int) -> TileIndex:
         read_foreign(path),
         info,
         mask_of(info),
-        slide_id="s",
-        target_mpp=mpp,
-        patch_px=patch,
-        tumour_region=None,
-        slide_identity="identity",
-        fingerprint="f",
+        TileRules(mpp, patch),
+        IndexOrigin("s", "identity", "f"),
     )
 
 
@@ -136,7 +126,7 @@ def test_no_tile_is_no_file_of_clam_and_an_empty_one_of_trident(tmp_path):
 
 def test_a_scale_between_levels_is_no_tile_of_clam(tmp_path):
     info = slide_of(Size(4099, 3001), 0.25)
-    with pytest.raises(TileIndexError, match=r"slide s: CLAM reads whole levels, and 0.5 µm/px is none"):
+    with pytest.raises(TileIndexError, match=r"slide s: CLAM reads whole levels, and 0.5 µm/px is not a level"):
         write_foreign(tmp_path, index_of(info, mpp=0.5, patch=128), kind="clam", name="slide")
     assert not list(tmp_path.rglob("*.h5"))
 
@@ -153,7 +143,7 @@ def test_gaps_unequal_axes_and_foreign_levels_are_refused(tmp_path):
         write_foreign(tmp_path, index_of(info, mpp=0.25, patch=128, stride=200), kind="trident", name="slide")
     unequal = replace(info, mpp=Scale(0.25, 0.125), level_sizes=info.level_sizes[:1])
     for kind in ("clam", "trident"):
-        with pytest.raises(TileIndexError, match=r"differs between the axes|none of this slide"):
+        with pytest.raises(TileIndexError, match=r"differs between the axes|is not a level of this slide"):
             write_foreign(tmp_path, index_of(unequal, mpp=0.5, patch=128), kind=kind, name="slide")
     coarse = replace(index_of(info, mpp=1.0, patch=128), reader="tiffslide")
     with pytest.raises(TileIndexError, match="counts the levels of OpenSlide"):

@@ -19,9 +19,16 @@ from wsi_ips.pipeline.checks.estimate import Work, slide_work
 from wsi_ips.pipeline.checks.unknown import Unknown, unknown_files
 from wsi_ips.pipeline.cohort import read_cohort
 from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.slides import Remote, SlideInfo, SlideReader, content_bytes, content_identity, open_slide
-from wsi_ips.slides.opening import PATIENT, ReaderName
-from wsi_ips.slides.scale import trusted_mpp
+from wsi_ips.slides import (
+    PATIENT,
+    Remote,
+    SlideInfo,
+    SlideReader,
+    content_bytes,
+    content_identity,
+    open_slide,
+    trusted_mpp,
+)
 from wsi_ips.slides.source import slide_name
 
 THREADS = 8
@@ -49,7 +56,7 @@ class CheckSettings:
         How patient to be with slides behind a URL.
     """
 
-    reader: ReaderName = "auto"
+    reader: str = "auto"
     target_mpp: float = 0.5
     patch_px: int = 256
     stride_px: int = 256
@@ -308,5 +315,5 @@ def _settings(recipe: Recipe) -> CheckSettings:
         patch_px=recipe.tiles.patch_px,
         stride_px=recipe.tiles.stride,
         must_reach=True,
-        remote=Remote(recipe.compute.remote_timeout_s, recipe.compute.remote_attempts),
+        remote=Remote(recipe.compute.remote_timeout_s),
     )

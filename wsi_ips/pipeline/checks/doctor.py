@@ -256,12 +256,11 @@ def _nvidia_smi() -> str | None:
 
 
 def _open_files() -> Iterator[Finding]:
-    from wsi_ips.config import ComputeSection
+    from wsi_ips.slides.pool import MAX_OPEN
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    slides = ComputeSection().open_slides
-    if soft != resource.RLIM_INFINITY and soft < slides * FILES_PER_SLIDE:
-        advice = f"ulimit -n {min(hard, 4096) if hard > 0 else 4096}, or lower `compute.open_slides`"
+    if soft != resource.RLIM_INFINITY and soft < MAX_OPEN * FILES_PER_SLIDE:
+        advice = f"ulimit -n {min(hard, 4096) if hard > 0 else 4096}"
         yield Finding("open files", "note", f"{soft} at a time", advice)
     else:
         yield Finding("open files", "ok", f"{'no limit' if soft == resource.RLIM_INFINITY else soft} at a time")

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.annotations import read_annotation
-from wsi_ips.annotations.raster import region_mask
+from wsi_ips.annotations import read_annotation, region_mask
 from wsi_ips.errors import AnnotationError, EvaluationError
 from wsi_ips.evaluation import (
     Froc,

@@ -15,14 +15,13 @@ from wsi_ips.pipeline.learning.feature_source import FeatureSource
 from wsi_ips.provenance import atomic_path
 from wsi_ips.tiles import TileIndex
 from wsi_ips.tiles.interop import (
-    ExportFormat,
+    TENSOR,
     ForeignFeatures,
     foreign_features,
     read_foreign,
     read_foreign_features,
     write_foreign_features,
 )
-from wsi_ips.tiles.interop.features import TENSOR
 
 
 def foreign_of(path: Path, record: SlideRecord) -> ForeignFeatures:
@@ -58,9 +57,7 @@ def foreign_of(path: Path, record: SlideRecord) -> ForeignFeatures:
     return foreign_features(path, values.float().numpy(), read_foreign(record.coordinates).corners_px0)
 
 
-def write_features_of(
-    to: Path, record: SlideRecord, index: TileIndex, source: FeatureSource, kind: ExportFormat
-) -> Path | None:
+def write_features_of(to: Path, record: SlideRecord, index: TileIndex, source: FeatureSource, kind: str) -> Path | None:
     """Write a slide's stored features for another tool; the feature file, None where there is no tile.
 
     Raises

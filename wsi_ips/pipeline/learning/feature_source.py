@@ -12,7 +12,7 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles import FeatureTiles, features_fingerprint, open_features, stored_fingerprint
-from wsi_ips.tiles.features import SCHEMA_VERSION
+from wsi_ips.tiles.feature_store import SCHEMA_VERSION
 
 IMPORTED_KEY = "imported"
 SHOWN = 5

@@ -25,8 +25,7 @@ from wsi_ips.results.overlay import Kind
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide, read_area
 from wsi_ips.slides.source import slide_name
 from wsi_ips.tiles import SlideTiles, read_tiles
-from wsi_ips.tiles.interop import PlacedScores, place_scores, read_scored, with_footprint
-from wsi_ips.tiles.interop.importing import plan_footprint
+from wsi_ips.tiles.interop import PlacedScores, place_scores, plan_footprint, read_scored, with_footprint
 
 SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]

@@ -18,7 +18,7 @@ from wsi_ips.pipeline.stages import run_until
 from wsi_ips.pipeline.states import SlideState
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.tiles import TileIndex
-from wsi_ips.tiles.interop import ExportFormat, write_foreign
+from wsi_ips.tiles.interop import write_foreign
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def import_stage(recipe: Recipe, progress: Progress | None = None) -> Imported:
 
 def export_run(
     recipe: Recipe,
-    kind: ExportFormat,
+    kind: str,
     to: Path,
     slides: Sequence[str] = (),
     progress: Progress | None = None,
@@ -132,7 +132,7 @@ def export_run(
     return Exported(written, refused, tuple(tables))
 
 
-def _feature_writer(run: Run, to: Path, kind: ExportFormat) -> Callable[[SlideRecord, TileIndex], Path | None]:
+def _feature_writer(run: Run, to: Path, kind: str) -> Callable[[SlideRecord, TileIndex], Path | None]:
     """Writes the features of a slide; needs torch."""
     from wsi_ips.pipeline.learning.encoding import feature_source
     from wsi_ips.pipeline.learning.feature_files import write_features_of

@@ -17,20 +17,21 @@ from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.results.tissue import Tiling, draw_tissue, png_bytes, preview
 from wsi_ips.slides import Overview, SlideReader, read_overview
-from wsi_ips.tiles import Recall, TileIndex, build_index, tissue_recall
+from wsi_ips.tiles import IndexOrigin, Recall, TileIndex, TileRules, build_index, tissue_recall
 from wsi_ips.tiles.interop import imported_index, read_foreign
 from wsi_ips.tissue import (
     BITS,
     TissueMask,
+    TissueRules,
     bits_of,
     flag_tiles,
     look_of,
     mask_of,
     outline_of,
     remarks_on,
-    see,
     segment_tissue,
     suspicion,
+    with_artifacts,
 )
 
 LOST = 0.99
@@ -82,22 +83,16 @@ def tile_slide(
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
     section = tissue_section(recipe.tissue, record)
-    overview = read_overview(reader, section.mpp, section.fine_mpp)
+    overview = read_overview(reader, section.mpp)
     tissue = _tissue_of(reader, record, section, overview, origin)
-    lay_tiles = (
-        partial(imported_index, read_foreign(record.coordinates))
-        if record.coordinates
-        else partial(build_index, stride_px=recipe.tiles.stride, min_tissue_fraction=recipe.tiles.min_tissue_fraction)
-    )
+    tiles = recipe.tiles
+    lay_tiles = partial(imported_index, read_foreign(record.coordinates)) if record.coordinates else build_index
     every = lay_tiles(
-        info=reader.info,
-        mask=tissue,
-        slide_id=record.slide_id,
-        target_mpp=recipe.tiles.mpp,
-        patch_px=recipe.tiles.patch_px,
+        reader.info,
+        tissue,
+        TileRules(tiles.mpp, tiles.patch_px, tiles.stride, tiles.min_tissue_fraction),
+        IndexOrigin(record.slide_id, slide_identity, fingerprint),
         tumour_region=None if regions is None else regions.tumour,
-        slide_identity=slide_identity,
-        fingerprint=fingerprint,
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
     # Whoever brings tiles of their own wants those: they are flagged, and all stay.
@@ -125,11 +120,13 @@ def _tissue_of(
     """The mask that somebody drew, else the segmentation's."""
     size = reader.info.size_px0
     if record.tissue_mask is None:
-        return segment_tissue(overview.thumbnail, mpp=overview.mpp, px0_size=size, **section.segmentation())
+        return segment_tissue(
+            overview.thumbnail, mpp=overview.mpp, px0_size=size, rules=TissueRules(**section.segmentation())
+        )
     height, width = overview.thumbnail.shape[:2]
     region = read_tissue(record.tissue_mask, bounds_origin=origin)
     drawn = mask_of(region, px0_size=size, mask_size=Size(width, height), source=record.tissue_mask.name)
-    return see(drawn, overview.thumbnail, mpp=overview.mpp, smoothing_um=section.smoothing_um)
+    return with_artifacts(drawn, overview.thumbnail, mpp=overview.mpp)
 
 
 def _remarks(tissue: TissueMask, index: TileIndex, tiling: Tiling, recall: Recall | None) -> list[str]:

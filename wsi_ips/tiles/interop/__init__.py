@@ -1,27 +1,22 @@
-"""Tile coordinates and features of other tools, and scores of other models.
+"""Tile coordinates and features of other tools, and tile scores of other models."""
 
-Read coordinates of CLAM, TRIDENT, WSInfer and AtlasPatch and features of CLAM and TRIDENT, write both of these two.
-"""
-
-from wsi_ips.tiles.interop.features import (
+from wsi_ips.tiles.interop.coordinate_files import CoordinateFiles, find_coordinates, read_foreign
+from wsi_ips.tiles.interop.coordinate_import import imported_index, plan_footprint
+from wsi_ips.tiles.interop.feature_tables import (
+    TENSOR,
     ForeignFeatures,
     find_features,
     foreign_features,
     read_foreign_features,
     rows_of_tiles,
-    write_foreign_features,
 )
-from wsi_ips.tiles.interop.folder import CoordinateFiles, find_coordinates
-from wsi_ips.tiles.interop.foreign import ForeignTiles
-from wsi_ips.tiles.interop.importing import imported_index
-from wsi_ips.tiles.interop.reading import read_foreign
-from wsi_ips.tiles.interop.scores import PlacedScores, ScoredTiles, place_scores, read_scored, with_footprint
-from wsi_ips.tiles.interop.writing import FORMATS, ExportFormat, write_foreign
+from wsi_ips.tiles.interop.scored_tiles import PlacedScores, ScoredTiles, place_scores, read_scored, with_footprint
+from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles, write_foreign, write_foreign_features
 
 __all__ = [
-    "FORMATS",
+    "TENSOR",
+    "TILE_FORMATS",
     "CoordinateFiles",
-    "ExportFormat",
     "ForeignFeatures",
     "ForeignTiles",
     "PlacedScores",
@@ -31,6 +26,7 @@ __all__ = [
     "foreign_features",
     "imported_index",
     "place_scores",
+    "plan_footprint",
     "read_foreign",
     "read_foreign_features",
     "read_scored",

@@ -82,7 +82,7 @@ def test_rows_follow_their_coordinates_and_not_the_files_order(tmp_path, index, 
     [
         ({}, [[0, 0], [32, 0]], "none for 26 of 28 tiles, e.g. the one at (64, 0)"),
         ({}, [[0, 0], [224, 0]], "begin outside the slide"),
-        (TRIDENT | {"level0_width": 300}, [[0, 0], [32, 0]], "level 0 has (300, 128) px, the slide has (224, 128)"),
+        (TRIDENT | {"level0_width": 300}, [[0, 0], [32, 0]], "level 0 has 300 x 128 px, the slide has 224 x 128"),
         (TRIDENT | {"patch_size_level0": 64, "patch_size": 64}, [[0, 0], [32, 0]], "64 level-0 px, the run's are 32"),
         (TRIDENT | {"wsi_ips_slide_identity": "other"}, [[0, 0], [32, 0]], "slide file of other content"),
     ],
@@ -107,7 +107,7 @@ def test_what_is_no_feature_file_is_refused(tmp_path, index):
         read_foreign_features(tmp_path / "d.h5")
     with h5py.File(tmp_path / "e.h5", "w") as file:
         file["coords"], file["features"] = np.full((2, 2), 0.4), features(2)
-    with pytest.raises(TileIndexError, match="no whole pixels"):
+    with pytest.raises(TileIndexError, match="not whole pixels"):
         read_foreign_features(tmp_path / "e.h5")
     with pytest.raises(FeaturesError, match="floats expected"):
         foreign_features(tmp_path / "f.pt", np.zeros((2, 2), np.int64), np.zeros((2, 2), np.int64))

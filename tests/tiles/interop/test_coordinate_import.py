@@ -14,9 +14,8 @@ from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size
 from wsi_ips.slides import ArrayReader, open_slide, read_patch
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.tiles import TileIndex
-from wsi_ips.tiles.interop import find_coordinates, imported_index, read_foreign
-from wsi_ips.tiles.interop.importing import plan_footprint
+from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules
+from wsi_ips.tiles.interop import find_coordinates, imported_index, plan_footprint, read_foreign
 from wsi_ips.tissue import TissueMask
 
 SIZE = (1031, 773)
@@ -36,12 +35,9 @@ def taken(path: Path, slide: SlideInfo | None = None, *, mpp: float, patch: int,
         read_foreign(path),
         slide,
         mask,
-        slide_id="s",
-        target_mpp=mpp,
-        patch_px=patch,
+        TileRules(mpp, patch),
+        IndexOrigin("s", "identity", "f"),
         tumour_region=region,
-        slide_identity="identity",
-        fingerprint="f",
     )
 
 
@@ -132,7 +128,7 @@ def test_tiles_over_the_edge_and_doubles_are_left_out_and_counted(tmp_path):
     path = golden.clam(tmp_path / "a.h5", [[0, 0], [0, 0], [775, 517], [776, 0], [0, 518]])
     index = taken(path, mpp=0.25, patch=256)
     assert list(zip(index.x.tolist(), index.y.tolist(), strict=True)) == [(0, 0), (775, 517)]
-    assert "1 named twice; 2 left out" in index.tissue_method
+    assert "1 listed twice; 2 left out" in index.tissue_method
 
 
 def test_what_was_not_scanned_is_no_tile(tmp_path):
@@ -174,8 +170,8 @@ DAMAGED = {
     "no coords": (lambda p: h5py.File(p, "w").close(), "no dataset `coords`"),
     "not HDF5": (lambda p: p.write_bytes(b"no"), "cannot be read as HDF5"),
     "features of CLAM": (lambda p: golden.write(p, golden.CORNERS, "int32", {}), "give its folder `patches`"),
-    "half pixels": (lambda p: golden.trident(p, np.array([[0.5, 0.0]]), batch=True), "no whole pixels"),
-    "not a number": (lambda p: golden.trident(p, np.array([[np.nan, 0.0]]), batch=True), "no whole pixels"),
+    "half pixels": (lambda p: golden.trident(p, np.array([[0.5, 0.0]]), batch=True), "not whole pixels"),
+    "not a number": (lambda p: golden.trident(p, np.array([[np.nan, 0.0]]), batch=True), "not whole pixels"),
     "text": (lambda p: golden.clam(p, patch_size="256"), "`patch_size` = 256: a whole number"),
     "no patch": (lambda p: golden.clam(p, patch_size=np.int64(0)), "at least 1"),
     "one downsample": (lambda p: golden.clam(p, downsample=np.float64(1)), "two numbers"),
@@ -233,12 +229,8 @@ def test_real_files_of_clam_and_trident(real_data, file, slide, mpp, inside, all
             foreign,
             reader.info,
             mask,
-            slide_id="s",
-            target_mpp=mpp,
-            patch_px=256,
-            tumour_region=None,
-            slide_identity="",
-            fingerprint="",
+            TileRules(mpp, 256),
+            IndexOrigin("s"),
         )
         assert (len(index), len(foreign.corners_px0)) == (inside, all_tiles)
         ours = {(int(x), int(y)) for x, y in zip(index.x, index.y, strict=True)}
@@ -262,12 +254,8 @@ def test_a_real_file_of_another_slide_is_refused(real_data):
             foreign,
             reader.info,
             mask,
-            slide_id="s",
-            target_mpp=0.5,
-            patch_px=256,
-            tumour_region=None,
-            slide_identity="",
-            fingerprint="",
+            TileRules(0.5, 256),
+            IndexOrigin("s"),
         )
 
 

@@ -1,8 +1,8 @@
-"""Scores that other models gave their tiles: tables (CSV) and HDF5 files, read and checked against the slide.
+"""Tile scores of other models: tables (CSV) and HDF5 files, read and checked against the slide.
 
-Forms known by their names: any CSV with a column for x and one for y (WSInfer's ``minx, miny, width, height`` too);
-HDF5 with ``coords`` and one or several tables of as many rows (CLAM's blockmap ``attention_scores``, TRIDENT). Nothing
-of a file is executed.
+Known forms: any CSV with a column for x and one for y (also WSInfer's ``minx, miny, width, height``); HDF5 with
+``coords`` and one or several tables of as many rows (CLAM's blockmap ``attention_scores``, TRIDENT). Nothing in a file
+is executed.
 """
 
 from __future__ import annotations
@@ -20,50 +20,35 @@ from numpy.typing import NDArray
 from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
-from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.folder import SUFFIXES
-from wsi_ips.tiles.interop.importing import common_stride_px
-from wsi_ips.tiles.interop.reading import GEOMETRY, read_foreign, whole_corners
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, index_at
+from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, read_foreign, states_tile_size, whole_corners
+from wsi_ips.tiles.interop.coordinate_import import common_stride_px
 
 CORNER_NAMES = (("x", "y"), ("minx", "miny"), ("coord_x", "coord_y"), ("x_px0", "y_px0"), ("left", "top"))
 SIZE_NAMES = (("width", "height"), ("tile_px0", "tile_px0"), ("patch_size_level0", "patch_size_level0"))
 SLIDE_NAMES = ("slide_id", "slide", "slide_name")
 NO_SCORES = frozenset({"id", "index", "tile", "tile_id", "patch_id", "level", "row", "column", "col", "maxx", "maxy"})
-"""Columns of numbers that are no scores."""
+"""Columns of numbers that are not scores."""
 MOST_COLUMNS = 20
-"""More columns than that are features, not scores."""
+"""With more columns they are features, not scores."""
 COORDS, FEATURES = "coords", "features"
 
 
 @dataclass(frozen=True)
 class ScoredTiles:
-    """Tiles of one slide with the scores another model gave them.
-
-    Attributes
-    ----------
-    path
-        The file.
-    corners_px0
-        Top-left corners (x, y), level-0 pixels, int64, shape (N, 2), in the order of the file.
-    footprint_px0
-        Width and height of a tile, level-0 pixels; None where the file does not say it.
-    size_px0
-        Size of the slide's level 0 where the file says it.
-    columns
-        Scores by name, float64, each of shape (N,).
-    rows
-        Where each tile stands in the file, for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0).
-    """
+    """Tiles of one slide with the scores of another model."""
 
     path: Path
+    # top-left corners (x, y), level-0 pixels, int64, shape (N, 2), in the order of the file
     corners_px0: NDArray[np.int64]
-    footprint_px0: Scale | None
-    size_px0: Size | None
-    columns: Mapping[str, NDArray[np.float64]]
+    footprint_px0: Scale | None  # width and height of a tile, level-0 pixels; None where the file does not state it
+    size_px0: Size | None  # size of the slide's level 0, None where the file does not state it
+    columns: Mapping[str, NDArray[np.float64]]  # scores by name, float64, each of shape (N,)
+    # position of each tile in the file, for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0)
     rows: NDArray[np.int64]
 
     def at(self, where: NDArray[np.bool_]) -> str:
-        """The first of some tiles, for messages."""
+        """Name the first of some tiles, for messages."""
         row = int(np.flatnonzero(where)[0])
         x, y = self.corners_px0[row].tolist()
         return f"row {self.rows[row]} (x = {x}, y = {y})"
@@ -71,41 +56,29 @@ class ScoredTiles:
 
 @dataclass(frozen=True)
 class PlacedScores:
-    """Scores on the slide: row i of each column belongs to tile i of the index.
+    """Scores on the slide: row i of each column belongs to tile i of the index."""
 
-    Attributes
-    ----------
-    index
-        Where the tiles lie; its ``tissue_fraction`` is not known (NaN).
-    columns
-        Scores by name, float64, each of shape (N,).
-    notes
-        What was done to tiles of the file, for the person who asked.
-    """
-
-    index: TileIndex
-    columns: dict[str, NDArray[np.float64]]
-    notes: tuple[str, ...]
+    index: TileIndex  # the tiles; their `tissue_fraction` is not known (NaN)
+    columns: dict[str, NDArray[np.float64]]  # scores by name, float64, each of shape (N,)
+    notes: tuple[str, ...]  # notes on repeated and overhanging tiles, for the user
 
 
 def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequence[str] = ()) -> ScoredTiles:
-    """Read a file of scored tiles; whose it is is seen from its names.
+    """Read a file of scored tiles; its form is recognised by the names in it.
 
     Parameters
     ----------
-    path
-        CSV or HDF5 file.
     columns
-        Scores to take; none = every column of numbers that is neither a position nor a size.
+        Scores to read; none = every column of numbers that is neither a position nor a size.
     slide_names
-        Names of the slide, to find its rows where the table is one of several slides.
+        Names of the slide, to find its rows in a table of several slides.
 
     Raises
     ------
     ScoresError
         No such file, not readable, no coordinates, no scores, or not numbers; names file, column and row.
     TileIndexError
-        Coordinates or sizes that cannot be.
+        Impossible coordinates or sizes.
     """
     if not path.is_file():
         raise ScoresError(f"{path}: no such file; give a CSV or HDF5 file of scored tiles")
@@ -117,21 +90,19 @@ def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequenc
 
 
 def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path | None) -> ScoredTiles:
-    """The size of a tile, where the file leaves it open.
+    """Add the size of a tile where the file does not state it.
 
     Parameters
     ----------
-    scored
-        As read.
     tile_px0
-        Side of a tile in level-0 pixels; wins.
+        Side of a tile in level-0 pixels; overrides ``patches`` and the file.
     patches
-        Coordinate file of CLAM, TRIDENT, WSInfer or AtlasPatch that the scores were computed from.
+        Coordinate file of another tool that the scores were computed from.
 
     Raises
     ------
     ScoresError
-        Nobody says it, or the scores belong to other tiles than those of ``patches``.
+        The size is not known, or the scores belong to other tiles than those of ``patches``.
     """
     if tile_px0 is not None:
         return replace(scored, footprint_px0=Scale(tile_px0, tile_px0))
@@ -154,19 +125,10 @@ def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path
 
 
 def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerprint: str) -> PlacedScores:
-    """Scores on their slide.
+    """Place scores on their slide.
 
-    A tile named twice with the same scores is taken once; tiles may hang over the slide's edge, as some tools lay
-    them. Both are told in the notes.
-
-    Parameters
-    ----------
-    scored
-        With a footprint.
-    info
-        Header facts of the slide.
-    slide_id, fingerprint
-        Stored with the index.
+    A tile that is listed twice with the same scores is used once; tiles may hang over the slide's edge, as some tools
+    lay them. The notes mention both.
 
     Raises
     ------
@@ -190,24 +152,9 @@ def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerp
     over = (corners + list(size) > list(info.size_px0)).any(1)
     if over.any():
         notes.append(f"{over.sum()} of {len(corners)} tiles hang over the slide's edge")
-    index = TileIndex(
-        slide_id=slide_id,
-        x=np.ascontiguousarray(corners[:, 0]),
-        y=np.ascontiguousarray(corners[:, 1]),
-        tissue_fraction=np.full(len(corners), np.nan, np.float32),
-        tumour_fraction=None,
-        flags=np.zeros(len(corners), np.uint8),
-        size_px0=info.size_px0,
-        bounds=info.bounds,
-        mpp=mpp,
-        mpp_source=info.mpp_source,
-        reader=info.reader,
-        plan=plan,
-        stride_px=common_stride_px(corners, plan),
-        tissue_method=f"{len(corners)} tiles of {scored.path.name}",
-        slide_identity="",
-        fingerprint=fingerprint,
-    )
+    origin = IndexOrigin(slide_id, "", fingerprint)
+    index = index_at(corners, plan, info, origin, stride_px=common_stride_px(corners, plan))
+    index = replace(index, tissue_method=f"{len(corners)} tiles of {scored.path.name}")
     return PlacedScores(index, {name: values[kept] for name, values in scored.columns.items()}, tuple(notes))
 
 
@@ -243,7 +190,7 @@ def _read_table(path: Path, wanted: Sequence[str], slide_names: Sequence[str]) -
 def _rows_of_slide(
     path: Path, table: pd.DataFrame, by_name: Mapping[str, Any], slide_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Rows of the slide where a column says whose each is; row numbers stay those of the file."""
+    """Return the rows of the slide, if a column names the slide; row numbers stay those of the file."""
     column = next((by_name[name] for name in SLIDE_NAMES if name in by_name), None)
     if column is None:
         return table
@@ -282,7 +229,7 @@ def _numbers(path: Path, table: pd.DataFrame, name: str, *, missing: bool = Fals
     if odd.any():
         row = int(np.flatnonzero(odd)[0])
         raise ScoresError(
-            f"{path}: row {int(table.index[row]) + 2}, column `{name}`: {table[name].iloc[row]} is no number"
+            f"{path}: row {int(table.index[row]) + 2}, column `{name}`: {table[name].iloc[row]} is not a number"
         )
     return values
 
@@ -302,7 +249,7 @@ def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get(COORDS), h5py.Dataset):
-                raise ScoresError(f"{path}: no dataset `{COORDS}` in it, so nobody can place the scores")
+                raise ScoresError(f"{path}: no dataset `{COORDS}` in it, so the scores cannot be placed")
             coords = np.asarray(file[COORDS][()])
             stated = {*file.attrs, *file[COORDS].attrs}
             tables = {
@@ -319,7 +266,7 @@ def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
     if missing:
         raise ScoresError(f"{path}: no scores `{missing[0]}`; it has {', '.join(columns) or 'none'}")
     names = _some(path, list(wanted or columns), list(tables))
-    foreign = read_foreign(path) if stated & GEOMETRY else None
+    foreign = read_foreign(path) if states_tile_size(stated) else None
     return ScoredTiles(
         path=path,
         corners_px0=whole_corners(path, coords[:, :2] if coords.ndim == 2 else coords, 2),
@@ -331,14 +278,14 @@ def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
 
 
 def _is_table(item: Any, rows: int) -> bool:
-    """Whether a dataset has a few numbers for each tile."""
+    """Tell whether a dataset has a few numbers for each tile."""
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iuf" or item.ndim not in (1, 2):
         return False
     return bool(item.shape[0] == rows and (item.ndim == 1 or 1 <= item.shape[1] <= MOST_COLUMNS))
 
 
 def _columns(tables: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
-    """Tables as columns: ``name`` of one column, ``name_0``, ``name_1`` ... of several."""
+    """Split tables into columns: ``name`` for one column, ``name_0``, ``name_1`` ... for several."""
     found: dict[str, NDArray[np.float64]] = {}
     for name, table in tables.items():
         values = table.astype(np.float64).reshape(len(table), -1)
@@ -353,7 +300,7 @@ def _check_scores(scored: ScoredTiles) -> None:
         if odd.any():
             raise ScoresError(
                 f"{scored.path}: `{name}` is missing or not finite in {odd.sum()} of {len(odd)} tiles, first in "
-                f"{scored.at(odd)}; leave such tiles out of the file: what has no score is shown as not analysed"
+                f"{scored.at(odd)}; leave such tiles out of the file: tiles without a score are shown as not analysed"
             )
 
 
@@ -374,7 +321,7 @@ def _check_place(scored: ScoredTiles, info: SlideInfo) -> None:
 
 
 def _once(scored: ScoredTiles) -> tuple[NDArray[np.intp], list[str]]:
-    """Rows to take, ordered by y, then x; each tile once."""
+    """Return the rows to use, ordered by y, then x; each tile once."""
     _, first, back = np.unique(scored.corners_px0[:, ::-1], axis=0, return_index=True, return_inverse=True)
     repeated = len(back) - len(first)
     if not repeated:
@@ -383,7 +330,7 @@ def _once(scored: ScoredTiles) -> tuple[NDArray[np.intp], list[str]]:
         differs = values != values[first][back.ravel()]
         if differs.any():
             raise ScoresError(
-                f"{scored.path}: {scored.at(differs)}: the tile stands in the file twice with different `{name}`; "
+                f"{scored.path}: {scored.at(differs)}: the tile is listed twice with different `{name}`; "
                 "keep one of them"
             )
-    return first, [f"{repeated} tiles are named twice, with the same scores"]
+    return first, [f"{repeated} tiles are listed twice, with the same scores"]

@@ -57,7 +57,7 @@ def test_texts_and_numbers_that_are_no_scores_are_not_drawn(tmp_path):
 
 def test_of_a_table_of_several_slides_the_rows_of_this_one_are_taken(tmp_path):
     path = table(tmp_path, "slide_id,x,y,p\na,0,0,0.1\ns,0,0,0.2\ns,64,0,oops\n")
-    with pytest.raises(ScoresError, match="row 4, column `p`: oops is no number"):
+    with pytest.raises(ScoresError, match="row 4, column `p`: oops is not a number"):
         read_scored(path, columns=["p"], slide_names=["s", "s.svs"])
     path = table(tmp_path, "slide_id,x,y,p\na,0,0,0.1\ns,0,0,0.2\n")
     assert read_scored(path, slide_names=["s"]).columns["p"].tolist() == [0.2]
@@ -107,7 +107,7 @@ def test_tridents_file_says_size_of_tile_and_slide(tmp_path, real_data):
         ("x,p\n0,1\n", ScoresError, "no columns for the corner of a tile; known are x, y;"),
         ("x,y\n0,0\n", ScoresError, "no column of scores; it has nothing but coordinates"),
         ("x,y,p\n", ScoresError, "no rows"),
-        ("x,y,p\n0,0,0.5\n64,,0.5\n", ScoresError, "row 3, column `y`: nan is no number"),
+        ("x,y,p\n0,0,0.5\n64,,0.5\n", ScoresError, "row 3, column `y`: nan is not a number"),
         (
             "x,y,p\n0,0,0.5\n64,0,\n",
             ScoresError,
@@ -116,8 +116,8 @@ def test_tridents_file_says_size_of_tile_and_slide(tmp_path, real_data):
         ("x,y,p\n0,0,0.5\n64,0,inf\n", ScoresError, "not finite in 1 of 2 tiles, first in row 3"),
         ("x,y,p\n0,0,0.5\n5000,0,1\n", TileIndexError, r"1 of 2 tiles begin outside slide s.svs .* row 3 \(x = 5000"),
         ("x,y,p\n0,0,0.5\n-1,0,1\n", TileIndexError, "row 3"),
-        ("x,y,p\n0,0,0.5\n0.4,0,1\n", TileIndexError, "no whole pixels"),
-        ("x,y,p\n0,0,0.5\n0,0,0.6\n", ScoresError, "row 3 .*: the tile stands in the file twice with different `p`"),
+        ("x,y,p\n0,0,0.5\n0.4,0,1\n", TileIndexError, "not whole pixels"),
+        ("x,y,p\n0,0,0.5\n0,0,0.6\n", ScoresError, "row 3 .*: the tile is listed twice with different `p`"),
         ("x,y,width,height,p\n0,0,64,64,1\n64,0,32,64,1\n", TileIndexError, "several sizes"),
         ("x,y,p\n0,0,1\n0,0,1,2\n", ScoresError, "cannot be read as a table"),
         ("x,y,p\n0,0,1,2\n", ScoresError, "more fields than the header has names"),
@@ -144,7 +144,7 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path):
 def test_the_same_row_twice_is_taken_once_and_told(tmp_path):
     found = placed(table(tmp_path, "x,y,p\n64,0,0.5\n0,0,0.1\n64,0,0.5\n"), tile_px0=64)
     assert found.columns["p"].tolist() == [0.1, 0.5]
-    assert found.notes == ("1 tiles are named twice, with the same scores",)
+    assert found.notes == ("1 tiles are listed twice, with the same scores",)
 
 
 def test_tiles_over_the_edge_are_kept_and_told(tmp_path):

@@ -1,15 +1,17 @@
-"""The ladder: ways to tell tissue from glass, the first that can be trusted is taken. Pure.
+"""Segmentation methods: a sequence of ways to tell tissue from glass, of which the first trusted one counts. Pure.
 
-1. ``otsu``: Otsu's threshold on saturation, where it lies where thresholds of tissue lie.
-2. ``adaptive``: what rises above the noise of this slide's own glass in saturation. Pale slides, little tissue.
-3. ``stain``: what rises above the noise of the glass in density, coloured or not. Grey stains, haematoxylin alone.
-4. ``bounded``: Otsu's threshold, moved into its bounds. The last resort; a picture without glass ends here.
+1. ``otsu``: Otsu's threshold on saturation, if it lies in the range of tissue thresholds.
+2. ``adaptive``: saturation above the noise of this slide's own glass. For pale slides and little tissue.
+3. ``stain``: density above the noise of the glass, coloured or not. For grey stains and haematoxylin alone.
+4. ``bounded``: Otsu's threshold, moved into its bounds. The last resort, also for a picture without glass.
 
-A rung is not trusted where it finds nothing, almost everything, or mostly crumbs.
+A method ("rung" in stored tables) is not trusted where it finds nothing, almost everything, or mostly crumbs. Fat, a
+net of walls too thin for any threshold on a pixel, is found separately and added.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -17,66 +19,60 @@ from typing import Literal, get_args
 import numpy as np
 from skimage.filters import threshold_otsu
 
-from wsi_ips.tissue.raster import Bools
-from wsi_ips.tissue.view import View
+from wsi_ips.tissue.filters import Bools, box_share, closed, dilated, local_minimum
+from wsi_ips.tissue.stain_view import View
 
 Rung = Literal["otsu", "adaptive", "stain", "bounded"]
 Method = Literal["auto", "otsu", "adaptive", "stain"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 
 MOST_SATURATION = 0.2
-"""A higher threshold splits tissue from tissue: where there is little glass Otsu has nothing else to split."""
+"""A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split."""
 MOST_DENSITY = 0.25
 LEAST_DENSITY = 0.05
-"""Less light is missing where there is dust or a shadow."""
+"""Dust and shadows take away less light than this."""
 EVERYTHING = 0.97
-"""A larger share of the picture is not believed to be tissue before every rung has said so."""
+"""A larger share of the picture counts as tissue only after all methods have been tried."""
 OF_TISSUE = 0.25
-"""Share of the usual saturation of what rises above the glass from which on a pixel is tissue: less is what
-compression smears over the edge."""
+"""Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears
+over the edge."""
 LEFT_OUT = 0.25
-"""Otsu is not trusted where it leaves out a larger share of what the adaptive rung finds: pale tissue beside dark."""
+"""Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark."""
 CRUMBS = 0.6
-"""A rung that loses more of its area to the smallest allowed piece has found noise."""
+"""A method that loses a larger share of its area as small pieces has found noise."""
+
+LUMEN_UM = 80.0
+"""A fat wall stands out against the lightest place within half this width: the inside of the next cell."""
+MESH_UM = 64.0
+"""Fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it."""
+LEAST_STEP = 3
+"""Least grey levels (of 255) by which a wall stands out; more where the glass is noisier."""
+COLOURED = 0.6
+"""Walls are coloured: least share of the saturation above which a pixel is not noise of the glass."""
+WINDOW_UM = 160.0
+LEAST_WALLS = 0.2
+"""Least share of a window that walls take up in fat; dust and single fibres take up less."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a rung found.
+    """Result of one method."""
 
-    Attributes
-    ----------
-    rung
-        Which one.
-    mask
-        Its pixels, uncleaned; None where it cannot be used.
-    threshold
-        Saturation or density (0-1) above which a pixel counted.
-    detail
-        The rule in words, or why it cannot be used.
-    """
-
-    rung: Rung
-    mask: Bools | None
-    threshold: float
-    detail: str
+    rung: Rung  # which method
+    mask: Bools | None  # pixels found, uncleaned; None where the method cannot be used
+    threshold: float  # saturation or density (0-1) above which a pixel counts
+    detail: str  # the rule in words, or why the method cannot be used
 
 
-def rungs(view: View, *, min_saturation: float, method: Method) -> Iterator[Found]:
-    """What each rung finds, in order; only the one that is asked for where ``method`` is not ``auto``."""
+def attempts(view: View, *, min_saturation: float, method: Method) -> Iterator[Found]:
+    """Yield the result of each method in order; only of the named one where ``method`` is not ``auto``."""
     for rung in LADDER:
         if method in ("auto", rung):
             yield RUNGS[rung](view, min_saturation)
 
 
 def distrust(candidate: Bools, cleaned: Bools) -> str:
-    """Why a mask cannot be trusted, empty where it can.
-
-    Parameters
-    ----------
-    candidate, cleaned
-        Before and after small pieces were dropped.
-    """
+    """Return why a mask cannot be trusted, given also without its small pieces; empty where it can."""
     before, after = float(candidate.mean()), float(cleaned.mean())
     if after == 0:
         return "finds nothing"
@@ -136,7 +132,7 @@ def _saturated(rung: Rung, view: View, threshold: float) -> Found:
 
 
 def _adaptive_threshold(view: View, min_saturation: float) -> float:
-    """Above the noise of the glass, and no less than a share of what is usual above it."""
+    """Return a threshold above the noise of the glass, and at least a share of the median above it."""
     noise = max(view.glass.saturation, min_saturation / 2)
     counts = view.histogram.copy()
     counts[: round(noise * 255) + 1] = 0
@@ -152,3 +148,18 @@ def _otsu_threshold(view: View) -> float:
     lower = int(threshold_otsu(hist=(counts, np.arange(256))))
     upper = lower + 1 + int(np.flatnonzero(counts[lower + 1 :])[0])
     return (lower + upper - 1) / 2 / 255  # the middle of an empty stretch, where there is one
+
+
+def find_fat(view: View, *, step_um: float) -> Bools:
+    """Find areas full of thin walls around empty cells; nothing where no glass was found."""
+    if view.glass.share == 0:
+        return np.zeros(view.density.shape, bool)
+    radius = max(1, round(LUMEN_UM / step_um / 2))
+    noise = max(LEAST_STEP, math.ceil(view.glass.density_noise * 255))
+    walls = (view.density > local_minimum(view.density, radius) + np.uint8(noise)) & view.usable
+    # Stitched fields differ in density too, but not in colour.
+    walls &= view.saturation > COLOURED * view.glass.saturation * 255
+    side = 2 * round(WINDOW_UM / step_um / 2) + 1
+    dense = box_share(walls, side) >= LEAST_WALLS
+    mesh = closed(walls, round(MESH_UM / step_um / 2)) & dilated(dense, side // 4)
+    return ~dilated(~mesh, 1)  # smoothing widened the outermost walls by a pixel

@@ -1,9 +1,8 @@
-"""What a slide looks like from afar, in 256 bits: slides that look alike are found whatever they are called.
+"""Perceptual hash of a slide in 256 bits ("look"), to find slides that look alike under different names.
 
-A perceptual hash: signs of the lowest frequencies (DCT) of the stained part of the thumbnail, brought to 32 x 32. It
-stays nearly the same under another stain, scale, compression and margin of glass. Turned and mirrored slides are found
-by turning and mirroring the bits: a mirror image changes the signs of the odd frequencies, a transposed one swaps the
-axes.
+The hash holds the signs of the lowest frequencies (DCT) of the stained part of the thumbnail, scaled to 32 x 32. It
+hardly changes with stain, scale, compression and margin of glass. Turned and mirrored slides are found by turning and
+mirroring the bits: mirroring changes the signs of the odd frequencies, transposing swaps the axes.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from skimage.filters import threshold_otsu
 SIDE, FREQUENCIES = 32, 16
 LONGEST_PX = 512
 SMALLEST_PX = 16
-"""Below, and with less contrast than this, there is nothing to recognise."""
+"""A smaller part, or one of less contrast than the next constant, cannot be recognised."""
 LEAST_CONTRAST = 8.0
 LARGEST_DISTANCE = 0.2
-"""Share of bits by which two looks of one slide may differ. Under another stain, scale and margin, turned and mirrored,
-96 % of trials stayed below this; different slides differed by 0.35 at least, and by 0.22 where slides were composed on
+"""Share of bits by which two looks of one slide may differ. With another stain, scale and margin, turned and mirrored,
+96 % of trials stayed below this; different slides differed by at least 0.35, and by 0.22 where slides were composed on
 the outline of the same node (benchmarks/looks.py, DECISIONS D79)."""
 ROWS_AT_A_TIME = 512
 
@@ -38,17 +37,9 @@ class Alike(NamedTuple):
 
 
 def look_of(thumbnail: NDArray[np.uint8]) -> str:
-    """Hash of a thumbnail.
+    """Compute the hash of a thumbnail.
 
-    Parameters
-    ----------
-    thumbnail
-        uint8, shape (height, width, 3).
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits; empty where there is nothing to recognise (no stain, a few pixels).
+    Returns 64 hexadecimal digits; empty where nothing can be recognised (no stain, a few pixels).
     """
     image = Image.fromarray(thumbnail)
     image.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.BOX)
@@ -67,15 +58,7 @@ def look_of(thumbnail: NDArray[np.uint8]) -> str:
 
 
 def look_alikes(looks: Mapping[str, str], *, largest_distance: float = LARGEST_DISTANCE) -> Iterator[Alike]:
-    """Pairs of slides that look alike, also turned by right angles or mirrored.
-
-    Parameters
-    ----------
-    looks
-        Hash by slide_id; empty ones are like nothing.
-    largest_distance
-        Share of bits that may differ.
-    """
+    """Yield pairs of slides that look alike, also turned or mirrored, from the hash of each slide_id."""
     names = [name for name, look in looks.items() if look]
     if len(names) < 2:
         return
@@ -91,7 +74,7 @@ def look_alikes(looks: Mapping[str, str], *, largest_distance: float = LARGEST_D
 
 
 def _extent(counts: NDArray[np.intp]) -> slice:
-    """From the first to the last row or column with some stain; single specks do not count."""
+    """Return the range of rows or columns with stain; single specks do not count."""
     found = np.flatnonzero(counts > 0.01 * counts.max())
     return slice(int(found[0]), int(found[-1]) + 1)
 
@@ -102,7 +85,7 @@ def _signs(look: str) -> NDArray[np.float32]:
 
 
 def _turned(signs: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """The eight right-angle turns and mirror images; ``signs`` has shape (N, 16, 16)."""
+    """Yield the eight right-angle turns and mirror images; ``signs`` has shape (N, 16, 16)."""
     odd = np.where(np.arange(FREQUENCIES) % 2, np.float32(-1), np.float32(1))
     for image in (signs, signs.swapaxes(1, 2)):
         for across in (1, odd):

@@ -1,4 +1,4 @@
-"""What a thumbnail shows, as the rungs of the segmentation look at it: saturation, density, and the glass. Pure."""
+"""A thumbnail as the segmentation methods see it: saturation, density, and the glass. Pure."""
 
 from __future__ import annotations
 
@@ -10,81 +10,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.raster import Bools, Bytes, box_mean
+from wsi_ips.tissue.filters import Bools, Bytes, box_mean
 
 DARK = 40
-"""Pixels darker than this in all channels (0-255) are no tissue: ink, coverslip edge, scan gaps."""
+"""Pixels darker than this in all channels (0-255) are not tissue: ink, coverslip edge, scan gaps."""
 SCAN_GAP = 254
-"""Pixels of at least this in all channels are paper white: not scanned, or stitched in. No glass looks so."""
+"""Pixels of at least this in all channels are paper white, which glass never is: not scanned, or stitched in."""
 NEAR_GLASS = 20
-"""Grey levels around the commonest bright grey within which a pixel may be glass."""
+"""Grey levels around the most frequent bright grey within which a pixel may be glass."""
 DIMMEST_GLASS = 150
 LARGEST_TINT = 0.2
-"""A brighter colour of higher saturation is no glass: the picture is full of tissue."""
+"""A bright colour of higher saturation is not glass: the picture is full of tissue."""
 CORRECTED_TINT = 0.02
-"""Glass of a lower saturation is taken for white: dividing by it would change nothing but rounding."""
+"""Glass of a lower saturation counts as white, because dividing by it would change nothing but rounding."""
 LEAST_GLASS = 0.01
-"""Share of the picture that must look like glass before its noise is believed."""
+"""Least share of glass in the picture from which its noise can be measured."""
 SOME = (slice(None, None, 3), slice(None, None, 3))
-"""Pixels on which the glass is measured: a ninth of them is enough."""
+"""The glass is measured on a ninth of the pixels, which is enough."""
 DEVIATIONS = 6.0
-"""Robust standard deviations of the glass above which a pixel is no noise."""
+"""Robust standard deviations of the glass above which a pixel is not noise."""
 
 
 @dataclass(frozen=True)
 class Glass:
-    """The empty slide as it looks on a thumbnail.
+    """Look of the empty glass on a thumbnail."""
 
-    Attributes
-    ----------
-    colour
-        RGB, 0-255; white where no glass was seen.
-    share
-        Share of the picture that looks like it; 0 where none was seen.
-    saturation, density
-        Above these (0-1) a pixel is no noise of the glass.
-    density_noise
-        By how much (0-1) density differs from place to place by noise alone.
-    """
-
-    colour: tuple[int, int, int]
-    share: float
+    colour: tuple[int, int, int]  # RGB, 0-255; white where no glass was found
+    share: float  # share of the picture that looks like it; 0 where no glass was found
+    # above these values (0-1) a pixel is not noise of the glass
     saturation: float
     density: float
-    density_noise: float
+    density_noise: float  # variation of density (0-1) by noise alone
 
 
 @dataclass(frozen=True)
 class View:
-    """A thumbnail, prepared once for all rungs and for the flags.
+    """A thumbnail, prepared once for all methods and for the flags."""
 
-    Attributes
-    ----------
-    planes
-        Red, green and blue relative to the glass where that is tinted; uint8, each (height, width).
-    saturation
-        Of HSV, smoothed; uint8, 255 is 1.
-    density
-        Share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1.
-    usable
-        False on pixels too dark for tissue.
-    glass
-        What the empty slide looks like.
-    """
-
+    # red, green and blue, relative to the glass where the glass is tinted; uint8, each (height, width)
     planes: tuple[Bytes, Bytes, Bytes]
-    saturation: Bytes
-    density: Bytes
-    usable: Bools
-    glass: Glass
+    saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
+    density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
+    usable: Bools  # false on pixels too dark for tissue
+    glass: Glass  # look of the empty glass
 
     @cached_property
     def histogram(self) -> NDArray[np.int64]:
-        """Number of usable pixels with each saturation 0 to 255."""
+        """Number of usable pixels of each saturation 0 to 255."""
         return np.bincount(self.saturation.ravel(), self.usable.ravel(), minlength=256).astype(np.int64)
 
     def without(self, ink: Bools) -> View:
-        """The view with ink made unusable."""
+        """Return the view with ink marked unusable."""
         return replace(self, usable=self.usable & ~ink) if ink.any() else self
 
 
@@ -137,16 +113,16 @@ def _density(planes: tuple[Bytes, Bytes, Bytes], white: int) -> Bytes:
 
 
 def _brightest(planes: Sequence[Bytes], low: Bytes) -> tuple[float, Bools | None, tuple[int, int, int]]:
-    """Share and place of the pixels around the commonest bright grey, and their colour; None where too few."""
+    """Return share, mask and colour of the pixels around the most frequent bright grey; None where too few."""
     every = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:]
     counts, white = every.copy(), (255, 255, 255)
     counts[SCAN_GAP - DIMMEST_GLASS :] = 0
     if counts.sum() < LEAST_GLASS * low.size:
-        counts = every  # a synthetic or cut-out white ground
+        counts = every  # a synthetic or cut-out white background
         if counts.sum() < LEAST_GLASS * low.size:
             return 0.0, None, white
     smooth = np.convolve(counts, np.ones(5), mode="same")
-    # The highest peak that is not far below the commonest: glass is brighter than pale tissue.
+    # Take the brightest peak that is not far below the highest: glass is brighter than pale tissue.
     peak = DIMMEST_GLASS + int(np.flatnonzero(smooth >= 0.25 * smooth.max())[-1])
     bright = (low >= peak - NEAR_GLASS) & (low <= peak + NEAR_GLASS)
     if peak + 2 < SCAN_GAP:
@@ -167,7 +143,7 @@ def _relative(planes: tuple[Bytes, Bytes, Bytes], colour: tuple[int, int, int]) 
 
 
 def _noise_limit(values: NDArray[np.uint8]) -> tuple[float, float]:
-    """Median plus six robust deviations, and these alone, 0-1; the deviation is that of the lower, empty half."""
+    """Return median plus six robust deviations (of the lower, empty half), and the deviations alone, 0-1."""
     median, lower = np.percentile(values, (50, 16))
     noise = DEVIATIONS * max(0.5, median - lower)
     return float((median + noise) / 255), float(noise / 255)

@@ -1,18 +1,21 @@
-"""Stored features: what an encoder made of every tile of a slide, once.
+"""Stored features: one vector per tile of a slide, computed once by an encoder, and how they are streamed.
 
-``features.zarr/<encoder>/<slide_id>`` is a Zarr v3 group: ``features`` float16 (N, F), not compressed (they hardly can
-be), in blocks of 1024 rows. Attributes: schema version, slide id, encoder, fingerprint of encoder and tile index. Row i
-is row i of the slide's tile index. An entry is written aside and renamed: it is there whole or not at all.
+``features.zarr/<encoder>/<slide_id>`` is a Zarr v3 group: ``features`` float16 (N, F), not compressed (features hardly
+compress), in blocks of 1024 rows. Attributes: schema version, slide id, encoder, fingerprint of encoder and tile index.
+Row i belongs to row i of the slide's tile index. An entry is written to a temporary folder and renamed, so it is
+complete or absent.
 
-Shapes: N tiles of a slide, n of them, F width.
+Shapes: N tiles of a slide, n some of them, F width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zarr
@@ -21,40 +24,28 @@ from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.provenance import atomic_folder
-from wsi_ips.tiles.stream import SlideTiles
+from wsi_ips.tiles.stream import PatchChunk, SlideTiles
 
 SCHEMA_VERSION = 1
 ROWS_PER_CHUNK = 1024
 Features = NDArray[np.float16]
+REMEDY = "run `wsi-ips run --until features`"
 
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features of one slide on disk; rows are read when they are asked for.
+    """Features of one slide on disk; rows are read on demand."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide.
-    encoder
-        Name of the encoder that made them.
-    fingerprint
-        Of encoder and tile index.
-    tiles, width
-        N and F.
-    array
-        The stored array.
-    """
-
-    slide_id: str
-    encoder: str
-    fingerprint: str
+    slide_id: str  # identity of the slide
+    encoder: str  # name of the encoder that made them
+    fingerprint: str  # fingerprint of encoder and tile index
+    # N and F
     tiles: int
     width: int
-    array: Any
+    array: Any  # the stored array
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
-        """Features of some tiles, in their order, float16, shape (n, F).
+        """Read the features of some tiles, in their order: float16, shape (n, F).
 
         Raises
         ------
@@ -70,43 +61,31 @@ class StoredFeatures:
             return np.asarray(self.array.oindex[np.asarray(tiles, np.int64)], np.float16)
         except (OSError, ValueError, RuntimeError) as error:
             raise FeaturesError(
-                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and run `wsi-ips features`",
+                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and {REMEDY}",
                 slide_id=self.slide_id,
             ) from error
 
 
 @dataclass(frozen=True)
 class FeatureTiles(SlideTiles):
-    """Tiles of which stored features are read instead of pixels.
-
-    Attributes
-    ----------
-    features
-        Those of all tiles of the index.
-    """
+    """Tiles whose stored features (``features``, of all tiles of the index) are read instead of pixels."""
 
     features: StoredFeatures
 
     def read(self) -> Features:
-        """Features of the wanted tiles, shape (n, F)."""
+        """Read the features of the wanted tiles, shape (n, F)."""
         return self.features.rows(self.wanted)
 
 
 def write_features(
     root: Path, slide_id: str, parts: Iterable[NDArray[np.floating]], *, encoder: str, fingerprint: str, tiles: int
 ) -> None:
-    """Write one slide's features as they come; memory is that of a part and of a block.
+    """Write one slide's features part by part; memory is that of a part and of a block.
 
     Parameters
     ----------
-    root
-        Folder of the encoder.
-    slide_id
-        Identity of the slide.
     parts
         Features in the order of the tiles, shape (n, F) each, all F alike.
-    encoder, fingerprint
-        Stored beside.
     tiles
         Tiles of the slide (N), at least one.
 
@@ -123,8 +102,8 @@ def write_features(
                 values = block.astype(np.float16)  # (n, F)
             if not np.isfinite(values).all():
                 raise FeaturesError(
-                    f"features of slide {slide_id}: {np.abs(block).max():.4g} does not fit into 16 bits, or is no "
-                    "number; the encoder's weights are damaged, or not meant for these pixels",
+                    f"features of slide {slide_id}: {np.abs(block).max():.4g} does not fit into 16 bits, or is not "
+                    "a number; the encoder's weights are damaged, or not meant for these pixels",
                     slide_id=slide_id,
                 )
             if array is None:
@@ -142,7 +121,7 @@ def write_features(
 
 
 def open_features(root: Path, slide_id: str) -> StoredFeatures:
-    """One slide's features; no row is read yet.
+    """Open one slide's features; no row is read yet.
 
     Raises
     ------
@@ -153,14 +132,12 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
         group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
         attributes, array = dict(group.attrs), group["features"]
     except (FileNotFoundError, GroupNotFoundError) as error:
-        raise FeaturesError(
-            f"features of slide {slide_id}: none in {root}; run `wsi-ips features`", slide_id=slide_id
-        ) from error
+        raise FeaturesError(f"features of slide {slide_id}: none in {root}; {REMEDY}", slide_id=slide_id) from error
     except (KeyError, ValueError, OSError) as error:
         raise _damaged(root, slide_id, str(error)) from error
     if attributes.get("schema_version") != SCHEMA_VERSION:
         raise FeaturesError(
-            f"features of slide {slide_id} in {root}: written by another version; run `wsi-ips features` again",
+            f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again",
             slide_id=slide_id,
         )
     if not isinstance(array, zarr.Array) or array.ndim != 2:
@@ -174,15 +151,78 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
 
 
 def features_fingerprint(root: Path, slide_id: str) -> str | None:
-    """Fingerprint of a slide's stored features, None where there are none that can be read."""
+    """Return the fingerprint of a slide's stored features, None where there are none that can be read."""
     try:
         return open_features(root, slide_id).fingerprint
     except FeaturesError:
         return None
 
 
+class FeatureStream:
+    """Iterates over chunks of features in the order of the requests; each chunk has its own memory.
+
+    Parameters
+    ----------
+    requests
+        Slides and their tiles; all features have one width.
+    """
+
+    def __init__(
+        self, requests: Sequence[FeatureTiles], *, chunk_size: int, readers: int, prefetch_chunks: int
+    ) -> None:
+        self._requests, self._chunk_size, self._ahead = requests, chunk_size, prefetch_chunks
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="wsi-ips-features")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[PatchChunk]:
+        """Yield chunks in order.
+
+        Raises
+        ------
+        FeaturesError
+            Features cannot be read; names the slide.
+        """
+        waiting: deque[Future[PatchChunk]] = deque()
+        for plan in self._plans():
+            waiting.append(self._pool.submit(_read, plan))
+            if len(waiting) > self._ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _plans(self) -> Iterator[list[FeatureTiles]]:
+        """Yield the content of each chunk: requests for parts of slides."""
+        plan: list[FeatureTiles] = []
+        room = self._chunk_size
+        for request in self._requests:
+            wanted, start = request.wanted, 0
+            while start < len(wanted):
+                part = wanted[start : start + room]
+                plan.append(request.only(part))
+                start, room = start + len(part), room - len(part)
+                if not room:
+                    yield plan
+                    plan, room = [], self._chunk_size
+        if plan:
+            yield plan
+
+
+def _read(plan: Sequence[FeatureTiles]) -> PatchChunk:
+    counts = [len(request.wanted) for request in plan]
+    return PatchChunk(
+        np.concatenate([request.read() for request in plan]),
+        np.repeat(np.array([request.slot for request in plan], np.int32), counts),
+        np.concatenate([request.wanted for request in plan]),
+    )
+
+
 def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floating]]:
-    """The same rows in blocks as they are stored: a block that is written twice would be read in between."""
+    """Regroup the rows into stored blocks, so that no block is read back and written twice."""
     waiting: list[NDArray[np.floating]] = []
     count = 0
     for part in parts:
@@ -199,6 +239,6 @@ def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floati
 
 def _damaged(root: Path, slide_id: str, how: str) -> FeaturesError:
     return FeaturesError(
-        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and run `wsi-ips features`",
+        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and {REMEDY}",
         slide_id=slide_id,
     )

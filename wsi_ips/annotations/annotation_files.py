@@ -1,4 +1,4 @@
-"""Annotations of any form as regions: ASAP XML, or GeoJSON as QuPath exports it."""
+"""Annotation files of any form as regions: ASAP XML, or GeoJSON as QuPath exports it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ log = logging.getLogger(__name__)
 TUMOUR_CLASSES = TUMOUR_GROUPS | {"carcinoma", "cancer", "malignant"}
 EXCLUDED_CLASSES = HOLE_GROUPS | {"exclude", "excluded", "ignore", "ignore*", "hole", "benign"}
 TISSUE_CLASSES = frozenset({"", "tissue", "region*"})
-"""Classes of QuPath, lower case; an annotation without a class is tissue."""
+"""Classes of QuPath in lower case; an annotation without a class is tissue."""
 NOT_TISSUE = frozenset({"exclude", "excluded", "exclusion", "ignore", "ignore*", "hole", "glass", "background"})
 GEOJSON_SUFFIXES = (".geojson", ".json", ".geojson.gz")
 
 
 def read_annotation(path: Path, *, bounds_origin: Point) -> Regions:
-    """Read outlined tumour; the file's ending tells its form.
+    """Read the annotated tumour of a file; its ending tells the form.
 
     Parameters
     ----------
     path
         ASAP XML (``.xml``) or GeoJSON (``.geojson``, ``.json``, ``.geojson.gz``).
     bounds_origin
-        Upper left corner of what was scanned, level-0 pixels: where QuPath begins to count.
+        Upper left corner of the scanned area, level-0 pixels, from which QuPath counts.
 
     Raises
     ------
     AnnotationError
-        Not readable, of another form, or without a class that is known.
+        Not readable, of another form, or without a known class.
     """
     if not path.name.lower().endswith(GEOJSON_SUFFIXES):
         return read_asap(path)
@@ -46,12 +46,12 @@ def read_annotation(path: Path, *, bounds_origin: Point) -> Regions:
 
 
 def read_tissue(path: Path, *, bounds_origin: Point) -> BaseGeometry:
-    """Read a tissue mask that somebody drew or corrected in QuPath; level-0 pixels.
+    """Read a tissue mask that was drawn or corrected in QuPath, in level-0 pixels.
 
     Raises
     ------
     AnnotationError
-        Not readable, no GeoJSON, or without an area that is tissue.
+        Not readable, not GeoJSON, or without an area that is tissue.
     """
     region = _difference(
         read_geojson(path, bounds_origin=bounds_origin), TISSUE_CLASSES, NOT_TISSUE, path, what="tissue"
@@ -64,7 +64,7 @@ def read_tissue(path: Path, *, bounds_origin: Point) -> BaseGeometry:
 def _difference(
     areas: list[Area], wanted: frozenset[str], holes: frozenset[str], path: Path, *, what: str
 ) -> BaseGeometry:
-    """Union of the wanted areas minus that of the holes; other classes are named in the log."""
+    """Return the union of the wanted areas minus that of the holes; log the other classes."""
     found = {area.classification for area in areas}
     if found and not found & (wanted | holes):
         shown = ", ".join(sorted(name or "(none)" for name in found))

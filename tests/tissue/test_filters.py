@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from wsi_ips.tissue.raster import box_mean, box_share, closed, dilated, local_minimum, without_small
+from wsi_ips.tissue.filters import box_mean, box_share, closed, dilated, local_minimum, without_small
 
 RNG = np.random.default_rng(4)
 VALUES = RNG.integers(0, 256, (37, 53), np.uint8)

@@ -1,7 +1,7 @@
-"""Filters on small rasters, by adding and OR-ing shifted copies. Pure.
+"""Filters on thumbnails, by adding and OR-ing shifted copies. Pure.
 
-Squares of a few pixels are all that a thumbnail needs. On 1250 x 1250 px, one core: mean of 3 x 3 in 4 ms (scipy 20),
-closing by 5 x 5 in 4 ms (scikit-image with a disk 90), and that decides how long a slide takes.
+Squares of a few pixels are enough for a thumbnail. On 1250 x 1250 px and one core, the mean of 3 x 3 takes 4 ms (scipy
+20) and closing by 5 x 5 takes 4 ms (scikit-image with a disk 90), which decides how long a slide takes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 
 def box_mean(values: Bytes, side: int) -> Bytes:
-    """Mean over squares of an odd side of at most 15, edges repeated; rounded."""
+    """Return the rounded mean over squares of an odd side of at most 15, edges repeated."""
     total = np.pad(values, side // 2, mode="edge").astype(np.uint16)
     for axis in (0, 1):
         parts = _shifted(total, side, axis)
@@ -31,7 +31,7 @@ def box_mean(values: Bytes, side: int) -> Bytes:
 
 
 def box_share(mask: Bools, side: int) -> NDArray[np.float32]:
-    """Share of True in squares of about a side around each pixel, 0-1; to an eighth of the side, which is enough."""
+    """Return the share of True (0-1) in squares around each pixel, whose side is exact to an eighth."""
     block = max(1, side // 8)
     image = Image.fromarray(mask.view(np.uint8) * np.uint8(255)).reduce(block)
     blurred = np.asarray(image.filter(ImageFilter.BoxBlur(side / block / 2)), np.float32) / 255
@@ -41,7 +41,7 @@ def box_share(mask: Bools, side: int) -> NDArray[np.float32]:
 
 
 def dilated(mask: Bools, radius: int) -> Bools:
-    """True within a square of side ``2 * radius + 1`` around a True pixel."""
+    """Return True within a square of side ``2 * radius + 1`` around each True pixel."""
     if radius <= 0:
         return mask
     out = np.pad(mask, radius)
@@ -52,7 +52,7 @@ def dilated(mask: Bools, radius: int) -> Bools:
 
 
 def local_minimum(values: Bytes, radius: int) -> Bytes:
-    """Least value within a square of side ``2 * radius + 1``, edges repeated."""
+    """Return the minimum within a square of side ``2 * radius + 1``, edges repeated."""
     out = np.pad(values, radius, mode="edge")
     for axis in (0, 1):
         parts = _shifted(out, 2 * radius + 1, axis)
@@ -61,7 +61,7 @@ def local_minimum(values: Bytes, radius: int) -> Bytes:
 
 
 def closed(mask: Bools, radius: int) -> Bools:
-    """Gaps of up to ``2 * radius`` pixels closed; the edge of the picture is no gap."""
+    """Close gaps of up to ``2 * radius`` pixels; the edge of the picture is not a gap."""
     if radius <= 0:
         return mask
     wide = dilated(np.pad(mask, radius), radius)
@@ -79,7 +79,7 @@ def without_small(mask: Bools, smallest_px: int) -> Bools:
 
 
 def _shifted(values: NDArray[Number], count: int, axis: int) -> list[NDArray[Number]]:
-    """Views shifted by 0 to ``count - 1`` along an axis."""
+    """Return views shifted by 0 to ``count - 1`` along an axis."""
     length = values.shape[axis] - count + 1
     if axis == 0:
         return [values[k : k + length] for k in range(count)]

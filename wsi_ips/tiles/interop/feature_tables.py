@@ -1,9 +1,9 @@
-"""Features as CLAM and TRIDENT store them: read and checked against tiles and slide, and written.
+"""Features as CLAM and TRIDENT store them, read and checked against tiles and slide.
 
 CLAM: ``h5_files/NAME.h5`` with ``features`` f4 (N, F) and ``coords`` i4 (N, 2), no attributes, and
-``pt_files/NAME.pt``, a bare tensor in the order of the coordinate file (read and written by who knows torch). TRIDENT:
-``{mag}x_{patch}px_{overlap}px_overlap/features_{encoder}/NAME.h5`` with ``features`` f2 or f4 and ``coords`` with its
-usual attributes.
+``pt_files/NAME.pt``, a bare tensor in the order of the coordinate file (read and written elsewhere, with torch).
+TRIDENT: ``{mag}x_{patch}px_{overlap}px_overlap/features_{encoder}/NAME.h5`` with ``features`` f2 or f4 and ``coords``
+with its usual attributes.
 
 Shapes: N tiles of the file, n of the index, F width.
 """
@@ -20,12 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import FeaturesError
-from wsi_ips.provenance import atomic_path
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.folder import SUFFIXES, holds
-from wsi_ips.tiles.interop.foreign import ForeignTiles
-from wsi_ips.tiles.interop.reading import read_foreign, whole_corners
-from wsi_ips.tiles.interop.writing import ExportFormat, write_foreign
+from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, holds, read_foreign, require_on_slide, whole_corners
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 
 TENSOR = ".pt"
 UNNAMED = "unnamed"
@@ -34,38 +31,24 @@ HALF_PX0 = 0.5
 
 @dataclass(frozen=True)
 class ForeignFeatures:
-    """Features of one slide as another tool stored them.
-
-    Attributes
-    ----------
-    path
-        The file.
-    values
-        float16 or float32, shape (N, F).
-    corners_px0
-        Top-left corners (x, y) in level-0 pixels, int64, shape (N, 2).
-    encoder
-        Name of the encoder as the file says it, ``unnamed`` where it does not.
-    geometry
-        What the file says of its tiles; None where it has coordinates only, as CLAM's.
-    """
+    """Features of one slide as another tool stored them."""
 
     path: Path
-    values: NDArray[np.floating]
-    corners_px0: NDArray[np.int64]
-    encoder: str = UNNAMED
-    geometry: ForeignTiles | None = None
+    values: NDArray[np.floating]  # float16 or float32, shape (N, F)
+    corners_px0: NDArray[np.int64]  # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2)
+    encoder: str = UNNAMED  # name of the encoder that the file states, `unnamed` where it does not
+    geometry: ForeignTiles | None = None  # its tiles; None where the file has coordinates only, as CLAM's
 
 
 def read_foreign_features(path: Path) -> ForeignFeatures:
-    """Features in a file of CLAM (``h5_files``) or TRIDENT.
+    """Read the features in a file of CLAM (``h5_files``) or TRIDENT.
 
     Raises
     ------
     FeaturesError
         No such file, damaged, or without features and coordinates; names the file.
     TileIndexError
-        Coordinates or their attributes cannot be.
+        Impossible coordinates or attributes.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -91,24 +74,24 @@ def foreign_features(
     encoder: str = UNNAMED,
     geometry: ForeignTiles | None = None,
 ) -> ForeignFeatures:
-    """Features with the coordinates they belong to, checked against each other.
+    """Join features with their coordinates and check one against the other.
 
     Raises
     ------
     FeaturesError
-        No table of numbers, or not one row per coordinate.
+        Not a table of numbers, or not one row per coordinate.
     """
     if values.ndim != 2 or values.dtype.kind != "f":
         raise FeaturesError(f"{path}: features of shape {values.shape} and type {values.dtype}; (N, F) floats expected")
     if len(values) != len(corners_px0):
         raise FeaturesError(
-            f"{path}: {len(values)} rows of features for {len(corners_px0)} coordinates; they are not of one run"
+            f"{path}: {len(values)} rows of features for {len(corners_px0)} coordinates; they are from different runs"
         )
     return ForeignFeatures(path, values, corners_px0, encoder, geometry)
 
 
 def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int64]:
-    """Row of the file for each tile of the index, shape (n,); the file may hold further tiles.
+    """Return the row of the file for each tile of the index, shape (n,); the file may hold further tiles.
 
     Raises
     ------
@@ -117,11 +100,8 @@ def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int6
     """
     where = f"{foreign.path}: features for slide {index.slide_id}"
     geometry, footprint = foreign.geometry, index.plan.footprint_px0
-    if geometry is not None and geometry.size_px0 not in (None, index.size_px0):
-        raise FeaturesError(
-            f"{where}: the file says level 0 has {tuple(geometry.size_px0 or ())} px, the slide has "
-            f"{tuple(index.size_px0)}; they belong to another slide"
-        )
+    corners, stated = foreign.corners_px0, geometry.size_px0 if geometry else None
+    require_on_slide(where, corners, index.size_px0, stated=stated, error=FeaturesError)
     if geometry is not None and geometry.identity not in (None, index.slide_identity):
         raise FeaturesError(f"{where}: made from a slide file of other content; compute them again")
     if geometry is not None and any(
@@ -131,16 +111,9 @@ def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int6
             f"{where}: of tiles of {geometry.footprint_px0.x:g} level-0 px, the run's are {footprint.x:g}; import the "
             "coordinates they were made from (`tiles.imported`)"
         )
-    corners = foreign.corners_px0
-    outside = (corners < 0).any(1) | (corners >= np.array(index.size_px0)).any(1)
-    if outside.any():
-        raise FeaturesError(
-            f"{where}: {outside.sum()} of {len(corners)} tiles begin outside the slide of {tuple(index.size_px0)} px, "
-            f"e.g. at {tuple(corners[outside][0].tolist())}; they belong to another slide"
-        )
     rows: dict[tuple[int, int], int] = {}
     for row, (x, y) in enumerate(corners.tolist()):
-        rows.setdefault((x, y), row)  # a tile named twice: its first mention
+        rows.setdefault((x, y), row)  # a tile that is listed twice: its first row
     wanted = list(zip(index.x.tolist(), index.y.tolist(), strict=True))
     missing = [corner for corner in wanted if corner not in rows]
     if missing:
@@ -152,14 +125,12 @@ def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int6
 
 
 def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Feature file of each slide in a folder and those in it; of CLAM's two forms the one with coordinates.
+    """Find the feature file of each slide in a folder and its subfolders; prefer CLAM's form with coordinates.
 
     Parameters
     ----------
-    folder
-        E.g. CLAM's folder of features, or ``features_{encoder}`` of TRIDENT.
     names
-        Per slide_id the names that files of it may have.
+        Names that files of each slide_id may have.
 
     Raises
     ------
@@ -188,57 +159,3 @@ def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str,
             )
         chosen[slide_id] = tables[0]
     return chosen
-
-
-def write_foreign_features(
-    folder: Path, index: TileIndex, values: NDArray[np.floating], *, kind: ExportFormat, name: str, encoder: str
-) -> Path | None:
-    """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` is for who knows torch.
-
-    Parameters
-    ----------
-    folder
-        Where that tool's run is to lie.
-    index
-        The tiles.
-    values
-        Their features, shape (n, F).
-    kind
-        ``clam``: ``h5_files/NAME.h5``; ``trident``: ``.../features_{encoder}/NAME.h5``.
-    name
-        The slide's file name without its ending.
-    encoder
-        Short name of the encoder.
-
-    Returns
-    -------
-    pathlib.Path or None
-        The feature file; None where there is no tile.
-
-    Raises
-    ------
-    TileIndexError
-        The format cannot say where these tiles lie.
-    """
-    tiles = write_foreign(folder, index, kind=kind, name=name)
-    if tiles is None or not len(index):
-        return None
-    if kind == "clam":
-        path = folder / "h5_files" / f"{name}.h5"
-        coords, attributes = np.stack([index.x, index.y], axis=1).astype(np.int32), {}
-        said: dict[str, Any] = {}
-    else:
-        run = tiles.parent.parent
-        path = run / f"features_{encoder}" / f"{name}.h5"
-        with h5py.File(tiles, "r") as file:
-            coords, attributes = file["coords"][()], dict(file["coords"].attrs)
-        said = {"encoder": encoder, "name": name, "savetodir": path.parent.relative_to(folder).as_posix()}
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        width = values.shape[1]
-        features = file.create_dataset(
-            "features", data=values.astype(np.float32), chunks=(1, width), maxshape=(None, width)
-        )
-        placed = file.create_dataset("coords", data=coords, chunks=(1, 2), maxshape=(None, 2))
-        features.attrs.update(said)
-        placed.attrs.update(attributes)
-    return path

@@ -38,7 +38,7 @@ def test_every_row_comes_back_as_float16(tmp_path, tiles, part):
 
 @pytest.mark.parametrize(
     ("odd", "message"),
-    [(70_000.0, "7e\\+04 does not fit into 16 bits"), (np.nan, "is no number"), (-np.inf, "16 bits")],
+    [(70_000.0, "7e\\+04 does not fit into 16 bits"), (np.nan, "is not a number"), (-np.inf, "16 bits")],
 )
 def test_what_16_bits_cannot_hold_is_refused_and_nothing_is_stored(tmp_path, odd, message):
     table = np.zeros((10, WIDTH), np.float32)

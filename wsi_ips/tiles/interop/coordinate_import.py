@@ -1,8 +1,8 @@
-"""Tiles of another tool as a tile index, checked against the slide: what contradicts it is an error, never adjusted."""
+"""Turn tiles of another tool into a tile index; a contradiction with the slide is an error and never adjusted."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,103 +12,72 @@ from wsi_ips.annotations import tumour_fraction
 from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import MPP_TOLERANCE, Pyramid, ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
-from wsi_ips.tiles.index import TileIndex, boxes_of
-from wsi_ips.tiles.interop.foreign import MPP_AT_1X, ForeignTiles
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, index_at
+from wsi_ips.tiles.interop.coordinate_files import require_on_slide
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 from wsi_ips.tissue import TissueMask
 
 DOWNSAMPLE_TOLERANCE = 1e-3
-"""Relative; tools that give one downsample for both axes are off by a pixel of the level's size."""
+"""Relative; tools that state one downsample for both axes are off by a pixel of the level's size."""
 HALF_PX0 = 0.5
-"""A footprint is rounded to whole level-0 pixels by most tools."""
+"""Most tools round a footprint to whole level-0 pixels."""
 SLACK = 1e-6
 FINEST_STEP = 8
-"""Where tiles stand on no common grid, scores are laid on a raster of this many cells per tile."""
-
-
-class Placed(NamedTuple):
-    """Corners that were taken, and what is to be said of the others."""
-
-    corners: NDArray[np.int32]
-    notes: list[str]
+"""Cells per tile of the raster for scores, where the tiles have no common grid."""
+MPP_AT_1X = 10.0
+"""µm/px that a magnification of 1 stands for: 20x is 0.5 µm/px."""
 
 
 def imported_index(
     foreign: ForeignTiles,
     info: SlideInfo,
     mask: TissueMask,
+    rules: TileRules,
+    origin: IndexOrigin,
     *,
-    slide_id: str,
-    target_mpp: float,
-    patch_px: int,
-    tumour_region: BaseGeometry | None,
-    slide_identity: str,
-    fingerprint: str,
+    tumour_region: BaseGeometry | None = None,
 ) -> TileIndex:
-    """Tile index of a slide whose tiles another tool has laid.
+    """Build the tile index of a slide whose tiles another tool has laid.
 
-    Tiles are those of the file but for three kinds, which are counted in ``tissue_method``: tiles that hang over the
-    edge of what was scanned (other tools fill them up with white or black), and a tile's second and further mention.
-    No tile is left out for its tissue; ``tissue_fraction`` is what the mask says.
+    All tiles are used except tiles that hang over the edge of the scanned area and repeated tiles, which
+    ``tissue_method`` counts. No tile is left out for its tissue; ``tissue_fraction`` comes from the mask.
 
     Parameters
     ----------
-    foreign
-        What the file says.
-    info
-        Header facts of the slide.
-    mask
-        Its tissue.
-    target_mpp, patch_px
-        What the recipe asks for; tiles of another scale (by more than 5 %) or size are refused.
-    tumour_region
-        As in :func:`wsi_ips.tiles.build_index`.
-    slide_identity, fingerprint
+    rules
+        Tiles of another scale (by more than 5 %) or patch size are refused; stride and tissue are not used.
+    origin
         Stored with the index.
+    tumour_region
+        As for :func:`wsi_ips.tiles.build_index`.
 
     Raises
     ------
     TileIndexError
-        The file contradicts the slide or the recipe; names both values.
+        The file contradicts the slide or the rules; names both values.
     ResolutionError
         The slide has no scale, or the tiles would have to be enlarged.
     """
     where = f"tiles of {foreign.format} for slide {info.name}"
-    pyramid = info.pyramid
-    _check_slide(foreign, info, slide_identity, where)
-    plan = _plan(foreign, pyramid, target_mpp, where)
-    _check_recipe(plan, target_mpp, patch_px, where)
-    placed = _place(foreign, info, plan, where)
-    corners, stride_px = placed.corners, common_stride_px(placed.corners, plan)
-    boxes = boxes_of(corners, plan)
-    notes = [*placed.notes, *_scale_notes(foreign, pyramid)]
-    return TileIndex(
-        slide_id=slide_id,
-        x=np.ascontiguousarray(corners[:, 0]),
-        y=np.ascontiguousarray(corners[:, 1]),
+    _check_slide(foreign, info, origin.slide_identity, where)
+    plan = _plan(foreign, info.pyramid, rules.target_mpp, where)
+    _check_rules(plan, rules, where)
+    corners, notes = _place(foreign, info, plan, where)
+    index = index_at(corners, plan, info, origin, stride_px=common_stride_px(corners, plan))
+    boxes = index.boxes_px0
+    said = [f"{len(corners)} of {len(foreign.corners_px0)} tiles of {foreign.format}"]
+    return replace(
+        index,
         tissue_fraction=mask.fraction(boxes),
         tumour_fraction=None if tumour_region is None else tumour_fraction(tumour_region, boxes),
-        flags=np.zeros(len(corners), np.uint8),
-        size_px0=info.size_px0,
-        bounds=info.bounds,
-        mpp=pyramid.mpp,
-        mpp_source=info.mpp_source,
-        reader=info.reader,
-        plan=plan,
-        stride_px=stride_px,
-        tissue_method="; ".join([f"{len(corners)} of {len(foreign.corners_px0)} tiles of {foreign.format}", *notes]),
-        slide_identity=slide_identity,
-        fingerprint=fingerprint,
+        tissue_method="; ".join([*said, *notes, *_scale_notes(foreign, info.pyramid)]),
     )
 
 
 def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, where: str) -> None:
     if foreign.identity is not None and foreign.identity != slide_identity:
         raise TileIndexError(f"{where}: made from a file of other content; export or tile it again")
-    if foreign.size_px0 is not None and foreign.size_px0 != info.size_px0:
-        raise TileIndexError(
-            f"{where}: the file says level 0 has {_size(foreign.size_px0)} px, the slide has {_size(info.size_px0)}; "
-            "the tiles belong to another slide"
-        )
+    require_on_slide(where, foreign.corners_px0, info.size_px0, stated=foreign.size_px0)
     if foreign.level is None:
         return
     if foreign.level and info.reader != "openslide":
@@ -165,20 +134,9 @@ def _plan(foreign: ForeignTiles, pyramid: Pyramid, target_mpp: float, where: str
 
 
 def plan_footprint(pyramid: Pyramid, footprint_px0: Scale, *, patch_px: int, target_mpp: float) -> ReadPlan:
-    """How a tile of a given size on level 0 is read: from the coarsest level on which that size is whole pixels.
+    """Plan how a tile of a given size on level 0 is read: from the coarsest level on which it is whole pixels.
 
-    A footprint up to 5 % smaller than the patch on level 0 is read as if it were the patch, as `plan_read` does.
-
-    Parameters
-    ----------
-    pyramid
-        Level sizes and base scale.
-    footprint_px0
-        Size of a tile in level-0 pixels.
-    patch_px
-        Side of the patch, px.
-    target_mpp
-        Requested µm/px, stored with the plan.
+    A footprint on level 0 that is up to 5 % smaller than the patch is read as the patch, as `plan_read` does.
     """
     for level in reversed(range(len(pyramid.level_sizes))):
         downsample = pyramid.downsample(level)
@@ -198,18 +156,19 @@ def _plan_at(pyramid: Pyramid, level: int, read: Size, patch_px: int, target_mpp
 
 
 def _patch_from_spacing(foreign: ForeignTiles, mpp: Scale, where: str) -> int:
-    """Side of a patch where the file says its size on level 0 and its µm/px: their product must be whole."""
+    """Compute the side of a patch from its size on level 0 and its µm/px; it must be a whole number."""
     spacing, mean = foreign.spacing_mpp or 0.0, (mpp.x + mpp.y) / 2
     patch_px = max(1, round(foreign.footprint_px0.x * mean / spacing))
     if abs(patch_px * spacing / mean - foreign.footprint_px0.x) > HALF_PX0 + DOWNSAMPLE_TOLERANCE * patch_px:
         raise TileIndexError(
-            f"{where}: {foreign.footprint_px0.x:g} level-0 px at {mean:.4g} µm/px are no whole number of pixels of "
-            f"{spacing:g} µm; the tool took another scale for the slide: see column `mpp`"
+            f"{where}: {foreign.footprint_px0.x:g} level-0 px at {mean:.4g} µm/px are not a whole number of pixels "
+            f"of {spacing:g} µm; the tool used another scale for the slide: see column `mpp`"
         )
     return patch_px
 
 
-def _check_recipe(plan: ReadPlan, target_mpp: float, patch_px: int, where: str) -> None:
+def _check_rules(plan: ReadPlan, rules: TileRules, where: str) -> None:
+    patch_px, target_mpp = rules.patch_px, rules.target_mpp
     if plan.patch_size.width != patch_px:
         raise TileIndexError(
             f"{where}: patches of {plan.patch_size.width} px, but the recipe asks for {patch_px}; set `tiles.patch_px`"
@@ -221,15 +180,9 @@ def _check_recipe(plan: ReadPlan, target_mpp: float, patch_px: int, where: str) 
         )
 
 
-def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> Placed:
-    """Corners ordered by y, then x, without those that cannot be read whole."""
-    corners, size, bounds = foreign.corners_px0, info.size_px0, info.bounds
-    outside = (corners < 0).any(1) | (corners >= np.array(size)).any(1)
-    if outside.any():
-        raise TileIndexError(
-            f"{where}: {outside.sum()} of {len(corners)} tiles begin outside the slide of {_size(size)} px, e.g. at "
-            f"{tuple(corners[outside][0].tolist())}; the tiles belong to another slide"
-        )
+def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> tuple[NDArray[np.int32], list[str]]:
+    """Return corners ordered by y, then x, without tiles that hang over the edge, and notes on the others."""
+    corners, bounds = foreign.corners_px0, info.bounds
     unique = np.unique(corners[:, ::-1], axis=0)[:, ::-1]
     foot = np.array(plan.footprint_px0)
     begins, ends = np.array([bounds.x, bounds.y]), np.array([bounds.right, bounds.bottom])
@@ -237,18 +190,18 @@ def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -
     inside = (unique >= begins).all(1) & (unique + foot <= ends + HALF_PX0 * np.array(plan.downsample)).all(1)
     notes = []
     if len(unique) < len(corners):
-        notes.append(f"{len(corners) - len(unique)} named twice")
+        notes.append(f"{len(corners) - len(unique)} listed twice")
     if not inside.all():
         notes.append(f"{(~inside).sum()} left out that hang over the edge of the scanned area")
     if len(corners) and not inside.any():
         raise TileIndexError(f"{where}: no tile lies wholly in the scanned area {tuple(bounds)}")
-    return Placed(np.ascontiguousarray(unique[inside]).astype(np.int32), notes)
+    return np.ascontiguousarray(unique[inside]).astype(np.int32), notes
 
 
 def common_stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
-    """Step in patch pixels of the grid that holds all tiles, as coarse as can be; scores are laid on it.
+    """Return the step in patch pixels of the coarsest grid that holds all tiles, for drawing scores.
 
-    Tools that lay a grid per piece of tissue have no common one: then an eighth of a patch.
+    Tools that lay a grid per piece of tissue have no common one; then it is an eighth of a patch.
     """
     per_px, patch = np.array(plan.px0_per_patch_px), plan.patch_size.width
     if len(corners) < 2:
@@ -262,7 +215,7 @@ def common_stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
 
 
 def _scale_notes(foreign: ForeignTiles, pyramid: Pyramid) -> list[str]:
-    """What a magnification is said to be and what it is here."""
+    """Return a note where the scale of a magnification differs from the usual one."""
     if foreign.magnification is None or foreign.patch_px is None:
         return []
     target = foreign.magnification[1]

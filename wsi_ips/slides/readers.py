@@ -1,0 +1,180 @@
+"""The registry of slide readers, and ``open_slide``, which picks one.
+
+To add a reader, write a class on :class:`wsi_ips.slides.base.BaseReader` and a function that opens it from a
+:class:`SlideFile`, and list that function in :data:`READERS` (or, in another package, under the entry-point group
+``wsi_ips.readers``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsi_ips.errors import UnsupportedSlideError
+from wsi_ips.geometry import Scale
+from wsi_ips.registry import Entry, Registry
+from wsi_ips.slides.base import BaseReader, SlideReader
+from wsi_ips.slides.pool import TileCache
+from wsi_ips.slides.source import PATIENT, ByteSource, Remote, is_url, open_source, slide_name
+
+
+@dataclass(frozen=True)
+class SlideFile:
+    """A slide to open."""
+
+    path: Path | str  # its file, or its URL
+    name: str  # file name for messages
+    source: ByteSource  # its bytes; `open_slide` closes them unless the reader `owns_source`
+    mpp_override: Scale | None = None  # µm per level-0 pixel; replaces the value in the file
+    # tile cache shared with other slides, None where there is none; `open_slide` calls `share` with it
+    cache: TileCache | None = None
+
+
+@dataclass(frozen=True)
+class ReaderEntry(Entry):
+    """A reader: ``home`` names a function ``SlideFile -> BaseReader`` that raises UnsupportedSlideError."""
+
+    opens_urls: bool = False  # whether it reads through `SlideFile.source` and so opens slides behind a URL
+    tried: bool = False  # whether `auto` tries it, in the order of the table
+
+
+READERS: Registry[ReaderEntry] = Registry(
+    "reader",
+    (
+        ReaderEntry(
+            "auto",
+            "wsi_ips.slides.readers:open_auto",
+            "the first library that opens the file, with JPEG tiles read directly where possible",
+            opens_urls=True,
+        ),
+        ReaderEntry(
+            "direct",
+            "wsi_ips.slides.readers:open_direct",
+            "as `auto`, but refuses slides without such tiles",
+            opens_urls=True,
+        ),
+        ReaderEntry("openslide", "wsi_ips.slides.openslide_reader:open_openslide", "OpenSlide decodes all", tried=True),
+        ReaderEntry(
+            "tiffslide",
+            "wsi_ips.slides.tiffslide_reader:open_tiffslide",
+            "TiffSlide decodes all",
+            opens_urls=True,
+            tried=True,
+        ),
+    ),
+    group="wsi_ips.readers",
+)
+
+
+def open_slide(
+    path: Path | str,
+    *,
+    reader: str = "auto",
+    mpp_override: Scale | float | None = None,
+    cache: TileCache | None = None,
+    remote: Remote = PATIENT,
+) -> SlideReader:
+    """Open a slide.
+
+    Parameters
+    ----------
+    path
+        The slide's file, or a URL that fsspec knows (``https://``, ``s3://``, ``gs://``), whose tiles are read by
+        ranges.
+    reader
+        Name of an entry in :data:`READERS`.
+    mpp_override
+        µm per level-0 pixel; replaces the value in the file.
+    cache
+        Shared by the slides that are open at a time.
+    remote
+        Patience with a URL.
+
+    Returns
+    -------
+    SlideReader
+        ``info.pixels_by`` tells what decodes the pixels, and why.
+
+    Raises
+    ------
+    SlideNotFoundError
+        There is no such file.
+    UnsupportedSlideError
+        No reader opens it; the message says what each found.
+    RegionReadError
+        The server of a URL does not answer, or refuses.
+    """
+    entry = READERS[reader]
+    scale = Scale(mpp_override, mpp_override) if isinstance(mpp_override, int | float) else mpp_override
+    return _open(entry, SlideFile(path, slide_name(path), open_source(path, remote), scale, cache))
+
+
+def _open(entry: ReaderEntry, file: SlideFile) -> BaseReader:
+    opened: BaseReader
+    try:
+        opened = _first_that_opens(file, [entry]) if entry.tried else entry.load()(file)
+    except BaseException:
+        file.source.close()
+        raise
+    if not opened.owns_source:
+        file.source.close()
+    if file.cache is not None:
+        opened.share(file.cache)
+    return opened
+
+
+def open_auto(file: SlideFile) -> BaseReader:
+    """Open a slide with the first library that can, and read its JPEG tiles directly where it has them."""
+    base = _first_that_opens(file, _tried())
+    try:
+        return _directly(base, file)
+    except UnsupportedSlideError as error:
+        base.info = replace(base.info, pixels_by=f"{base.info.reader}: {_reason(error, file.name)}")
+        return base
+
+
+def open_direct(file: SlideFile) -> BaseReader:
+    """Open a slide whose tiles can be read directly; refuse all others."""
+    base = _first_that_opens(file, _tried())
+    try:
+        return _directly(base, file)
+    except BaseException:
+        base.close()
+        raise
+
+
+def _tried() -> list[ReaderEntry]:
+    return [entry for entry in READERS.values() if entry.tried]
+
+
+def _directly(base: BaseReader, file: SlideFile) -> BaseReader:
+    from wsi_ips.slides.direct_reader import DirectReader
+
+    return DirectReader(base, file.source, cache=file.cache)
+
+
+def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry]) -> BaseReader:
+    refusals = []
+    for entry in entries:
+        if is_url(file.path) and not entry.opens_urls:
+            continue
+        try:
+            opened: BaseReader = entry.load()(file)
+            return opened
+        except UnsupportedSlideError as error:
+            refusals.append(_reason(error, file.name))
+    found = "; ".join(dict.fromkeys(refusals))
+    if is_url(file.path):
+        able = ", ".join(f"`{entry.name}`" for entry in READERS.values() if entry.tried and entry.opens_urls)
+        raise UnsupportedSlideError(
+            f"slide {file.name}: behind a URL only slides that {able} opens can be read "
+            f"({found or 'the recipe asks for another reader'}); copy the slide to a disk"
+        )
+    raise UnsupportedSlideError(
+        f"slide {file.name}: no reader opens it ({found}); it is damaged or not a slide: copy it again or leave it out"
+    )
+
+
+def _reason(error: UnsupportedSlideError, name: str) -> str:
+    return str(error).removeprefix(f"slide {name}: ")

@@ -1,0 +1,179 @@
+"""Slides behind a URL: an object of a store that is read by ranges, through fsspec.
+
+A remote slide is never copied as a whole. Small reads (a TIFF's directories) come from blocks that are kept; a read of
+a tile fetches that tile and some of what follows, because neighbours in the slide are mostly neighbours in the file.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+
+from wsi_ips.errors import RegionReadError, SlideError, SlideNotFoundError, UnsupportedSlideError
+from wsi_ips.slides.source import slide_name
+
+BLOCK_BYTES = 256 * 1024
+BLOCKS_KEPT = 64
+"""16 MiB per remote slide."""
+FIRST_PAUSE_S = 0.5
+FINAL_STATUS = (400, 401, 403, 404, 405, 410, 416)
+"""HTTP status codes that a second attempt does not change."""
+
+
+class RemoteFile:
+    """An object behind a URL, through fsspec.
+
+    Parameters
+    ----------
+    url
+        ``https://``, ``s3://``, ``gs://`` or another that fsspec knows.
+    timeout_s
+        Seconds after which an attempt over HTTP is given up; other stores have their own limits.
+    attempts
+        Attempts per read, with growing pauses.
+
+    Raises
+    ------
+    SlideNotFoundError
+        There is no such object.
+    UnsupportedSlideError
+        No support for this kind of URL is installed, or the server does not serve ranges.
+    RegionReadError
+        The server does not answer, or refuses.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0, attempts: int = 3) -> None:
+        self._url, self._attempts, self._timeout_s = url, attempts, timeout_s
+        self.name = slide_name(url)
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(url, **_options(url, timeout_s))
+        except (ImportError, ValueError) as error:
+            raise UnsupportedSlideError(
+                f"slide {self.name}: {urlsplit(url).scheme}:// cannot be read here ({error}); install the extra: "
+                'pip install "wsi-ips[remote]"'
+            ) from error
+        stated = self._tried("its size", lambda: self._fs.info(self._path)).get("size")
+        if not stated:
+            raise UnsupportedSlideError(
+                f"slide {self.name}: the server does not say how large it is, so that it cannot be read by ranges; "
+                "copy the slide to a disk"
+            )
+        self.size = int(stated)
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """See :class:`ByteSource`."""
+        if offset < 0 or offset + count > self.size:
+            raise OSError(f"{count} bytes at {offset} go beyond the end of the file ({self.size} bytes)")
+        first, last = offset // BLOCK_BYTES, (offset + count - 1) // BLOCK_BYTES
+        blocks = {number: self._kept(number) for number in range(first, last + 1)}
+        missing = [number for number, block in blocks.items() if block is None]
+        if missing:
+            blocks |= self._fetch(missing[0], missing[-1])
+        whole = b"".join(block for _, block in sorted(blocks.items()) if block is not None)
+        start = offset - first * BLOCK_BYTES
+        return whole[start : start + count]
+
+    def close(self) -> None:
+        """See :class:`ByteSource`."""
+        with self._lock:
+            self._blocks.clear()
+
+    def _kept(self, number: int) -> bytes | None:
+        with self._lock:
+            block = self._blocks.get(number)
+            if block is not None:
+                self._blocks.move_to_end(number)
+            return block
+
+    def _fetch(self, first: int, last: int) -> dict[int, bytes]:
+        start, end = first * BLOCK_BYTES, min(self.size, (last + 1) * BLOCK_BYTES)
+        data = self._tried(f"bytes {start}-{end - 1}", lambda: self._fs.cat_file(self._path, start=start, end=end))
+        if len(data) > end - start:
+            raise UnsupportedSlideError(
+                f"slide {self.name}: the server sends the whole file where a range was asked for; copy the slide to a "
+                "disk, or have the server answer range requests"
+            )
+        if len(data) < end - start:
+            raise OSError(f"the server sent {len(data)} of {end - start} bytes at {start}")
+        fetched = {
+            number: bytes(data[(number - first) * BLOCK_BYTES : (number - first + 1) * BLOCK_BYTES])
+            for number in range(first, last + 1)
+        }
+        with self._lock:
+            self._blocks.update(fetched)
+            while len(self._blocks) > BLOCKS_KEPT:
+                self._blocks.popitem(last=False)
+        return fetched
+
+    def _tried(self, what: str, ask: Callable[[], Any]) -> Any:
+        """Call ``ask``, repeat it where that may help, and raise our own error where it does not."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return ask()
+            except _network_errors() as error:
+                final = self._final(error)
+                if final is not None:
+                    raise final from error
+                if attempt == self._attempts:
+                    raise RegionReadError(
+                        f"slide {self.name}: {self._shown()} did not give {what} in {attempt} attempts of at most "
+                        f"{self._timeout_s:g} s ({self._said(_cause(error))}); check network and server, then start "
+                        "again: finished work is kept"
+                    ) from error
+            time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+        raise AssertionError("attempts is at least 1")
+
+    def _final(self, error: BaseException) -> SlideError | None:
+        """Return the error to raise where another attempt would not help, else None."""
+        cause = _cause(error)
+        status = getattr(cause, "status", None)
+        if status == 404 or isinstance(cause, FileNotFoundError):
+            return SlideNotFoundError(
+                f"slide {self.name}: nothing at {self._shown()}; correct column `path` of the manifest"
+            )
+        if status in FINAL_STATUS or isinstance(cause, PermissionError):
+            return RegionReadError(
+                f"slide {self.name}: {self._shown()} refuses access ({self._said(cause)}); check the credentials"
+            )
+        return None
+
+    def _said(self, error: BaseException) -> str:
+        """Return what an error says, without secrets of the URL."""
+        if getattr(error, "status", None):
+            return f"HTTP {error.status} {getattr(error, 'message', '')}".strip()  # type: ignore[attr-defined]
+        parts, text = urlsplit(self._url), str(error)
+        secret = any(part and part in text for part in (parts.username, parts.password, parts.query))
+        return type(error).__name__ if secret or not text else f"{type(error).__name__}: {text}"
+
+    def _shown(self) -> str:
+        """Return the URL without user, password and query."""
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _options(url: str, timeout_s: float) -> dict[str, Any]:
+    if urlsplit(url).scheme not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, connect=timeout_s, sock_read=timeout_s)}}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the real cause: over HTTP, fsspec reports any failure to learn a size as a missing file."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+
+
+def _network_errors() -> tuple[type[BaseException], ...]:
+    """Return what the loaded file systems raise when a store does not deliver; not all of it is an OSError."""
+    foreign = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("gcsfs.retry", "HttpError"))
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in foreign if module in sys.modules))

@@ -1,0 +1,227 @@
+"""Tile formats of other tools: the registry, what a coordinate file says, and how to write one.
+
+To add a format, write a subclass of :class:`ToolFormat` and list it in :data:`TILE_FORMATS` (or, in another package,
+under the entry-point group ``wsi_ips.tile_formats``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import TileIndexError
+from wsi_ips.geometry import Scale, Size
+from wsi_ips.provenance import atomic_path
+from wsi_ips.registry import Entry, Registry
+from wsi_ips.tiles.index import TileIndex
+
+if TYPE_CHECKING:
+    from wsi_ips.tiles.interop.coordinate_files import Attributes
+
+IDENTITY = "wsi_ips_slide_identity"
+"""Attribute with the content identity of the slide, in the files that we write."""
+
+
+@dataclass(frozen=True)
+class TileFormat(Entry):
+    """A format; ``home`` names a :class:`ToolFormat`.
+
+    A coordinate file belongs to the last entry that recognises it, so a format follows the ones it extends.
+    """
+
+    marks: tuple[str, ...] = ()  # attributes by which a file is recognised; the first states the size of a tile
+    columns: int | None = None  # columns of `coords` by which it is recognised; None where they do not matter
+    writes: bool = False  # whether tiles and features can be exported in it
+
+
+TILE_FORMATS: Registry[TileFormat] = Registry(
+    "tile format",
+    (
+        TileFormat(
+            "clam",
+            "wsi_ips.tiles.interop.clam:Clam",
+            "patches/NAME.h5; features in h5_files and pt_files",
+            "CLAM",
+            marks=("patch_level", "downsample"),
+            writes=True,
+        ),
+        TileFormat(
+            "wsinfer",
+            "wsi_ips.tiles.interop.wsinfer_atlaspatch:WSInfer",
+            "coordinates only",
+            "WSInfer",
+            marks=("patch_spacing_um_px",),
+        ),
+        TileFormat(
+            "trident",
+            "wsi_ips.tiles.interop.trident:Trident",
+            "20x_256px_0px_overlap/patches/NAME_patches.h5; features in features_ENCODER",
+            "TRIDENT",
+            marks=("patch_size_level0",),
+            writes=True,
+        ),
+        TileFormat(
+            "atlaspatch",
+            "wsi_ips.tiles.interop.wsinfer_atlaspatch:AtlasPatch",
+            "coordinates only",
+            "AtlasPatch",
+            marks=("patch_size_level0",),
+            columns=5,
+        ),
+    ),
+    group="wsi_ips.tile_formats",
+)
+
+
+@dataclass(frozen=True)
+class ForeignTiles:
+    """Tiles of one slide as another tool stored them; None where its format does not say."""
+
+    format: str  # name in `TILE_FORMATS`
+    # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2), in the order of the file
+    corners_px0: NDArray[np.int64]
+    # side of a patch as the tool passes it to its network, px; None where it follows from the slide's scale
+    patch_px: int | None
+    footprint_px0: Scale  # width and height of a tile in level-0 pixels
+    # level of OpenSlide that is read, and the side read there, px
+    level: int | None = None
+    read_px: int | None = None
+    # size of that level and level-0 pixels per pixel of it, as the file states them
+    level_size: Size | None = None
+    downsample: Scale | None = None
+    size_px0: Size | None = None  # size of the slide's level 0
+    spacing_mpp: float | None = None  # µm per patch pixel
+    magnification: tuple[float, float] | None = None  # of level 0 and of the patches, in the tool's own steps
+    identity: str | None = None  # content identity of the slide, in files that this package wrote
+
+
+class ToolFormat:
+    """How the files of a tool are read and written; formats that are not written keep the defaults of the writers."""
+
+    def read(self, stated: Attributes, coords: NDArray[Any]) -> ForeignTiles:
+        """Return the tiles of a coordinate file from its attributes and its dataset ``coords``."""
+        raise NotImplementedError
+
+    def write_tiles(self, folder: Path, index: TileIndex, name: str) -> Path | None:
+        """Write the tiles of one slide; returns None where the tool has no file for a slide without tiles."""
+        raise NotImplementedError
+
+    def write_features(
+        self, folder: Path, index: TileIndex, values: NDArray[np.floating], *, name: str, encoder: str
+    ) -> Path | None:
+        """Write tiles and features, shape (n, F), of one slide."""
+        raise NotImplementedError
+
+
+def write_foreign(folder: Path, index: TileIndex, *, kind: str, name: str) -> Path | None:
+    """Write the tiles of one slide for another tool.
+
+    Returns the file; None where there is no tile and the tool writes no file then.
+
+    Parameters
+    ----------
+    kind
+        Name in :data:`TILE_FORMATS`, of a format that is written.
+    name
+        The slide's file name without its ending, by which the tool finds the slide.
+
+    Raises
+    ------
+    TileIndexError
+        The format cannot say where these tiles lie; the message says why.
+    """
+    written: Path | None = _writer(kind).write_tiles(folder, index, name)
+    return written
+
+
+def write_foreign_features(
+    folder: Path, index: TileIndex, values: NDArray[np.floating], *, kind: str, name: str, encoder: str
+) -> Path | None:
+    """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` needs torch and is not written here.
+
+    Returns the feature file; None where there is no tile.
+
+    Parameters
+    ----------
+    values
+        Features of the tiles, shape (n, F).
+
+    Raises
+    ------
+    TileIndexError
+        The format cannot say where these tiles lie.
+    """
+    if not len(index):
+        write_foreign(folder, index, kind=kind, name=name)
+        return None
+    return _writer(kind).write_features(folder, index, values, name=name, encoder=encoder)
+
+
+def _writer(kind: str) -> ToolFormat:
+    entry = TILE_FORMATS[kind]
+    if not entry.writes:
+        able = ", ".join(known.name for known in TILE_FORMATS.values() if known.writes)
+        raise TileIndexError(f"tiles cannot be written as {kind}; choose one of {able}")
+    made: ToolFormat = entry.load()()
+    return made
+
+
+def write_coordinates(path: Path, index: TileIndex, attributes: dict[str, Any]) -> Path:
+    """Write a coordinate file: ``coords`` int64 (N, 2), with a tool's attributes and ours, which begin ``wsi_ips_``."""
+    ours = {
+        IDENTITY: index.slide_identity,
+        "wsi_ips_fingerprint": index.fingerprint,
+        "wsi_ips_mpp": np.array(index.mpp, np.float64),
+        "wsi_ips_mpp_source": index.mpp_source,
+        "wsi_ips_patch_mpp": np.array(index.plan.effective_mpp, np.float64),
+        "wsi_ips_footprint_px0": np.array(index.plan.footprint_px0, np.float64),
+    }
+    coords = np.stack([index.x, index.y], axis=1).astype(np.int64)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        dataset = file.create_dataset("coords", data=coords, chunks=(1, 2), maxshape=(None, 2))
+        for name, value in {**attributes, **ours}.items():
+            dataset.attrs[name] = value
+    return path
+
+
+def write_feature_table(
+    path: Path,
+    values: NDArray[np.floating],
+    coords: NDArray[np.integer],
+    *,
+    feature_attributes: dict[str, Any],
+    coord_attributes: dict[str, Any],
+) -> Path:
+    """Write ``features`` f4 (n, F) and ``coords`` (n, 2), with the attributes of each."""
+    width = values.shape[1]
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        features = file.create_dataset(
+            "features", data=values.astype(np.float32), chunks=(1, width), maxshape=(None, width)
+        )
+        corners = file.create_dataset("coords", data=coords, chunks=(1, 2), maxshape=(None, 2))
+        features.attrs.update(feature_attributes)
+        corners.attrs.update(coord_attributes)
+    return path
+
+
+def square_side(index: TileIndex) -> int:
+    """Return the side of the tiles on the level they are read from; refuse tiles that are not square."""
+    plan = index.plan
+    if plan.read_size.width != plan.read_size.height or plan.patch_size.width != plan.patch_size.height:
+        raise refusal(
+            index,
+            f"its tiles cover {plan.read_size.width} x {plan.read_size.height} px of level {plan.level}, because its "
+            f"scale differs between the axes ({index.mpp.x:.4g} and {index.mpp.y:.4g} µm/px), and the format knows "
+            "squares only",
+        )
+    return plan.read_size.width
+
+
+def refusal(index: TileIndex, why: str) -> TileIndexError:
+    """Return the error for tiles that a format cannot express."""
+    return TileIndexError(f"slide {index.slide_id}: {why}")

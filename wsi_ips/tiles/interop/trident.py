@@ -1,0 +1,100 @@
+"""Files of TRIDENT: ``{mag}x_{patch}px_{overlap}px_overlap/`` with ``patches`` and ``features_{encoder}``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.geometry import Scale, Size
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.coordinate_files import Attributes, whole_corners
+from wsi_ips.tiles.interop.tile_formats import (
+    IDENTITY,
+    ForeignTiles,
+    ToolFormat,
+    refusal,
+    square_side,
+    write_coordinates,
+    write_feature_table,
+)
+
+MAGNIFICATIONS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
+"""TRIDENT's steps: a slide of less than so many µm/px has this magnification."""
+ROUNDING_PX0 = 0.5
+ROUNDING = 5e-3
+"""Relative rounding of a tile's size: level sizes are whole, so downsamples of small slides are this far from whole."""
+
+
+class Trident(ToolFormat):
+    """TRIDENT: tiles at a magnification."""
+
+    def read(self, stated: Attributes, coords: NDArray[Any]) -> ForeignTiles:
+        """See :class:`ToolFormat`."""
+        side = stated.number("patch_size_level0")
+        size = [stated.whole(name, 0, least=0) for name in ("level0_width", "level0_height")]
+        stated.whole("overlap", 0, least=None)
+        return ForeignTiles(
+            "trident",
+            whole_corners(stated.path, coords, 2),
+            patch_px=stated.whole("patch_size"),
+            footprint_px0=Scale(side, side),
+            size_px0=Size(*size) if all(size) else None,
+            magnification=(stated.number("level0_magnification"), stated.number("target_magnification")),
+            identity=stated.text(IDENTITY),
+        )
+
+    def write_tiles(self, folder: Path, index: TileIndex, name: str) -> Path:
+        """See :class:`ToolFormat`; a slide without tiles has a file without coordinates."""
+        square_side(index)
+        plan, side = index.plan, index.plan.patch_size.width
+        level0, target = magnification_step(index.mpp.x), magnification_step(plan.effective_mpp.x)
+        footprint = plan.footprint_px0
+        if level0 is None or target is None:
+            raise refusal(index, "TRIDENT knows no magnification for 2.4 µm/px and coarser")
+        stated = side * level0 / target
+        if any(abs(f - stated) > ROUNDING_PX0 + ROUNDING * stated for f in footprint):
+            raise refusal(
+                index,
+                f"TRIDENT counts in magnifications: {side} px at {target}x of a slide of {level0}x would be "
+                f"{stated:g} level-0 px, these tiles are {footprint.x:g}; tile at another `tiles.mpp`",
+            )
+        overlap = side - index.stride_px
+        if overlap < 0:
+            raise refusal(index, "TRIDENT knows overlaps of tiles, no gaps between them")
+        run = f"{target}x_{side}px_{overlap}px_overlap"
+        attributes = {
+            "level0_height": np.int64(index.size_px0.height),
+            "level0_magnification": np.int64(level0),
+            "level0_width": np.int64(index.size_px0.width),
+            "name": name,
+            "overlap": np.int64(overlap),
+            "patch_size": np.int64(side),
+            "patch_size_level0": np.int64(stated) if stated == int(stated) else np.float64(stated),
+            "savetodir": run,
+            "target_magnification": np.int64(target),
+        }
+        return write_coordinates(folder / run / "patches" / f"{name}_patches.h5", index, attributes)
+
+    def write_features(
+        self, folder: Path, index: TileIndex, values: NDArray[np.floating], *, name: str, encoder: str
+    ) -> Path:
+        """See :class:`ToolFormat`."""
+        tiles = self.write_tiles(folder, index, name)
+        path = tiles.parent.parent / f"features_{encoder}" / f"{name}.h5"
+        with h5py.File(tiles, "r") as file:
+            coords, placed = file["coords"][()], dict(file["coords"].attrs)
+        said = {"encoder": encoder, "name": name, "savetodir": path.parent.relative_to(folder).as_posix()}
+        return write_feature_table(path, values, coords, feature_attributes=said, coord_attributes=placed)
+
+
+def magnification_step(mpp: float) -> int | None:
+    """Return TRIDENT's magnification of a scale in µm/px, None where it has none (2.4 µm/px and coarser).
+
+    >>> magnification_step(0.2431), magnification_step(0.499), magnification_step(2.5)
+    (40, 20, None)
+    """
+    return next((step for limit, step in MAGNIFICATIONS if mpp < limit), None)
