@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+from wsi_ips.model.fused import scan_encoder
 
 from wsi_ips.config import AugmentSection
 from wsi_ips.model import build_encoder, encoder_spec
-from wsi_ips.model.fused import scan_encoder
 from wsi_ips.training.augment import augment, tile_keys
 
 COLOUR = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}

@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from wsi_ips.model.fused import scan_encoder
 
 from wsi_ips.errors import RecipeError
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.fused import scan_encoder
 from wsi_ips.model.int8 import Int8Exporter, compare
 from wsi_ips.model.net import to_float
 
@@ -113,7 +113,7 @@ def measured(name: str, norm: str, weights: Path | None, patches: Tensor, what: 
     try:
         with torch.inference_mode(mode=False):
             ways["int8"] = Int8Exporter(encoder, PATCH_PX).calibrated(patches[:CALIBRATED])
-        net = IpsNet(encoder, classes=2).eval()
+        net = IpsNet(encoder).eval()
         check = compare(net, ways["int8"], patches[CALIBRATED:], memory_size=64)
         about = [
             ("relative error of int8", check.error, 0.0, "float32", "of the norm"),

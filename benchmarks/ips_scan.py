@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from wsi_ips.model.fused import scan_encoder
+from wsi_ips.model.rules import exact
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Scale, Size
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.model.fused import scan_encoder
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.net import to_float
-from wsi_ips.model.rules import exact
-from wsi_ips.scanning import Winners, plain_patches, scan_slides
+from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides
 from wsi_ips.slides import ArrayReader
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
@@ -130,7 +130,7 @@ def network(case: Case, some: Tensor) -> IpsNet:
     """A network whose embeddings and logits deviate as those of a trained one."""
     torch.manual_seed(0)
     spec = encoder_spec(case.encoder, norm=case.norm, has_weights=case.norm == "batch")
-    net = IpsNet(build_encoder(spec), classes=2, heads=case.heads, dropout=0.0).eval()
+    net = IpsNet(build_encoder(spec), NetSettings(heads=case.heads, dropout=0.0)).eval()
     net.encoder.start(some)
     deviation = net.pooling.logits(net.encoder(some)).std(0).mean()
     net.pooling.queries.mul_(LOGIT_DEVIATION / deviation)
@@ -193,7 +193,7 @@ def our_step(net: IpsNet, slide: SlideTiles, case: Case, optimiser: torch.optim.
 def our_scan(net: IpsNet, slide: SlideTiles, case: Case):
     """Scan of the library, its own stream included."""
     compute = ComputeSection(device="cpu", chunk_size=case.chunk, readers=1)
-    return scan_slides(net, [slide], memory_size=case.memory, compute=compute, prepare=plain_patches(DEVICE))
+    return scan_slides(net, [slide], plain_patches(DEVICE), ScanOptions(case.memory, compute))
 
 
 def update(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:

@@ -48,7 +48,7 @@ from wsi_ips.model import IpsNet, load_checkpoint
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluation.localise import lesions_of
 from wsi_ips.results import tile_raster
-from wsi_ips.scanning import plain_patches, scan_slides
+from wsi_ips.scanning import ScanOptions, plain_patches, scan_slides
 from wsi_ips.tiles import TileIndex
 
 SCORES = {
@@ -158,7 +158,7 @@ class Decision:
         tiles = run.tiles(record)
         prepare = plain_patches(torch.device("cpu"))
         compute = run.recipe.compute.model_copy(update={"readers": 1})  # one stream: chunks in order of id
-        scan_slides(self.net, [tiles], memory_size=1, compute=compute, prepare=prepare, encode=embed)
+        scan_slides(self.net, [tiles], prepare, ScanOptions(1, compute, encode=embed))
         return torch.cat(parts).numpy()
 
     @torch.inference_mode()

@@ -84,13 +84,24 @@ def measure(folder: Path, tiles: int, *, streaming: bool) -> None:
     import torch
 
     from wsi_ips.inference import predict_slide
-    from wsi_ips.model import IpsNet, ModelCard, build_encoder, encoder_spec
+    from wsi_ips.model import IpsNet, ModelCard, NetSettings, build_encoder, encoder_spec
     from wsi_ips.model.net import to_float
     from wsi_ips.provenance import peak_rss_mb
 
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
-    net = IpsNet(build_encoder(spec), classes=2, heads=4, key_width=32).eval()
-    card = ModelCard("untrained", (Task("label", ("normal", "tumor")),), spec, 4, 32, 0.1, 16, MPP, PATCH_PX, "", {})
+    net = IpsNet(build_encoder(spec), NetSettings(heads=4, key_width=32)).eval()
+    card = ModelCard(
+        model_id="untrained",
+        tasks=(Task("label", ("normal", "tumor")),),
+        encoder=spec,
+        heads=4,
+        key_width=32,
+        dropout=0.1,
+        memory_size=16,
+        patch_mpp=MPP,
+        patch_px=PATCH_PX,
+        fingerprint="",
+    )
     compute = ComputeSection()
     request = SlideTiles(
         slot=0,

@@ -46,7 +46,18 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe(folder / "recipe.yaml")
     run_until(recipe, "tile")
     task = recipe.labels.tasks[0]
-    card = ModelCard("net-0123", (task,), EncoderSpec("resnet18-1", "group", False), 1, 8, 0.0, 4, 2.0, 64, "f", {})
+    card = ModelCard(
+        model_id="net-0123",
+        tasks=(task,),
+        encoder=EncoderSpec("resnet18-1", "group", False),
+        heads=1,
+        key_width=8,
+        dropout=0.0,
+        memory_size=4,
+        patch_mpp=2.0,
+        patch_px=64,
+        fingerprint="f",
+    )
     with Run.open(recipe) as run:
         save_checkpoint(run.folder.model, build_net(card), card)
         for record in run.records:

@@ -1,8 +1,8 @@
-"""Encoders by a short name: what they are, how they were meant to be used, under which licence.
+"""Published encoders by a short name: what they are, how they were meant to be used, their licence.
 
-Facts as public registries gave them in mid-2026; where one is unsure it is left open. The model card decides.
-Input size, mean, deviation and width always come from the model's own configuration when it is built; they stand
-here for people. `commercial` and `gated` are None where the card must be read.
+The facts are those of public registries in mid-2026; the model's page decides. Input size, mean, deviation and width
+always come from the model's own configuration when it is built; here they inform people. `commercial` and `gated` are
+None where the page must be read.
 """
 
 from __future__ import annotations
@@ -11,12 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wsi_ips.errors import RecipeError
-
-PREFIX = "preset:"
 PoolingOfTokens = Literal["model", "cls", "cls+mean"]
-MPP_TOLERANCE = 0.1
-"""Scales closer than this, relative, count as equal."""
 
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
 _NC_ND = "CC-BY-NC-ND-4.0"
@@ -31,26 +26,24 @@ class Preset:
     key
         Short name: ``model.encoder: preset:KEY``.
     model
-        Name that builds it, as in ``model.encoder``; for those that cannot be built, where it is published.
+        Name that builds it, as in ``model.encoder``.
     width
         Width D of an embedding.
     patch_px
         Side of the patches it was trained on, px.
     mpp
-        Scales it was trained on, lowest and highest, µm/px; None for photographs.
+        Scales it was trained on, lowest and highest, µm/px; None: photographs.
     pooling
         ``cls``: class token; ``cls+mean``: class token and mean of the patch tokens, side by side; ``model``: what
         the model's own configuration says.
     licence
         Of the weights.
     gated
-        Whether its page must grant access first.
+        Whether its owners must grant access first.
     commercial
         Whether the licence allows commercial use.
     arguments
-        What the model's configuration does not say; layers by name.
-    missing
-        Why it cannot be built; empty where it can.
+        Arguments that the model's configuration lacks; layers by name.
     """
 
     key: str
@@ -63,18 +56,14 @@ class Preset:
     gated: bool | None
     commercial: bool | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    missing: str = ""
 
     @property
     def page(self) -> str:
-        """Where the model card stands; empty for models that are no repository of their own."""
+        """Address of its page; empty for models without a repository of their own."""
         repository = self.model.rpartition(":")[2]
         return f"https://huggingface.co/{repository}" if "/" in repository else ""
 
 
-_CODE = "its loader runs code from the model's repository, which wsi-ips never does"
-_NOT_TIMM = "published for another library than timm, which wsi-ips does not use"
-_STATE = "published as a bare state dict; convert it to a timm model and use `timm:NAME` with `model.weights`"
 _HALF = (0.5, 0.5)
 
 _ALL = (
@@ -190,101 +179,14 @@ _ALL = (
         False,
         False,
     ),
-    Preset("conch", "MahmoodLab/conch", 512, 448, _HALF, "model", _NC_ND, True, False, missing=_NOT_TIMM),
-    Preset("conch-v1.5", "MahmoodLab/conchv1_5", 768, 448, _HALF, "model", _NC_ND, True, False, missing=_CODE),
-    Preset("phikon", "owkin/phikon", 768, 224, _HALF, "cls", "Owkin's own", False, False, missing=_NOT_TIMM),
-    Preset(
-        "phikon-v2",
-        "owkin/phikon-v2",
-        1024,
-        224,
-        _HALF,
-        "cls",
-        "Owkin's own",
-        False,
-        False,
-        missing=_NOT_TIMM,
-    ),
-    Preset("hibou-b", "histai/hibou-b", 768, 224, _HALF, "cls", "Apache-2.0", True, True, missing=_CODE),
-    Preset("hibou-l", "histai/hibou-L", 1024, 224, _HALF, "cls", "Apache-2.0", True, True, missing=_CODE),
-    Preset("midnight-12k", "kaiko-ai/midnight", 1536, 224, (0.25, 2.0), "cls", "MIT", None, True, missing=_NOT_TIMM),
-    Preset(
-        "open-midnight", "SophontAI/OpenMidnight", 1536, 224, _HALF, "cls", "Apache-2.0", True, True, missing=_STATE
-    ),
-    Preset("gpfm", "majiabo/GPFM", 1024, 224, _HALF, "cls", _NC_ND, False, False, missing=_STATE),
-    Preset(
-        "genbio-pathfm",
-        "genbio-ai/genbio-pathfm",
-        4608,
-        224,
-        _HALF,
-        "model",
-        "GenBio community",
-        None,
-        False,
-        missing=_NOT_TIMM,
-    ),
 )
 
 PRESETS: Mapping[str, Preset] = {preset.key: preset for preset in _ALL}
 """All presets by key."""
 
 
-def find_preset(name: str) -> Preset | None:
-    """The preset of an encoder's name; None for a name without ``preset:``.
-
-    Raises
-    ------
-    RecipeError
-        No such preset, or one that cannot be built.
-    """
-    if not name.startswith(PREFIX):
-        return None
-    preset = PRESETS.get(name.removeprefix(PREFIX))
-    if preset is None:
-        buildable = ", ".join(key for key, known in PRESETS.items() if not known.missing)
-        raise RecipeError(f"key `model.encoder`: no preset of the name `{name}`; there are {buildable}")
-    if preset.missing:
-        raise RecipeError(
-            f"key `model.encoder`: {name} cannot be built: {preset.missing}; `wsi-ips encoders` lists those that can"
-        )
-    return preset
-
-
-def remarks(name: str, *, mpp: float | None = None, patch_px: int | None = None) -> list[str]:
-    """What must be said when an encoder is used: its licence, and tiles of a scale or size it was not made for.
-
-    Parameters
-    ----------
-    name
-        As in ``model.encoder``; names without ``preset:`` have no remarks.
-    mpp, patch_px
-        Scale and side of the tiles, µm/px and px; None leaves them out.
-    """
-    preset = find_preset(name)
-    if preset is None:
-        return []
-    said = []
-    if not preset.commercial:
-        how = "does not allow commercial use" if preset.commercial is False else "may not allow commercial use"
-        said.append(f"encoder {preset.key}: licence {preset.licence} {how}; read {preset.page}")
-    if mpp is not None and preset.mpp is not None:
-        low, high = preset.mpp
-        if not low * (1 - MPP_TOLERANCE) <= mpp <= high * (1 + MPP_TOLERANCE):
-            said.append(
-                f"encoder {preset.key}: made for {scale_text(preset)} µm/px, the recipe reads tiles at {mpp:g} µm/px; "
-                f"set `tiles.mpp` to {low:g} unless that is meant"
-            )
-    if patch_px is not None and preset.mpp is not None and patch_px != preset.patch_px:
-        said.append(
-            f"encoder {preset.key}: made for patches of {preset.patch_px} px, the recipe's have {patch_px} px; set "
-            f"`tiles.patch_px` to {preset.patch_px} unless that is meant"
-        )
-    return said
-
-
 def scale_text(preset: Preset) -> str:
-    """Its scales, µm/px: ``0.5`` or ``0.25-2``; empty for photographs."""
+    """Format the scales of a preset, µm/px: ``0.5`` or ``0.25-2``; empty for photographs."""
     if preset.mpp is None:
         return ""
     low, high = preset.mpp

@@ -165,7 +165,7 @@ def access_explained(name: str, error: OSError) -> CheckpointError:
     """The error to raise where a published model cannot be fetched: how access is got, or how to do without."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    from wsi_ips.model.presets import find_preset
+    from wsi_ips.model.encoders import find_preset
 
     preset = find_preset(name)
     repository = (preset.model if preset else name).rpartition(":")[2]
