@@ -127,6 +127,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
             attention_logits=noisy.astype(np.float32).reshape(-1, 1, 1),
             tile_probability=np.stack([1 - positive, positive], axis=1),
             kept=np.argsort(-noisy, kind="stable")[:16].astype(np.int32),
+            kept_embeddings=np.zeros((16, 64), np.float32),
             tasks=(task,),
             probabilities=((0.05, 0.95),),
             seconds=1.0,

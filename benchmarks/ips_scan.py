@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from wsi_ips.model.fused import scan_encoder
-from wsi_ips.model.rules import exact
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.net import to_float
+from wsi_ips.model.scan_encoders import auto
+from wsi_ips.model.selection import best_tiles
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides
 from wsi_ips.slides import ArrayReader
 from wsi_ips.slides.layout import PlannedBlob
@@ -225,13 +225,13 @@ def measure(case: Case, pixels: list[Pixels], repeats: int) -> list[dict[str, ob
     patches = floats.contiguous()[None]  # (1, N, 3, h, w), as data loaders give them
     with torch.no_grad():
         logits = torch.cat([net.pooling.logits(net.encoder(part)) for part in floats.split(case.chunk)]).numpy()
-    true = exact(logits, case.memory)
+    true = best_tiles(logits, case.memory)
     ours_kept = our_scan(net, slide, case)[0].tiles
     recall = [len(np.intersect1d(kept, true)) / len(true) for kept in (ours_kept, peer.select(patches)[1][0].numpy())]
 
     @torch.inference_mode()
     def bare() -> None:
-        encode = scan_encoder(net.encoder.eval())
+        encode = auto(net.encoder.eval())
         for part in floats.split(case.chunk):
             encode(part)
 

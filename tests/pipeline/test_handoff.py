@@ -75,6 +75,7 @@ def truth_as_scores(run: Run, record) -> SlideScores:
         attention_logits=np.arange(len(index), dtype=np.float32).reshape(-1, 1, 1),
         tile_probability=np.stack([1 - positive, positive], axis=1),
         kept=np.arange(4, dtype=np.int32),
+        kept_embeddings=np.zeros((4, 64), np.float32),
         tasks=(run.recipe.labels.tasks[0],),
         probabilities=((1 - float(positive.max()), float(positive.max())),),
         seconds=1.0,

@@ -401,12 +401,12 @@ class Trainer:
         own: list[int] | None,
     ) -> LossParts:
         """Loss of some slides of a step (all, or the own ones), of the whole slide and of each kept tile alone."""
-        tasks, smoothing = self.net.tasks, self.section.label_smoothing
+        tasks = self.net.tasks
         logits = self.net(embeddings, mask)  # (B, C)
         counted = (logits, truths) if own is None else (logits[own], [truth[own] for truth in truths])
-        loss = task_loss(*counted, tasks, weights=weights, label_smoothing=smoothing, totals=totals)
+        loss = task_loss(*counted, tasks, weights=weights, totals=totals)
         if self.section.tile_loss:
-            each = partial(task_losses_each, tasks=tasks, weights=weights, label_smoothing=smoothing)
+            each = partial(task_losses_each, tasks=tasks, weights=weights)
             is_warm = epoch <= self.section.warm_start_epochs
             loss = loss + self.section.tile_loss * tile_loss(
                 self.net, embeddings, mask, truths, each, evenly=is_warm, known=known, own=own
