@@ -13,9 +13,6 @@ from typing import Any, Literal
 
 PoolingOfTokens = Literal["model", "cls", "cls+mean"]
 
-_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
-_NC_ND = "CC-BY-NC-ND-4.0"
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -65,88 +62,34 @@ class Preset:
 
 
 _HALF = (0.5, 0.5)
+_NC_ND = "CC-BY-NC-ND-4.0"
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+_SCALED = {"init_values": 1e-5, "dynamic_img_size": True}
+_OPTIMUS = {"init_values": 1e-5, "dynamic_img_size": False}
+_UNI2_SIZE = {"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536}
+_UNI2 = {**_SCALED, **_UNI2_SIZE, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, **_SWIGLU}
+_KAIKO = "timm:hf-hub:1aurent/vit_{}_patch{}_224.kaiko_ai_towards_large_pathology_fms"
+_LUNIT = "timm:hf-hub:1aurent/vit_small_patch{}_224.lunit_dino"
 
 _ALL = (
     Preset("resnet50", "resnet50-3", 1024, 224, None, "model", "BSD-3-Clause", False, True),
-    Preset(
-        "uni",
-        "timm:hf-hub:MahmoodLab/uni",
-        1024,
-        224,
-        _HALF,
-        "cls",
-        _NC_ND,
-        True,
-        False,
-        {"init_values": 1e-5, "dynamic_img_size": True},
-    ),
-    Preset(
-        "uni2-h",
-        "timm:hf-hub:MahmoodLab/UNI2-h",
-        1536,
-        224,
-        _HALF,
-        "cls",
-        _NC_ND,
-        True,
-        False,
-        {
-            "img_size": 224,
-            "patch_size": 14,
-            "depth": 24,
-            "num_heads": 24,
-            "init_values": 1e-5,
-            "embed_dim": 1536,
-            "mlp_ratio": 2.66667 * 2,
-            "no_embed_class": True,
-            "reg_tokens": 8,
-            "dynamic_img_size": True,
-            **_SWIGLU,
-        },
-    ),
+    Preset("uni", "timm:hf-hub:MahmoodLab/uni", 1024, 224, _HALF, "cls", _NC_ND, True, False, _SCALED),
+    Preset("uni2-h", "timm:hf-hub:MahmoodLab/UNI2-h", 1536, 224, _HALF, "cls", _NC_ND, True, False, _UNI2),
     Preset("virchow", "timm:hf-hub:paige-ai/Virchow", 2560, 224, _HALF, "cls+mean", "Apache-2.0", True, True, _SWIGLU),
     Preset("virchow2", "timm:hf-hub:paige-ai/Virchow2", 2560, 224, _HALF, "cls+mean", _NC_ND, True, False, _SWIGLU),
     Preset(
-        "h-optimus-0",
-        "timm:hf-hub:bioptimus/H-optimus-0",
-        1536,
-        224,
-        _HALF,
-        "cls",
-        "Apache-2.0",
-        False,
-        True,
-        {"init_values": 1e-5, "dynamic_img_size": False},
+        "h-optimus-0", "timm:hf-hub:bioptimus/H-optimus-0", 1536, 224, _HALF, "cls", "Apache-2.0", False, True, _OPTIMUS
     ),
-    Preset(
-        "h-optimus-1",
-        "timm:hf-hub:bioptimus/H-optimus-1",
-        1536,
-        224,
-        _HALF,
-        "cls",
-        _NC_ND,
-        True,
-        False,
-        {"init_values": 1e-5, "dynamic_img_size": False},
-    ),
+    Preset("h-optimus-1", "timm:hf-hub:bioptimus/H-optimus-1", 1536, 224, _HALF, "cls", _NC_ND, True, False, _OPTIMUS),
     Preset("h0-mini", "timm:hf-hub:bioptimus/H0-mini", 768, 224, _HALF, "cls", _NC_ND, True, False, _SWIGLU),
     Preset(
-        "gigapath",
-        "timm:hf-hub:prov-gigapath/prov-gigapath",
-        1536,
-        224,
-        _HALF,
-        "cls",
-        "research only",
-        True,
-        False,
+        "gigapath", "timm:hf-hub:prov-gigapath/prov-gigapath", 1536, 224, _HALF, "cls", "research only", True, False
     ),
     *(
         Preset(
             f"kaiko-{size[0]}{patch}",
-            f"timm:hf-hub:1aurent/vit_{size}_patch{patch}_224.kaiko_ai_towards_large_pathology_fms",
-            {"small": 384, "base": 768}[size],
+            _KAIKO.format(size, patch),
+            width,
             224,
             (0.25, 2.0),
             "cls",
@@ -154,30 +97,12 @@ _ALL = (
             False,
             None,
         )
-        for size in ("small", "base")
+        for size, width in (("small", 384), ("base", 768))
         for patch in (16, 8)
     ),
-    Preset(
-        "lunit-s16",
-        "timm:hf-hub:1aurent/vit_small_patch16_224.lunit_dino",
-        384,
-        224,
-        (0.25, 0.5),
-        "cls",
-        "Lunit's own",
-        False,
-        False,
-    ),
-    Preset(
-        "lunit-s8",
-        "timm:hf-hub:1aurent/vit_small_patch8_224.lunit_dino",
-        384,
-        224,
-        (0.25, 0.5),
-        "cls",
-        "Lunit's own",
-        False,
-        False,
+    *(
+        Preset(f"lunit-s{patch}", _LUNIT.format(patch), 384, 224, (0.25, 0.5), "cls", "Lunit's own", False, False)
+        for patch in (16, 8)
     ),
 )
 
