@@ -14,6 +14,7 @@ from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.inference import predict_slide
 from wsi_ips.model import EncoderSpec, IpsNet, NetSettings, build_encoder
 from wsi_ips.model.freezing import freeze
+from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.scanning import ChunkLimit, ScanOptions, embed_tiles
 from wsi_ips.tiles import FeatureTiles, SlideTiles, open_features, write_features
 from wsi_ips.training import LabelledSlide, Trainer
@@ -57,7 +58,7 @@ def trained(net: IpsNet, slides: list[SlideTiles], section: PlannedTraining) -> 
     return losses
 
 
-@pytest.mark.parametrize("pooling", ["attention", "abmil", "mean", "max"])
+@pytest.mark.parametrize("pooling", list(POOLINGS))
 @pytest.mark.parametrize("projector", [0, 16])
 def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, projector):
     """Pixels are embedded to 16 bits too: else two tiles of nearly one score may change places, and so the loss."""
