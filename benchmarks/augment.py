@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from wsi_ips.config import AugmentSection
 from wsi_ips.model import build_encoder, encoder_spec
-from wsi_ips.model.fused import scan_encoder
+from wsi_ips.model.scan_encoders import auto
 from wsi_ips.training.augment import augment, tile_keys
 
 COLOUR = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
@@ -78,7 +78,7 @@ def main() -> None:
     patches = torch.rand(count, 3, side, side).mul_(0.6).add_(0.3).contiguous(memory_format=torch.channels_last)
     keys = tile_keys(seed=0, epoch=1, slide_id="s", tiles=np.arange(count))
     encoder = build_encoder(encoder_spec(options.encoder, norm="group", has_weights=False)).eval()
-    encode = scan_encoder(encoder)
+    encode = auto(encoder)
 
     ways: dict[str, Callable[[], object]] = {"encoder": lambda: encode(patches)}
     for name, (strengths, peer) in CASES.items():

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.learning.features import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.report.page import compute_figures
 
-POOLINGS = ("attention", "abmil", "mean", "max")
 STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}
 QUICK = {
     "synth.slides": 16,

@@ -102,7 +102,18 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     run_until(recipe, "tile")
     task = Task("label", ("normal", "tumor"))
     encoder = EncoderSpec("resnet18-1", norm="group", frozen_statistics=False)
-    card = ModelCard("bench-0123", (task,), encoder, 1, 8, 0.0, 16, 0.25, 256, "benchmark", {})
+    card = ModelCard(
+        model_id="bench-0123",
+        tasks=(task,),
+        encoder=encoder,
+        heads=1,
+        key_width=8,
+        dropout=0.0,
+        memory_size=16,
+        patch_mpp=0.25,
+        patch_px=256,
+        fingerprint="benchmark",
+    )
     with Run.open(recipe) as run:
         save_checkpoint(run.folder.model, build_net(card), card)
         record, index = run.records[0], run.index(run.records[0])
@@ -116,6 +127,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
             attention_logits=noisy.astype(np.float32).reshape(-1, 1, 1),
             tile_probability=np.stack([1 - positive, positive], axis=1),
             kept=np.argsort(-noisy, kind="stable")[:16].astype(np.int32),
+            kept_embeddings=np.zeros((16, 64), np.float32),
             tasks=(task,),
             probabilities=((0.05, 0.95),),
             seconds=1.0,

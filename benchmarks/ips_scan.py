@@ -34,11 +34,11 @@ from torch.nn import functional
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Scale, Size
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.model.fused import scan_encoder
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.net import to_float
-from wsi_ips.model.rules import exact
-from wsi_ips.scanning import Winners, plain_patches, scan_slides
+from wsi_ips.model.scan_encoders import auto
+from wsi_ips.model.selection import best_tiles
+from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides
 from wsi_ips.slides import ArrayReader
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
@@ -124,7 +124,7 @@ def network(case: Case, some: Tensor) -> IpsNet:
     """A network whose embeddings and logits deviate as those of a trained one."""
     torch.manual_seed(0)
     spec = encoder_spec(case.encoder, norm=case.norm, has_weights=case.norm == "batch")
-    net = IpsNet(build_encoder(spec), classes=2, heads=case.heads, dropout=0.0).eval()
+    net = IpsNet(build_encoder(spec), NetSettings(heads=case.heads, dropout=0.0)).eval()
     net.encoder.start(some)
     deviation = net.pooling.logits(net.encoder(some)).std(0).mean()
     net.pooling.queries.mul_(LOGIT_DEVIATION / deviation)
@@ -187,7 +187,7 @@ def our_step(net: IpsNet, slide: SlideTiles, case: Case, optimiser: torch.optim.
 def our_scan(net: IpsNet, slide: SlideTiles, case: Case):
     """Scan of the library, its own stream included."""
     compute = ComputeSection(device="cpu", chunk_size=case.chunk, readers=1)
-    return scan_slides(net, [slide], memory_size=case.memory, compute=compute, prepare=plain_patches(DEVICE))
+    return scan_slides(net, [slide], plain_patches(DEVICE), ScanOptions(case.memory, compute))
 
 
 def update(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
@@ -219,13 +219,13 @@ def measure(case: Case, pixels: list[Pixels], repeats: int) -> list[dict[str, ob
     patches = floats.contiguous()[None]  # (1, N, 3, h, w), as data loaders give them
     with torch.no_grad():
         logits = torch.cat([net.pooling.logits(net.encoder(part)) for part in floats.split(case.chunk)]).numpy()
-    true = exact(logits, case.memory)
+    true = best_tiles(logits, case.memory)
     ours_kept = our_scan(net, slide, case)[0].tiles
     recall = [len(np.intersect1d(kept, true)) / len(true) for kept in (ours_kept, peer.select(patches)[1][0].numpy())]
 
     @torch.inference_mode()
     def bare() -> None:
-        encode = scan_encoder(net.encoder.eval())
+        encode = auto(net.encoder.eval())
         for part in floats.split(case.chunk):
             encode(part)
 

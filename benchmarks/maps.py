@@ -1,14 +1,11 @@
-"""Which score per tile shows cancer best: attention, single-tile probability, leave-one-out or additive evidence.
+"""Which score per tile shows cancer best: attention or single-tile probability.
 
     python benchmarks/maps.py [--quick] [--work DIR] [--seeds N] [--json FILE]
 
-Per seed two models are trained on one synthetic cohort, with and without `model.evidence`, and tried on slides whose
-lesions are 0.1, 0.25, 0.5, 1 and 2 mm wide, half of them without tumour but with benign follicles of that size. With
---work everything is kept and a second call only measures.
-
-Tables in Markdown; intervals are 95 % by bootstrap over slides, within seed, size and label, the mean of the seeds
-taken each time. A tile that is not kept has a leave-one-out of 0, for without it the decision is the same; on maps and
-among detections it is missing.
+Per seed a model is trained on a synthetic cohort and tried on slides whose lesions are 0.1, 0.25, 0.5, 1 and 2 mm wide;
+half of the slides have no tumour but benign follicles of that size. With --work everything is kept and a second call
+only measures. Tables are in Markdown; intervals are 95 % by bootstrap over slides, within seed, size and label, of the
+mean of the seeds. Earlier figures of additive evidence, leave-one-out and patch flipping are in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from support.ladder import ladder_recipe, make_ladder, trained
 
@@ -35,7 +31,6 @@ from wsi_ips.evaluation import (
     false_alarm_mm2,
     froc,
     match_detections,
-    patch_flipping,
     peak_detections,
     pointing_hit,
     tile_figures,
@@ -43,36 +38,20 @@ from wsi_ips.evaluation import (
 from wsi_ips.evaluation.froc import TARGETS
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import IpsNet, load_checkpoint
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluation.localise import lesions_of
 from wsi_ips.results import tile_raster
-from wsi_ips.scanning import plain_patches, scan_slides
 from wsi_ips.tiles import TileIndex
 
-SCORES = {
-    "single-tile probability": ("plain", "probability"),
-    "attention": ("plain", "attention"),
-    "leave-one-out": ("plain", "left out"),
-    "additive evidence": ("evidence", "evidence"),
-    "probability, evidence model": ("evidence", "probability"),
-    "attention, evidence model": ("evidence", "attention"),
-    "leave-one-out, evidence model": ("evidence", "left out"),
-    "attention x log-odds, plain model": ("plain", "evidence"),
-}
-"""Name to the model and what of it."""
+SCORES = ("single-tile probability", "attention")
 FOUND = 0.8
 """Share of the tumour tiles at which false alarms are compared."""
-FLIPPED = 2
-"""Slides with tumour of each size, seed and model whose tiles are taken away: all their tiles are embedded for it."""
 FIGURES = {
     "auc": "tile AUC",
     "pr_auc": "tile PR-AUC",
     "pointing": "pointing game",
     "froc": "FROC",
     "alarm": "false alarm, mm²",
-    "gain": "flipping gain",
 }
 FULL = {"training_slides": 24, "slides_per_rung": 8, "warm_start_epochs": 50, "epochs": 56, "resamples": 100}
 QUICK = {"training_slides": 8, "slides_per_rung": 4, "warm_start_epochs": 6, "epochs": 8, "resamples": 20}
@@ -92,8 +71,6 @@ class Map:
         Area of a tile.
     detections, lesions
         Peaks of the map, and what is there.
-    gain
-        Of patch flipping; None on slides without tumour and where it was not tried.
     """
 
     rung: str
@@ -104,27 +81,21 @@ class Map:
     tile_mm2: float
     detections: Detections
     lesions: Lesions
-    gain: float | None
 
 
-def tile_score(scores: SlideScores, what: str) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Score of each tile, shape (N,), and the tiles that have one."""
-    every = np.arange(len(scores.attention_logits))
-    if what == "left out":
-        score = np.zeros(len(every))
-        score[scores.kept] = scores.left_out
-        return score, np.sort(scores.kept).astype(np.intp)
-    if what == "attention":
-        return scores.attention * len(every), every
-    return np.asarray(scores.evidence if what == "evidence" else scores.positive_probability, np.float64), every
+def tile_score(scores: SlideScores, name: str) -> NDArray[np.float64]:
+    """Score of each tile, shape (N,)."""
+    if name == "attention":
+        return scores.attention * len(scores.attention_logits)
+    return np.asarray(scores.positive_probability, np.float64)
 
 
-def peaks(index: TileIndex, score: NDArray[np.float64], tiles: NDArray[np.intp]) -> Detections:
+def peaks(index: TileIndex, score: NDArray[np.float64]) -> Detections:
     """All peaks of a map."""
     raster = tile_raster(
-        index.x[tiles],
-        index.y[tiles],
-        score[tiles],
+        index.x,
+        index.y,
+        score,
         bounds=index.grid,
         stride_px0=index.stride_px0,
         footprint_px0=index.plan.footprint_px0,
@@ -135,73 +106,25 @@ def peaks(index: TileIndex, score: NDArray[np.float64], tiles: NDArray[np.intp])
     )
 
 
-class Decision:
-    """The slide's probability from some of its tiles: selection, pooling and classes anew; tiles are embedded once."""
-
-    def __init__(self, run: Run, record: SlideRecord, net: IpsNet, memory_size: int) -> None:
-        self.net, self.memory_size = net, memory_size
-        kept = run.folder.root / "embeddings" / f"{record.slide_id}.npy"
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            np.save(kept, self._embedded(run, record))
-        self.embeddings = torch.from_numpy(np.load(kept))  # (N, D)
-        with torch.inference_mode():
-            self.logits = net.pooling.logits(self.embeddings).numpy()
-
-    def _embedded(self, run: Run, record: SlideRecord) -> NDArray[np.float32]:
-        parts = []
-
-        def embed(patches: torch.Tensor) -> torch.Tensor:
-            parts.append(self.net.encoder(patches))
-            return parts[-1]
-
-        tiles = run.tiles(record)
-        prepare = plain_patches(torch.device("cpu"))
-        compute = run.recipe.compute.model_copy(update={"readers": 1})  # one stream: chunks in order of id
-        scan_slides(self.net, [tiles], memory_size=1, compute=compute, prepare=prepare, encode=embed)
-        return torch.cat(parts).numpy()
-
-    @torch.inference_mode()
-    def __call__(self, tiles: NDArray[np.intp]) -> float:
-        """Probability of the positive class."""
-        best = tiles[self.net.rule(self.logits[tiles], self.memory_size)]
-        logits = self.net(self.embeddings[best][None], torch.ones(1, len(best), dtype=torch.bool))
-        return float(self.net.probabilities(logits)[0, -1])
-
-
-def maps_of_seed(runs: dict[str, Run], rungs: dict[str, str]) -> dict[str, list[Map]]:
+def maps_of_seed(run: Run, rungs: dict[str, str]) -> dict[str, list[Map]]:
     """All maps of the test slides, by name of the score."""
     found: dict[str, list[Map]] = {name: [] for name in SCORES}
-    for model, run in runs.items():
-        net, card = load_checkpoint(run.folder.model)
-        flipped: dict[str, int] = {}
-        for record in (r for r in run.with_tiles() if r.split == "test"):
-            index, scores = run.index(record), read_scores(run.folder.scores, record.slide_id)
-            lesions = lesions_of(run, record)
-            tumour = index.tumour_fraction if index.tumour_fraction is not None else np.zeros(len(index), np.float32)
-            is_positive = record.annotation is not None
-            rung = rungs[record.slide_id]
-            flipped[rung] = flipped.get(rung, 0) + is_positive
-            asked = is_positive and flipped[rung] <= FLIPPED
-            decide = Decision(run, record, net, card.memory_size) if asked else None
-            if decide:  # embeddings are in the order of the scores
-                np.testing.assert_allclose(decide.logits, scores.attention_logits, rtol=1e-3, atol=1e-3)
-            for name, what in ((n, w) for n, (m, w) in SCORES.items() if m == model):
-                score, tiles = tile_score(scores, what)
-                rng = np.random.default_rng(0)
-                found[name].append(
-                    Map(
-                        rung=rung,
-                        is_positive=is_positive,
-                        score=score,
-                        tumour=tumour,
-                        tissue=index.tissue_fraction,
-                        tile_mm2=index.stride_px0.x * index.mpp.x * index.stride_px0.y * index.mpp.y / 1e6,
-                        detections=peaks(index, score, tiles),
-                        lesions=lesions,
-                        gain=patch_flipping(score, decide, rng=rng).gain if decide else None,
-                    )
+    for record in (r for r in run.with_tiles() if r.split == "test"):
+        index, scores = run.index(record), read_scores(run.folder.scores, record.slide_id)
+        for name in SCORES:
+            score = tile_score(scores, name)
+            found[name].append(
+                Map(
+                    rung=rungs[record.slide_id],
+                    is_positive=record.annotation is not None,
+                    score=score,
+                    tumour=np.zeros(len(index), np.float32) if index.tumour_fraction is None else index.tumour_fraction,
+                    tissue=index.tissue_fraction,
+                    tile_mm2=index.stride_px0.x * index.mpp.x * index.stride_px0.y * index.mpp.y / 1e6,
+                    detections=peaks(index, score),
+                    lesions=lesions_of(run, record),
                 )
+            )
     return found
 
 
@@ -222,8 +145,6 @@ def figures(maps: Sequence[Map]) -> dict[str, float]:
         found |= {"auc": tiles.auc, "pr_auc": tiles.pr_auc, "pointing": np.mean(hits), "alarm": np.mean(alarms)}
     if any(m.lesions.counted for m in maps):
         found["froc"] = froc([match_detections(m.detections, m.lesions) for m in maps]).score
-    gains = [m.gain for m in maps if m.gain is not None]
-    found["gain"] = np.mean(gains) if gains else np.nan
     return {name: float(value) for name, value in found.items()}
 
 
@@ -258,7 +179,6 @@ class Ranked:
         cut = int(np.argmax(true >= FOUND * true[-1] - 1e-9))
         drawn = np.repeat(np.arange(len(times)), times).tolist()
         hits = [self.points[i] for i in drawn if self.points[i] is not None]
-        gains = [gain for i in drawn if (gain := self.maps[i].gain) is not None]
         return {
             "auc": float(np.trapezoid(true, false) / true[-1] / false[-1]),
             "pr_auc": float(np.nansum(np.diff(true) * found[1:]) / true[-1]),
@@ -266,7 +186,6 @@ class Ranked:
             "froc": self._froc(drawn),
             "alarm": float((weight * self.alarm_mm2)[: self.ends[cut - 1] + 1].sum())
             / sum(not self.maps[i].is_positive for i in drawn),
-            "gain": float(np.mean(gains)) if gains else np.nan,
         }
 
     def _froc(self, drawn: Sequence[int]) -> float:
@@ -323,7 +242,7 @@ def shown(value: float, values: Sequence[float]) -> str:
 
 def report(maps: dict[str, list[list[Map]]], resamples: int) -> list[dict[str, object]]:
     """Print the tables; rows for the file."""
-    reference = next(iter(SCORES))
+    reference = SCORES[0]
     real = {name: mean_of([figures(m) for m in seeds]) for name, seeds in maps.items()}
     drawn = {name: redrawn(seeds, resamples) for name, seeds in maps.items()}
     print(
@@ -338,7 +257,7 @@ def report(maps: dict[str, list[list[Map]]], resamples: int) -> list[dict[str, o
         print(f"| {name} | " + " | ".join(cells) + " |")
     print(f"\nDifference to {reference}, slides drawn in pairs\n\n| score | " + " | ".join(FIGURES.values()) + " |")
     print("|---" * (1 + len(FIGURES)) + "|")
-    for name in list(SCORES)[1:]:
+    for name in SCORES[1:]:
         cells = [
             shown(
                 real[name][f] - real[reference][f],
@@ -353,7 +272,7 @@ def report(maps: dict[str, list[list[Map]]], resamples: int) -> list[dict[str, o
         rung: {name: mean_of([figures(m) for m in seeds]) for name, seeds in part.items()}
         for rung, part in parts.items()
     }
-    for figure in ("auc", "pointing", "gain"):
+    for figure in ("auc", "pointing"):
         print(f"\n{FIGURES[figure]} by lesion size\n\n| score | " + " | ".join(rungs) + " |")
         print("|---" * (1 + len(rungs)) + "|")
         for name in SCORES:
@@ -412,13 +331,9 @@ def main() -> None:
         for seed in range(1 if options.quick else options.seeds):
             manifest = make_ladder(work / f"seed{seed}", seed, **slides)
             table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
-            runs = {
-                name: trained(ladder_recipe(manifest, seed, evidence=name == "evidence", **epochs), Told())
-                for name in ("plain", "evidence")
-            }
-            aucs = ", ".join(f"{name} {slide_auc(run)}" for name, run in runs.items())
-            Told().note(f"seed {seed}: slide AUC of the test slides: {aucs}")
-            for name, found in maps_of_seed(runs, dict(zip(table["slide_id"], table["rung"], strict=True))).items():
+            run = trained(ladder_recipe(manifest, seed, **epochs), Told())
+            Told().note(f"seed {seed}: slide AUC of the test slides: {slide_auc(run)}")
+            for name, found in maps_of_seed(run, dict(zip(table["slide_id"], table["rung"], strict=True))).items():
                 maps[name].append(found)
         rows = report(maps, size["resamples"])
     if options.json:

@@ -23,7 +23,6 @@ import numpy as np
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Size
-from wsi_ips.labels import Task
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.slides.layout import PlannedBlob
 from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
@@ -69,13 +68,13 @@ def measure(folder: Path, tiles: int, *, streaming: bool) -> None:
     import torch
 
     from wsi_ips.inference import predict_slide
-    from wsi_ips.model import IpsNet, ModelCard, build_encoder, encoder_spec
+    from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
     from wsi_ips.model.net import to_float
     from wsi_ips.provenance import peak_rss_mb
+    from wsi_ips.scanning import ScanOptions
 
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
-    net = IpsNet(build_encoder(spec), classes=2, heads=4, key_width=32).eval()
-    card = ModelCard("untrained", (Task("label", ("normal", "tumor")),), spec, 4, 32, 0.1, 16, MPP, PATCH_PX, "", {})
+    net = IpsNet(build_encoder(spec), NetSettings(heads=4, key_width=32)).eval()
     compute = ComputeSection()
     request = SlideTiles(
         slot=0,
@@ -85,7 +84,7 @@ def measure(folder: Path, tiles: int, *, streaming: bool) -> None:
         tiles=None,
     )
     if streaming:
-        predict_slide(net, card, request, compute=compute, device=torch.device("cpu"), fingerprint="")
+        predict_slide(net, request, ScanOptions(16, compute))
     else:
         whole = torch.from_numpy(read_tiles(request))
         with torch.inference_mode():

@@ -107,7 +107,7 @@ def measure(case: Case) -> dict[str, float]:
     """In a process of its own: the peak of two steps by unit; of a third step the bytes saved."""
     import torch
 
-    from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+    from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
     from wsi_ips.scanning import choose_device
     from wsi_ips.training import LabelledSlide, Trainer
     from wsi_ips.training.memory import SavedBytes
@@ -116,7 +116,7 @@ def measure(case: Case) -> dict[str, float]:
     torch.manual_seed(0)
     device = choose_device("auto")
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
-    net = IpsNet(build_encoder(spec), classes=2, heads=4, key_width=32).to(device)
+    net = IpsNet(build_encoder(spec), NetSettings(heads=4, key_width=32)).to(device)
     trainer = Trainer(
         net,
         memory_size=case.kept,

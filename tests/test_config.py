@@ -177,8 +177,16 @@ def test_every_field_of_every_section_says_what_it_is() -> None:
             assert nested or field.description, f"{section.__name__}.{name}"
 
 
-def test_selection_that_would_have_no_effect_is_refused(tmp_path: Path) -> None:
-    assert "even sample" in complaint(tmp_path, {"model": {"pooling": "mean", "selection": "paper"}})
+@pytest.mark.parametrize(
+    ("section", "key", "said"),
+    [
+        ("model", "pooling", "there is no pooling `nope`; choose one of attention, abmil"),
+        ("model", "encoder", "there is no encoder `nope`"),
+        ("compute", "scan_backend", "there is no scan backend `nope`; choose one of auto, eager, compile, int8"),
+    ],
+)
+def test_a_name_that_no_registry_lists_is_refused_with_the_choices(tmp_path: Path, section, key, said) -> None:
+    assert said in complaint(tmp_path, {section: {key: "nope"}})
 
 
 def test_a_misspelt_key_of_a_further_task_is_told_with_the_right_one(tmp_path: Path) -> None:

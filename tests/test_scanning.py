@@ -1,6 +1,8 @@
-"""A scan keeps the tiles that the network's rule chooses."""
+"""A scan keeps the best tiles, on every device and with little memory."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,31 +11,41 @@ import torch
 from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import DeviceMemoryError
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec, selection_rule
-from wsi_ips.model.rules import paper
-from wsi_ips.scanning import CHUNKS_STAGED, ChunkLimit, page_locked, plain_patches, scan_slides, staged
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.selection import best_tiles
+from wsi_ips.scanning import (
+    CHUNKS_STAGED,
+    ChunkLimit,
+    ScanOptions,
+    fast_encoder,
+    page_locked,
+    plain_patches,
+    scan_slides,
+    staged,
+)
 from wsi_ips.tiles import PatchStream
 
 
-def scanned(chunk_size: int, **net_arguments: object):
+@pytest.mark.parametrize("chunk_size", [7, 100])
+def test_a_scan_keeps_the_best_tiles_whatever_the_chunk_size_of_the_machine(chunk_size):
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    net = IpsNet(encoder, classes=2, heads=8, key_width=8, dropout=0.0, **net_arguments)
-    compute = ComputeSection(device="cpu", chunk_size=chunk_size)
+    net = IpsNet(encoder, NetSettings(heads=8, key_width=8, dropout=0.0))
+    options = ScanOptions(4, ComputeSection(device="cpu", chunk_size=chunk_size))
     requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
-    return scan_slides(net, requests, memory_size=4, compute=compute, prepare=plain_patches(torch.device("cpu")))
-
-
-@pytest.mark.parametrize("chunk_size", [7, 100])
-def test_selection_paper_does_not_depend_on_the_chunk_size_of_the_machine(chunk_size):
-    for found in scanned(chunk_size, rule=selection_rule("paper", iteration_size=3)):
+    for found in scan_slides(net, requests, plain_patches(torch.device("cpu")), options):
         assert len(found.scanned) == len(found.logits) == 28
-        assert found.tiles.tolist() == found.scanned[paper(found.logits, 4, iteration_size=3)].tolist()
+        assert found.tiles.tolist() == found.scanned[best_tiles(found.logits, 4)].tolist()
 
 
-def test_pooling_by_the_mean_keeps_an_even_sample():
-    for found in scanned(9, pooling="mean"):
-        assert found.tiles.tolist() == [3, 10, 17, 24]
+@pytest.mark.parametrize("backend", ["auto", "eager", "int8"])
+def test_training_and_features_scan_exactly_whatever_the_backend(backend):
+    torch.manual_seed(0)
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)).eval()
+    patches = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        found = fast_encoder(encoder, ComputeSection(device="cpu", scan_backend=backend))(patches)
+        torch.testing.assert_close(found, encoder(patches))
 
 
 def test_staged_chunks_are_the_chunks():
@@ -64,15 +76,13 @@ def test_a_gpu_sees_the_pixels_of_the_slides_however_busy_it_is():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_a_scan_on_a_gpu_keeps_the_tiles_of_a_scan_on_the_cpu():
     torch.manual_seed(0)
-    net = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), classes=2).eval()
+    net = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))).eval()
     requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
     compute = ComputeSection(readers=2, chunk_size=7, prefetch_chunks=2)
     found = []
     for name in ("cpu", "cuda"):
         device = torch.device(name)
-        found.append(
-            scan_slides(net.to(device), requests, memory_size=6, compute=compute, prepare=plain_patches(device))
-        )
+        found.append(scan_slides(net.to(device), requests, plain_patches(device), ScanOptions(6, compute)))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one.logits, other.logits, atol=1e-2)
         assert len(set(one.tiles.tolist()) & set(other.tiles.tolist())) >= 5
@@ -82,11 +92,11 @@ def test_a_scan_on_a_gpu_keeps_the_tiles_of_a_scan_on_the_cpu():
 def test_a_scan_that_runs_out_of_memory_goes_on_with_smaller_parts_and_says_so(fits, left):
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    net = IpsNet(encoder, classes=2, heads=8, key_width=8, dropout=0.0).eval()
+    net = IpsNet(encoder, NetSettings(heads=8, key_width=8, dropout=0.0)).eval()
     requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
-    arguments = {"memory_size": 4, "compute": ComputeSection(device="cpu", chunk_size=40), "with_probability": True}
+    options = ScanOptions(4, ComputeSection(device="cpu", chunk_size=40), with_probability=True)
     prepare = plain_patches(torch.device("cpu"))
-    whole = scan_slides(net, requests, prepare=prepare, encode=encoder, **arguments)
+    whole = scan_slides(net, requests, prepare, replace(options, encode=encoder))
 
     def encode(patches: torch.Tensor) -> torch.Tensor:
         if len(patches) > fits:
@@ -96,9 +106,8 @@ def test_a_scan_that_runs_out_of_memory_goes_on_with_smaller_parts_and_says_so(f
     notes: list[str] = []
     limit = ChunkLimit(40, notes.append)
     counted: list[int] = []
-    found = scan_slides(
-        net, requests, prepare=prepare, encode=encode, limit=limit, on_tiles=counted.append, **arguments
-    )
+    options = replace(options, encode=encode, limit=limit, on_tiles=counted.append)
+    found = scan_slides(net, requests, prepare, options)
     assert limit.patches == left
     assert all(f"compute.chunk_size: {n}" in text for n, text in zip((20, 10, 5, 2), notes, strict=False))
     assert len(notes) == {40: 0, 10: 2, 2: 4}[left]
@@ -112,4 +121,4 @@ def test_a_scan_that_runs_out_of_memory_goes_on_with_smaller_parts_and_says_so(f
 def test_a_device_without_memory_for_one_patch_is_an_error_with_advice():
     limit = ChunkLimit(1)
     with pytest.raises(DeviceMemoryError, match=r"single patch.*model.encoder"):
-        limit.come_down(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+        limit.halve(torch.cuda.OutOfMemoryError("CUDA out of memory"))

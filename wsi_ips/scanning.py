@@ -1,6 +1,6 @@
-"""Where pixels meet the network: stream the tiles of slides, score them all, keep the best.
+"""Scan slides: stream their tiles, score them all with the network, keep the best.
 
-Training and prediction both stand on this module; nothing below it knows both slides and tensors.
+Training and prediction use this module. No module below it handles both slides and tensors.
 
 Shapes: n patches, B slides, K ≤ M kept tiles, T queries, H heads, C classes.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,26 +20,34 @@ from torch import Tensor
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import DeviceMemoryError
-from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.fast import fast_encoder
-from wsi_ips.model.fused import Encode
+from wsi_ips.model.encoder import Encode, Encoder
 from wsi_ips.model.net import IpsNet, TileScores, to_float
+from wsi_ips.model.position import TilePositions
+from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.model.selection import Selection, SlideToScan, scan
 from wsi_ips.tiles import FeatureStream, FeatureTiles, PatchChunk, PatchStream, SlideTiles, read_tiles
 
 Prepare = Callable[[Tensor, NDArray[np.integer], NDArray[np.integer]], Tensor]
 """(pixels, uint8 (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device."""
 
+Result = TypeVar("Result")
+
+FEATURES_AT_A_TIME = 4096
+"""Stored features read at once, at least: one is a hundredth of the size of a patch."""
+
+CHUNKS_STAGED = 2
+"""Chunks in use at a time: one is computed while the next is copied."""
+
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
+    """Return the device of a name; ``auto`` is CUDA where available, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
 def plain_patches(device: torch.device) -> Prepare:
-    """Patches as they are, moved to the device as uint8 and converted there."""
+    """Return a function that moves patches to the device as uint8 and converts them there, without augmentation."""
 
     def prepare(pixels: Tensor, _: NDArray[np.integer], __: NDArray[np.integer]) -> Tensor:
         return to_float(pixels.to(device))
@@ -48,15 +56,7 @@ def plain_patches(device: torch.device) -> Prepare:
 
 
 class StagedChunk(NamedTuple):
-    """A chunk whose pixels are also on the device.
-
-    Attributes
-    ----------
-    pixels, slot, tile
-        As in ``PatchChunk``.
-    on_device
-        The pixels, uint8, shape (n, h, w, 3), or features, float16, shape (n, F).
-    """
+    """A ``PatchChunk`` whose pixels, uint8 (n, h, w, 3), or features, float16 (n, F), are also on the device."""
 
     pixels: NDArray[Any]
     slot: NDArray[np.int32]
@@ -64,22 +64,15 @@ class StagedChunk(NamedTuple):
     on_device: Tensor
 
 
-FEATURES_AT_A_TIME = 4096
-"""Stored features read at once, at least: they are a hundredth of a patch."""
-
-CHUNKS_STAGED = 2
-"""Chunks in use at a time: one is computed, the next is on its way."""
-
-
 def page_locked(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory from which CUDA copies without stopping the processor."""
+    """Allocate memory from which CUDA copies asynchronously."""
     return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def staged(chunks: Iterable[PatchChunk], device: torch.device) -> Iterator[StagedChunk]:
-    """Bring chunks to the device; on CUDA each is copied while the one before it is computed.
+    """Copy chunks to the device; on CUDA each is copied while the previous one is computed.
 
-    ``chunks`` must leave the memory of :data:`CHUNKS_STAGED` chunks alone.
+    ``chunks`` must not reuse the memory of the last :data:`CHUNKS_STAGED` chunks.
     """
     if device.type != "cuda":
         for chunk in chunks:
@@ -101,23 +94,33 @@ def staged(chunks: Iterable[PatchChunk], device: torch.device) -> Iterator[Stage
 
 
 class ChunkLimit:
-    """How many patches are scored at once: a chunk, and less from where memory ran out.
+    """Limit on the patches scored at once; it halves when the device runs out of memory.
 
     Attributes
     ----------
     patches
-        At most so many.
+        The limit.
     """
 
     def __init__(self, chunk_size: int, note: Callable[[str], None] = lambda _: None) -> None:
         self.patches, self._note = chunk_size, note
 
-    def parts(self, count: int) -> Iterator[slice]:
-        """Ranges of at most ``patches`` that cover ``count``."""
-        return (slice(start, min(start + self.patches, count)) for start in range(0, count, self.patches))
+    def run(self, count: int, work: Callable[[slice], Result]) -> list[Result]:
+        """Call ``work`` on ranges of at most ``patches`` that cover ``count``; where memory runs out, on smaller ones.
 
-    def come_down(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Half as many from here on, told once each time.
+        Raises
+        ------
+        DeviceMemoryError
+            Not even one patch fits.
+        """
+        while True:
+            try:
+                return [work(slice(at, min(at + self.patches, count))) for at in range(0, count, self.patches)]
+            except torch.cuda.OutOfMemoryError as error:
+                self.halve(error)
+
+    def halve(self, error: torch.cuda.OutOfMemoryError) -> None:
+        """Halve the limit for good and say so.
 
         Raises
         ------
@@ -138,44 +141,51 @@ class ChunkLimit:
             torch.cuda.empty_cache()
 
 
+@dataclass(frozen=True)
+class ScanOptions:
+    """How slides are scanned.
+
+    Attributes
+    ----------
+    memory_size
+        Tiles kept per slide (M).
+    compute
+        Backend and precision of the encoder, chunk size, reading threads.
+    limit
+        Limit on the patches scored at once, shared by several scans; None starts from the chunk size.
+    with_probability
+        Also score each tile alone.
+    encode
+        Replaces the encoder; None uses the scan backend of ``compute``.
+    on_tiles
+        Called with the number of tiles after each chunk.
+    reading
+        Makes a context that is entered while the scan waits for pixels; a clock, for instance.
+    """
+
+    memory_size: int
+    compute: ComputeSection
+    limit: ChunkLimit | None = None
+    with_probability: bool = False
+    encode: Encode | None = None
+    on_tiles: Callable[[int], None] = lambda _: None
+    reading: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
 @torch.inference_mode()
-def scan_slides(
-    net: IpsNet,
-    requests: Sequence[SlideTiles],
-    *,
-    memory_size: int,
-    compute: ComputeSection,
-    prepare: Prepare,
-    with_probability: bool = False,
-    on_tiles: Callable[[int], None] = lambda _: None,
-    encode: Encode | None = None,
-    limit: ChunkLimit | None = None,
-    reading: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> list[Selection]:
+def scan_slides(net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare, options: ScanOptions) -> list[Selection]:
     """Score all requested tiles of a batch of slides in one stream and keep the best of each.
 
     Parameters
     ----------
     net
-        Switched to evaluation mode; its rule chooses the tiles to keep.
+        Switched to evaluation mode.
     requests
         Slides with slots 0 ... B-1 in order, each with at least one tile.
-    memory_size
-        Tiles kept per slide (M).
-    compute
-        Precision of the encoder, chunk size, reading threads, chunks read ahead.
     prepare
         Turns uint8 pixels into the network's input.
-    with_probability
-        Also score each tile alone.
-    on_tiles
-        Called with the number of tiles after each chunk.
-    encode
-        In place of the encoder; None is the fastest way to run it that ``compute`` allows.
-    limit
-        Of the patches scored at once; comes down where the device's memory runs out. None starts from the chunk size.
-    reading
-        Makes a context that is entered while pixels are waited for; a clock, for instance.
+    options
+        How they are scanned.
 
     Raises
     ------
@@ -186,52 +196,63 @@ def scan_slides(
     ScoresError
         A score is not finite.
     """
-    net.eval()
     device = next(net.parameters()).device
-    if encode is None:  # of stored features the encoder is a scale and a shift, and there is nothing to make faster
-        features = isinstance(requests[0], FeatureTiles)
-        fast = partial(fast_encoder, precision=compute.precision, compiling=compute.compile)
-        encode = net.encoder if features else fast(net.encoder)
-
-    places = _Places(net, requests)
-
-    limit = limit or ChunkLimit(compute.chunk_size)
-
-    def score_part(chunk: StagedChunk, part: slice) -> TileScores:
-        slot, tile = chunk.slot[part], chunk.tile[part]
-        patches = prepare(chunk.on_device[part], slot, tile)
-        scores = net.score(patches, with_probability=with_probability, encode=encode, position=places(slot, tile))
-        probability = None if scores.probability is None else scores.probability.float().cpu()
-        return TileScores(scores.logits.float().cpu(), probability)
-
-    def score(chunk: StagedChunk) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        while True:
-            try:
-                parts = [score_part(chunk, part) for part in limit.parts(len(chunk.tile))]
-                break
-            except torch.cuda.OutOfMemoryError as error:
-                limit.come_down(error)
-        on_tiles(len(chunk.tile))
-        logits = torch.cat([part.logits for part in parts]).numpy()
-        return logits, torch.cat([p.probability for p in parts]).numpy() if with_probability else None  # type: ignore[misc]
+    score = _ChunkScorer(net.eval(), requests, prepare, options)
 
     def read_again(slot: int, tiles: NDArray[np.int64]) -> NDArray[Any]:
-        with reading():
+        with options.reading():
             return read_tiles(requests[slot].only(tiles.astype(np.int32)))
 
-    with open_stream(requests, compute, device) as stream:
+    with open_stream(requests, options.compute, device) as stream:
         return scan(
-            staged(_waiting(stream, reading), device),
+            staged(_waiting(stream, options.reading), device),
             [SlideToScan(request.slide_id, len(request.index)) for request in requests],
             score_chunk=score,
-            memory_size=memory_size,
+            memory_size=options.memory_size,
             read_again=read_again,
-            rule=net.rule,
         )
 
 
+class _ChunkScorer:
+    """Scores the tiles of a chunk, called as ``score(chunk)``: logits (n, T, H) and probabilities (n, C) or None."""
+
+    def __init__(self, net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare, options: ScanOptions) -> None:
+        self.net, self.prepare, self.options = net, prepare, options
+        self.positions = _positions(net, requests)
+        self.limit = options.limit or ChunkLimit(options.compute.chunk_size)
+        # With stored features the encoder is only a scale and a shift: no backend can make it faster.
+        has_features = isinstance(requests[0], FeatureTiles)
+        self.encode = options.encode or (net.encoder if has_features else fast_encoder(net.encoder, options.compute))
+
+    def __call__(self, chunk: StagedChunk) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        parts = self.limit.run(len(chunk.tile), partial(self._part, chunk))
+        self.options.on_tiles(len(chunk.tile))
+        logits = torch.cat([part.logits for part in parts]).numpy()
+        probabilities = [part.probability for part in parts if part.probability is not None]
+        return logits, torch.cat(probabilities).numpy() if probabilities else None
+
+    def _part(self, chunk: StagedChunk, part: slice) -> TileScores:
+        slot, tile = chunk.slot[part], chunk.tile[part]
+        scores = self.net.score(
+            self.prepare(chunk.on_device[part], slot, tile),
+            with_probability=self.options.with_probability,
+            encode=self.encode,
+            position=self.positions(slot, tile),
+        )
+        probability = None if scores.probability is None else scores.probability.float().cpu()
+        return TileScores(scores.logits.float().cpu(), probability)
+
+
+def fast_encoder(encoder: Encoder, compute: ComputeSection) -> Encode:
+    """Return the encoder as the scan backend runs it; ``auto`` where the backend must be calibrated on a slide."""
+    backend = SCAN_BACKENDS[compute.scan_backend]
+    exact = SCAN_BACKENDS["auto"] if backend.is_calibrated else backend
+    encode: Encode = exact.load()(encoder, compute.precision)
+    return encode
+
+
 def _waiting(chunks: Iterable[PatchChunk], reading: Callable[[], AbstractContextManager[None]]) -> Iterator[PatchChunk]:
-    """The same chunks; each is waited for within a context."""
+    """Yield chunks, each fetched within the context."""
     iterator = iter(chunks)
     while True:
         with reading():
@@ -244,7 +265,7 @@ def _waiting(chunks: Iterable[PatchChunk], reading: Callable[[], AbstractContext
 def open_stream(
     requests: Sequence[SlideTiles], compute: ComputeSection, device: torch.device
 ) -> PatchStream | FeatureStream:
-    """Stream of pixels, or of features where those are stored, for a ``with`` block."""
+    """Open a stream of pixels, or of features where those are stored, for a ``with`` block."""
     if isinstance(requests[0], FeatureTiles):
         return FeatureStream(
             cast("Sequence[FeatureTiles]", requests),
@@ -266,58 +287,27 @@ def open_stream(
 def embed_tiles(
     encoder: Encoder, tiles: SlideTiles, *, compute: ComputeSection, limit: ChunkLimit
 ) -> Iterator[NDArray[np.float32]]:
-    """Embeddings of all tiles of a slide, a chunk at a time, float32, shape (n, F).
+    """Yield the embeddings of all tiles of a slide, a chunk at a time, float32, shape (n, F).
 
-    Parameters
-    ----------
-    encoder
-        In evaluation mode, on the device.
-    tiles
-        The slide's tiles; at least one.
-    compute
-        Precision, chunk size, reading threads, chunks read ahead.
-    limit
-        Of the patches embedded at once; comes down where the device's memory runs out.
+    The encoder is in evaluation mode; ``limit`` bounds the patches embedded at once.
     """
     device = encoder.mean.device
-    encode = fast_encoder(encoder, precision=compute.precision, compiling=compute.compile)
-    prepare = plain_patches(device)
+    encode, prepare = fast_encoder(encoder, compute), plain_patches(device)
+
+    def embed(chunk: StagedChunk, part: slice) -> Tensor:
+        return encode(prepare(chunk.on_device[part], chunk.slot[part], chunk.tile[part])).float().cpu()
+
     with open_stream([tiles], compute, device) as stream:
         for chunk in staged(stream, device):
-            while True:
-                try:
-                    parts = [
-                        encode(prepare(chunk.on_device[part], chunk.slot[part], chunk.tile[part])).float().cpu()
-                        for part in limit.parts(len(chunk.tile))
-                    ]
-                    break
-                except torch.cuda.OutOfMemoryError as error:
-                    limit.come_down(error)
-            yield torch.cat(parts).numpy()
+            yield torch.cat(limit.run(len(chunk.tile), partial(embed, chunk))).numpy()
 
 
-class _Places:
-    """Position vectors of tiles, None where the network has no use for them."""
-
-    def __init__(self, net: IpsNet, requests: Sequence[SlideTiles]) -> None:
-        self._position = net.position
-        self._centres_um = [] if net.position is None else [request.index.centres_um for request in requests]
-        self._device = next(net.parameters()).device
-
-    def __call__(self, slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor | None:
-        """Shape (n, D)."""
-        if self._position is None:
-            return None
-        centres = np.empty((len(tile), 2))
-        for number, all_centres in enumerate(self._centres_um):
-            rows = slot == number
-            centres[rows] = all_centres[tile[rows]]
-        vectors: Tensor = self._position(torch.from_numpy(centres).to(self._device, torch.float32))
-        return vectors
+def _positions(net: IpsNet, requests: Sequence[SlideTiles]) -> TilePositions:
+    return TilePositions(net.position, [request.index.centres_um for request in requests] if net.position else [])
 
 
 class KeptTiles(Protocol):
-    """Tiles of one slide to learn or classify from; a :class:`Selection` is one."""
+    """Tiles of one slide that it is learned or classified from; a :class:`Selection` is one."""
 
     @property
     def tiles(self) -> NDArray[np.int64]:
@@ -332,7 +322,7 @@ class KeptTiles(Protocol):
 
 @dataclass(frozen=True)
 class Winners:
-    """Kept tiles of a batch of slides, one after the other.
+    """Kept tiles of a batch of slides, concatenated.
 
     Attributes
     ----------
@@ -341,7 +331,7 @@ class Winners:
     slot, tile
         Slide and tile id of each, shape (n,).
     counts
-        K_b.
+        Number of tiles of each slide, K_b.
     position
         Added to their embeddings, shape (n, D), or None.
     """
@@ -354,20 +344,20 @@ class Winners:
 
     @classmethod
     def of(cls, net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles]) -> Winners:
-        """From the kept tiles of each requested slide."""
+        """Concatenate the kept tiles of the requested slides."""
         counts = tuple(len(entry.tiles) for entry in kept)
         slot, tile = np.repeat(np.arange(len(kept)), counts), np.concatenate([entry.tiles for entry in kept])
-        return cls([entry.pixels for entry in kept], slot, tile, counts, _Places(net, requests)(slot, tile))
+        return cls([entry.pixels for entry in kept], slot, tile, counts, _positions(net, requests)(slot, tile))
 
     def __len__(self) -> int:
         return len(self.tile)
 
     def parts(self, size: int) -> list[tuple[int, int]]:
-        """Half-open ranges of at most ``size`` winners that cover them all."""
+        """Return half-open ranges of at most ``size`` winners that cover them all."""
         return [(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
     def patches(self, start: int, stop: int, prepare: Prepare) -> Tensor:
-        """Winners ``start`` to ``stop`` as the network wants them; no copy of the others is made."""
+        """Prepare winners ``start`` to ``stop`` for the network, without a copy of the others."""
         parts, first = [], 0
         for pixels in self.pixels:
             a, b = max(0, start - first), min(len(pixels), stop - first)
@@ -378,7 +368,7 @@ class Winners:
         return prepare(torch.from_numpy(together), self.slot[start:stop], self.tile[start:stop])
 
     def padded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (n, D), placed, as a table (B, K, D) with zeros where there is no tile, and its mask (B, K)."""
+        """Add positions to embeddings (n, D) and pad them to a table (B, K, D); return it and its mask (B, K)."""
         embedded = embedded if self.position is None else embedded + self.position.to(embedded.dtype)
         mask = torch.arange(max(self.counts))[None] < torch.tensor(self.counts)[:, None]  # (B, K)
         mask = mask.to(embedded.device)
@@ -391,7 +381,7 @@ class Winners:
 def kept_embeddings(
     net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of kept tiles, placed, shape (B, K, D), and their mask (B, K); ``chunk_size`` patches at a time."""
+    """Return the embeddings of kept tiles with positions, (B, K, D), and their mask, (B, K)."""
     net.eval()
     winners = Winners.of(net, requests, kept)
     embedded = torch.cat([net.encoder(winners.patches(a, b, prepare)) for a, b in winners.parts(chunk_size)])
@@ -402,13 +392,6 @@ def kept_embeddings(
 def slide_logits(
     net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
 ) -> Tensor:
-    """Class logits of slides from their kept tiles, shape (B, C); ``chunk_size`` patches at a time."""
+    """Return the class logits of slides from their kept tiles, shape (B, C)."""
     logits: Tensor = net(*kept_embeddings(net, requests, kept, prepare, chunk_size=chunk_size))
     return logits
-
-
-def slide_probabilities(
-    net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles], prepare: Prepare, *, chunk_size: int = 256
-) -> Tensor:
-    """Class probabilities of slides, as :func:`slide_logits`."""
-    return net.probabilities(slide_logits(net, requests, kept, prepare, chunk_size=chunk_size))

@@ -33,6 +33,7 @@ import pandas as pd
 from benchmarks.learning.runs import Figures, cell, in_own_process
 from benchmarks.support.digit_encoder import digit_encoder
 from benchmarks.support.digits import DigitsPlan, Part, make_digits
+from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
@@ -46,7 +47,7 @@ PARTS: tuple[Part, ...] = ("train", "val", "test")
 VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
     "all tiles": {"model.memory_size": ALL},
-    "M even tiles": {"model.selection": "even"},
+    "M even tiles": {EVEN: True},
     "small picture": {"model.start": None, "tiles.mpp": 4.0, "tiles.patch_px": 187, "training.epochs": 12},
     "IPS from scratch": {"model.start": None},
 }
@@ -71,7 +72,8 @@ def one(manifest: Path, folder: Path, changes: dict[str, Any]) -> Figures | None
 
 def run_one(manifest: str, folder: str, changes: dict[str, Any]) -> None:
     """Train, predict and measure in this process."""
-    recipe = load_recipe(RECIPE, {"manifest": manifest, "output": folder, "model.encoder": ENCODER, **changes})
+    places = {"manifest": manifest, "output": folder, "model.encoder": ENCODER}
+    recipe = load_recipe(RECIPE, places | recipe_changes(changes))
     run_until(recipe, "tile").pool.close()
     cpu, began = time.process_time(), time.monotonic()
     if recipe.predict.checkpoint is None:

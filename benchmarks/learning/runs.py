@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
 from wsi_ips.evaluation import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
@@ -27,15 +28,13 @@ from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.prediction.scored import predicted
 
 Figures = dict[str, Any]
-NO_SELECTION = {"model.selection": "even", "training.exploration": 0.0}
+NO_SELECTION = {EVEN: True, "training.exploration": 0.0}
 IMAGENET = {"model.encoder": "timm:tf_efficientnet_lite0", "model.weights": "WEIGHTS"}
 FEATURES = {**IMAGENET, "model.input": "features", "features.location": "FEATURES"}
 NO_COLOUR = {"hed": 0.0, "brightness": 0.0, "saturation": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "IPS": {},
     "M even tiles, no selection": NO_SELECTION,
-    "mean of M even tiles": {"model.pooling": "mean"},
-    "best single tile": {"model.pooling": "max"},
     "gated attention on the best M": {"model.pooling": "abmil"},
     "features, gated attention": {**FEATURES, "model.pooling": "abmil", "model.memory_size": 4096},
     "features, IPS": FEATURES,
@@ -46,7 +45,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "IPS, no exploration": {"training.exploration": 0.0},
     "IPS, all tiles in each epoch": {"training.tile_dropout": 0.0},
     "IPS, M x 4": {"model.memory_size": 64},
-    "IPS, evidence": {"model.evidence": True},
     "IPS, no augmentation": {"training.augment": False},
     "IPS, density jitter": {"training.augment": {**NO_COLOUR, "density": 0.1}},
     "IPS, light stain jitter": {"training.augment": {**NO_COLOUR, "hed": 0.1}},
@@ -155,7 +153,7 @@ def in_own_process(result: Path, module: Sequence[str], *, threads: int = 0) -> 
 def run_one(one: Training) -> None:
     """Train, predict and measure in this process."""
     both = {"manifest": str(one.manifest), "output": str(one.folder), "tiles.shared": str(one.shared)}
-    recipe = load_recipe(one.recipe, {**both, **one.changes})
+    recipe = load_recipe(one.recipe, {**both, **recipe_changes(one.changes)})
     began, cpu = time.monotonic(), time.process_time()
     run_until(recipe, "train").pool.close()
     cost = {"minutes": (time.monotonic() - began) / 60, "cpu_minutes": (time.process_time() - cpu) / 60}

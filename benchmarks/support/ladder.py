@@ -77,16 +77,16 @@ def _plan(
     )
 
 
-def ladder_recipe(manifest: Path, seed: int, *, evidence: bool, warm_start_epochs: int, epochs: int) -> Recipe:
+def ladder_recipe(manifest: Path, seed: int, *, warm_start_epochs: int, epochs: int) -> Recipe:
     """The demo's recipe on tiles of 64 µm: a lesion of 0.1 mm is not lost between larger ones."""
     return Recipe(
-        name="evidence" if evidence else "plain",
-        output=manifest.parent / ("evidence" if evidence else "plain"),
+        name="ladder",
+        output=manifest.parent / "run",
         manifest=manifest,
         seed=seed,
         tissue={"mpp": 16.0},
         tiles={"mpp": 1.0, "patch_px": 64, "min_tissue_fraction": 0.5},
-        model={"encoder": "resnet18-2", "memory_size": 16, "heads": 4, "key_width": 32, "evidence": evidence},
+        model={"encoder": "resnet18-2", "memory_size": 16, "heads": 4, "key_width": 32},
         training={
             "epochs": epochs,
             "warm_start_epochs": warm_start_epochs,

@@ -18,8 +18,10 @@ from torch import nn
 from torchvision import models
 
 from wsi_ips.errors import CheckpointError, RecipeError
-from wsi_ips.model import presets
-from wsi_ips.model.encoder import EncoderSpec, build_encoder, encoder_spec, group_normed
+from wsi_ips.model import EncoderSpec, build_encoder, encoder_spec
+from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.encoder_families import replace_batch_norm
+from wsi_ips.model.encoders import ENCODERS, EncoderEntry
 from wsi_ips.model.presets import PRESETS
 
 
@@ -48,7 +50,7 @@ def test_group_norm_in_the_place_of_batch_norm_keeps_scale_shift_and_activation(
     nn.init.uniform_(module[1].weight)
     nn.init.uniform_(module[1].bias)
     weight, bias, patches = module[1].weight, module[1].bias, torch.rand(2, 3, 8, 8)
-    group_normed(module)
+    replace_batch_norm(module)
     wanted = nn.functional.group_norm(module[0](patches), 16, weight, bias).relu()
     torch.testing.assert_close(module(patches), wanted)
 
@@ -68,7 +70,7 @@ def test_a_patch_is_embedded_alike_in_any_company():
 
 @pytest.mark.parametrize("name", ["resnet19", "resnet18-5", "uni"])
 def test_unknown_names_are_refused_with_the_known_ones(name):
-    with pytest.raises(RecipeError, match=r"model.encoder.*resnet18"):
+    with pytest.raises(RecipeError, match=rf"no encoder `{name}`; .*(resnet18|preset:uni)"):
         encoder_spec(name, norm="auto", has_weights=False)
 
 
@@ -153,7 +155,7 @@ def test_any_patch_goes_through_a_convolutional_network():
 def test_a_preset_from_a_local_file_with_class_token_and_mean_of_the_patch_tokens(tmp_path, monkeypatch):
     folder = tiny_repository(tmp_path / "tiny", reg_tokens=4, mlp_ratio=4.0)
     tiny = replace(PRESETS["virchow2"], arguments={})
-    monkeypatch.setattr(presets, "PRESETS", {"virchow2": tiny})
+    monkeypatch.setitem(ENCODERS._entries, "preset:virchow2", replace(ENCODERS["preset:virchow2"], preset=tiny))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     spec = encoder_spec("preset:virchow2", norm="auto", has_weights=True)
     encoder = build_encoder(spec, weights=folder / "model.safetensors").eval()
@@ -166,7 +168,6 @@ def test_a_preset_from_a_local_file_with_class_token_and_mean_of_the_patch_token
 
 def test_the_layers_that_configurations_leave_out_are_stored_by_name(tmp_path, monkeypatch):
     folder = tiny_repository(tmp_path / "tiny", mlp_layer="SwiGLUPacked", act_layer="silu")
-    monkeypatch.setattr(presets, "PRESETS", {"h0-mini": PRESETS["h0-mini"]})
     spec = encoder_spec("preset:h0-mini", norm="auto", has_weights=True)
     trunk = build_encoder(spec, weights=folder / "model.safetensors").trunk
     assert type(trunk.blocks[0].mlp).__name__ == "GluMlp"
@@ -178,10 +179,21 @@ def test_an_unknown_layer_in_a_checkpoint_is_refused():
         build_encoder(spec)
 
 
-@pytest.mark.parametrize("name", ["preset:no-such", "preset:hibou-b", "preset:conch"])
-def test_presets_that_cannot_be_built_say_why(name):
-    with pytest.raises(RecipeError, match=r"model\.encoder.*preset:"):
-        encoder_spec(name, norm="auto", has_weights=True)
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(RecipeError, match="no encoder `preset:no-such`"):
+        encoder_spec("preset:no-such", norm="auto", has_weights=True)
+
+
+def test_another_package_adds_an_encoder_by_an_entry(monkeypatch):
+    mine = EncoderEntry("mine", f"{__name__}:build_mine", "one convolution")
+    monkeypatch.setitem(ENCODERS._entries, "mine", mine)
+    encoder = build_encoder(encoder_spec("mine", norm="auto", has_weights=False))
+    assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, 5)
+
+
+def build_mine(spec: EncoderSpec, *, pretrained: bool, weights: Path | None) -> Encoder:
+    trunk = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Encoder(trunk, spec=spec, width=5)
 
 
 def test_presets_without_a_network_of_their_own_are_the_plain_name():
@@ -253,29 +265,3 @@ def test_weights_that_are_no_weights_name_the_file(tmp_path, suffix, content):
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"w\{suffix}"):
         build_encoder(encoder_spec("resnet18-2", norm="auto", has_weights=True), weights=path)
-
-
-def test_statistics_taken_anew_are_those_of_the_patches_and_stay():
-    encoder = build_encoder(encoder_spec("resnet18-1", norm="batch", has_weights=True)).eval()
-    patches = torch.rand(12, 3, 32, 32) * 0.2 + 0.6  # far from ImageNet
-    before = encoder(patches)
-    encoder.estimate_statistics(patches.split(4))
-    first = encoder.trunk[0]((patches - encoder.mean) / encoder.std)  # (n, C, h, w), before the first norm
-    norm = encoder.trunk[1]
-    torch.testing.assert_close(norm.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    expected = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in first.split(4)]).mean(0)
-    torch.testing.assert_close(norm.running_var, expected, rtol=1e-4, atol=1e-5)
-    assert (encoder(patches) - before).abs().max() > 0.01
-    assert not any(module.training for module in encoder.modules())
-    assert norm.momentum == 0.1
-    taken = norm.running_mean.clone()
-    encoder.train()(patches)
-    torch.testing.assert_close(norm.running_mean, taken, rtol=0, atol=0)
-
-
-def test_statistics_of_an_encoder_without_batch_norm_are_nothing():
-    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)).eval()
-    patches = torch.rand(4, 3, 32, 32)
-    before = encoder(patches)
-    encoder.estimate_statistics([patches])
-    torch.testing.assert_close(encoder(patches), before, rtol=0, atol=0)

@@ -12,7 +12,7 @@ from torch import nn
 from tests.model.test_encoder import TINY_VIT
 from wsi_ips.errors import RecipeError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec, load_checkpoint, save_checkpoint
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec, load_checkpoint, save_checkpoint
 from wsi_ips.model.checkpoint import ModelCard
 from wsi_ips.model.encoder import Encoder, EncoderSpec
 from wsi_ips.model.freezing import add_lora, freeze, plain_state, stages_of
@@ -88,7 +88,7 @@ def test_more_stages_than_there_are_is_refused_with_their_number():
 
 
 def test_positions_tokens_norms_and_biases_have_no_weight_decay():
-    net = IpsNet(encoder_of("vit", reg_tokens=2), classes=2, heads=2, key_width=8)
+    net = IpsNet(encoder_of("vit", reg_tokens=2), NetSettings(heads=2, key_width=8))
     decayed, free = net.parameter_groups(0.1)
     names = {id(p): name for name, p in net.named_parameters()}
     without = {names[id(p)] for p in free["params"]}
@@ -101,7 +101,7 @@ def test_positions_tokens_norms_and_biases_have_no_weight_decay():
 
 
 def test_frozen_parameters_are_not_given_to_the_optimiser():
-    net = IpsNet(encoder_of("resnet18-2"), classes=2, heads=2, key_width=8)
+    net = IpsNet(encoder_of("resnet18-2"), NetSettings(heads=2, key_width=8))
     freeze(net.encoder, "all")
     given = {id(p) for group in net.parameter_groups(0.1) for p in group["params"]}
     assert given.isdisjoint({id(p) for p in net.encoder.trunk.parameters()})
@@ -144,14 +144,25 @@ class TestLora:
         assert all("lora_" in name for name in got)
 
     def test_a_checkpoint_holds_the_sum_and_needs_no_peft(self, tmp_path, monkeypatch):
-        net = IpsNet(encoder_of("vit"), classes=2, heads=2, key_width=8)
+        net = IpsNet(encoder_of("vit"), NetSettings(heads=2, key_width=8))
         names = set(net.state_dict())
         add_lora(net.encoder, 4)
         for name, parameter in net.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
         assert set(plain_state(net)) == names
-        card = ModelCard("m", (Task("label", ("a", "b")),), net.encoder.spec, 2, 8, 0.1, 4, 0.5, 32, "f", {})
+        card = ModelCard(
+            model_id="m",
+            tasks=(Task("label", ("a", "b")),),
+            encoder=net.encoder.spec,
+            heads=2,
+            key_width=8,
+            dropout=0.1,
+            memory_size=4,
+            patch_mpp=0.5,
+            patch_px=32,
+            fingerprint="f",
+        )
         save_checkpoint(tmp_path, net, card)
         monkeypatch.setitem(sys.modules, "peft", None)
         loaded, _ = load_checkpoint(tmp_path)

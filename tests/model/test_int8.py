@@ -10,12 +10,16 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from tests.cohort import textured_slide
+from wsi_ips.config import ComputeSection
 from wsi_ips.errors import RecipeError
-from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec, int8, int8_check, selection_score
-from wsi_ips.model.int8 import Int8Exporter, check_possible, compare
-from wsi_ips.model.int8_check import Int8Check
+from wsi_ips.inference import predict_slide, read_scores, slide_prediction, write_scores
+from wsi_ips.inference.slide_prediction import compare_scores
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec, int8, scan_backends, selection_score
+from wsi_ips.model.int8 import require_int8
 from wsi_ips.model.net import to_float
+from wsi_ips.model.scan_backends import ScanCheck
+from wsi_ips.scanning import ScanOptions
 
 CPU = torch.device("cpu")
 PATCH_PX = 48
@@ -33,7 +37,7 @@ def patches_of(count: int, seed: int) -> torch.Tensor:
 def net() -> IpsNet:
     torch.manual_seed(0)
     net = IpsNet(
-        build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True)), classes=2, heads=2, key_width=16
+        build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True)), NetSettings(heads=2, key_width=16)
     )
     for part in net.encoder.modules():  # statistics as after training, so that activations have their usual range
         if isinstance(part, nn.BatchNorm2d):
@@ -51,7 +55,7 @@ def check_without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     for name in int8.LIBRARIES:
         monkeypatch.setitem(sys.modules, name, None if name == library else sys)
-    check_possible(CPU)
+    require_int8(CPU)
 
 
 @pytest.mark.parametrize("library", int8.LIBRARIES)
@@ -63,9 +67,9 @@ def test_without_a_library_the_error_names_it_and_the_extra(monkeypatch, library
 def test_processors_without_8_bit_dot_products_and_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(RecipeError, match="no 8-bit dot product"):
-        check_possible(CPU)
+        require_int8(CPU)
     with pytest.raises(RecipeError, match="is for CPUs"):
-        check_possible(torch.device("cuda"))
+        require_int8(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("noise", "holds"), [(0.0, True), (1.0, False)])
@@ -77,7 +81,7 @@ def test_the_check_tells_near_scores_from_far_ones(net, noise, holds):
         exact = net.encoder(part)
         return exact + noise * torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
 
-    check = compare(net, encode, patches, memory_size=100)
+    check = compare_scores(net, encode, patches, memory_size=100)
     assert check.holds is holds
     assert (check.tiles, check.kept) == (40, 10)
     with torch.no_grad():
@@ -89,7 +93,7 @@ def test_the_check_tells_near_scores_from_far_ones(net, noise, holds):
 
 
 def test_the_check_says_its_figures():
-    text = str(Int8Check(tiles=128, error=0.021, correlation=0.9912, kept=32, overlap=0.9375))
+    text = str(ScanCheck(tiles=128, error=0.021, correlation=0.9912, kept=32, overlap=0.9375))
     assert text == ("2.1% error of embeddings, correlation of scores 0.991, 94% of the best 32 of 128 tiles the same")
 
 
@@ -102,50 +106,44 @@ class TestQuantised:
             pytest.skip("this CPU has no 8-bit dot product")
 
     def test_scores_of_other_tiles_are_near_those_in_float32(self, net):
-        encode = Int8Exporter(net.encoder, PATCH_PX).calibrated(patches_of(64, 4))
-        check = compare(net, encode, patches_of(64, 5), memory_size=8)
+        encode = int8.int8(net.encoder, patches_of(64, 4))
+        check = compare_scores(net, encode, patches_of(64, 5), memory_size=8)
         assert 0 < check.error < 0.08
         assert check.correlation > 0.98
         assert check.overlap >= 0.75
         assert check.kept == 8
 
     def test_embeddings_do_not_depend_on_how_many_patches_come_together(self, net):
-        encode, patches = Int8Exporter(net.encoder, PATCH_PX).calibrated(patches_of(32, 6)), patches_of(19, 7)
+        encode, patches = int8.int8(net.encoder, patches_of(32, 6)), patches_of(19, 7)
         torch.testing.assert_close(encode(patches)[17:18], encode(patches[17:18]))
 
     def test_calibration_on_other_tiles_gives_another_encoder(self, net):
-        exporter, patches = Int8Exporter(net.encoder, PATCH_PX), patches_of(8, 8)
-        usual, narrow = (exporter.calibrated(p)(patches) for p in (patches_of(32, 9), patches_of(32, 9) * 0.2))
+        patches = patches_of(8, 8)
+        usual, narrow = (int8.int8(net.encoder, p)(patches) for p in (patches_of(32, 9), patches_of(32, 9) * 0.2))
         exact = net.encoder(patches).detach()
         assert (usual - exact).norm() < (narrow - exact).norm()
-        torch.testing.assert_close(exporter.calibrated(patches_of(32, 9))(patches), usual)
+        torch.testing.assert_close(int8.int8(net.encoder, patches_of(32, 9))(patches), usual)
 
     def test_a_slide_is_predicted_in_int8_and_the_check_is_stored(self, net, tmp_path, monkeypatch):
-        from tests.cohort import textured_slide
-        from wsi_ips.config import ComputeSection
-        from wsi_ips.inference import predict, predict_slide, read_scores, write_scores
-        from wsi_ips.model import ModelCard
-
         slide = textured_slide("s", label=1, seed=1).at_slot(0)
-        card = ModelCard("m", (Task("label", ("a", "b")),), net.encoder.spec, 2, 16, 0.1, 4, 0.5, 32, "f", {})
-        settings = {"compute": ComputeSection(device="cpu"), "device": CPU, "fingerprint": "f"}
-        exporter = Int8Exporter(net.encoder, 32)
-        few = predict_slide(net, card, slide, int8=exporter, **settings)
-        exact = predict_slide(net, card, slide, **settings)
-        assert few.int8 is None
+        exact_options = ScanOptions(4, ComputeSection(device="cpu"))
+        options = ScanOptions(4, ComputeSection(device="cpu", scan_backend="int8"))
+        exact, few = predict_slide(net, slide, exact_options), predict_slide(net, slide, options)
+        assert few.check is None
         assert np.array_equal(few.attention_logits, exact.attention_logits)
-        monkeypatch.setattr(predict, "CALIBRATED", 10)
-        monkeypatch.setattr(predict, "CHECKED", 12)
-        monkeypatch.setattr(predict, "LEAST_TILES_INT8", 28)
-        monkeypatch.setattr(int8_check, "LEAST_CORRELATION", -1.0)
-        near = predict_slide(net, card, slide, int8=exporter, **settings)
-        assert near.int8 is not None
-        assert near.int8.tiles == 12
+        monkeypatch.setattr(slide_prediction, "CALIBRATION_TILES", 10)
+        monkeypatch.setattr(slide_prediction, "CHECKED_TILES", 12)
+        monkeypatch.setattr(slide_prediction, "LEAST_TILES_CALIBRATED", 28)
+        monkeypatch.setattr(scan_backends, "LEAST_CORRELATION", -1.0)
+        int8._exported_models.clear()  # these patches have another side
+        near = predict_slide(net, slide, options)
+        assert near.check is not None
+        assert near.check.tiles == 12
         assert not np.array_equal(near.attention_logits, exact.attention_logits)
         write_scores(tmp_path, near)
-        assert read_scores(tmp_path, "s").int8 == near.int8
-        monkeypatch.setattr(int8_check, "LEAST_CORRELATION", 2.0)
-        refused = predict_slide(net, card, slide, int8=exporter, **settings)
-        assert refused.int8 is not None
-        assert not refused.int8.holds
+        assert read_scores(tmp_path, "s").check == near.check
+        monkeypatch.setattr(scan_backends, "LEAST_CORRELATION", 2.0)
+        refused = predict_slide(net, slide, options)
+        assert refused.check is not None
+        assert not refused.check.holds
         assert np.array_equal(refused.attention_logits, exact.attention_logits)

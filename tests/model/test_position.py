@@ -8,9 +8,9 @@ import torch
 
 from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.position import UNIT_UM, SinusoidalPosition
-from wsi_ips.scanning import Winners, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 
 COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
 
@@ -18,7 +18,7 @@ COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=
 def placed_net() -> IpsNet:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.0, position="sinusoidal").eval()
+    return IpsNet(encoder, NetSettings(heads=2, key_width=8, dropout=0.0, position="sinusoidal")).eval()
 
 
 def test_literal_values():
@@ -43,7 +43,7 @@ def test_centres_are_physical():
 def test_scan_and_learner_see_the_same_places():
     net, prepare = placed_net(), plain_patches(torch.device("cpu"))
     requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
-    kept = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
+    kept = scan_slides(net, requests, prepare, ScanOptions(5, COMPUTE))
     winners = Winners.of(net, requests, kept)
     with torch.no_grad():
         embeddings, _ = winners.padded(net.encoder(winners.patches(0, len(winners), prepare)))
@@ -56,10 +56,10 @@ def test_scan_and_learner_see_the_same_places():
 def test_the_same_pixels_elsewhere_give_another_result():
     net, prepare = placed_net(), plain_patches(torch.device("cpu"))
     request = textured_slide("s", label=1, seed=1)
-    kept = scan_slides(net, [request], memory_size=5, compute=COMPUTE, prepare=prepare)
-    here = slide_probabilities(net, [request], kept, prepare)
+    kept = scan_slides(net, [request], prepare, ScanOptions(5, COMPUTE))
+    here = slide_logits(net, [request], kept, prepare)
     moved = [type(kept[0])(**(vars(kept[0]) | {"tiles": kept[0].tiles[::-1]}))]
-    assert not torch.allclose(here, slide_probabilities(net, [request], moved, prepare))
+    assert not torch.allclose(here, slide_logits(net, [request], moved, prepare))
     net.position = None
-    plain = slide_probabilities(net, [request], kept, prepare)
-    assert torch.allclose(plain, slide_probabilities(net, [request], moved, prepare))
+    plain = slide_logits(net, [request], kept, prepare)
+    assert torch.allclose(plain, slide_logits(net, [request], moved, prepare))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsi_ips.model.presets import PRESETS, remarks
+from wsi_ips.model.encoders import encoder_remarks as remarks
+from wsi_ips.model.presets import PRESETS
 
 
 def test_a_licence_without_commercial_use_is_said_with_its_page():
@@ -46,5 +47,5 @@ def test_patches_of_another_size_are_said_but_for_networks_that_take_any():
 def test_every_preset_is_whole(preset):
     assert preset.key == preset.key.lower()
     assert preset.licence
-    assert preset.missing or preset.model.startswith(("resnet", "timm:hf-hub:"))
+    assert preset.model.startswith(("resnet", "timm:hf-hub:"))
     assert preset.page or not preset.model.startswith("timm:")

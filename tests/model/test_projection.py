@@ -10,8 +10,9 @@ import torch
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model import build_encoder, encoder_spec
 from wsi_ips.model.card import EncoderSpec
-from wsi_ips.model.fused import can_fuse, scan_encoder
-from wsi_ips.model.projection import Projector
+from wsi_ips.model.encoder import Projector
+from wsi_ips.model.fused_resnet import can_fuse
+from wsi_ips.model.scan_encoders import auto
 
 
 def test_a_start_makes_channels_comparable_and_tiles_stay_independent():
@@ -35,7 +36,7 @@ def test_an_encoder_with_a_projector_is_the_same_in_the_scan(has_weights):
     assert can_fuse(encoder) == has_weights
     with torch.inference_mode():
         expected = encoder(patches)
-        torch.testing.assert_close(scan_encoder(encoder)(patches), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(auto(encoder)(patches), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(encoder(encoder.embed_raw(patches)), expected, rtol=0, atol=0)  # from features
     assert expected.shape == (5, 12)
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.errors import ScoresError
-from wsi_ips.model.rules import Rule, exact
 from wsi_ips.model.selection import SlideToScan, scan
 
 
@@ -36,7 +35,7 @@ def reference(logits: np.ndarray, memory_size: int) -> list[int]:
     return sorted(range(len(score)), key=lambda i: (-score[i], i))[:memory_size]
 
 
-def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.ndarray, rule: Rule = exact):
+def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.ndarray):
     """Scan slides whose logits are ``tables``, tiles of all slides in the given order."""
     owner = np.concatenate([np.full(len(t), s) for s, t in enumerate(tables)])
     number = np.concatenate([np.arange(len(t)) for t in tables])
@@ -63,7 +62,6 @@ def run(tables: list[np.ndarray], memory_size: int, chunk_size: int, order: np.n
         score_chunk=lambda c: score(c.pixels, c.slot, c.tile),
         memory_size=memory_size,
         read_again=again,
-        rule=rule,
     )
     return found, read_again
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.tasks import (
     UNKNOWN,
     is_known,
@@ -28,7 +28,7 @@ TASKS = (Task("grade", ("low", "mid", "high")), Task("markers", ("a", "b", "c", 
 def net() -> IpsNet:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    return IpsNet(encoder, tasks=TASKS, heads=2, key_width=4).eval()
+    return IpsNet(encoder, NetSettings(tasks=TASKS, heads=2, key_width=4)).eval()
 
 
 def test_each_task_has_a_query_and_a_head_of_its_own(net):
@@ -52,7 +52,7 @@ def test_a_tile_alone_is_scored_for_all_tasks(net):
 
 def test_one_task_is_the_network_with_classes():
     torch.manual_seed(0)
-    one = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), classes=2)
+    one = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)))
     embeddings, mask = torch.randn(2, 5, 64), torch.ones(2, 5, dtype=torch.bool)
     one.eval()
     torch.testing.assert_close(one(embeddings, mask), one.head(one.pooling(embeddings, mask)[:, 0]))
@@ -90,12 +90,6 @@ def test_a_task_without_any_known_label_counts_as_nothing():
     assert not logits.grad.any()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"classes": 2, "tasks": TASKS}])
-def test_classes_and_tasks_exclude_each_other(arguments):
-    with pytest.raises(ValueError, match="either"):
-        IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False)), **arguments)
-
-
 def test_losses_of_each_row_add_up_to_the_loss():
     logits = torch.randn(4, 7)
     truths = [torch.tensor([0, 2, UNKNOWN, 1]), torch.randint(0, 2, (4, 4)).float()]
@@ -117,3 +111,18 @@ def test_negative_slides_hold_the_first_class_or_none():
     truths = truth_tensors([(0, (False,) * 4), (1, (False, True, False, False)), (None, None)], TASKS)
     assert is_negative(truths, TASKS)[:2].tolist() == [[True, True], [False, False]]
     assert is_known(truths, TASKS).tolist() == [[True, True], [True, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "probability", "thresholds", "answer"),
+    [
+        ("single", ("no", "yes"), (0.75, 0.25), (0.25,), "yes"),
+        ("single", ("no", "yes"), (0.7501, 0.2499), (0.25,), "no"),
+        ("single", ("a", "b", "c"), (0.2, 0.5, 0.3), (), "b"),
+        ("multi", ("a", "b"), (0.5, 0.4999), (), "a"),
+        ("multi", ("a", "b"), (0.25, 0.75), (0.25, 0.75), "a;b"),
+        ("multi", ("a", "b"), (0.2499, 0.7499), (0.25, 0.75), "none"),
+    ],
+)
+def test_a_class_is_called_from_its_threshold_on_the_threshold_included(kind, classes, probability, thresholds, answer):
+    assert Task("t", classes, kind).answer(probability, thresholds) == answer

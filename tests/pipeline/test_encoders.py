@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from tests.pipeline.test_run import SMALL
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
-from wsi_ips.inference import predict, read_scores
-from wsi_ips.model import build_encoder, encoder_spec, int8, int8_check, presets, read_card
+from wsi_ips.inference import read_scores, slide_prediction
+from wsi_ips.model import build_encoder, encoder_spec, int8, read_card, scan_backends
+from wsi_ips.model.encoders import ENCODERS
+from wsi_ips.model.presets import PRESETS
 from wsi_ips.pipeline import run_until
 from wsi_ips.pipeline.progress import Silent
 
@@ -44,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     """Folder of a trained run and the notes of its training."""
     folder, notes = tmp_path_factory.mktemp("run"), Notes()
     preset = replace(
-        presets.PRESETS["resnet50"],
+        PRESETS["resnet50"],
         key="photographs",
         model="resnet18-2",
         commercial=False,
@@ -52,7 +54,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
         mpp=(0.5, 0.5),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(presets, "PRESETS", {"photographs": preset})
+        entry = replace(ENCODERS["preset:resnet50"], name="preset:photographs", preset=preset)
+        patch.setitem(ENCODERS._entries, "preset:photographs", entry)
         run_until(recipe_of(folder), "train", notes)
         yield folder, notes
 
@@ -81,8 +84,7 @@ def test_the_frozen_stage_has_not_learned_and_the_other_has(trained):
         ({"model__freeze": 3}, r"model\.freeze.*2 stages"),
         ({"model__freeze": 1, "model__lora_rank": 4}, "freezes the whole encoder"),
         ({"model__freeze": "none", "model__lora_rank": 4}, "has no attention"),
-        ({"model__encoder": "preset:none"}, "photographs"),
-        ({"model__batch_statistics": "re-estimated"}, r"model\.batch_statistics.*without weights"),
+        ({"model__encoder": "preset:none"}, "no encoder `preset:none`"),
     ],
 )
 def test_what_does_not_fit_is_a_recipe_error(trained, overrides, message):
@@ -96,10 +98,10 @@ def test_an_int8_scan_is_done_once_reported_and_stored(trained, monkeypatch):
         pytest.importorskip(name, reason=f"{name} is not installed (extra `int8`)")
     if not torch.cpu._is_vnni_supported():
         pytest.skip("this CPU has no 8-bit dot product")
-    monkeypatch.setattr(predict, "CALIBRATED", 8)
-    monkeypatch.setattr(predict, "CHECKED", 16)
-    monkeypatch.setattr(predict, "LEAST_TILES_INT8", 24)
-    monkeypatch.setattr(int8_check, "LEAST_CORRELATION", -1.0)
+    monkeypatch.setattr(slide_prediction, "CALIBRATION_TILES", 8)
+    monkeypatch.setattr(slide_prediction, "CHECKED_TILES", 16)
+    monkeypatch.setattr(slide_prediction, "LEAST_TILES_CALIBRATED", 24)
+    monkeypatch.setattr(scan_backends, "LEAST_CORRELATION", -1.0)
 
     def scores_after(notes: Notes, **overrides: Any):
         run = run_until(recipe_of(folder, **overrides), "predict", notes)
@@ -108,14 +110,14 @@ def test_an_int8_scan_is_done_once_reported_and_stored(trained, monkeypatch):
 
     exact = scores_after(Notes())
     notes = Notes()
-    near = scores_after(notes, predict__scan_precision="int8")
-    assert exact.int8 is None
-    assert near.int8 is not None
+    near = scores_after(notes, compute__scan_backend="int8")
+    assert exact.check is None
+    assert near.check is not None
     assert near.fingerprint != exact.fingerprint
     assert not np.array_equal(near.attention_logits, exact.attention_logits)
     reports = [line for line in notes.lines if "int8 scan" in line]
     assert len(reports) == 2
-    assert f"{near.int8}" in " ".join(reports)
+    assert f"{near.check}" in " ".join(reports)
     again = Notes()
-    scores_after(again, predict__scan_precision="int8")
+    scores_after(again, compute__scan_backend="int8")
     assert not [line for line in again.lines if "int8 scan" in line]

@@ -168,9 +168,9 @@ def test_end_to_end_starts_from_features(cohort):
         ({"model.lora_rank": 4}, RecipeError, "takes the encoder as it comes; leave `lora_rank` out"),
         ({"model.freeze": 2}, RecipeError, "leave `freeze` out"),
         ({"training.augment": {"turns": True}}, RecipeError, "`training.augment` changes pixels"),
-        ({"predict.scan_precision": "int8"}, RecipeError, "`predict.scan_precision` is of a scan of pixels"),
+        ({"compute.scan_backend": "int8"}, RecipeError, "`compute.scan_backend: int8` scans pixels"),
         ({"model.input": "pixels", "features.imported": "x"}, RecipeError, "is for `model.input: features`"),
-        ({"model.encoder": "nobody"}, RecipeError, "unknown encoder"),
+        ({"model.encoder": "nobody"}, RecipeError, "no encoder `nobody`"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(cohort, overrides, error, message):

@@ -46,7 +46,18 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe(folder / "recipe.yaml")
     run_until(recipe, "tile")
     task = recipe.labels.tasks[0]
-    card = ModelCard("net-0123", (task,), EncoderSpec("resnet18-1", "group", False), 1, 8, 0.0, 4, 2.0, 64, "f", {})
+    card = ModelCard(
+        model_id="net-0123",
+        tasks=(task,),
+        encoder=EncoderSpec("resnet18-1", "group", False),
+        heads=1,
+        key_width=8,
+        dropout=0.0,
+        memory_size=4,
+        patch_mpp=2.0,
+        patch_px=64,
+        fingerprint="f",
+    )
     with Run.open(recipe) as run:
         save_checkpoint(run.folder.model, build_net(card), card)
         for record in run.records:
@@ -64,6 +75,7 @@ def truth_as_scores(run: Run, record) -> SlideScores:
         attention_logits=np.arange(len(index), dtype=np.float32).reshape(-1, 1, 1),
         tile_probability=np.stack([1 - positive, positive], axis=1),
         kept=np.arange(4, dtype=np.int32),
+        kept_embeddings=np.zeros((4, 64), np.float32),
         tasks=(run.recipe.labels.tasks[0],),
         probabilities=((1 - float(positive.max()), float(positive.max())),),
         seconds=1.0,

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.cohort import PATCH_PX, textured_slide
+from tests.cohort import textured_slide
 from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.inference import predict_slide
-from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, build_encoder
+from wsi_ips.model import EncoderSpec, IpsNet, NetSettings, build_encoder
 from wsi_ips.model.freezing import freeze
-from wsi_ips.scanning import ChunkLimit, embed_tiles
+from wsi_ips.model.poolings import POOLINGS
+from wsi_ips.scanning import ChunkLimit, ScanOptions, embed_tiles
 from wsi_ips.tiles import FeatureTiles, SlideTiles, open_features, write_features
 from wsi_ips.training import LabelledSlide, Trainer
 
@@ -45,7 +46,7 @@ def network(pooling: str, projector: int) -> IpsNet:
     torch.manual_seed(4)
     encoder = build_encoder(EncoderSpec("resnet18-1", "group", False, projector=projector))
     freeze(encoder, "all")
-    return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.2, pooling=pooling)
+    return IpsNet(encoder, NetSettings(heads=2, key_width=8, dropout=0.2, pooling=pooling))
 
 
 def trained(net: IpsNet, slides: list[SlideTiles], section: PlannedTraining) -> list[float]:
@@ -57,7 +58,7 @@ def trained(net: IpsNet, slides: list[SlideTiles], section: PlannedTraining) -> 
     return losses
 
 
-@pytest.mark.parametrize("pooling", ["attention", "abmil", "mean", "max"])
+@pytest.mark.parametrize("pooling", list(POOLINGS))
 @pytest.mark.parametrize("projector", [0, 16])
 def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, projector):
     """Pixels are embedded to 16 bits too: else two tiles of nearly one score may change places, and so the loss."""
@@ -78,14 +79,8 @@ def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, pr
             assert (own[name] - value).norm() <= 0.02 * value.norm() + 1e-3, name
 
     on_features.encoder.trunk = trunk  # the whole model takes either
-    card = ModelCard(
-        "m", on_features.tasks, on_features.encoder.spec, 2, 8, 0.2, 5, 0.5, PATCH_PX, "f", {}, pooling=pooling
-    )
     for seen, table in zip(pixels, features, strict=True):
-        a, b = (
-            predict_slide(on_features, card, tiles, compute=COMPUTE, device=CPU, fingerprint="f")
-            for tiles in (seen, table)
-        )
+        a, b = (predict_slide(on_features, tiles, ScanOptions(5, COMPUTE)) for tiles in (seen, table))
         np.testing.assert_allclose(b.attention_logits, a.attention_logits, rtol=5e-3, atol=5e-3)
         np.testing.assert_allclose(b.tile_probability, a.tile_probability, atol=2e-3)
         np.testing.assert_allclose(b.probability, a.probability, atol=2e-3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.errors import TrainingError
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.scanning import Winners, plain_patches
 from wsi_ips.training.choosing import Kept
 from wsi_ips.training.gradient import (
@@ -37,7 +37,7 @@ def winners(*counts: int, seed: int = 0) -> Winners:
 def small_net(*, dropout: float = 0.3, norm: str = "group") -> IpsNet:
     torch.manual_seed(1)
     spec = encoder_spec("resnet18-2", norm=norm, has_weights=False)
-    return IpsNet(build_encoder(spec), classes=2, heads=2, key_width=8, dropout=dropout).train()
+    return IpsNet(build_encoder(spec), NetSettings(heads=2, key_width=8, dropout=dropout)).train()
 
 
 class Noisy(nn.Module):

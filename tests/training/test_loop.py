@@ -14,9 +14,9 @@ from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.tasks import task_losses_each
-from wsi_ips.scanning import Winners, plain_patches, scan_slides, slide_probabilities
+from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import read_tiles
 from wsi_ips.training.choosing import LabelledSlide
 from wsi_ips.training.loop import Trainer
@@ -30,7 +30,7 @@ COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=
 def small_net() -> IpsNet:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.0)
+    return IpsNet(encoder, NetSettings(heads=2, key_width=8, dropout=0.0))
 
 
 def cohort(count: int) -> list[LabelledSlide]:
@@ -57,8 +57,8 @@ def test_learns_to_tell_slides_apart_by_a_few_tiles():
     assert records[-1].loss < 0.5 * records[0].loss
     prepare = plain_patches(torch.device("cpu"))
     for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), (0,)), *cohort(2)[1:]]:
-        kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
-        assert int(slide_probabilities(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.truths[0]
+        kept = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))
+        assert int(slide_logits(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.truths[0]
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -73,15 +73,14 @@ def test_the_result_of_a_slide_does_not_depend_on_company_or_chunk_size():
     net, slides = small_net(), cohort(3)
     prepare = plain_patches(torch.device("cpu"))
     requests = [slide.tiles.at_slot(i) for i, slide in enumerate(slides)]
-    together = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
-    probabilities = slide_probabilities(net, requests, together, prepare)
+    together = scan_slides(net, requests, prepare, ScanOptions(5, COMPUTE))
+    probabilities = net.probabilities(slide_logits(net, requests, together, prepare))
     for i, slide in enumerate(slides):
         other = COMPUTE.model_copy(update={"chunk_size": 1000})
-        alone = scan_slides(net, [slide.tiles], memory_size=5, compute=other, prepare=prepare)
+        alone = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, other))
         assert alone[0].tiles.tolist() == together[i].tiles.tolist()
-        torch.testing.assert_close(
-            slide_probabilities(net, [slide.tiles], alone, prepare)[0], probabilities[i], rtol=1e-5, atol=1e-5
-        )
+        found = net.probabilities(slide_logits(net, [slide.tiles], alone, prepare))[0]
+        torch.testing.assert_close(found, probabilities[i], rtol=1e-5, atol=1e-5)
 
 
 def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
@@ -89,7 +88,7 @@ def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
     short = textured_slide("short", label=0, seed=5)
     requests = [short.only(np.array([2, 4], np.int32)), textured_slide("long", label=1, seed=6).at_slot(1)]
     prepare = plain_patches(torch.device("cpu"))
-    kept = scan_slides(net, requests, memory_size=5, compute=COMPUTE, prepare=prepare)
+    kept = scan_slides(net, requests, prepare, ScanOptions(5, COMPUTE))
     winners = Winners.of(net, requests, kept)
     embeddings, mask = winners.padded(net.encoder(winners.patches(0, len(winners), prepare)))
     assert mask.sum(1).tolist() == [2, 5]
@@ -109,7 +108,7 @@ def test_tile_dropout_draws_other_tiles_each_epoch():
 
 def test_one_class_only_is_refused_with_the_columns_to_check():
     slides = [replace(slide, truths=(1,)) for slide in cohort(3)]
-    with pytest.raises(TrainingError, match=r"`label`.*all alike \(0 0, 1 3\).*`split`"):
+    with pytest.raises(TrainingError, match=r"`label`.*all alike \(normal 0, tumor 3\).*`split`"):
         trainer(small_net()).fit(slides, [], on_epoch=lambda _: None)
 
 
@@ -126,8 +125,9 @@ def test_validation_loss_is_that_of_the_whole_slide():
     prepare = plain_patches(torch.device("cpu"))
     expected = []
     for slide in slides:
-        kept = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)
-        expected.append(-math.log(float(slide_probabilities(net, [slide.tiles], kept, prepare)[0, slide.truths[0]])))
+        kept = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))
+        probability = net.probabilities(slide_logits(net, [slide.tiles], kept, prepare))[0, slide.truths[0]]
+        expected.append(-math.log(float(probability)))
     assert trainer(net)._validate(slides).loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_exploration_falls_to_nothing_at_the_last_epoch():
     net, slide = small_net(), cohort(1)[0]
     loop = trainer(net, epochs=5, warm_start_epochs=0, exploration=0.8)
     prepare = plain_patches(torch.device("cpu"))
-    best = scan_slides(net, [slide.tiles], memory_size=5, compute=COMPUTE, prepare=prepare)[0]
+    best = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))[0]
     kept = [loop.choice._explored(slide, best, epoch) for epoch in range(1, 6)]
     shared = [len(np.intersect1d(k.tiles, best.tiles)) for k in kept]
     assert shared == [1, 2, 3, 4, 5]

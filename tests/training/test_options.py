@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from tests.training.test_loop import COMPUTE, cohort, small_net, trainer
 from wsi_ips.errors import DivergedError, RecipeError, TrainingError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.training import EpochRecord, LabelledSlide, best_epoch
 from wsi_ips.training.amp import ReducedPrecision
 from wsi_ips.training.record import Cost, LastSelection, attention_entropy, waited
@@ -32,7 +32,7 @@ def two_task_net() -> IpsNet:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
     tasks = (Task("label", ("a", "b")), Task("marks", ("x", "y"), "multi"))
-    return IpsNet(encoder, tasks=tasks, heads=2, key_width=8, dropout=0.0)
+    return IpsNet(encoder, NetSettings(tasks=tasks, heads=2, key_width=8, dropout=0.0))
 
 
 def two_task_slides() -> list[LabelledSlide]:

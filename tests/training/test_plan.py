@@ -10,8 +10,7 @@ import torch
 
 from tests.cohort import textured_slide
 from tests.training.test_loop import COMPUTE, small_net
-from wsi_ips.model.rules import exact, paper
-from wsi_ips.scanning import plain_patches, scan_slides
+from wsi_ips.scanning import ScanOptions, plain_patches, scan_slides
 from wsi_ips.tiles import read_tiles
 from wsi_ips.training.plan import UNEVEN, Piece, deal
 from wsi_ips.training.shares import StepTable, _without_pixels, among_all, join_shared, piece_requests
@@ -61,13 +60,11 @@ class Heard:
         return self.told
 
 
-@pytest.mark.parametrize("rule", [exact, partial(paper, iteration_size=8)])
-def test_a_slide_scanned_by_several_keeps_the_tiles_and_pixels_of_a_scan_by_one(rule):
+def test_a_slide_scanned_by_several_keeps_the_tiles_and_pixels_of_a_scan_by_one():
     net, prepare = small_net().eval(), plain_patches(torch.device("cpu"))
-    net.rule = rule
     slides = [textured_slide("big", label=1, seed=1, columns=10, rows=6), textured_slide("small", label=0, seed=2)]
     requests = [slides[0].only(np.arange(3, 57, dtype=np.int32)), slides[1].at_slot(1)]
-    scan = partial(scan_slides, net, memory_size=7, compute=COMPUTE, prepare=prepare)
+    scan = partial(scan_slides, net, prepare=prepare, options=ScanOptions(7, COMPUTE))
     whole = scan([requests[0]])[0]
     shares = deal([len(request.wanted) for request in requests], 3)
     assert 0 in shares.shared
@@ -77,7 +74,7 @@ def test_a_slide_scanned_by_several_keeps_the_tiles_and_pixels_of_a_scan_by_one(
     ]
     owner = shares.owners[0]
     world = Heard(owner, told)
-    one = join_shared(world, shares, found[owner], requests, memory_size=7, rule=rule)[0]
+    one = join_shared(world, shares, found[owner], requests, memory_size=7)[0]
     assert one.tiles.tolist() == whole.tiles.tolist()
     np.testing.assert_array_equal(one.pixels, whole.pixels)
     np.testing.assert_array_equal(one.scanned, whole.scanned)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from tests.training.test_loop import COMPUTE, cohort, trainer
 from wsi_ips.config import ComputeSection
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.training import EpochRecord, StateFile, StopRequest
 
 SETTINGS = {"epochs": 4, "warm_start_epochs": 2, "exploration": 0.5, "tile_dropout": 0.2}
@@ -43,7 +43,7 @@ class Killed(BaseException):
 def net_with_dropout() -> IpsNet:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    return IpsNet(encoder, classes=2, heads=2, key_width=8, dropout=0.3)
+    return IpsNet(encoder, NetSettings(heads=2, key_width=8, dropout=0.3))
 
 
 def fit(

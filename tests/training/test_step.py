@@ -13,7 +13,7 @@ from torch.nn import functional
 from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Task, Truth
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.tasks import task_losses_each
 from wsi_ips.training import tile_loss
 from wsi_ips.training.choosing import LabelledSlide
@@ -30,7 +30,7 @@ def trainer(*, memory_size: int = 6, has_weights: bool = False, notes: list[str]
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=has_weights))
     return Trainer(
-        IpsNet(encoder, classes=3, heads=2, key_width=8, dropout=0.3),
+        IpsNet(encoder, NetSettings(tasks=(Task("label", ("0", "1", "2")),), heads=2, key_width=8, dropout=0.3)),
         memory_size=memory_size,
         section=PlannedTraining(
             epochs=3, warm_start_epochs=1, exploration=0.6, tile_loss=0.7, label_smoothing=0.1, tile_dropout=0.1
@@ -115,17 +115,6 @@ def test_pretrained_batch_norm_keeps_its_statistics_in_scan_and_learner():
     torch.testing.assert_close(together[:1], learner.net.train().encoder(patches[:1]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("re_estimate", [False, True])
-def test_statistics_are_taken_anew_before_the_first_step_where_asked_for(re_estimate):
-    learner = trainer(has_weights=True)
-    learner.re_estimate = re_estimate
-    before = learner.net.encoder.trunk[1].running_mean.clone()
-    learner._start_encoder(slides(3))
-    after = learner.net.encoder.trunk[1].running_mean
-    assert torch.equal(after, before) != re_estimate
-    assert not uses_batch_statistics(learner.net.train().encoder)  # frozen again
-
-
 def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
     monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 4)
     rows, weights = torch.randn(10, 5, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
@@ -171,7 +160,7 @@ def test_tasks_learn_together_each_from_what_is_known_of_it():
     """A slide of which a task knows nothing moves neither that task's query nor its head."""
     torch.manual_seed(0)
     learner = trainer(gradient="two-pass", micro_batch=4)
-    learner.net = IpsNet(learner.net.encoder, tasks=SEVERAL, heads=2, key_width=8, dropout=0.3)
+    learner.net = IpsNet(learner.net.encoder, NetSettings(tasks=SEVERAL, heads=2, key_width=8, dropout=0.3))
     tiles = [textured_slide(f"s{i}", label=i % 2, seed=i) for i in range(2)]
     weights = [torch.ones(3), torch.ones(2)]
 

@@ -21,7 +21,7 @@ from wsi_ips.cluster.launch import Launch
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.tiles import SlideTiles
 from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer
 from wsi_ips.training.world import World
@@ -57,7 +57,7 @@ def cohort() -> list[LabelledSlide]:
 def net() -> IpsNet:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    return IpsNet(encoder, tasks=TASKS, heads=2, key_width=8, dropout=0.3)
+    return IpsNet(encoder, NetSettings(tasks=TASKS, heads=2, key_width=8, dropout=0.3))
 
 
 def trainer(world: World | None, compute: ComputeSection = COMPUTE, **changes: object) -> Trainer:

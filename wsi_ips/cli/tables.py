@@ -86,7 +86,7 @@ def print_mismatches(checked: int, mismatches: Sequence[Mismatch]) -> None:
 
 
 def print_encoders(presets: Sequence[Preset]) -> None:
-    """Table of presets, then why some of them cannot be built."""
+    """Print the table of presets."""
     from wsi_ips.model.presets import scale_text
 
     table = Table("preset", "width", "µm/px", "pooling", "access", "commercial", "licence", box=None, pad_edge=False)
@@ -94,7 +94,7 @@ def print_encoders(presets: Sequence[Preset]) -> None:
     for preset in presets:
         name = escape(preset.key)
         table.add_row(
-            f"[dim]{name}[/]" if preset.missing else name,
+            name,
             str(preset.width),
             scale_text(preset),
             preset.pooling,
@@ -103,9 +103,7 @@ def print_encoders(presets: Sequence[Preset]) -> None:
             escape(preset.licence),
         )
     out.print(table)
-    _print_reasons([(preset.key, f"cannot be built: {preset.missing}") for preset in presets if preset.missing])
-    count = sum(not preset.missing for preset in presets)
-    out.print(f"{count} of {len(presets)} can be built: `model.encoder: preset:NAME`; card = read the model card")
+    out.print(f"{len(presets)} presets: `model.encoder: preset:NAME`; card = read the model card")
 
 
 def print_summary(outcome: Outcome) -> None:

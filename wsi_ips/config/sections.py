@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from wsi_ips.config.choices import listed_in
 from wsi_ips.labels import NONE, SEPARATOR, Task
+from wsi_ips.registry import registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -200,10 +201,10 @@ class ModelSection(Section):
         "heads where the tasks are the same; so end to end after features. One trained on imported features brings no "
         "encoder: that comes from `encoder` with `pretrained` or `weights`",
     )
-    encoder: str = Field(
+    encoder: Annotated[str, listed_in("encoders")] = Field(
         "resnet18",
-        description="`resnet18`, `resnet18-2` (first two stages), `resnet50`, `timm:NAME` (also "
-        "`timm:hf-hub:OWNER/NAME` and `timm:local-dir:FOLDER`), or `preset:NAME` of `wsi-ips encoders`",
+        description="patch encoder, listed by `wsi-ips encoders`: `resnet18`, `resnet18-2` (its first two stages), "
+        "`timm:NAME`, `preset:NAME` ...",
     )
     pretrained: bool = Field(False, description="start from published weights (needs the network)")
     weights: Path | None = Field(
@@ -227,38 +228,18 @@ class ModelSection(Section):
     norm: Literal["auto", "batch", "group"] = Field(
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
     )
-    batch_statistics: Literal["stored", "re-estimated"] = Field(
-        "stored",
-        description="of frozen batch norm: as they come with the weights, or taken anew from tiles of the training "
-        "slides before the first step, for slides that look unlike what the weights were made from",
-    )
     memory_size: Annotated[int, Field(ge=1)] = Field(64, description="tiles kept per slide (M)")
-    selection: Literal["exact", "paper", "even"] = Field(
-        "exact",
-        description="`exact`: the best M of the whole slide; for comparison `paper` (the published greedy rule) and "
-        "`even` (M tiles at equal steps over those scanned, whatever they show: no selection)",
-    )
-    iteration_size: Annotated[int, Field(ge=1)] = Field(
-        256, description="tiles per iteration of `selection: paper` (I); it changes that rule's result"
-    )
-    pooling: Literal["attention", "abmil", "mean", "max"] = Field(
-        "attention",
-        description="`attention`: cross-attention of the method; for comparison `abmil` (gated attention), `mean` of "
-        "an even sample of tiles, `max` (the one best tile)",
+    pooling: Annotated[str, listed_in("poolings")] = Field(
+        "attention", description="how the kept tiles become one vector"
     )
     position: Literal["none", "sinusoidal"] = Field(
-        "none", description="`sinusoidal`: the place of a tile (µm) is added to its embedding"
+        "none", description="`sinusoidal`: add the place of a tile (µm) to its embedding"
     )
-    heads: Annotated[int, Field(ge=1)] = Field(8, description="heads of `attention`; the other poolings have one")
+    heads: Annotated[int, Field(ge=1)] = Field(8, description="heads of `attention`; `abmil` has one")
     key_width: Annotated[int, Field(ge=1)] = Field(
         64, description="width of keys and values per head; of the gate of `abmil`"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout in the pooling block")
-    evidence: bool = Field(
-        False,
-        description="the slide's logit is a sum over the kept tiles, attention times what the tile says alone, so each "
-        "tile's share of the decision can be read off",
-    )
 
     @model_validator(mode="after")
     def _one_way_to_freeze(self) -> Self:
@@ -269,22 +250,9 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _features_are_of_the_encoder_as_it_comes(self) -> Self:
         odd = {"freeze": self.freeze not in ("none", "all"), "lora_rank": self.lora_rank > 0}
-        odd["batch_statistics"] = self.batch_statistics != "stored"
         named = [f"`{key}`" for key, is_set in odd.items() if is_set]
         if self.input == "features" and named:
             raise ValueError(f"`input: features` takes the encoder as it comes; leave {', '.join(named)} out")
-        return self
-
-    @model_validator(mode="after")
-    def _selection_has_an_effect(self) -> Self:
-        if self.pooling == "mean" and self.selection == "paper":
-            raise ValueError("`pooling: mean` keeps an even sample of tiles; leave `selection: exact`")
-        return self
-
-    @model_validator(mode="after")
-    def _evidence_is_a_sum(self) -> Self:
-        if self.evidence and self.pooling == "max":
-            raise ValueError("`pooling: max` decides by one tile; leave `evidence` out or take another pooling")
         return self
 
 
@@ -407,11 +375,6 @@ class PredictSection(Section):
         "compared, but its probabilities need validation slides to be calibrated on. A model from elsewhere decides "
         "as its folder says",
     )
-    scan_precision: Literal["fp32", "int8"] = Field(
-        "fp32",
-        description="`int8`: all tiles are scored in 8-bit integers on a CPU (extra `int8`), calibrated and checked on "
-        "each slide's own tiles; the slide's label comes from the kept tiles in fp32 all the same",
-    )
 
 
 class HeatmapSection(Section):
@@ -425,11 +388,9 @@ class HeatmapSection(Section):
         1600, description="longest side of the tissue in the picture, px"
     )
     opacity: Share = Field(0.6, description="opacity of the highest score")
-    score: Literal["probability", "attention", "evidence", "leave-one-out"] = Field(
+    score: Literal["probability", "attention"] = Field(
         "probability",
-        description="of the first map: `probability` of each tile alone; `attention`; `evidence`, what each tile adds "
-        "to the slide's log-odds (with `model.evidence`); `leave-one-out`, what the kept tiles do. Probability and "
-        "attention are always drawn",
+        description="of the first map: `probability` of each tile alone; `attention`. Both are always drawn",
     )
     top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
@@ -473,11 +434,7 @@ class ComputeSection(Section):
         description="of the encoder in the scan: `auto`, bf16 on a GPU that has it, else fp32; bf16 rounds scores to "
         "some three digits",
     )
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="compile the encoder for the scan: `auto`, on a GPU, after a minute of encoding, where it is "
-        "measured to be faster",
-    )
+    scan_backend: Annotated[str, listed_in("scan_backends")] = Field("auto", description="runs the encoder in the scan")
     gradient: Literal["auto", "plain", "two-pass"] = Field(
         "auto",
         description="how a step's gradient is taken: `plain`, all winners at once; `two-pass`, `micro_batch` at a "
@@ -579,9 +536,10 @@ class Recipe(Section):
             return self
         if "augment" in self.training.model_fields_set:
             raise ValueError("`training.augment` changes pixels, and there are none with `model.input: features`")
-        if self.predict.scan_precision != "fp32":
+        backend = self.compute.scan_backend
+        if registry("scan_backends")[backend].is_calibrated:
             raise ValueError(
-                "`predict.scan_precision` is of a scan of pixels; leave it out with `model.input: features`"
+                f"`compute.scan_backend: {backend}` scans pixels; leave it out with `model.input: features`"
             )
         return self
 

@@ -11,7 +11,6 @@ from wsi_ips.evaluation.calibration import (
 )
 from wsi_ips.evaluation.classes import ClassFigures, TaskEvaluation, evaluate_task
 from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, Subgroup, evaluate_slides
-from wsi_ips.evaluation.flipping import Flipping, patch_flipping
 from wsi_ips.evaluation.froc import (
     Detections,
     Froc,
@@ -42,7 +41,6 @@ __all__ = [
     "ClassFigures",
     "Detections",
     "Evaluation",
-    "Flipping",
     "Froc",
     "Interval",
     "Lesions",
@@ -72,7 +70,6 @@ __all__ = [
     "froc_interval",
     "match_detections",
     "node_label",
-    "patch_flipping",
     "peak_detections",
     "pn_stage",
     "pointing_hit",

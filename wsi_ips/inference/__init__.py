@@ -1,6 +1,6 @@
 """Prediction of slides and the stored scores of their tiles.
 
-What predicts is loaded when it is asked for: stored scores are shown where torch is not installed.
+Prediction is loaded on first use: stored scores can be shown where torch is not installed.
 """
 
 from importlib import import_module
@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, Any
 from wsi_ips.inference.scores import SlideScores, read_scores, stored_fingerprint, write_scores
 
 if TYPE_CHECKING:
-    from wsi_ips.inference.predict import predict_slide
-    from wsi_ips.inference.selfcheck import recompute, recomputed_probability
+    from wsi_ips.inference.selfcheck import recompute
+    from wsi_ips.inference.slide_prediction import predict_slide
 
-__all__ = [
-    "SlideScores",
-    "predict_slide",
-    "read_scores",
-    "recompute",
-    "recomputed_probability",
-    "stored_fingerprint",
-    "write_scores",
-]
+__all__ = ["SlideScores", "predict_slide", "read_scores", "recompute", "stored_fingerprint", "write_scores"]
 
-_HOMES = {"predict_slide": "predict", "recompute": "selfcheck", "recomputed_probability": "selfcheck"}
+_HOMES = {"predict_slide": "slide_prediction", "recompute": "selfcheck"}
 
 
 def __getattr__(name: str) -> Any:

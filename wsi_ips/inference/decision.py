@@ -1,8 +1,8 @@
-"""Classifying a slide by what its tiles say each alone, instead of by what the network makes of those it kept.
+"""Classify a slide from the probabilities of its single tiles instead of from the pooled ones it kept.
 
-The cross-attention keeps the tiles that decided on the slides it learned from; on slides of other donors it may keep
-others while the single-tile probability still ranks tumour first (benchmarks/RESULTS.md, "Real textures"). This is the
-top-k mean of multiple-instance learning on scores that are stored anyway.
+The cross-attention keeps the tiles that decided on the training slides. On slides of other donors it may keep others,
+while the single-tile probability still ranks tumour first (benchmarks/RESULTS.md, "Real textures"). This is the top-k
+mean of multiple-instance learning, computed from stored scores.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from scipy import special
 from wsi_ips.labels import Task
 
 DECIDING_TILES = 8
-"""Over 19 trainings 8 and 16 tell slides apart alike, 4 a little worse (DECISIONS D84)."""
+"""Over 19 trainings, 8 and 16 separate slides equally well, 4 a little worse (DECISIONS D84)."""
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 SINGLE_STEP = 2.0**-24
-"""Least distance of a float32 from 1."""
+"""Smallest distance of a float32 from 1."""
 
 
 def by_tiles(task: Task, tile_probability: NDArray[np.floating]) -> tuple[float, ...]:
-    """Class probabilities of a slide from the tiles that speak most for each class.
+    """Compute the class probabilities of a slide from the highest tiles of each class.
 
-    The log-odds of a class is the mean over its :data:`DECIDING_TILES` highest tiles (all, where there are fewer):
-    against the first class, which a tile without a finding has, or, where several classes may hold, against not being
-    there.
+    The log-odds of a class are the mean over its :data:`DECIDING_TILES` highest tiles (over all, where there are
+    fewer): against the first class, which stands for no finding, or, where several classes may hold, against its
+    absence.
 
     Parameters
     ----------
     task
-        Of the slide.
+        Task to answer.
     tile_probability
-        Of the task's classes for each tile alone, as stored, shape (N, C_t), N at least 1.
+        Probabilities of the task's classes for each tile alone, shape (N, C_t), N at least 1.
 
     Returns
     -------
     tuple of float
-        Per class; they sum to 1 where one class holds. Not calibrated: from 0.5 on means little until a threshold was
-        found on validation slides.
+        Per class; they sum to 1 where one class holds. They are not calibrated: a threshold must come from validation
+        slides.
     """
     chance = np.maximum(tile_probability, LEAST_PROBABILITY).astype(np.float64)
     if task.kind == "multi":
@@ -49,5 +49,5 @@ def by_tiles(task: Task, tile_probability: NDArray[np.floating]) -> tuple[float,
 
 
 def _mean_of_highest(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Per column, shape (N, C) to (C,)."""
+    """Average the highest values of each column, shape (N, C) to (C,)."""
     return np.asarray(np.sort(values, axis=0)[-DECIDING_TILES:].mean(axis=0))

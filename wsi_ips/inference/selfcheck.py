@@ -1,4 +1,4 @@
-"""The slide's probabilities once more, from nothing but what is stored of its tiles.
+"""Recompute a slide's probabilities from what is stored of its tiles, to check stored predictions.
 
 Shapes: N tiles, K kept, D width of an embedding, T queries, H heads, C classes of all tasks.
 """
@@ -13,23 +13,24 @@ import torch
 from wsi_ips.errors import ScoresError
 from wsi_ips.inference.scores import SlideScores
 from wsi_ips.model.net import IpsNet
+from wsi_ips.model.selection import best_tiles
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """How far the stored table agrees with itself and with the network.
+    """Agreement of a stored table with itself and with the network.
 
     Attributes
     ----------
     probabilities
-        Of the slide, per task, pooled from the stored embeddings.
+        Probabilities of the slide, per task, pooled from the stored embeddings.
     off
-        Largest difference from the stored ones.
+        Largest difference from the stored probabilities.
     logits_off
-        Largest difference of the kept tiles' attention logits, stored by the scan, from those of their embeddings; a
-        scan in bf16 or int8 rounds.
+        Largest difference of the kept tiles' stored attention logits from those of their embeddings; a scan in bf16 or
+        int8 rounds.
     kept_are_best
-        Whether the kept tiles are those that the network's rule takes from the stored logits of all tiles.
+        Whether the kept tiles are the best ones by the stored logits of all tiles.
     """
 
     probabilities: tuple[tuple[float, ...], ...]
@@ -38,38 +39,22 @@ class Recomputed:
     kept_are_best: bool
 
 
-def recomputed_probability(scores: SlideScores, net: IpsNet) -> tuple[tuple[float, ...], ...]:
-    """Class probabilities of the slide, per task, pooled anew from the embeddings of its kept tiles.
-
-    Raises
-    ------
-    ScoresError
-        The table holds no embeddings, or those of another network.
-    """
-    return recompute(scores, net).probabilities
-
-
 @torch.inference_mode()
 def recompute(scores: SlideScores, net: IpsNet) -> Recomputed:
-    """Pool, score and select anew; see :class:`Recomputed`.
+    """Pool, score and select again from a stored table.
 
     Parameters
     ----------
     scores
-        As stored.
+        The table.
     net
-        The network that made them; switched to evaluation mode.
+        The network that made it; switched to evaluation mode.
 
     Raises
     ------
     ScoresError
-        As for :func:`recomputed_probability`.
+        The embeddings are those of another network.
     """
-    if scores.kept_embeddings is None:
-        raise ScoresError(
-            f"scores of slide {scores.slide_id}: from before embeddings were stored; delete them and run `wsi-ips "
-            "predict`"
-        )
     if scores.kept_embeddings.shape != (len(scores.kept), net.encoder.width):
         raise ScoresError(
             f"scores of slide {scores.slide_id}: embeddings of shape {scores.kept_embeddings.shape} for "
@@ -86,5 +71,5 @@ def recompute(scores: SlideScores, net: IpsNet) -> Recomputed:
         probabilities=tuple(tuple(part.tolist()) for part in found.split([t.width for t in net.tasks])),
         off=float(np.abs(found.numpy() - stored).max()),
         logits_off=float(np.abs(logits - scores.attention_logits[scores.kept]).max()),
-        kept_are_best=np.array_equal(net.rule(scores.attention_logits, len(scores.kept)), scores.kept),
+        kept_are_best=np.array_equal(best_tiles(scores.attention_logits, len(scores.kept)), scores.kept),
     )

@@ -1,4 +1,4 @@
-"""What is said of a slide: probabilities brought to what they mean, and the call. Numbers in, numbers out."""
+"""Calibrated probabilities of a slide and its predicted classes. Numbers in, numbers out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from wsi_ips.model.calibration import TaskCalibration
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a slide in one task.
+    """Prediction of one task for a slide.
 
     Attributes
     ----------
     raw, probability
-        Of each class: as the network gave it, and calibrated.
+        Probabilities of each class: from the network, and calibrated.
     answer
-        The call, as a manifest would have it.
+        Predicted class or classes, written as in a manifest.
     """
 
     raw: tuple[float, ...]
@@ -29,13 +29,13 @@ class Verdict:
 
 
 def verdict(task: Task, raw: tuple[float, ...], calibration: TaskCalibration) -> Verdict:
-    """Calibrate the probabilities of one slide and call it."""
+    """Calibrate the probabilities of one slide and apply the thresholds."""
     probability = calibrated(task, raw, calibration.temperature)
     return Verdict(raw, probability, task.answer(probability, calibration.thresholds))
 
 
 def calibrated(task: Task, raw: tuple[float, ...], temperature: float) -> tuple[float, ...]:
-    """Probabilities after temperature scaling: of all classes together, or of each where several may hold."""
+    """Apply temperature scaling: to all classes together, or to each class where several may hold."""
     if temperature == 1:
         return raw  # to the bit
     values = np.array(raw, np.float64)  # (C,)

@@ -1,24 +1,24 @@
-"""The network: encoder, cross-attention, exact selection, checkpoint. Tensors only, never a slide.
+"""The network: encoder, pooling, exact selection, checkpoint. It works on tensors and never opens a slide.
 
-What needs torch is loaded when it is asked for: cards and scores are read where it is not installed.
+Names that need torch are loaded on first use: cards and scores can be read where torch is not installed.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wsi_ips.model.card import EncoderSpec, ModelCard, read_card
-from wsi_ips.model.rules import selection_rule, selection_score
-from wsi_ips.model.selection import Selection, SlideToScan, merge, scan
+from wsi_ips.model.card import EncoderSpec, ModelCard, NetSettings, read_card
+from wsi_ips.model.selection import Selection, SlideToScan, merge, scan, selection_score
 
 if TYPE_CHECKING:
     from wsi_ips.model.checkpoint import load_checkpoint, save_checkpoint
-    from wsi_ips.model.encoder import build_encoder, encoder_spec
+    from wsi_ips.model.encoder_families import build_encoder, encoder_spec
     from wsi_ips.model.net import IpsNet
 
 __all__ = [
     "EncoderSpec",
     "IpsNet",
     "ModelCard",
+    "NetSettings",
     "Selection",
     "SlideToScan",
     "build_encoder",
@@ -28,14 +28,13 @@ __all__ = [
     "read_card",
     "save_checkpoint",
     "scan",
-    "selection_rule",
     "selection_score",
 ]
 
 _HOMES = {
     "IpsNet": "net",
-    "build_encoder": "encoder",
-    "encoder_spec": "encoder",
+    "build_encoder": "encoder_families",
+    "encoder_spec": "encoder_families",
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }

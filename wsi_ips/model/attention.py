@@ -1,4 +1,4 @@
-"""Cross-attention pooling: the scorer of the scan and the pooling of the learner are one block.
+"""Cross-attention pooling: one block scores the tiles of the scan and pools those that are kept.
 
 Source: Bergner et al., ICLR 2023, section 3 and appendix; layout of the block as in the published code.
 
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wsi_ips.model.pooling import Pooling, means_without_each
+from wsi_ips.model.pooling import Pooling
 
 NORM_EPS = 1e-6
 """As in the published code; PyTorch's default is 1e-5."""
@@ -22,9 +22,9 @@ NORM_EPS = 1e-6
 class CrossAttentionPooling(Pooling):
     """T learned queries attend to the tiles of a slide.
 
-    ``x = LN(q + dropout(W_o · attention · values)); x = LN(x + dropout(MLP(x)))`` with the query as the
-    residual, post-norm, bias-free key, query and value projections. The logit of a tile depends on that
-    tile and the query only, never on other tiles: this is what makes one-pass selection exact.
+    ``x = LN(q + dropout(W_o · attention · values)); x = LN(x + dropout(MLP(x)))``: the query is the residual, norms
+    come last, and the query, key and value projections have no bias. The logit of a tile depends on that tile and the
+    query only, never on other tiles; this makes one-pass selection exact.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CrossAttentionPooling(Pooling):
         self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Attention logit of each tile, before any softmax.
+        """Return the attention logit of each tile, before any softmax.
 
         Parameters
         ----------
@@ -64,45 +64,19 @@ class CrossAttentionPooling(Pooling):
         return torch.einsum("the,...he->...th", query, key) / math.sqrt(self.key_width)
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Pool the tiles of each slide.
-
-        Parameters
-        ----------
-        embeddings
-            Shape (B, K, D); rows of padding may hold anything finite.
-        mask
-            bool, shape (B, K), True where a tile is; at least one per slide.
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (B, T, D).
-        """
+        """Pool the tiles of each slide, shapes (B, K, D) and (B, K) to (B, T, D)."""
         logits = self.logits(embeddings).masked_fill(~mask[:, :, None, None], -torch.inf)  # (B, K, T, H)
         attention = self.attention_dropout(logits.softmax(dim=1))  # (B, K, T, H)
         values = self._per_head(self.to_value(embeddings))  # (B, K, H, E)
         return self._finish(torch.einsum("bkth,bkhe->bthe", attention, values).flatten(2))  # (B, T, D)
 
     def alone(self, embeddings: Tensor) -> Tensor:
-        """Pool each tile as if it were the whole slide ("bag of one"): its attention is 1.
+        """Pool each tile as if it were the whole slide, shape (n, D) to (n, T, D): its attention is 1.
 
-        Parameters
-        ----------
-        embeddings
-            Shape (n, D).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (n, T, D); equal to :meth:`forward` on n slides of one tile in evaluation mode.
+        Equal to :meth:`forward` on n slides of one tile in evaluation mode.
         """
         pooled = self.to_value(embeddings)  # (n, H·E)
         return self._finish(pooled[:, None].expand(-1, len(self.queries), -1))  # (n, T, D)
-
-    def without_each(self, embeddings: Tensor) -> Tensor:
-        """Shape (K, D) to (K, T, D): attention and values in closed form, then norms and MLP K times."""
-        values = self._per_head(self.to_value(embeddings))[:, None]  # (K, 1, H, E)
-        return self._finish(means_without_each(self.logits(embeddings), values).flatten(2))  # (K, T, D)
 
     def _per_head(self, projected: Tensor) -> Tensor:
         """(..., H·E) to (..., H, E)."""

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself; read without torch, for those who only show results."""
+"""The card of a checkpoint: everything but its weights. Reading it needs no torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Literal, get_args
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
-from wsi_ips.model.rules import SelectionName
+from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.provenance import atomic_write_json, fingerprint
 
-PoolingName = Literal["attention", "abmil", "mean", "max"]
 PositionName = Literal["none", "sinusoidal"]
-SCHEMA_VERSION = 3
-READABLE = (2, SCHEMA_VERSION)
-"""A card of schema 2 says nothing of the preparation and of the training slides."""
+InputName = Literal["pixels", "features"]
+WeightsSource = Literal["random", "published", "file", "imported"]
+
+SCHEMA_VERSION = 4
 WEIGHTS_SCHEMA = 2
-"""Of what the weights mean; scores stay valid while it does."""
+"""Version of the meaning of the weights; stored scores stay valid as long as it does not change."""
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
 
@@ -32,19 +32,19 @@ class EncoderSpec:
     Attributes
     ----------
     name
-        ``resnet18``, ``resnet18-2`` (first two of its four stages), ..., ``timm:NAME`` or ``preset:KEY``.
+        Name as in ``model.encoder``, or ``imported:NAME`` for an encoder that another tool ran.
     norm
-        ``group`` has group norm wherever the architecture has batch norm; ``batch`` leaves it as it is.
+        ``group`` replaces all batch norm of the architecture by group norm; ``batch`` leaves it.
     frozen_statistics
-        Batch norm uses its stored statistics also in training, so that the scan and the gradient pass
-        see one and the same network.
+        Batch norm uses its stored statistics also in training, so that the scan and the gradient pass use the same
+        network.
     architecture, arguments, mean, std
-        What a model's page on the hub says of it, so that a trained one is built again without the network; empty
-        until :func:`build_encoder` has read it, and for all other models.
+        Configuration from the model's page on the hub, so that a trained model can be built again without the
+        network. Empty for other models, and until :func:`build_encoder` has read it.
     projector
-        Width that a learned projector brings the output to; 0: there is none.
+        Width of the learned projector behind the trunk; 0: none.
     features
-        Width of the features of another tool that it takes instead of patches; 0: it takes patches.
+        Width of the stored features of another tool that it takes instead of patches; 0: it takes patches.
     """
 
     name: str
@@ -58,66 +58,101 @@ class EncoderSpec:
     features: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # lists where they come from JSON
+        for name in ("mean", "std"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """What a checkpoint must say of itself to be used on other slides.
+class EncoderOrigin:
+    """Where the encoder's weights come from; their licence depends on it.
+
+    Attributes
+    ----------
+    source
+        ``random``: no weights were given; ``published``: the weights published under the encoder's name; ``file``: a
+        local file; ``imported``: another tool ran the encoder and only its features are known.
+    file
+        Name of that file.
+    through
+        Model ids of the checkpoints that a training started from (``model.start``), the first one first.
+    """
+
+    source: WeightsSource
+    file: str = ""
+    through: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "through", tuple(self.through))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetSettings:
+    """Settings of the network behind its encoder.
+
+    Attributes
+    ----------
+    tasks
+        Each has one query of the pooling and one linear head; the first is the slide label of heatmaps.
+    pooling
+        Name in :data:`wsi_ips.model.poolings.POOLINGS`.
+    heads, key_width, dropout
+        Size of the pooling block.
+    position
+        ``sinusoidal`` adds the place of a tile to its embedding.
+    """
+
+    tasks: tuple[Task, ...] = (Task("label", ("normal", "tumor")),)
+    pooling: str = "attention"
+    heads: int = 8
+    key_width: int = 64
+    dropout: float = 0.1
+    position: PositionName = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(NetSettings):
+    """Description of a checkpoint, enough to use it on other slides.
 
     Attributes
     ----------
     model_id
         Short name shown on every picture.
-    tasks
-        What it was taught, in the order of the head's outputs; the first one is the slide label of heatmaps.
     encoder
         Encoder architecture and normalisation.
-    heads, key_width, dropout
-        Of the pooling block.
     memory_size
         Tiles kept per slide (M).
     patch_mpp, patch_px
         Scale and side of the patches it was trained on.
     fingerprint
-        Of the training that made it.
+        Fingerprint of its training.
     metrics
         Figures of its epoch.
-    pooling
-        Name of the pooling.
-    selection, iteration_size
-        How tiles are selected; the latter matters to `paper` only.
-    position
-        Whether the place of a tile is added to its embedding.
     preparation
-        Sections `slides`, `tissue` and `tiles` of the recipe it was trained with, as far as they change what pixels it
-        sees, as plain JSON; None where the card is too old to say so.
+        Sections ``slides``, ``tissue`` and ``tiles`` of the recipe it was trained with, as far as they decide which
+        pixels the network sees, as plain JSON; None pins nothing.
     training
-        Facts of the slides and the training, for people; as plain JSON, see
+        Facts about the slides and the training, for people, as plain JSON; see
         :mod:`wsi_ips.pipeline.prediction.preparation`.
-    evidence
-        Whether the slide's logits are a sum over its kept tiles.
+    origin
+        Where the encoder's weights come from; None where nobody recorded it.
+    input
+        ``pixels``, or ``features`` of an encoder that did not learn.
+    freeze
+        Part of the encoder that did not learn, as in ``model.freeze``; ``lora`` where only added matrices learned.
     """
 
     model_id: str
-    tasks: tuple[Task, ...]
     encoder: EncoderSpec
-    heads: int
-    key_width: int
-    dropout: float
     memory_size: int
     patch_mpp: float
     patch_px: int
     fingerprint: str
-    metrics: dict[str, float]
-    pooling: PoolingName = "attention"
-    selection: SelectionName = "exact"
-    iteration_size: int = 256
-    position: PositionName = "none"
+    metrics: Mapping[str, float] = field(default_factory=dict)
     preparation: Mapping[str, Any] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
-    evidence: bool = False
+    origin: EncoderOrigin | None = None
+    input: InputName = "pixels"
+    freeze: str | int = "none"
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -135,34 +170,30 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError(f"checkpoint {folder}: there is none; run `wsi-ips train` first") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error}); train again") from error
-    if stored.pop("schema_version", None) not in READABLE:
+    if stored.pop("schema_version", None) != SCHEMA_VERSION:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
         encoder = EncoderSpec(**stored.pop("encoder"))
+        origin = EncoderOrigin(**found) if (found := stored.pop("origin")) else None
         tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in stored.pop("tasks"))
-        card = ModelCard(encoder=encoder, tasks=tasks, **stored)
-        _known("pooling", card.pooling, get_args(PoolingName))
-        _known("position", card.position, get_args(PositionName))
-        _known("selection", card.selection, get_args(SelectionName))
+        card = ModelCard(encoder=encoder, tasks=tasks, origin=origin, **stored)
+        POOLINGS[card.pooling]
+        if card.position not in get_args(PositionName):
+            raise ValueError(f"there is no position `{card.position}`")
         return card
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); train again") from error
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
-    """Write a checkpoint's card; whoever reads it sees the old one or the new one."""
+    """Write a checkpoint's card atomically."""
     atomic_write_json(folder / CARD_NAME, {"schema_version": SCHEMA_VERSION, **asdict(card)})
 
 
-def _known(key: str, name: str, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise ValueError(f"unknown {key} `{name}`")
-
-
 def checkpoint_fingerprint(folder: Path) -> str:
-    """Fingerprint of a checkpoint as an input of tile scores: its training and its very weights.
+    """Return the fingerprint of a checkpoint as an input of tile scores: of its training and its weights.
 
-    Not its calibration: that changes what is said of a slide, and no stored score.
+    The calibration is not part of it: it changes how a slide is called, but no stored score.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Which part of an encoder learns: none of it, its last stages, all of it, or small matrices beside its attention.
+"""Freeze an encoder: all of it, its first stages, or all but added low-rank matrices (LoRA).
 
-A frozen part gets no gradient and stays in evaluation mode, so that its dropout and its batch statistics do nothing
-either. :class:`~wsi_ips.model.encoder.Standardise` always learns.
+A frozen part gets no gradient and stays in evaluation mode, so that its dropout and batch statistics are off too.
+:class:`~wsi_ips.model.encoder.Standardise` always learns.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _NUMBERED = ("layer1", "layer2", "layer3", "layer4")
 
 
 def freeze(encoder: Encoder, depth: Depth) -> None:
-    """Freeze an encoder from its input on.
+    """Freeze the first part of an encoder.
 
     Parameters
     ----------
     encoder
         Changed in place.
     depth
-        ``none``; ``all``; or the number of stages (of a ResNet and the like) or blocks (of a transformer), and
-        with them all that stands before.
+        ``none``; ``all``; or the number of stages (of a ResNet and the like) or blocks (of a transformer), with
+        everything before them.
 
     Raises
     ------
     RecipeError
-        It has fewer stages.
+        The encoder has fewer stages.
     """
     trunk = encoder.trunk
     if depth == "none":
@@ -61,7 +61,7 @@ def freeze(encoder: Encoder, depth: Depth) -> None:
 
 
 def stages_of(trunk: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """What stands before the first stage of a trunk, and its stages or blocks in order; none where it has no such."""
+    """Return the parts before the first stage of a trunk, and its stages or blocks in order; both may be empty."""
     children = dict(trunk.named_children())
     if isinstance(trunk, nn.Sequential):  # a ResNet of torchvision: stem of 4 parts, stages, pooling of 2
         return [*trunk[:4]], [*trunk[4:-2]]
@@ -75,14 +75,14 @@ def stages_of(trunk: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def add_lora(encoder: Encoder, rank: int) -> None:
-    """Freeze a vision transformer and add low-rank matrices to the projections of its attention, which learn.
+    """Freeze a vision transformer and add trainable low-rank matrices to the projections of its attention.
 
-    Source: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022; scaled by 2, as there.
+    Source: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022; scaled by 2 as in the paper.
 
     Raises
     ------
     RecipeError
-        No such projections, or ``peft`` is not installed.
+        The encoder has no such projections, or ``peft`` is not installed.
     """
     targets = [name for name, part in encoder.trunk.named_modules() if re.fullmatch(_LORA_TARGETS, name)]
     if not targets:
@@ -104,9 +104,9 @@ def add_lora(encoder: Encoder, rank: int) -> None:
 
 
 def plain_state(net: nn.Module) -> dict[str, Tensor]:
-    """State of a network with low-rank matrices added into the weights they belong to.
+    """Return the state of a network with its low-rank matrices merged into the weights they belong to.
 
-    It fits the network as it was before :func:`add_lora`, so that a checkpoint needs no ``peft``.
+    It fits the network without :func:`add_lora`, so that loading a checkpoint needs no ``peft``.
     """
     state = net.state_dict()
     for name, layer in _lora_layers(net):

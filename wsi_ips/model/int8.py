@@ -1,10 +1,10 @@
-"""Prediction in 8-bit integers on a CPU: the trunk quantised after training, by ONNX Runtime (extra ``int8``).
+"""Scan backend in 8-bit integers on a CPU: the trunk quantised after training by ONNX Runtime (extra ``int8``).
 
-Activations are uint8, weights int8 per channel, ranges those seen on some tiles of the slide that is to be scanned. The
-standardisation of embeddings, the pooling and the heads stay in float32. Other tiles of the slide, scored both
-ways, tell how far the scores can be trusted.
+Activations are uint8, weights int8 per channel, with the ranges seen on some tiles of the slide that is scanned. The
+standardisation of embeddings, the pooling and the heads stay in float32. Scoring other tiles of the slide both ways
+shows how far the scores can be trusted.
 
-Shapes: n patches of h x w pixels, D width, T queries, H heads.
+Shapes: n patches of h x w pixels, D width.
 """
 
 from __future__ import annotations
@@ -17,66 +17,57 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from wsi_ips.errors import RecipeError
-from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.int8_check import Int8Check
-from wsi_ips.model.net import IpsNet
-from wsi_ips.model.rules import selection_score
+from wsi_ips.model.encoder import Encode, Encoder
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 AT_A_TIME = 16
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool"]
-"""What is computed in integers; the rest is a small part of the time."""
+"""Operators computed in integers; the others take a small part of the time."""
+
+_exported_models: WeakKeyDictionary[Encoder, bytes] = WeakKeyDictionary()
+"""ONNX files of the encoders in memory; their weights must not change any more."""
 
 
-class Int8Exporter:
-    """Makes quantised versions of one encoder, each calibrated on other tiles.
-
-    Parameters
-    ----------
-    encoder
-        In evaluation mode, on a CPU; its weights must not change any more.
+def check_int8(encoder: Encoder, patch_px: int) -> None:
+    """Check that an encoder can be run in int8 here, and export it.
 
     Raises
     ------
     RecipeError
-        The libraries are not installed, the device is no CPU with 8-bit dot products, or the encoder cannot be
-        exported.
+        A library is missing, the device is not a CPU with 8-bit dot products, or the encoder cannot be exported.
     """
+    require_int8(encoder.mean.device)
+    _export(encoder, patch_px)
 
-    def __init__(self, encoder: Encoder, patch_px: int) -> None:
-        check_possible(encoder.mean.device)
-        self._encoder = encoder
-        self._model = _exported(encoder, patch_px)
 
-    def calibrated(self, patches: Tensor) -> Int8Encoder:
-        """Quantise with the ranges that these patches give, shape (n, 3, h, w)."""
-        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+def int8(encoder: Encoder, patches: Tensor) -> Encode:
+    """Quantise an encoder with the ranges that some patches of a slide give, shape (n, 3, h, w); a backend."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-        with tempfile.TemporaryDirectory() as folder, _quiet():
-            exported, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-            exported.write_bytes(self._model)
-            quantize_static(
-                exported,
-                path,
-                _Calibration(patches),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                op_types_to_quantize=OPERATORS,
-            )
-            return Int8Encoder(path.read_bytes(), self._encoder)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        exported, path = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        exported.write_bytes(_export(encoder, patches.shape[-1]))
+        quantize_static(
+            exported,
+            path,
+            _Calibration(patches),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=OPERATORS,
+        )
+        return Int8Encoder(path.read_bytes(), encoder)
 
 
 class Int8Encoder:
-    """A quantised encoder: called with patches, it gives embeddings."""
+    """A quantised encoder: called with patches, it returns embeddings."""
 
     def __init__(self, model: bytes, encoder: Encoder) -> None:
         import onnxruntime
@@ -88,7 +79,7 @@ class Int8Encoder:
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor) -> Tensor:
-        """Float patches in 0-1, (n, 3, h, w), to embeddings, (n, D)."""
+        """Embed float patches in 0-1, (n, 3, h, w) to (n, D)."""
         parts = [
             torch.from_numpy(self._session.run(None, {"patches": part.contiguous().numpy()})[0])
             for part in patches.split(AT_A_TIME)
@@ -97,8 +88,8 @@ class Int8Encoder:
         return out
 
 
-def check_possible(device: torch.device) -> None:
-    """Refuse where int8 cannot be had.
+def require_int8(device: torch.device) -> None:
+    """Check that the machine and its libraries can run int8.
 
     Raises
     ------
@@ -106,55 +97,23 @@ def check_possible(device: torch.device) -> None:
         Says what is missing.
     """
     if device.type != "cpu":
-        raise RecipeError(
-            "key `predict.scan_precision`: `int8` is for CPUs; use `fp32` and `compute.precision` on a GPU"
-        )
+        raise RecipeError("key `compute.scan_backend`: `int8` is for CPUs; use `auto` and `compute.precision` on a GPU")
     if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         raise RecipeError(
-            "key `predict.scan_precision`: this CPU has no 8-bit dot product (AVX512-VNNI), without which `int8` is "
-            "neither fast nor exact; use `fp32`"
+            "key `compute.scan_backend`: this CPU has no 8-bit dot product (AVX512-VNNI), without which `int8` is "
+            "neither fast nor exact; use `auto`"
         )
     for library in LIBRARIES:
         try:
             import_module(library)
         except ImportError as error:
             raise RecipeError(
-                f"key `predict.scan_precision`: `int8` needs {library}; install it with pip install 'wsi-ips[int8]', "
-                "or use `fp32`"
+                f"key `compute.scan_backend`: `int8` needs {library}; install it with pip install 'wsi-ips[int8]', "
+                "or use `auto`"
             ) from error
 
 
-@torch.inference_mode()
-def compare(net: IpsNet, encode: Int8Encoder, patches: Tensor, *, memory_size: int) -> Int8Check:
-    """Score patches both ways.
-
-    Parameters
-    ----------
-    net
-        In evaluation mode; positions of tiles are left out.
-    encode
-        Its encoder, quantised.
-    patches
-        Float in 0-1, shape (n, 3, h, w), n > 1.
-    memory_size
-        Tiles kept per slide (M); at most a quarter of the patches are compared as kept.
-    """
-    exact = torch.cat([net.encoder(part) for part in patches.split(AT_A_TIME)])  # (n, D)
-    near = encode(patches)  # (n, D)
-    scores = [selection_score(net.pooling.logits(e).float().numpy()) for e in (exact, near)]  # (n,) each
-    kept = max(1, min(memory_size, len(patches) // 4))
-    best = [set(np.argsort(-score, kind="stable")[:kept].tolist()) for score in scores]
-    ranked = all(np.ptp(score) > 0 for score in scores)
-    return Int8Check(
-        tiles=len(patches),
-        error=float((near - exact).norm() / exact.norm()),
-        correlation=float(spearmanr(*scores).statistic) if ranked else 1.0,
-        kept=kept,
-        overlap=len(best[0] & best[1]) / kept,
-    )
-
-
-class _Raw(nn.Module):
+class _RawEncoder(nn.Module):
     """An encoder without its standardisation."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -165,13 +124,15 @@ class _Raw(nn.Module):
         return self.encoder.embed_raw(patches)
 
 
-def _exported(encoder: Encoder, patch_px: int) -> bytes:
-    """The encoder as an ONNX file that takes any number of patches."""
+def _export(encoder: Encoder, patch_px: int) -> bytes:
+    """Return the encoder as an ONNX file that takes any number of patches; it is exported once."""
+    if encoder in _exported_models:
+        return _exported_models[encoder]
     example = torch.zeros(2, 3, patch_px, patch_px)
     try:
         with _quiet():
             program = torch.onnx.export(
-                _Raw(encoder).eval(),
+                _RawEncoder(encoder).eval(),
                 (example,),
                 input_names=["patches"],
                 dynamic_shapes=({0: torch.export.Dim("n")},),
@@ -179,17 +140,17 @@ def _exported(encoder: Encoder, patch_px: int) -> bytes:
                 verbose=False,
             )
         assert program is not None
-        data: bytes = program.model_proto.SerializeToString()
-        return data
+        _exported_models[encoder] = program.model_proto.SerializeToString()
     except Exception as error:  # the exporter fails in many ways
         raise RecipeError(
-            f"key `predict.scan_precision`: encoder {encoder.spec.name} cannot be exported for `int8` "
-            f"({type(error).__name__}: {error}); use `fp32`"
+            f"key `compute.scan_backend`: encoder {encoder.spec.name} cannot be exported for `int8` "
+            f"({type(error).__name__}: {error}); use `auto`"
         ) from error
+    return _exported_models[encoder]
 
 
 class _Calibration:
-    """Hands patches to the calibration, some at a time."""
+    """Patches for the quantiser, some at a time."""
 
     def __init__(self, patches: Tensor) -> None:
         self._parts: Iterator[Tensor] = iter(patches.split(AT_A_TIME))
@@ -201,7 +162,7 @@ class _Calibration:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that exporter and quantiser give to developers."""
+    """Silence the advice that exporter and quantiser give to developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

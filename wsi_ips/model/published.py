@@ -1,6 +1,6 @@
-"""Published models: their configuration, their weights from a file, and why they cannot be had.
+"""Published encoders: their configuration, weights from a file, and messages where they cannot be fetched.
 
-No pickle is loaded but one that holds tensors only, and no code of a repository is ever run.
+A pickle is loaded only if it holds nothing but tensors, and no code of a repository is ever run.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from wsi_ips.errors import CheckpointError, RecipeError
 _HUB = re.compile(r"(hf[-_]hub|local-dir):")
 _WRAPPERS = ("state_dict", "model", "teacher")
 _RESNET_PLACES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-"""Names of torchvision's ResNets and the places of their parts in ours."""
+"""Parts of torchvision's ResNets and their positions in our trunk."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model's ``config.json`` says.
+    """Content of a model's ``config.json``.
 
     Attributes
     ----------
     architecture
-        timm's name of it.
+        Its name in timm.
     arguments
-        With which it was built.
+        Arguments it was built with.
     mean, std
-        Per channel, of pixels in 0-1; empty where not given.
+        Mean and deviation per channel, for pixels in 0-1; empty where not given.
     """
 
     architecture: str
@@ -47,26 +47,26 @@ class ModelConfig:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether a timm name is a repository or a folder instead of one of timm's own."""
+    """Tell whether a timm name is a repository or a folder instead of one of timm's own models."""
     return _HUB.match(name) is not None
 
 
 def hub_config(name: str, *, beside: Path | None = None) -> ModelConfig:
-    """Configuration of a model of the hub: from beside its weights, else from the cache or the network.
+    """Read the configuration of a model of the hub: from next to its weights, else from the cache or the network.
 
     Parameters
     ----------
     name
         ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``.
     beside
-        Weights file; ``config.json`` in its folder is taken where there is one.
+        Weights file; a ``config.json`` in its folder comes first.
 
     Raises
     ------
     OSError
-        It cannot be had.
+        It cannot be fetched.
     RecipeError
-        It is no configuration of a timm model.
+        It is not the configuration of a timm model.
     """
     from timm.models import load_model_config_from_hf
 
@@ -80,25 +80,25 @@ def hub_config(name: str, *, beside: Path | None = None) -> ModelConfig:
             data, architecture, arguments = load_model_config_from_hf(place)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"key `model.encoder`: {name}: its config.json is none of a timm model ({error!r}); wsi-ips builds timm "
-            "models only"
+            f"key `model.encoder`: {name}: its config.json is not that of a timm model ({error!r}); wsi-ips builds "
+            "timm models only"
         ) from error
     return ModelConfig(architecture, dict(arguments or {}), tuple(data.get("mean") or ()), tuple(data.get("std") or ()))
 
 
 def _stored_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Preprocessing, architecture and arguments from a ``config.json``."""
+    """Read preprocessing, architecture and arguments from a ``config.json``."""
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return stored.get("pretrained_cfg", stored), stored["architecture"], stored.get("model_args", {})
 
 
 def timm_arguments(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for timm, with layers that are stored by name put in.
+    """Convert stored arguments for timm: layers stored by name become classes.
 
     Raises
     ------
     RecipeError
-        A layer of an unknown name.
+        The name of a layer is unknown.
     """
     from timm.layers.mlp import GluMlp, Mlp, SwiGLU, SwiGLUPacked
 
@@ -114,7 +114,7 @@ def timm_arguments(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(path: Path, *, wanted: Collection[str]) -> dict[str, Tensor]:
-    """Tensors of a weights file under the names of a trunk; a classifier's are left out.
+    """Read a weights file under the names of a trunk, without the tensors of a classifier.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def read_weights(path: Path, *, wanted: Collection[str]) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        No such file, damaged, or a pickle with more than tensors.
+        The file is missing, damaged, or a pickle with more than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -162,10 +162,10 @@ def _resnet_place(name: str) -> str:
 
 
 def access_explained(name: str, error: OSError) -> CheckpointError:
-    """The error to raise where a published model cannot be fetched: how access is got, or how to do without."""
+    """Build the error for a published model that cannot be fetched: how to get access, or how to do without."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    from wsi_ips.model.presets import find_preset
+    from wsi_ips.model.encoders import find_preset
 
     preset = find_preset(name)
     repository = (preset.model if preset else name).rpartition(":")[2]
@@ -173,7 +173,7 @@ def access_explained(name: str, error: OSError) -> CheckpointError:
     refused = isinstance(error, GatedRepoError) or (isinstance(error, HfHubHTTPError) and status in (401, 403))
     if refused or (isinstance(error, RepositoryNotFoundError) and preset is not None):
         return CheckpointError(
-            f"encoder {name}: its owners grant access one by one; ask for it at https://huggingface.co/{repository}, "
+            f"encoder {name}: its owners must grant access; ask for it at https://huggingface.co/{repository}, "
             "make a token at https://huggingface.co/settings/tokens and set it as HF_TOKEN (or run `hf auth login`), "
             "or give a file you have in `model.weights`"
         )

@@ -1,17 +1,15 @@
-"""One-pass selection: score all tiles of all slides, keep the M best of each.
+"""Exact selection in one pass: score all tiles of all slides, keep the M best of each.
 
-The selection score of tile i is the mean over queries t and heads h of its softmax attention over the
-**whole slide**, ``mean_th exp(s_ith - lse_th)``, with ``lse_th`` the log-sum-exp of all logits of the slide.
-A logit does not depend on other tiles, so the logits of all N tiles (N·T·H floats; 8 MB at 250 000 x 8)
-give the exact top-M at the end, whatever the order of tiles, the size of chunks or the company of other
-slides. This differs from the published greedy rule (Bergner et al., 2023, algorithm 1), which takes the softmax
-inside each buffer and chunk and is therefore no top-M of any fixed score once H > 1. As all logits are kept, that
-rule too can be applied to them at the end (``rules.paper``), with the same result as in the published loop.
+The selection score of tile i is its attention in a softmax over the **whole slide**, averaged over queries t and heads
+h: ``mean_th exp(s_ith - lse_th)``, where ``lse_th`` is the log-sum-exp of all logits of the slide. A logit ``s_ith``
+does not depend on other tiles. So the scan stores the logits of all N tiles (N·T·H floats; 8 MB at 250 000 x 8) and
+takes the exact top-M at the end. The order of tiles, the chunk size and the other slides of the batch change nothing.
 
-During the scan a buffer of M patches holds the pixels of the best by the log-sum-exp so far. With H > 1
-the final log-sum-exp can favour a tile that the buffer let go; its pixels are read again by tile number.
+The published rule (Bergner et al., 2023, algorithm 1) differs: it takes the softmax inside each buffer and chunk. With
+H > 1 the result then depends on the chunks and is no top-M of any fixed score.
 
-Shapes: N tiles of a slide, n tiles of a chunk, M kept at most, T queries, H heads, C classes.
+Shapes: N tiles of a slide, S of them scanned, n tiles of a chunk, M kept at most, K = min(M, S), T queries, H heads,
+C classes.
 """
 
 from __future__ import annotations
@@ -25,14 +23,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.errors import ScoresError
-from wsi_ips.model.rules import Doubles, Floats, Rule, TileIds, best_first, exact, log_sum_exp, selection_score
 
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+TileIds = NDArray[np.int64]
 Pixels = NDArray[Any]
-"""Patches, uint8 (n, h, w, 3), or stored features, float16 (n, F), in their place."""
+"""Patches, uint8 (n, h, w, 3), or stored features, float16 (n, F)."""
+
+
+def log_sum_exp(logits: Doubles) -> Doubles:
+    """Return the log-sum-exp over the first axis, shape (n, T, H) to (T, H); logits must be finite."""
+    top = logits.max(axis=0)
+    return np.asarray(top + np.log(np.exp(logits - top).sum(axis=0)))
+
+
+def selection_score(logits: Floats, total: Doubles | None = None) -> Doubles:
+    """Return the softmax attention of each tile, averaged over queries and heads.
+
+    Parameters
+    ----------
+    logits
+        Shape (n, T, H).
+    total
+        Log-sum-exp over the whole slide, shape (T, H); None computes it from ``logits``.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape (n,); sums to 1 over the tiles that ``total`` covers.
+    """
+    wide = logits.astype(np.float64)
+    total = log_sum_exp(wide) if total is None else total
+    return np.asarray(np.exp(wide - total).mean(axis=(1, 2)))
+
+
+def best_tiles(logits: Floats, memory_size: int) -> NDArray[np.intp]:
+    """Return the positions of the M highest selection scores, best first; equal scores keep their order."""
+    return _best_first(selection_score(logits), np.arange(len(logits)), memory_size)
+
+
+def _best_first(score: Doubles, tiles: NDArray[np.integer], count: int) -> NDArray[np.intp]:
+    """Return the positions of the ``count`` highest scores, best first, equal scores by tile id."""
+    return np.lexsort((tiles, -score))[:count]
 
 
 class Chunk(Protocol):
-    """Patches of one or several slides (``tiles.stream.PatchChunk`` is one)."""
+    """Patches of one or several slides; ``tiles.stream.PatchChunk`` is one."""
 
     @property
     def pixels(self) -> Pixels:
@@ -67,31 +103,41 @@ class SlideToScan:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The kept tiles of one slide, best first, and the scores of all that were scanned.
+class Scanned:
+    """Scores of the scanned tiles of a slide.
+
+    Attributes
+    ----------
+    scanned
+        Tile ids, ascending, shape (S,).
+    logits
+        Attention logits, float32, shape (S, T, H).
+    probability
+        Single-tile class probabilities, float32, shape (S, C), or None.
+    """
+
+    scanned: TileIds
+    logits: Floats
+    probability: Floats | None
+
+
+@dataclass(frozen=True)
+class Selection(Scanned):
+    """The kept tiles of one slide, best first, and the scores of all scanned ones.
 
     Attributes
     ----------
     tiles
-        Kept tile ids, shape (K,) with K = min(M, tiles scanned); best first by the rule, equal scores in order of id.
+        Kept tile ids, shape (K,); best first, equal scores in order of id.
     pixels
         Their patches, uint8, shape (K, h, w, 3), or features, float16, shape (K, F).
     score
         Their selection scores over the whole slide, shape (K,).
-    scanned
-        Ids of all scanned tiles, ascending, shape (S,).
-    logits
-        Attention logits of the scanned tiles, float32, shape (S, T, H).
-    probability
-        Single-tile class probabilities, float32, shape (S, C), or None.
     """
 
     tiles: TileIds
     pixels: Pixels
     score: Doubles
-    scanned: TileIds
-    logits: Floats
-    probability: Floats | None
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk)
@@ -109,26 +155,23 @@ def scan(
     score_chunk: ScoreChunk[AnyChunk],
     memory_size: int,
     read_again: ReadAgain,
-    rule: Rule = exact,
 ) -> list[Selection]:
     """Score every tile of a stream and keep the best of each slide.
 
-    Memory is that of one chunk, M patches per slide, and N·T·H + N·C floats per slide.
+    Memory holds one chunk, M patches per slide, and N·T·H + N·C floats per slide.
 
     Parameters
     ----------
     chunks
         The stream; any order, any mixture of slides, each tile at most once.
     slides
-        The batch; ``chunk.slot`` counts in it.
+        The batch; ``chunk.slot`` is an index into it.
     score_chunk
         Encoder and scorer.
     memory_size
         Tiles kept per slide (M).
     read_again
-        Reads patches that left the buffer and are winners in the end.
-    rule
-        Chooses the winners from the logits of all tiles.
+        Reads the patches of winners that are no longer in the buffer.
 
     Raises
     ------
@@ -139,29 +182,20 @@ def scan(
     for chunk in chunks:
         logits, probability = score_chunk(chunk)
         for slot in np.unique(chunk.slot):
-            here = np.flatnonzero(chunk.slot == slot)
-            memories[slot].add(
-                np.asarray(chunk.tile[here], np.int64),
-                chunk.pixels,
-                here,
-                logits[here],
-                None if probability is None else probability[here],
+            rows = np.flatnonzero(chunk.slot == slot)
+            found = Scanned(
+                np.asarray(chunk.tile[rows], np.int64), logits[rows], None if probability is None else probability[rows]
             )
-    # Each buffer is let go when its winners have been gathered: not all pixels are in memory twice.
-    return [memories.pop(0).finish(slot, rule, read_again) for slot in range(len(slides))]
+            memories[slot].add(found, chunk.pixels, rows)
+    # Each buffer is freed as soon as its winners are gathered, so that no pixels are in memory twice.
+    return [memories.pop(0).finish(partial(read_again, slot)) for slot in range(len(slides))]
 
 
-def merge(
-    shards: Sequence[Selection],
-    *,
-    memory_size: int,
-    read_again: Callable[[TileIds], Pixels],
-    rule: Rule = exact,
-) -> Selection:
-    """Join selections of disjoint parts of one slide into the selection of the whole.
+def merge(shards: Sequence[Selection], *, memory_size: int, read_again: Callable[[TileIds], Pixels]) -> Selection:
+    """Join the selections of disjoint parts of one slide into the selection of the whole.
 
-    Equal to one scan of all parts, for the logits of all scanned tiles are in the parts. The parts must have been
-    scanned by the same network.
+    The result equals one scan of all parts, because the parts hold the logits of all scanned tiles. One network must
+    have scanned all parts.
 
     Parameters
     ----------
@@ -170,9 +204,7 @@ def merge(
     memory_size
         Tiles kept (M).
     read_again
-        Reads patches that win over the whole slide, but did not in their part (possible where H·T > 1).
-    rule
-        Chooses the winners from the logits of all tiles.
+        Reads patches that win in the whole slide but did not win in their part (possible where H·T > 1).
 
     Raises
     ------
@@ -184,102 +216,92 @@ def merge(
     if len(np.unique(scanned)) < len(scanned):
         raise ScoresError("a tile was scanned in two parts of its slide; split the tiles so that each is in one part")
     probabilities = [shard.probability for shard in shards if shard.probability is not None]
-    return _select(
+    found = Scanned(
         scanned[order],
         np.concatenate([shard.logits for shard in shards])[order],
         np.concatenate(probabilities)[order] if len(probabilities) == len(shards) else None,
-        memory_size=memory_size,
-        rule=rule,
-        held={int(t): p for shard in shards for t, p in zip(shard.tiles, shard.pixels, strict=True)},
-        read_again=read_again,
     )
+    held = {int(t): p for shard in shards for t, p in zip(shard.tiles, shard.pixels, strict=True)}
+    return _select(found, memory_size, held, read_again)
 
 
 def _select(
-    scanned: TileIds,
-    logits: Floats,
-    probability: Floats | None,
-    *,
-    memory_size: int,
-    rule: Rule,
-    held: Mapping[int, Pixels],
-    read_again: Callable[[TileIds], Pixels],
+    found: Scanned, memory_size: int, held: Mapping[int, Pixels], read_again: Callable[[TileIds], Pixels]
 ) -> Selection:
-    """Apply a rule to the logits of all scanned tiles and gather the winners' pixels."""
-    best = rule(logits, memory_size)
-    winners = scanned[best]
+    """Choose the best of all scanned tiles and gather their pixels; those not in ``held`` are read again."""
+    best = best_tiles(found.logits, memory_size)
+    winners = found.scanned[best]
     lost = [k for k, tile in enumerate(winners) if int(tile) not in held]
     again = iter(read_again(winners[lost]) if lost else ())
     pixels = np.stack([held[int(tile)] if int(tile) in held else next(again) for tile in winners])
-    return Selection(winners, pixels, selection_score(logits)[best], scanned, logits, probability)
+    score = selection_score(found.logits)[best]
+    return Selection(found.scanned, found.logits, found.probability, winners, pixels, score)
 
 
 class _Memory:
-    """Logits of all tiles of one slide so far, and the pixels of the best M."""
+    """Logits of all tiles of one slide so far, and a buffer with the pixels of the best M.
+
+    The buffer only saves reading: the winners follow from the stored logits alone. While the scan runs, the log-sum-exp
+    of the whole slide is unknown, so the buffer is ranked by that of the tiles seen so far. With H·T = 1 this is the
+    final order, since a softmax keeps the order of its logits. With more heads a later tile can raise the log-sum-exp
+    of one head, which lowers the scores of tiles that rely on that head. A tile that left the buffer can then win in
+    the end; its pixels are read again. This is rare, and the buffer never holds more than M patches.
+    """
 
     def __init__(self, slide: SlideToScan, size: int) -> None:
         self.slide, self.size = slide, size
         self.seen = np.zeros(slide.tiles, bool)
         self.logits: Floats | None = None  # (N, T, H), allocated when T and H are known
         self.probability: Floats | None = None  # (N, C)
-        self.total: Doubles | None = None  # running log-sum-exp, (T, H)
+        self.total: Doubles | None = None  # log-sum-exp of the tiles seen so far, (T, H)
         self.kept: TileIds = np.empty(0, np.int64)
-        self.pixels: Pixels | None = None  # (M, h, w, 3); row r holds tile kept[r]
+        self.pixels: Pixels | None = None  # (M, h, w, 3); row r holds tile kept[r], in no particular order
 
-    def add(
-        self,
-        tiles: TileIds,
-        pixels: Pixels,
-        rows: NDArray[np.intp],
-        logits: Floats,
-        probability: Floats | None,
-    ) -> None:
-        """Take in tiles whose patches are ``pixels[rows]``."""
-        if not np.isfinite(logits).all():
+    def add(self, found: Scanned, pixels: Pixels, rows: NDArray[np.intp]) -> None:
+        """Take in scanned tiles whose patches are ``pixels[rows]``."""
+        if not np.isfinite(found.logits).all():
             raise ScoresError(
                 f"slide {self.slide.slide_id}: attention logits are not finite; the model has diverged: train "
                 "again with a lower `training.learning_rate`"
             )
-        self._store(tiles, logits, probability)
-        chunk_total = log_sum_exp(logits.astype(np.float64))  # (T, H)
+        self._store(found)
+        chunk_total = log_sum_exp(found.logits.astype(np.float64))  # (T, H)
         self.total = chunk_total if self.total is None else np.logaddexp(self.total, chunk_total)
         if self.pixels is None:
             self.pixels = np.empty((min(self.size, self.slide.tiles), *pixels.shape[1:]), pixels.dtype)
-        candidates = np.concatenate([self.kept, tiles])
         assert self.logits is not None
-        best = best_first(selection_score(self.logits[candidates], self.total), candidates, self.size)
-        stay = np.zeros(len(self.kept), bool)
-        stay[best[best < len(self.kept)]] = True
-        entering = best[best >= len(self.kept)] - len(self.kept)
-        free = np.concatenate([np.flatnonzero(~stay), np.arange(len(self.kept), len(self.pixels))])
-        self.kept = np.concatenate([self.kept, np.empty(len(best) - len(self.kept), np.int64)])
-        places = free[: len(entering)]
-        self.kept[places] = tiles[entering]
-        for place, source in zip(places, rows[entering], strict=True):
-            self.pixels[place] = pixels[source]
 
-    def finish(self, slot: int, rule: Rule, read_again: ReadAgain) -> Selection:
-        """Choose among everything seen."""
+        # Rank the buffer and the new tiles together by the log-sum-exp so far.
+        candidates = np.concatenate([self.kept, found.scanned])
+        best = _best_first(selection_score(self.logits[candidates], self.total), candidates, self.size)
+
+        # Tiles that stay keep their row, so that their pixels are not copied. New tiles take the rows of those that
+        # leave, then the rows that are still empty.
+        held = len(self.kept)
+        stays = np.zeros(held, bool)
+        stays[best[best < held]] = True
+        entering = best[best >= held] - held  # positions within the new tiles
+        free = np.concatenate([np.flatnonzero(~stays), np.arange(held, len(self.pixels))])[: len(entering)]
+        self.kept = np.concatenate([self.kept, np.empty(len(best) - held, np.int64)])
+        self.kept[free] = found.scanned[entering]
+        for row, source in zip(free, rows[entering], strict=True):
+            self.pixels[row] = pixels[source]
+
+    def finish(self, read_again: Callable[[TileIds], Pixels]) -> Selection:
+        """Choose among all tiles seen."""
         if self.logits is None or self.pixels is None:
             raise ScoresError(f"slide {self.slide.slide_id}: no tile was scanned; leave empty slides out")
         held = {int(tile): self.pixels[row] for row, tile in enumerate(self.kept)}
         scanned = np.flatnonzero(self.seen).astype(np.int64)
-        return _select(
-            scanned,
-            self.logits[scanned],
-            None if self.probability is None else self.probability[scanned],
-            memory_size=self.size,
-            rule=rule,
-            held=held,
-            read_again=partial(read_again, slot),
-        )
+        probability = None if self.probability is None else self.probability[scanned]
+        return _select(Scanned(scanned, self.logits[scanned], probability), self.size, held, read_again)
 
-    def _store(self, tiles: TileIds, logits: Floats, probability: Floats | None) -> None:
+    def _store(self, found: Scanned) -> None:
         if self.logits is None:
-            self.logits = np.empty((self.slide.tiles, *logits.shape[1:]), np.float32)
-        if probability is not None and self.probability is None:
-            self.probability = np.empty((self.slide.tiles, probability.shape[1]), np.float32)
-        self.seen[tiles] = True
-        self.logits[tiles] = logits
-        if probability is not None and self.probability is not None:
-            self.probability[tiles] = probability
+            self.logits = np.empty((self.slide.tiles, *found.logits.shape[1:]), np.float32)
+        if found.probability is not None and self.probability is None:
+            self.probability = np.empty((self.slide.tiles, found.probability.shape[1]), np.float32)
+        self.seen[found.scanned] = True
+        self.logits[found.scanned] = found.logits
+        if found.probability is not None and self.probability is not None:
+            self.probability[found.scanned] = found.probability

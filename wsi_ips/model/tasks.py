@@ -1,6 +1,6 @@
-"""Several questions to one slide: each task has a query of the pooling, its classes and its loss.
+"""Probabilities and losses of several tasks on one slide; each task has its own query of the pooling.
 
-Logits of all tasks stand side by side: task 0's classes first, then task 1's, ...
+The logits of all tasks are concatenated: task 0's classes first, then task 1's, ...
 
 Shapes: B slides, n slides or tiles, T tasks, C classes of all tasks together, C_t of one.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,11 +17,11 @@ from torch.nn import functional
 from wsi_ips.labels import Task, Truth
 
 UNKNOWN = -1
-"""Label of a slide of which a single-label task does not know the class; NaN in a multi-label task."""
+"""Class number of a slide without a label in a single-label task; a multi-label task uses NaN."""
 
 
 def probabilities(logits: Tensor, tasks: Sequence[Task]) -> Tensor:
-    """Class probabilities: softmax or sigmoid within each task, shape (..., C) to (..., C)."""
+    """Turn logits into class probabilities, softmax or sigmoid within each task, shape (..., C)."""
     parts = _split(logits, tasks)
     return torch.cat(
         [p.softmax(-1) if t.kind == "single" else p.sigmoid() for t, p in zip(tasks, parts, strict=True)], -1
@@ -35,41 +34,38 @@ def task_loss(
     tasks: Sequence[Task],
     *,
     weights: Sequence[Tensor | None] | None = None,
-    label_smoothing: float = 0.0,
     totals: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Mean over tasks of the mean loss of the slides whose label is known.
+    """Compute the mean over tasks of the mean loss of the labelled slides.
 
-    Computed from logits; the published code takes the logarithm of probabilities plus 1e-6.
+    It is computed from logits; the published code takes the logarithm of probabilities plus 1e-6.
 
     Parameters
     ----------
     logits
         Shape (B, C).
     truths
-        Per task: class numbers, int64, shape (B,), or :data:`UNKNOWN`; where ``kind`` is ``multi`` 0, 1 or NaN,
-        float, shape (B, C_t).
+        Per task: class numbers or :data:`UNKNOWN`, int64, shape (B,); where ``kind`` is ``multi``: 0, 1 or NaN, float,
+        shape (B, C_t).
     tasks
         In the order of ``logits``.
     weights
         Per task: weight of each class (of its positives where ``kind`` is ``multi``), shape (C_t,), or None.
-    label_smoothing
-        Of single-label tasks.
     totals
-        Per task: what the sum over these slides is divided by where they are a part of more, of :func:`label_totals`;
-        the losses of all parts then add up to that of the whole. None: these slides are all.
+        Per task: divisor of the sum over these slides, from :func:`label_totals` of a larger set of slides, so that the
+        losses of its parts add up to its loss. None: these slides are all.
 
     Returns
     -------
     torch.Tensor
-        A scalar; a task of which no label is known counts as 0.
+        A scalar; a task without any label counts as 0.
     """
     losses = []
     given = weights if weights is not None else [None] * len(tasks)
     whole = totals if totals is not None else [None] * len(tasks)
     for task, part, truth, weight, total in zip(tasks, _split(logits, tasks), truths, given, whole, strict=True):
         if task.kind == "single":
-            losses.append(_single(part, truth, weight, label_smoothing, total))
+            losses.append(_single(part, truth, weight, total))
         else:
             losses.append(_multi(part, truth, weight, total))
     return torch.stack(losses).mean()
@@ -78,9 +74,9 @@ def task_loss(
 def label_totals(
     truths: Sequence[Tensor], tasks: Sequence[Task], weights: Sequence[Tensor | None] | None = None
 ) -> list[Tensor]:
-    """Per task what :func:`task_loss` divides by: the weight of the known labels, a scalar.
+    """Return the divisor of :func:`task_loss` per task: the weight of the known labels, a scalar.
 
-    Parameters as for :func:`task_loss`. Those of several parts of the slides add up to that of all.
+    Parameters as for :func:`task_loss`. The divisors of disjoint sets of slides add up to that of all.
     """
     totals = []
     given = weights if weights is not None else [None] * len(tasks)
@@ -94,46 +90,27 @@ def label_totals(
 
 
 def task_losses_each(
-    logits: Tensor,
-    truths: Sequence[Tensor],
-    tasks: Sequence[Task],
-    *,
-    weights: Sequence[Tensor | None],
-    label_smoothing: float = 0.0,
+    logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task], *, weights: Sequence[Tensor | None]
 ) -> Tensor:
-    """Loss of each row in each task, shape (n, T); 0 where its label is not known.
+    """Compute the loss of each row in each task, shape (n, T); 0 where its label is unknown.
 
-    Parameters as for :func:`task_loss`, n in place of B. In a multi-label task it is the mean over the classes that are
-    known.
+    Parameters as for :func:`task_loss`, with n for B. In a multi-label task it is the mean over the known classes.
     """
     losses = []
     for task, part, truth, weight in zip(tasks, _split(logits, tasks), truths, weights, strict=True):
         if task.kind == "single":
             known = truth != UNKNOWN  # (n,)
-            each = functional.cross_entropy(
-                part, truth.clamp_min(0), weight=weight, label_smoothing=label_smoothing, reduction="none"
-            )
+            each = functional.cross_entropy(part, truth.clamp_min(0), weight=weight, reduction="none")
             losses.append(each * known)
         else:
             losses.append(_multi_each(part, truth, weight).sum(1) / _known_classes(truth).clamp_min(1))
     return torch.stack(losses, 1)
 
 
-def positive_margin(logits: Tensor, task: Task) -> Tensor:
-    """How far a task's last class is ahead, from that task's logits, shape (..., C_t) to (...).
-
-    Single-label: its logit less the mean of the others; with two classes these are its log-odds. Multi-label: its
-    logit, its log-odds. Linear in the logits, so that shares of logits are shares of it.
-    """
-    if task.kind == "multi":
-        return logits[..., -1]
-    return logits[..., -1] - logits[..., :-1].mean(-1)
-
-
 def share_right(logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task]) -> float:
-    """Share of answers that are right, mean over the tasks of which something is known; NaN where nothing is.
+    """Return the share of correct answers, averaged over the tasks with labels; NaN without any label.
 
-    An answer is the most probable class of a slide, or in a multi-label task whether a class holds.
+    An answer is the most probable class of a slide, or, in a multi-label task, whether a class holds.
     """
     shares = []
     for task, part, truth in zip(tasks, _split(logits, tasks), truths, strict=True):
@@ -145,9 +122,9 @@ def share_right(logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task])
 
 
 def is_negative(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
-    """Whether a slide holds nothing but the absence of each task's findings, bool, shape (B, T).
+    """Tell which slides are negative in each task, bool, shape (B, T).
 
-    Single-label: it is of the first class. Multi-label: no class holds.
+    Single-label: the first class holds. Multi-label: no class holds.
     """
     return torch.stack(
         [
@@ -159,7 +136,7 @@ def is_negative(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
 
 
 def is_known(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
-    """Whether anything is known of a slide in each task, bool, shape (B, T)."""
+    """Tell which slides have any label in each task, bool, shape (B, T)."""
     return torch.stack(
         [
             truth != UNKNOWN if task.kind == "single" else ~truth.isnan().all(1)
@@ -170,7 +147,7 @@ def is_known(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
 
 
 def truth_tensors(truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> list[Tensor]:
-    """Truths of B slides, T each, as :func:`task_loss` takes them: a tensor per task."""
+    """Convert the truths of B slides, T each, for :func:`task_loss`: a tensor per task."""
     columns = [[entry[number] for entry in truths] for number in range(len(tasks))]
     tensors = []
     for task, column in zip(tasks, columns, strict=True):
@@ -182,16 +159,13 @@ def truth_tensors(truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> l
     return tensors
 
 
-def _single(
-    logits: Tensor, truth: Tensor, weight: Tensor | None, label_smoothing: float, total: Tensor | None
-) -> Tensor:
+def _single(logits: Tensor, truth: Tensor, weight: Tensor | None, total: Tensor | None) -> Tensor:
     known = truth != UNKNOWN  # (B,)
     if not known.any():
         return logits.sum() * 0
-    loss = partial(functional.cross_entropy, weight=weight, label_smoothing=label_smoothing)
     if total is None:
-        return loss(logits[known], truth[known])
-    return loss(logits[known], truth[known], reduction="sum") / total
+        return functional.cross_entropy(logits[known], truth[known], weight=weight)
+    return functional.cross_entropy(logits[known], truth[known], weight=weight, reduction="sum") / total
 
 
 def _multi(logits: Tensor, truth: Tensor, weight: Tensor | None, total: Tensor | None) -> Tensor:
@@ -200,7 +174,7 @@ def _multi(logits: Tensor, truth: Tensor, weight: Tensor | None, total: Tensor |
 
 
 def _multi_each(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
-    """Loss of each class, 0 where it is not known, shape (B, C_t)."""
+    """Compute the loss of each class, 0 where it is unknown, shape (B, C_t)."""
     each = functional.binary_cross_entropy_with_logits(
         logits, truth.nan_to_num().to(logits), pos_weight=weight, reduction="none"
     )
@@ -208,11 +182,11 @@ def _multi_each(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _known_classes(truth: Tensor) -> Tensor:
-    """How many classes of each slide are known, shape (B,)."""
+    """Count the known classes of each slide, shape (B,)."""
     return (~truth.isnan()).sum(1)
 
 
 def _split(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, ...]:
-    """(..., C) to one (..., C_t) per task."""
+    """Split (..., C) into one (..., C_t) per task."""
     parts: tuple[Tensor, ...] = logits.split([task.width for task in tasks], dim=-1)
     return parts

@@ -22,7 +22,7 @@ from wsi_ips.config.planned import WARM_START_TILES
 from wsi_ips.labels import Truth
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
-from wsi_ips.scanning import ChunkLimit, Prepare, plain_patches, scan_slides
+from wsi_ips.scanning import ChunkLimit, Prepare, ScanOptions, plain_patches, scan_slides
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.plan import Deal, deal
@@ -123,7 +123,7 @@ class TileChoice:
         prepare = self.prepare([batch[piece.slide] for piece in pieces], epoch)
         scanned = self.world.attempt(lambda: self._scan(net, piece_requests(pieces, requests), prepare))
         found = dict(zip(pieces, scanned or [], strict=False))
-        joined = join_shared(self.world, shares, found, requests, memory_size=self.memory_size, rule=net.rule)
+        joined = join_shared(self.world, shares, found, requests, memory_size=self.memory_size)
         selections = {piece.slide: selection for piece, selection in found.items()} | joined
         del scanned, found, joined
 
@@ -162,16 +162,14 @@ class TileChoice:
         if not requests:
             return []
         with self.meter.clock("scan"):
-            return scan_slides(
-                net,
-                requests,
-                memory_size=self.memory_size,
-                compute=self.compute,
-                prepare=prepare,
-                limit=self.limit,
+            options = ScanOptions(
+                self.memory_size,
+                self.compute,
+                self.limit,
                 on_tiles=partial(self.meter.add, "tiles"),
                 reading=partial(self.meter.clock, "scan_read"),
             )
+            return scan_slides(net, requests, prepare, options)
 
     def _random(self, slide: LabelledSlide, epoch: int) -> Kept:
         """A few random tiles: what tells one slide from another (stain) averages out over many slides."""

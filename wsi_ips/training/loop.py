@@ -25,9 +25,9 @@ from torch import Tensor
 from wsi_ips.config import ComputeSection, PlannedTraining, TrainingSection
 from wsi_ips.config.planned import WARM_START_TILES
 from wsi_ips.errors import DivergedError, ScoresError
-from wsi_ips.model.fast import scan_dtype
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.pooling import selection_weights
+from wsi_ips.model.scan_encoders import scan_dtype
 from wsi_ips.model.tasks import label_totals, share_right, task_loss, task_losses_each, truth_tensors
 from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.tiles import read_tiles
@@ -46,7 +46,7 @@ from wsi_ips.training.world import World
 
 GRADIENT_NORM = 1.0
 DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
-START_SLIDES, START_TILES, START_BATCH = 16, 256, 64
+START_SLIDES, START_TILES = 16, 256
 
 
 class LossParts(NamedTuple):
@@ -80,15 +80,13 @@ class Trainer:
         Called with the number of training slides finished, after each step.
     note
         Told how the gradient is taken where that is not in one pass, and where memory runs out.
-    re_estimate
-        Take the statistics of batch norm from tiles of the training slides before the first step.
     world
         The processes that train together; None trains alone.
     started
         The network comes from an earlier training: its embeddings are not standardised anew.
     """
 
-    def __init__(  # noqa: PLR0913 - what a training is made of
+    def __init__(
         self,
         net: IpsNet,
         *,
@@ -99,7 +97,6 @@ class Trainer:
         device: torch.device,
         on_slides: Callable[[int], None] = lambda _: None,
         note: Callable[[str], None] = lambda _: None,
-        re_estimate: bool = False,
         world: World | None = None,
         started: bool = False,
     ) -> None:
@@ -108,7 +105,7 @@ class Trainer:
         self.net, self.memory_size, self.section, self.compute = net, memory_size, section, compute
         self.seed, self.device, self.on_slides = abs(seed), device, on_slides
         self.limit = ChunkLimit(compute.chunk_size, note)
-        self.re_estimate, self.started = re_estimate, started
+        self.started = started
         self.gradient = StepGradient(
             compute.gradient, micro_batch=compute.micro_batch, budget_gb=compute.gpu_memory_gb, note=note
         )
@@ -303,9 +300,6 @@ class Trainer:
             pixels.append(read_tiles(tiles.only(drawn.astype(np.int32))))
         self.net.eval()
         patches = to_float(torch.from_numpy(np.concatenate(pixels)).to(self.device))
-        if self.re_estimate:
-            mixed = torch.from_numpy(rng.permutation(len(patches))).to(self.device)
-            self.net.encoder.estimate_statistics(patches[mixed].split(START_BATCH))
         self.net.encoder.start(patches)
 
     def _step(
@@ -407,12 +401,12 @@ class Trainer:
         own: list[int] | None,
     ) -> LossParts:
         """Loss of some slides of a step (all, or the own ones), of the whole slide and of each kept tile alone."""
-        tasks, smoothing = self.net.tasks, self.section.label_smoothing
+        tasks = self.net.tasks
         logits = self.net(embeddings, mask)  # (B, C)
         counted = (logits, truths) if own is None else (logits[own], [truth[own] for truth in truths])
-        loss = task_loss(*counted, tasks, weights=weights, label_smoothing=smoothing, totals=totals)
+        loss = task_loss(*counted, tasks, weights=weights, totals=totals)
         if self.section.tile_loss:
-            each = partial(task_losses_each, tasks=tasks, weights=weights, label_smoothing=smoothing)
+            each = partial(task_losses_each, tasks=tasks, weights=weights)
             is_warm = epoch <= self.section.warm_start_epochs
             loss = loss + self.section.tile_loss * tile_loss(
                 self.net, embeddings, mask, truths, each, evenly=is_warm, known=known, own=own

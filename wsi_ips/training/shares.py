@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ips.model.net import IpsNet
-from wsi_ips.model.rules import Rule
 from wsi_ips.model.selection import Selection, merge
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.plan import Deal, Piece
@@ -48,7 +47,6 @@ def join_shared(
     requests: Sequence[SlideTiles],
     *,
     memory_size: int,
-    rule: Rule,
 ) -> dict[int, Selection]:
     """Selections of those own slides that several processes scanned, by number in the step.
 
@@ -63,8 +61,8 @@ def join_shared(
         What this process selected from its pieces.
     requests
         All slides of the step with the tiles to scan.
-    memory_size, rule
-        Tiles kept per slide (M), and what chooses them.
+    memory_size
+        Tiles kept per slide (M).
 
     Raises
     ------
@@ -86,7 +84,7 @@ def join_shared(
         def read_again(tiles: NDArray[np.int64], request: SlideTiles = requests[slide]) -> NDArray[np.uint8]:
             return read_tiles(request.only(tiles.astype(np.int32)))
 
-        joined[slide] = merge(shards, memory_size=memory_size, read_again=read_again, rule=rule)
+        joined[slide] = merge(shards, memory_size=memory_size, read_again=read_again)
     return joined
 
 

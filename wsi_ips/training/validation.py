@@ -18,7 +18,7 @@ from wsi_ips.labels import Task, Truth
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import Selection
 from wsi_ips.model.tasks import is_known, task_loss, truth_tensors
-from wsi_ips.scanning import ChunkLimit, plain_patches, scan_slides, slide_logits
+from wsi_ips.scanning import ChunkLimit, ScanOptions, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import SlideTiles
 from wsi_ips.training.plan import Piece, deal
 from wsi_ips.training.shares import join_shared, piece_requests
@@ -66,7 +66,7 @@ def validate(
         for piece in shares.pieces[world.rank]:
             request = piece_requests([piece], slides)
             try:
-                best = scan_slides(net, request, memory_size=memory_size, compute=compute, prepare=prepare, limit=limit)
+                best = scan_slides(net, request, prepare, ScanOptions(memory_size, compute, limit))
             except ScoresError as error:
                 raise DivergedError(f"validation: {error}") from error
             if piece.slide in shares.shared:
@@ -80,7 +80,7 @@ def validate(
             classify(slide, best)
 
     found = world.attempt(work) or {}
-    joined = join_shared(world, shares, found, slides, memory_size=memory_size, rule=net.rule)
+    joined = join_shared(world, shares, found, slides, memory_size=memory_size)
     world.attempt(lambda: classify_all(joined))
     together = world.sum_table(logits)
     known = truth_tensors(truths, net.tasks)

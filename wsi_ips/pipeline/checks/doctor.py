@@ -190,7 +190,7 @@ def _processor() -> Iterator[Finding]:
     yield Finding("cores", "ok", f"{CPU_COUNT}{limit}, PyTorch uses {torch.get_num_threads()}")
     if getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         extra = "" if _version("onnxruntime") else "; needs the extra `int8`"
-        yield Finding("8-bit integers", "ok", f"possible (VNNI): `predict.scan_precision: int8`{extra}")
+        yield Finding("8-bit integers", "ok", f"possible (VNNI): `compute.scan_backend: int8`{extra}")
     else:
         yield Finding("8-bit integers", "note", "this CPU has no VNNI: `int8` is slower than fp32 here")
 
@@ -329,8 +329,8 @@ def _wishes(recipe: Recipe) -> Iterator[Finding]:
     if recipe.compute.device.startswith("cuda") and not torch.cuda.is_available():
         found = f"`compute.device: {recipe.compute.device}`, but PyTorch sees no GPU"
         yield Finding("recipe", "wrong", found, "set `compute.device: auto`, or see above for the GPU")
-    if recipe.predict.scan_precision == "int8" and not _version("onnxruntime"):
-        yield Finding("recipe", "wrong", "`predict.scan_precision: int8` needs an extra", "pip install 'wsi-ips[int8]'")
+    if recipe.compute.scan_backend == "int8" and not _version("onnxruntime"):
+        yield Finding("recipe", "wrong", "`compute.scan_backend: int8` needs an extra", "pip install 'wsi-ips[int8]'")
     if recipe.model.lora_rank and not _version("peft"):
         yield Finding("recipe", "wrong", "`model.lora_rank` needs an extra", "pip install 'wsi-ips[lora]'")
     if not recipe.manifest.exists() and recipe.synth is None:

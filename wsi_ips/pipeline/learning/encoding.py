@@ -13,8 +13,9 @@ from torch import nn
 from wsi_ips.config import ModelSection, Recipe
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model import EncoderSpec, build_encoder, encoder_spec, read_card
+from wsi_ips.model.card import EncoderOrigin
+from wsi_ips.model.checkpoint import load_trunk
 from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.start import take_trunk
 from wsi_ips.pipeline.cohort import names_of
 from wsi_ips.pipeline.learning.feature_source import IMPORTED_KEY, FeatureSource
 from wsi_ips.pipeline.run import Run
@@ -32,6 +33,8 @@ class EncoderPlan:
         Architecture, normalisation, projector.
     pretrained, weights
         As for :func:`wsi_ips.model.build_encoder`.
+    origin
+        Where its weights come from.
     start
         Checkpoint whose encoder is taken, None where there is none or it has none.
     """
@@ -39,6 +42,7 @@ class EncoderPlan:
     spec: EncoderSpec
     pretrained: bool
     weights: Path | None
+    origin: EncoderOrigin | None
     start: Path | None = None
 
 
@@ -54,17 +58,25 @@ def plan_encoder(section: ModelSection) -> EncoderPlan:
     """
     projector = section.projector or 0
     if section.start is not None:
-        stored = read_card(section.start).encoder
+        card = read_card(section.start)
+        stored = card.encoder
         if not stored.features:
             if stored.name != section.encoder:
                 raise CheckpointError(
                     f"key `model.start`: {section.start} has encoder {stored.name}, the recipe {section.encoder}; set "
                     "`model.encoder` to that of the checkpoint"
                 )
-            return EncoderPlan(replace(stored, projector=projector), False, None, section.start)
+            origin = card.origin and replace(card.origin, through=(*card.origin.through, card.model_id))
+            return EncoderPlan(replace(stored, projector=projector), False, None, origin, section.start)
     has_weights = section.pretrained or section.weights is not None
     spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
-    return EncoderPlan(replace(spec, projector=projector), section.pretrained, section.weights)
+    return EncoderPlan(replace(spec, projector=projector), section.pretrained, section.weights, _origin(section))
+
+
+def _origin(section: ModelSection) -> EncoderOrigin:
+    if section.weights is not None:
+        return EncoderOrigin("file", section.weights.name)
+    return EncoderOrigin("published" if section.pretrained else "random")
 
 
 def frozen_encoder(recipe: Recipe) -> Encoder:
@@ -81,7 +93,7 @@ def frozen_encoder(recipe: Recipe) -> Encoder:
     torch.manual_seed(recipe.seed)
     encoder = build_encoder(replace(plan.spec, projector=0), pretrained=plan.pretrained, weights=plan.weights)
     if plan.start is not None:
-        take_trunk(encoder.trunk, plan.start)
+        load_trunk(encoder.trunk, plan.start)
     encoder.check_patch(recipe.tiles.patch_px)
     return encoder.eval()
 

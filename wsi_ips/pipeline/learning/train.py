@@ -12,14 +12,13 @@ import torch
 from torch import nn
 
 from wsi_ips.config import AugmentSection, planned
-from wsi_ips.errors import DivergedError, FeaturesError, RecipeError, RegionReadError, TrainingError
+from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
-from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint, write_card
-from wsi_ips.model.checkpoint import build_net
+from wsi_ips.model.card import CARD_NAME, EncoderOrigin, checkpoint_fingerprint
+from wsi_ips.model.checkpoint import add_trunk, build_net, start_from_checkpoint
+from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.model.freezing import add_lora, freeze
-from wsi_ips.model.presets import remarks
-from wsi_ips.model.start import put_trunk, take_over
 from wsi_ips.pipeline.checks.leakage import require_no_leak
 from wsi_ips.pipeline.learning.encoding import feature_source, plan_encoder
 from wsi_ips.pipeline.learning.feature_source import FeatureSource
@@ -68,8 +67,6 @@ def train_stage(run: Run, world: World | None = None) -> bool:
         world.attempt(partial(_check_enough, run, train))
         wanted = world.same(_fingerprint(run, [*train, *val], features), "training (recipe, labels or tiles)")
         if world.from_first(_is_trained(run, wanted)):
-            if world.is_first:
-                _complete_card(run, train, val)
             return False
         try:
             _fit(run, train, val, wanted, world, features)
@@ -89,15 +86,6 @@ def train_stage(run: Run, world: World | None = None) -> bool:
 
 def _is_trained(run: Run, wanted: str) -> bool:
     return (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted
-
-
-def _complete_card(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord]) -> None:
-    """Add to a card of an earlier version what this one pins; the recipe is that of the training, so it is known."""
-    card = read_card(run.folder.model)
-    if card.preparation is None:
-        facts = training_facts(run, train, val)
-        del facts["made"]  # that was then
-        write_card(run.folder.model, replace(card, preparation=_preparation(run, [*train, *val]), training=facts))
 
 
 def _preparation(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:
@@ -154,17 +142,12 @@ def _fit(
     recipe, device = run.recipe, world.device
     torch.manual_seed(recipe.seed)
     section, training = recipe.model, planned(recipe.training, len(train))
-    has_weights = section.pretrained or section.weights is not None
-    if section.batch_statistics == "re-estimated" and not has_weights:
-        raise RecipeError(
-            "key `model.batch_statistics`: without weights there are no statistics to take anew; set "
-            "`model.pretrained` or `model.weights`, or leave `stored`"
-        )
     plan = plan_encoder(section)
-    spec = plan.spec
+    spec, origin = plan.spec, plan.origin
     if features is not None and features.files is not None:
         name, width = features.of_one_encoder([*train, *val])
         spec = EncoderSpec(name, "batch", frozen_statistics=True, projector=spec.projector, features=width)
+        origin = EncoderOrigin("imported")
     card = ModelCard(
         model_id=f"{recipe.name}-{wanted[:8]}",
         tasks=recipe.labels.tasks,
@@ -176,23 +159,22 @@ def _fit(
         patch_mpp=recipe.tiles.mpp,
         patch_px=recipe.tiles.patch_px,
         fingerprint=wanted,
-        metrics={},
         pooling=section.pooling,
-        selection=section.selection,
-        iteration_size=section.iteration_size,
         position=section.position,
         preparation=_preparation(run, [*train, *val]),
         training=training_facts(run, train, val),
-        evidence=section.evidence,
+        origin=origin,
+        input=section.input,
+        freeze="lora" if section.lora_rank else section.freeze,
     )
-    for text in remarks(spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+    for text in encoder_remarks(spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
     build = partial(build_net, card, pretrained=plan.pretrained, weights=plan.weights)
     with world.ahead() as is_first:  # published weights are fetched once
         built = build() if is_first else None
     net = built or build()
     if section.start is not None:
-        take_over(net, section.start)
+        start_from_checkpoint(net, section.start)
     net.encoder.check_patch(recipe.tiles.patch_px)
     trunk = None
     if features is not None:  # the trunk has done its work; it goes into the checkpoint again, which then takes pixels
@@ -221,7 +203,6 @@ def _fit(
             device=device,
             on_slides=advance,
             note=run.progress.note,
-            re_estimate=section.batch_statistics == "re-estimated",
             world=world,
             started=section.start is not None,
         )
@@ -299,9 +280,9 @@ class _Keeper:
         with atomic_folder(self.run.folder.last_model) as folder:
             save_checkpoint(folder, net, self._card(last))
             if trunk is not None:
-                put_trunk(folder, trunk)
+                add_trunk(folder, trunk)
         if trunk is not None:
-            put_trunk(self.folder, trunk)
+            add_trunk(self.folder, trunk)
         with atomic_folder(self.run.folder.model) as folder:
             for file in self.folder.iterdir():
                 file.replace(folder / file.name)

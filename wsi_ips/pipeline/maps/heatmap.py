@@ -15,7 +15,7 @@ from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.annotations import read_annotation, read_geojson
-from wsi_ips.errors import AnnotationError, EvaluationError, RecipeError
+from wsi_ips.errors import AnnotationError, EvaluationError
 from wsi_ips.geometry import Box, Point
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
@@ -46,13 +46,7 @@ def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
 
 def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
     """Draw all slides whose pictures are not up to date; the number of slides worked on."""
-    card = read_card(checkpoint_folder(run))
-    model_id = card.model_id
-    if run.recipe.heatmap.score == "evidence" and not card.evidence:
-        raise RecipeError(
-            f"key `heatmap.score`: model {model_id} was not trained with `model.evidence`, so nothing adds up to its "
-            "decision; train with it, or take `probability`"
-        )
+    model_id = read_card(checkpoint_folder(run)).model_id
     due = []
     calibration = model_calibration(run)
     for record in to_draw(run, names):

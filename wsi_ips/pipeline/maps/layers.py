@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import HeatmapSection
 from wsi_ips.inference import SlideScores
-from wsi_ips.results import attention_rank, odds_share
+from wsi_ips.results import attention_rank
 from wsi_ips.results.overlay import Kind
 
 ALWAYS: tuple[Kind, ...] = ("probability", "attention")
@@ -19,19 +19,12 @@ def map_kinds(section: HeatmapSection) -> tuple[Kind, ...]:
 
 
 def map_scores(scores: SlideScores, kind: Kind) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Tiles that a map shows, ascending, shape (n,), and their scores, 0-1, shape (n,).
-
-    All N tiles, but for leave-one-out, which only kept tiles have.
-    """
+    """Tiles that a map shows, ascending, shape (n,), and their scores, 0-1, shape (n,)."""
     every = np.arange(len(scores.attention_logits))
     match kind:
         case "probability":
             return every, np.asarray(scores.positive_probability, np.float32)
         case "attention":
             return every, attention_rank(scores.attention)
-        case "evidence":
-            return every, odds_share(scores.evidence)
-        case "leave-one-out":
-            kept = scores.kept[: len(scores.left_out)]  # none where one tile is kept
-            order = np.argsort(kept)
-            return kept[order].astype(np.intp), odds_share(scores.left_out[order])
+        case _:
+            raise ValueError(f"no map `{kind}`")

@@ -27,7 +27,7 @@ from wsi_ips.slides.source import is_url, slide_name
 
 MANIFEST_NAME = "manifest.csv"
 MARK = "# Written by `wsi-ips predict`: the settings are the model's. Every command takes this file, or its folder."
-ADJUSTABLE = ("compute.", "heatmap.", "predict.scan_precision")
+ADJUSTABLE = ("compute.", "heatmap.")
 """Keys that may be set beside a bundle: they change no pixel that the network sees."""
 FILES = ("annotation", "coordinates", "tissue_mask")
 Row = dict[str, str]
@@ -100,8 +100,7 @@ def new_slides(
     for key in overrides or {}:
         if not key.startswith(ADJUSTABLE):
             raise RecipeError(
-                f"--set {key}: is pinned by the model; without a recipe only `compute.*`, `heatmap.*` and "
-                "`predict.scan_precision` can be set"
+                f"--set {key}: is pinned by the model; without a recipe only `compute.*` and `heatmap.*` can be set"
             )
     card = read_card(bundle)
     content = _recipe_of(card, bundle)
@@ -207,12 +206,10 @@ def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
         "labels": labels,
         "split": {"allow": ["patient", "content", "thumbnail"]},
         "model": {
-            "encoder": card.encoder.name,
+            **({} if card.encoder.features else {"encoder": card.encoder.name}),
             "memory_size": card.memory_size,
             "pooling": card.pooling,
-            "selection": card.selection,
             "position": card.position,
-            "evidence": card.evidence,
         },
         "predict": {"checkpoint": str(bundle.resolve()), "splits": ["train", "val", "test"]},
         "heatmap": {"splits": ["train", "val", "test"]},

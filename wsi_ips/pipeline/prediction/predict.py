@@ -13,7 +13,7 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.checkpoint import require_tasks
-from wsi_ips.model.presets import remarks
+from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.pipeline.prediction.calibrate import calibrate
 from wsi_ips.pipeline.prediction.predictions import write_predictions
 from wsi_ips.pipeline.prediction.predictor import PREDICT_JOB, Predictor, PredictTask, Told
@@ -67,7 +67,7 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         and not (card.encoder.features and _lacks_features(run, record))
     ]
     if due:
-        for text in remarks(card.encoder.name):
+        for text in encoder_remarks(card.encoder.name):
             run.progress.note(text)
         total = sum(run.states[record.slide_id].tiles or 0 for record in due)
         with run.progress.stage("prediction", total, "tiles") as advance:

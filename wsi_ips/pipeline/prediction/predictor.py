@@ -17,11 +17,11 @@ from wsi_ips.inference import predict_slide, write_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import load_checkpoint
 from wsi_ips.model.card import checkpoint_fingerprint
-from wsi_ips.model.int8 import Int8Exporter
+from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.pipeline.learning.encoding import feature_source
 from wsi_ips.pipeline.learning.feature_source import FeatureSource
 from wsi_ips.pipeline.run import Run
-from wsi_ips.scanning import ChunkLimit, choose_device
+from wsi_ips.scanning import ChunkLimit, ScanOptions, choose_device
 from wsi_ips.tiles import SlideTiles
 
 PREDICT_JOB = f"{__name__}:predict_job"
@@ -57,8 +57,7 @@ class Predictor:
         if checkpoint_fingerprint(folder) != model:
             raise CheckpointError(f"checkpoint {folder}: changed while slides were predicted; predict again")
         self.net.to(device)
-        int8 = recipe.predict.scan_precision == "int8"
-        self._int8 = Int8Exporter(self.net.encoder, self.card.patch_px) if int8 else None
+        SCAN_BACKENDS[recipe.compute.scan_backend].check(self.net.encoder, self.card.patch_px)
         self._source: FeatureSource | None = None
         self._limit = ChunkLimit(recipe.compute.chunk_size, self._tell)
 
@@ -97,20 +96,12 @@ class Predictor:
         self, run: Run, record: SlideRecord, fingerprint: str, on_tiles: Callable[[int], None] = lambda _: None
     ) -> float:
         """Predict a slide and store its scores; the seconds it took."""
-        scores = predict_slide(
-            self.net,
-            self.card,
-            self._input(run, record),
-            compute=run.recipe.compute,
-            device=self.device,
-            fingerprint=fingerprint,
-            on_tiles=on_tiles,
-            int8=self._int8,
-            limit=self._limit,
-        )
-        if scores.int8:
-            used = "" if scores.int8.holds else "; too far from fp32, which was used instead"
-            self.note(f"slide {record.slide_id}: int8 scan: {scores.int8}{used}")
+        compute = run.recipe.compute
+        options = ScanOptions(self.card.memory_size, compute, self._limit, on_tiles=on_tiles)
+        scores = predict_slide(self.net, self._input(run, record), options, fingerprint=fingerprint)
+        if scores.check:
+            used = "" if scores.check.holds else "; too far from fp32, which was used instead"
+            self.note(f"slide {record.slide_id}: {compute.scan_backend} scan: {scores.check}{used}")
         write_scores(run.folder.scores, scores)
         return scores.seconds
 
@@ -156,7 +147,7 @@ def predict_job(task: PredictTask) -> Told:
     torch.set_num_threads(task.threads)
     notes: list[str] = []
     recipe = task.recipe
-    key = (task.checkpoint, task.model, recipe.predict.scan_precision, recipe.compute.chunk_size, recipe.compute.device)
+    key = (task.checkpoint, task.model, recipe.compute.scan_backend, recipe.compute.chunk_size, recipe.compute.device)
     predictor = _kept.get(key)
     if predictor is None:
         _kept.clear()

@@ -58,8 +58,7 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
     known = card.preparation
     if known is None:
         raise CheckpointError(
-            f"checkpoint {card.model_id}: from before bundles pinned tissue and tiles; run `wsi-ips run` or `wsi-ips "
-            "train` with the recipe that made it, which completes it, or predict with a recipe"
+            f"checkpoint {card.model_id}: its card pins neither tissue nor tiles; predict with a recipe"
         )
     if known["tiles_from"] == IMPORTED:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from wsi_ips.inference import SlideScores, read_scores, stored_fingerprint
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.calibration import Calibration, read_calibration
 from wsi_ips.model.card import checkpoint_fingerprint, read_card
+from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.pipeline.learning.feature_source import IMPORTED_KEY
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
@@ -22,7 +23,8 @@ def checkpoint_folder(run: Run) -> Path:
 
 def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
     """Fingerprint that a slide's scores must have to be up to date."""
-    how: list[str | None] = [run.recipe.predict.scan_precision] if run.recipe.predict.scan_precision != "fp32" else []
+    backend = run.recipe.compute.scan_backend
+    how: list[str | None] = [backend] if SCAN_BACKENDS[backend].is_calibrated else []
     if run.recipe.features.imported is not None:  # those of the model's own encoder are the pixels in another form
         folder = (run.recipe.features.location or run.folder.features) / IMPORTED_KEY
         how.append(features_fingerprint(folder, record.slide_id))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from wsi_ips.evaluation import Evaluation, Interval, Subgroup
 from wsi_ips.inference.decision import DECIDING_TILES
 from wsi_ips.model.card import ModelCard
-from wsi_ips.model.presets import PREFIX, PRESETS
+from wsi_ips.model.card_text import licence_text, origin_text, training_text
 from wsi_ips.pipeline.evaluation.evaluate import LARGEST_LESION, SITE_COLUMNS, manifest_cells
 from wsi_ips.pipeline.prediction.scored import model_calibration
 from wsi_ips.pipeline.run import Run
@@ -26,7 +26,7 @@ def model_card(run: Run, card: ModelCard, evaluation: Evaluation | None, split: 
         CardSection("What it learned from", _learned(run)),
         CardSection("How well it does", _figures(evaluation, split)),
         CardSection("Limits", _limits(run, evaluation, split)),
-        CardSection("Licences", _licences(run, card)),
+        CardSection("Licences", (licence_text(card),)),
     )
 
 
@@ -41,29 +41,19 @@ def _use(card: ModelCard) -> tuple[str, ...]:
 
 
 def _what(run: Run, card: ModelCard) -> tuple[str, ...]:
-    kept, decision = run.recipe.model, model_calibration(run).tasks[0].decision
+    decision = model_calibration(run).tasks[0].decision
     rests = (
         f"the {card.memory_size} tiles of the highest score"
         if decision == "pooled"
         else f"the {DECIDING_TILES} tiles that speak most for a class, each alone (`predict.decision: tiles`)"
     )
-    started = "" if run.recipe.predict.checkpoint is not None else f", {_start(run)}"
-    froze = f"; frozen: {kept.freeze}" if run.recipe.predict.checkpoint is None and kept.freeze != "none" else ""
+    started = f", {origin}" if (origin := origin_text(card)) else ""
     return (
-        f"Model {card.model_id}: encoder {card.encoder.name}{started}{froze}; pooling `{card.pooling}`, "
-        f"{card.heads} heads.",
-        "Trained end to end on pixels from slide labels (Iterative Patch Selection): the answer of a slide rests on "
-        f"{rests}.",
+        f"Model {card.model_id}: encoder {card.encoder.name}{started}; pooling `{card.pooling}`, {card.heads} heads.",
+        f"{training_text(card)}: the answer of a slide rests on {rests}.",
         f"Tiles of {card.patch_px} px at {card.patch_mpp:g} µm/px, {card.patch_px * card.patch_mpp:.0f} µm wide; "
         "slides are brought to this scale from a finer level, never from a coarser one.",
     )
-
-
-def _start(run: Run) -> str:
-    section = run.recipe.model
-    if section.weights is not None:
-        return f"weights from {section.weights.name}"
-    return "published weights" if section.pretrained else "random weights to begin with"
 
 
 def _learned(run: Run) -> tuple[str, ...]:
@@ -160,24 +150,6 @@ def _sites(run: Run, split: str) -> list[str]:
         else:
             lines.append(f"By {column}, tested only on those it learned from: nothing is known of others.")
     return lines or ["The manifest names no centre or scanner: how it does on those of others is not known."]
-
-
-def _licences(run: Run, card: ModelCard) -> tuple[str, ...]:
-    name = card.encoder.name
-    if name.startswith(PREFIX) and (preset := PRESETS.get(name.removeprefix(PREFIX))):
-        allowed = "commercial use: see its page"
-        if preset.commercial is not None:
-            allowed = "commercial use allowed" if preset.commercial else "no commercial use"
-        return (
-            f"Encoder weights {preset.key}: {preset.licence}, {allowed}. A model trained from them inherits the terms.",
-        )
-    if run.recipe.predict.checkpoint is not None:
-        return (f"Encoder {name}: ask whoever trained the model where its weights began.",)
-    if run.recipe.model.weights is not None:
-        return (f"Weights began from the file {run.recipe.model.weights.name}: its terms hold for the model too.",)
-    if not run.recipe.model.pretrained:
-        return (f"Encoder {name}: no published weights were used; the terms of its slides and labels hold.",)
-    return (f"Encoder {name}: published weights; the licence on their page holds for the model too.",)
 
 
 def _text(found: Interval | None) -> str:

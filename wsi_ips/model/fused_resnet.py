@@ -1,18 +1,15 @@
-"""A faster way to compute the same embeddings on a CPU where no gradient is needed.
+"""A ResNet with batch norm, fused for a CPU where no gradient is needed: the same embeddings, faster.
 
-Patches go through the encoder a few at a time, so that activations stay in the cache. In evaluation mode batch norm is
-a scale and a shift per channel, so it goes into the weights of the convolution before it; ReLU and the sum with the
-shortcut are done by the convolution; weights are laid out once for the library (oneDNN) instead of at every call. Up to
-rounding (some 1e-6 of the largest value) the result is that of the encoder. Measured on one core:
-``python benchmarks/ips_scan.py``.
+In evaluation mode batch norm is a scale and a shift per channel, so it is folded into the weights of the convolution
+before it. The convolution also applies ReLU and adds the shortcut. Weights are laid out once for oneDNN instead of at
+every call. Up to rounding (about 1e-6 of the largest value) the result is that of the encoder. Speed against
+``torch.compile`` and plain PyTorch: ``python benchmarks/encoder_speed.py``.
 
 Shapes: n patches of h x w pixels, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,38 +19,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsi_ips.model.encoder import Encoder
 
-Encode = Callable[[Tensor], Tensor]
-"""Float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)."""
-
-
-PIXELS_AT_A_TIME, PIXELS_AT_A_TIME_FUSED = 2**18, 2**19
-"""Pixels of the patches that go through the network together on a CPU; measured best for 64 px and for 256 px."""
-
-
-def scan_encoder(encoder: Encoder) -> Encode:
-    """The fastest way to run an encoder as it is now, without gradient.
-
-    Valid until its weights change. On a CPU patches go in parts, and a ResNet with batch norm is fused; elsewhere it is
-    the encoder itself.
-    """
-    if encoder.mean.device.type != "cpu":
-        return encoder
-    if can_fuse(encoder):
-        return partial(in_parts, FusedResNet(encoder), pixels=PIXELS_AT_A_TIME_FUSED)
-    # With one thread PyTorch does 1 x 1 convolutions of fewer than 16 patches without oneDNN, several times slower.
-    # Those of shortcuts, which also halve the sides, are too few to matter: ResNet-18 is fastest in parts of four.
-    pointwise = any(isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == (1, 1) for m in encoder.trunk.modules())
-    return partial(in_parts, encoder, at_least=16 if pointwise and torch.get_num_threads() == 1 else 1)
-
-
-def in_parts(encode: Encode, patches: Tensor, *, pixels: int = PIXELS_AT_A_TIME, at_least: int = 1) -> Tensor:
-    """Embed so many pixels at a time, but at least so many patches, (n, 3, h, w) to (n, D)."""
-    count = max(at_least, pixels // (patches.shape[2] * patches.shape[3]))
-    return torch.cat([encode(part) for part in patches.split(count)])
-
 
 def can_fuse(encoder: Encoder) -> bool:
-    """Whether :class:`FusedResNet` fits: a ResNet with batch norm in evaluation mode, float32, on a CPU with oneDNN."""
+    """Tell whether :class:`FusedResNet` fits: a float32 ResNet with batch norm, evaluating, on a CPU with oneDNN."""
     trunk = encoder.trunk
     return (
         not encoder.training
@@ -69,7 +37,7 @@ def can_fuse(encoder: Encoder) -> bool:
 
 
 class FusedResNet:
-    """A ResNet encoder with its batch norm folded away; holds copies of its weights."""
+    """A ResNet encoder with its batch norm folded away. It holds copies of the weights."""
 
     @torch.no_grad()
     def __init__(self, encoder: Encoder) -> None:
@@ -93,12 +61,12 @@ class FusedResNet:
 
 
 def _blocks(trunk: nn.Sequential) -> list[Any]:
-    """Residual blocks of all stages; stem and pooling stand before and after them."""
+    """Return the residual blocks of all stages, without the stem before and the pooling after them."""
     return [block for stage in trunk[4:-2] for block in stage.children()]
 
 
 class _Block:
-    """Residual block of either kind: convolutions with ReLU, the last one added to the shortcut before it."""
+    """Residual block of either kind: convolutions with ReLU; the last one is added to the shortcut before its ReLU."""
 
     def __init__(self, block: BasicBlock | Bottleneck) -> None:
         names = ("1", "2", "3") if isinstance(block, Bottleneck) else ("1", "2")
@@ -110,7 +78,7 @@ class _Block:
         for convolution in self._first:
             y = convolution(y, relu=True)
         shortcut = x if self._shortcut is None else self._shortcut(x, relu=False)
-        return self._last.onto(shortcut, y)
+        return self._last.add_to(shortcut, y)
 
 
 class _Convolution:
@@ -129,21 +97,21 @@ class _Convolution:
             norm.bias,
         )
         c = convolution
-        self._where = (c.padding, c.stride, c.dilation, c.groups)
+        self._layout = (c.padding, c.stride, c.dilation, c.groups)
         self._bias = bias.detach()
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight.detach().contiguous(memory_format=torch.channels_last), *self._where, None
+            weight.detach().contiguous(memory_format=torch.channels_last), *self._layout, None
         )
 
     def __call__(self, x: Tensor, *, relu: bool) -> Tensor:
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self._bias, *self._where, "relu" if relu else "none", [], ""
+            x, self._weight, self._bias, *self._layout, "relu" if relu else "none", [], ""
         )
         return out
 
-    def onto(self, shortcut: Tensor, x: Tensor) -> Tensor:
-        """``relu(shortcut + convolution(x))``, written over ``shortcut``."""
+    def add_to(self, shortcut: Tensor, x: Tensor) -> Tensor:
+        """Compute ``relu(shortcut + convolution(x))`` in place of ``shortcut``."""
         out: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-            shortcut, x, self._weight, self._bias, *self._where, "add", 1.0, "relu", [], ""
+            shortcut, x, self._weight, self._bias, *self._layout, "add", 1.0, "relu", [], ""
         )
         return out

@@ -1,4 +1,4 @@
-"""The scan in reduced precision and compiled: the same embeddings, and the faster way chosen."""
+"""Every scan backend gives the embeddings of the encoder; the faster way is chosen."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from wsi_ips.errors import RecipeError
-from wsi_ips.model import build_encoder, encoder_spec, fast
+from wsi_ips.model import build_encoder, encoder_spec, scan_encoders
 from wsi_ips.model.encoder import Encoder, EncoderSpec
-from wsi_ips.model.fast import Trial, fast_encoder, scan_dtype
+from wsi_ips.model.scan_backends import SCAN_BACKENDS
+from wsi_ips.model.scan_encoders import Trial, auto, compiled, eager, in_parts, scan_dtype
 
 CPU = torch.device("cpu")
 
@@ -52,7 +53,7 @@ def test_fp16_on_a_cpu_is_refused():
 def test_bf16_is_near_and_comes_back_as_float32():
     encoder, patches = encoder_of(), torch.rand(18, 3, 32, 32)
     with torch.no_grad():
-        exact, near = encoder(patches), fast_encoder(encoder, precision="bf16")(patches)
+        exact, near = encoder(patches), auto(encoder, "bf16")(patches)
     assert near.dtype == torch.float32
     error = float((near - exact).norm() / exact.norm())
     assert 0 < error < 0.02
@@ -61,8 +62,8 @@ def test_bf16_is_near_and_comes_back_as_float32():
 def test_without_wishes_a_cpu_scans_in_float32_uncompiled():
     encoder, patches = encoder_of(), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(fast_encoder(encoder, compiling="auto")(patches), encoder(patches))
-    assert encoder not in fast._trials
+        torch.testing.assert_close(auto(encoder)(patches), encoder(patches))
+    assert encoder not in scan_encoders._trials
 
 
 def test_the_faster_way_is_kept():
@@ -94,14 +95,14 @@ def test_a_compiler_that_fails_leaves_the_plain_way():
     trial = Trial(plain, compile_after_s=1e-9, compiler=failing)
     for _ in range(3):
         torch.testing.assert_close(trial(encoder, patches), plain(encoder, patches))
-    with pytest.raises(RecipeError, match=r"compute\.compile.*no compiler here.*`off`"):
+    with pytest.raises(RecipeError, match=r"compute\.scan_backend.*no compiler here.*`auto`"):
         Trial(plain, compile_after_s=0.0, compiler=failing)(encoder, patches)
 
 
 def test_a_last_chunk_of_another_size_is_not_compiled():
     seen = []
 
-    def counting(run: fast.Run) -> fast.Run:
+    def counting(run: scan_encoders.Run) -> scan_encoders.Run:
         def compiled(encoder: Encoder, patches: torch.Tensor) -> torch.Tensor:
             seen.append(len(patches))
             return run(encoder, patches)
@@ -120,8 +121,8 @@ def test_what_was_measured_is_kept_from_scan_to_scan_but_not_beyond_the_encoder(
     encoder = encoder_of()
     with torch.no_grad():
         for _ in range(2):
-            fast_encoder(encoder, compiling="on")(torch.rand(2, 3, 32, 32))
-    assert len(fast._trials[encoder]) == 1
+            compiled(encoder)(torch.rand(2, 3, 32, 32))
+    assert len(scan_encoders._trials[encoder]) == 1
     alive = weakref.ref(encoder)
     del encoder
     gc.collect()
@@ -135,9 +136,7 @@ def test_compiled_embeddings_are_the_same():
     encoder = Encoder(trunk, spec=EncoderSpec("tiny", "group", False), width=8).eval()
     patches = torch.rand(16, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(
-            fast_encoder(encoder, compiling="on")(patches), encoder(patches), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(compiled(encoder)(patches), encoder(patches), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -145,6 +144,40 @@ def test_compiled_embeddings_are_the_same():
 def test_reduced_precision_on_a_gpu(precision):
     encoder, patches = encoder_of().cuda(), torch.rand(16, 3, 64, 64, device="cuda")
     with torch.no_grad():
-        exact, near = encoder(patches), fast_encoder(encoder, precision=precision)(patches)
+        exact, near = encoder(patches), auto(encoder, precision)(patches)
     assert near.dtype == torch.float32
     assert float((near - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize("name", [name for name, backend in SCAN_BACKENDS.items() if not backend.is_calibrated])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_every_exact_backend_gives_the_embeddings_of_the_encoder(monkeypatch, name, norm):
+    monkeypatch.setattr(torch, "compile", lambda run, dynamic: run)  # compiling takes a minute; tested above
+    torch.manual_seed(0)
+    encoder = build_encoder(encoder_spec("resnet18-2", norm=norm, has_weights=norm == "batch")).eval()
+    patches = torch.rand(5, 3, 64, 64)
+    backend = SCAN_BACKENDS[name]
+    backend.check(encoder, 64)
+    with torch.no_grad():
+        expected = encoder(patches)
+        tolerance = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(backend.load()(encoder, "auto")(patches), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("side", [100, 600])
+def test_patches_go_in_parts_in_their_order(side):
+    sizes = []
+
+    def first_pixel(patches: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(patches))
+        return patches[:, :2, 0, 0]
+
+    patches = torch.rand(60, 3, side, side // 2)
+    torch.testing.assert_close(in_parts(first_pixel, patches), patches[:, :2, 0, 0])
+    assert max(sizes) == {100: 52, 600: 1}[side]
+
+
+@torch.no_grad()
+def test_eager_runs_the_encoder_itself():
+    encoder, patches = encoder_of(), torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(eager(encoder)(patches), encoder(patches), rtol=0, atol=0)

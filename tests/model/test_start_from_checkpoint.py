@@ -11,8 +11,7 @@ import torch
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, load_checkpoint, save_checkpoint
-from wsi_ips.model.checkpoint import build_net
-from wsi_ips.model.start import put_trunk, take_over, take_trunk
+from wsi_ips.model.checkpoint import add_trunk, build_net, load_trunk, start_from_checkpoint
 
 LABEL, GRADE = Task("label", ("normal", "tumor")), Task("label", ("low", "high"))
 CARD = ModelCard(
@@ -26,7 +25,6 @@ CARD = ModelCard(
     patch_mpp=0.5,
     patch_px=32,
     fingerprint="f",
-    metrics={},
 )
 
 
@@ -57,20 +55,20 @@ def same(a: IpsNet, b: IpsNet) -> set[str]:
 def test_everything_is_taken_where_everything_fits(tmp_path):
     trained, fresh = saved(tmp_path), net(CARD, 2)
     assert same(fresh, trained) == set()
-    take_over(fresh, tmp_path)
+    start_from_checkpoint(fresh, tmp_path)
     assert same(fresh, trained) == {"encoder.trunk", "encoder.standardise", "pooling", "head"}
 
 
 def test_heads_of_other_classes_stay_fresh(tmp_path):
     trained, fresh = saved(tmp_path), net(replace(CARD, tasks=(GRADE,)), 2)
-    take_over(fresh, tmp_path)
+    start_from_checkpoint(fresh, tmp_path)
     assert same(fresh, trained) == {"encoder.trunk", "encoder.standardise", "pooling"}
 
 
 def test_a_model_of_imported_features_leaves_the_encoder_alone(tmp_path):
     imported = replace(CARD, encoder=EncoderSpec("imported:x", "batch", True, projector=8, features=64))
     trained, fresh = saved(tmp_path, imported), net(CARD, 2)
-    take_over(fresh, tmp_path)
+    start_from_checkpoint(fresh, tmp_path)
     assert same(fresh, trained) == {"encoder.standardise", "pooling", "head"}
 
 
@@ -87,8 +85,8 @@ def test_what_is_built_otherwise_is_named(tmp_path, change, part):
     saved(tmp_path)
     fresh = net(replace(CARD, **change), 2)
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(CheckpointError, match="is built otherwise") as caught:
-        take_over(fresh, tmp_path)
+    with pytest.raises(CheckpointError, match="is built differently") as caught:
+        start_from_checkpoint(fresh, tmp_path)
     assert part in str(caught.value)
     assert "`projector: 8`" in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())
@@ -103,9 +101,9 @@ def test_a_checkpoint_of_features_becomes_one_of_pixels_with_its_trunk(tmp_path)
     save_checkpoint(tmp_path, whole, CARD)
     with pytest.raises(CheckpointError, match="does not fit its card"):
         load_checkpoint(tmp_path)
-    put_trunk(tmp_path, trunk)
+    add_trunk(tmp_path, trunk)
     loaded, _ = load_checkpoint(tmp_path)
     torch.testing.assert_close(loaded.encoder(patches), expected, rtol=0, atol=0)
     other = net(CARD, 3)
-    take_trunk(other.encoder.trunk, tmp_path)
+    load_trunk(other.encoder.trunk, tmp_path)
     assert same(other, loaded) == {"encoder.trunk"}

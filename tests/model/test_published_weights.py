@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from wsi_ips.errors import CheckpointError
+from tests.model.published_weights import converted_weights
+from tests.model.test_published_rule import greedy_rule
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.model.reference import convert_reference
-from wsi_ips.model.rules import paper, selection_score
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec, selection_score
 
 HEADS, KEY_WIDTH, WIDTH, QUERIES = 4, 6, 128, 2
 TASKS = (Task("grade", ("low", "mid", "high")), Task("tumour", ("yes",), "multi"))
@@ -59,7 +58,7 @@ class Paper(nn.Module):
 
 def ours() -> IpsNet:
     encoder = build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True))
-    return IpsNet(encoder, tasks=TASKS, heads=HEADS, key_width=KEY_WIDTH)
+    return IpsNet(encoder, NetSettings(tasks=TASKS, heads=HEADS, key_width=KEY_WIDTH))
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def published() -> Paper:
 @torch.no_grad()
 def test_converted_weights_give_equal_outputs(published):
     net = ours()
-    net.load_state_dict(convert_reference(published.state_dict(), net, tasks=["grade", "tumour"]))
+    net.load_state_dict(converted_weights(published.state_dict(), net, tasks=["grade", "tumour"]))
     net.eval()
     patches = torch.rand(9, 3, 32, 32)
     there = published.encoder((patches - net.encoder.mean) / net.encoder.std).flatten(1)
@@ -100,32 +99,10 @@ def test_converted_weights_give_equal_outputs(published):
 @torch.no_grad()
 def test_converted_weights_select_the_tiles_of_the_published_loop(published):
     net = ours().eval()
-    net.load_state_dict(convert_reference(published.state_dict(), net, tasks=["grade", "tumour"]))
+    net.load_state_dict(converted_weights(published.state_dict(), net, tasks=["grade", "tumour"]))
     tiles = torch.randn(300, WIDTH) * 6
     buffer = torch.arange(20)
     for chunk in torch.arange(20, 300).split(16):
         both = torch.cat([buffer, chunk])
         buffer = both[published.attention(tiles[both]).mean((0, 1)).topk(20).indices]
-    assert set(paper(net.pooling.logits(tiles).numpy(), 20, iteration_size=16).tolist()) == set(buffer.tolist())
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda s: s.pop("transf.mlp.w_1.bias"), r"missing: transf\.mlp\.w_1\.bias"),
-        (lambda s: s.update(pos_enc=torch.zeros(1)), r"no counterpart here: pos_enc"),
-        (lambda s: s.update({"transf.crs_attn.v_w.weight": torch.zeros(8, WIDTH)}), r"v_w\.weight \(8, 128\) for"),
-        (lambda s: s.update({"encoder.0.weight": torch.zeros(64, 1, 7, 7)}), r"encoder\.0\.weight \(64, 1, 7, 7\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused_by_its_published_name(published, change, said):
-    state = published.state_dict()
-    change(state)
-    with pytest.raises(CheckpointError, match=said):
-        convert_reference(state, ours(), tasks=["grade", "tumour"])
-
-
-def test_another_pooling_is_refused(published):
-    encoder = build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True))
-    with pytest.raises(CheckpointError, match="attention"):
-        convert_reference(published.state_dict(), IpsNet(encoder, classes=2, pooling="abmil"), tasks=["a"])
+    assert set(greedy_rule(net.pooling.logits(tiles).numpy(), 20, 16)) == set(buffer.tolist())

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_ips.model.encoder import Encoder, build_encoder, encoder_spec
-from wsi_ips.model.fused import FusedResNet, can_fuse, in_parts, scan_encoder
+from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.fused_resnet import FusedResNet, can_fuse
+from wsi_ips.model.scan_encoders import auto
 
 
 def encoder_of(name: str, norm: str = "batch") -> Encoder:
@@ -40,7 +42,7 @@ def test_embeddings_are_those_of_the_encoder(name, shape):
 
 @torch.inference_mode()
 def test_a_patch_is_embedded_alike_in_any_company():
-    fused, patches = scan_encoder(encoder_of("resnet18-2")), torch.rand(7, 3, 64, 64)
+    fused, patches = auto(encoder_of("resnet18-2")), torch.rand(7, 3, 64, 64)
     torch.testing.assert_close(fused(patches)[2:4], fused(patches[2:4]), rtol=1e-5, atol=1e-5)
 
 
@@ -52,27 +54,14 @@ def test_what_cannot_be_fused_is_run_as_it_is():
     group = encoder_of("resnet18-1", "group")
     assert not can_fuse(group)
     patches = torch.rand(3, 3, 32, 32)
-    torch.testing.assert_close(scan_encoder(group)(patches), group(patches))
-
-
-@pytest.mark.parametrize("side", [100, 600])
-def test_patches_go_in_parts_in_their_order(side):
-    sizes = []
-
-    def first_pixel(patches: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(patches))
-        return patches[:, :2, 0, 0]
-
-    patches = torch.rand(60, 3, side, side // 2)
-    torch.testing.assert_close(in_parts(first_pixel, patches), patches[:, :2, 0, 0])
-    assert max(sizes) == {100: 52, 600: 1}[side]
+    torch.testing.assert_close(auto(group)(patches), group(patches))
 
 
 def test_it_is_made_of_the_weights_of_the_moment():
     encoder, patches = encoder_of("resnet18-1"), torch.rand(2, 3, 32, 32)
-    old = scan_encoder(encoder)(patches)
+    old = auto(encoder)(patches)
     with torch.no_grad():
         encoder.trunk[0].weight.mul_(2)
-    new = scan_encoder(encoder)(patches)
+    new = auto(encoder)(patches)
     assert (new - old).abs().max() > 1e-3
     torch.testing.assert_close(new, encoder(patches).detach(), rtol=1e-4, atol=1e-4)

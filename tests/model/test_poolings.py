@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
-from wsi_ips.model.net import build_pooling
+from wsi_ips.labels import Task
+from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.pooling import Pooling
-from wsi_ips.model.rules import even, exact
+from wsi_ips.model.poolings import POOLINGS
 
-NAMES = ["attention", "abmil", "mean", "max"]
+NAMES = list(POOLINGS)
 WIDTH = 12
 
 
 def pooling_of(name: str, queries: int = 2) -> Pooling:
     torch.manual_seed(0)
-    return build_pooling(name, WIDTH, queries=queries, heads=3, key_width=5, dropout=0.1).eval()
+    return POOLINGS[name].load()(WIDTH, queries=queries, heads=3, key_width=5, dropout=0.1).eval()
 
 
 def everything(count: int, tiles: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_the_logit_of_a_tile_ignores_the_other_tiles(name):
     torch.testing.assert_close(logits[1, 2], pooling.logits(tiles[1, 2]))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mean"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_learns(name):
     pooling = pooling_of(name)
     pooling(torch.randn(2, 6, WIDTH), everything(2, 6)).square().sum().backward()
@@ -65,11 +65,12 @@ def test_every_parameter_learns(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_is_built_with_any_pooling(name):
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
-    net = IpsNet(encoder, classes=3, heads=2, key_width=4, pooling=name).eval()
+    net = IpsNet(
+        encoder, NetSettings(tasks=(Task("label", ("0", "1", "2")),), heads=2, key_width=4, pooling=name)
+    ).eval()
     scores = net.score(torch.rand(2, 3, 32, 32), with_probability=True)
     assert scores.logits.shape[:2] == (2, 1)
     torch.testing.assert_close(scores.probability.sum(1), torch.ones(2))
-    assert net.rule is (even if name == "mean" else exact)
 
 
 def test_abmil_is_the_published_formula():
@@ -80,17 +81,3 @@ def test_abmil_is_the_published_formula():
     ]
     expected = sum(a * h for a, h in zip(logits, tiles[0], strict=True)) / sum(logits)
     torch.testing.assert_close(pooling(tiles, everything(1, 4))[0, 0], expected)
-
-
-def test_mean_is_the_mean_and_scores_all_tiles_alike():
-    pooling, tiles = pooling_of("mean"), torch.randn(1, 4, WIDTH)
-    torch.testing.assert_close(pooling(tiles, everything(1, 4))[0, 1], tiles[0].mean(0))
-    assert not pooling.logits(tiles).any()
-
-
-@pytest.mark.parametrize("memory_size", [1, 3, 20])
-def test_max_of_the_kept_tiles_is_the_max_of_the_slide(memory_size):
-    pooling, tiles = pooling_of("max", queries=1), torch.randn(1, 20, WIDTH)
-    kept = exact(pooling.logits(tiles[0]).detach().numpy(), memory_size)
-    whole = pooling(tiles, everything(1, 20))
-    torch.testing.assert_close(pooling(tiles[:, kept.copy()], everything(1, memory_size)), whole)

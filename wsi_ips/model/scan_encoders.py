@@ -1,0 +1,199 @@
+"""Running the encoder in the scan: in parts that fit the cache, in reduced precision, fused or compiled.
+
+Shapes: n patches of h x w pixels, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from wsi_ips.errors import RecipeError
+from wsi_ips.model.encoder import Encode, Encoder
+from wsi_ips.model.fused_resnet import FusedResNet, can_fuse
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+PIXELS_AT_A_TIME, PIXELS_AT_A_TIME_FUSED = 2**18, 2**19
+"""Pixels that go through the network together on a CPU; measured best for patches of 64 px and of 256 px."""
+
+LEAST_PATCHES = 16
+"""With one thread, PyTorch runs 1 x 1 convolutions of fewer patches without oneDNN, several times slower."""
+
+COMPILE_AFTER_S = 60.0
+"""``auto`` compiles after this time of encoding; compiling takes about as long, so at worst it doubles the time."""
+
+Run = Callable[[Encoder, Tensor], Tensor]
+
+
+def auto(encoder: Encoder, precision: Precision = "auto") -> Encode:
+    """Return the fastest exact way to run an encoder; a backend, see :mod:`wsi_ips.model.scan_backends`.
+
+    On a CPU a ResNet with batch norm in float32 is fused. On a GPU the encoder is compiled after
+    :data:`COMPILE_AFTER_S`, timed against the plain one, and the faster one is kept.
+    """
+    device = encoder.mean.device
+    dtype = scan_dtype(precision, device)
+    if device.type == "cpu":
+        if dtype == torch.float32 and can_fuse(encoder):
+            return partial(in_parts, FusedResNet(encoder), pixels=PIXELS_AT_A_TIME_FUSED)
+        return eager(encoder, precision)
+    return partial(_trial(encoder, dtype, COMPILE_AFTER_S), encoder)
+
+
+def eager(encoder: Encoder, precision: Precision = "auto") -> Encode:
+    """Run an encoder as it is, on a CPU in parts that fit the cache; a backend."""
+    device = encoder.mean.device
+    dtype = scan_dtype(precision, device)
+    encode = encoder if dtype == torch.float32 else partial(_embed, encoder, dtype=dtype)
+    if device.type != "cpu":
+        return encode
+    # The 1 x 1 convolutions of shortcuts also halve the sides and are too few to matter.
+    parts = encoder.trunk.modules()
+    has_pointwise = any(isinstance(m, nn.Conv2d) and m.kernel_size == m.stride == (1, 1) for m in parts)
+    needs_many = dtype != torch.float32 or (has_pointwise and torch.get_num_threads() == 1)
+    return partial(in_parts, encode, at_least=LEAST_PATCHES if needs_many else 1)
+
+
+def compiled(encoder: Encoder, precision: Precision = "auto") -> Encode:
+    """Compile an encoder at its first chunk; a backend.
+
+    Raises
+    ------
+    RecipeError
+        At the first chunk: it cannot be compiled on this machine.
+    """
+    device = encoder.mean.device
+    run = partial(_trial(encoder, scan_dtype(precision, device), 0.0), encoder)
+    return partial(in_parts, run, at_least=LEAST_PATCHES) if device.type == "cpu" else run
+
+
+def scan_dtype(precision: Precision, device: torch.device, *, key: str = "compute.precision") -> torch.dtype:
+    """Return the type of the encoder's activations; ``auto`` is bfloat16 on a GPU with native support, else float32.
+
+    Parameters
+    ----------
+    precision
+        Value of the recipe key.
+    device
+        Device of the encoder.
+    key
+        Recipe key, for the message.
+
+    Raises
+    ------
+    RecipeError
+        float16 on a CPU, which is slower there and overflows.
+    """
+    if precision == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    if precision == "fp16" and device.type == "cpu":
+        raise RecipeError(f"key `{key}`: `fp16` needs a GPU; use `auto`")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def in_parts(encode: Encode, patches: Tensor, *, pixels: int = PIXELS_AT_A_TIME, at_least: int = 1) -> Tensor:
+    """Encode so many pixels at a time, but at least so many patches, (n, 3, h, w) to (n, D)."""
+    count = max(at_least, pixels // (patches.shape[2] * patches.shape[3]))
+    return torch.cat([encode(part) for part in patches.split(count)])
+
+
+def _embed(encoder: Encoder, patches: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Return float32 embeddings, (n, D); autocast keeps norms and the standardisation in float32."""
+    out: Tensor
+    if dtype == torch.float32:
+        out = encoder(patches)
+        return out
+    with torch.autocast(patches.device.type, dtype=dtype):
+        out = encoder(patches)
+    return out.float()
+
+
+@dataclass
+class Trial:
+    """Runs an encoder plainly until compiling may pay, then in the faster of both ways.
+
+    Only chunks of the size of the first one are compiled.
+
+    Attributes
+    ----------
+    plain
+        Runs the encoder on patches.
+    compile_after_s
+        Seconds of plain encoding before compiling; 0 compiles at once and keeps the result without timing it.
+    compiler
+        Compiles such a function.
+    seconds
+        Time of plain encoding so far.
+    shape
+        Shape of the chunks that are compiled.
+    chosen
+        The faster way; None until it is known.
+    """
+
+    plain: Run
+    compile_after_s: float
+    compiler: Callable[[Run], Run] = field(default=lambda run: torch.compile(run, dynamic=False))
+    seconds: float = 0.0
+    shape: torch.Size | None = None
+    chosen: Run | None = None
+
+    def __call__(self, encoder: Encoder, patches: Tensor) -> Tensor:
+        """Embed patches, (n, 3, h, w) to (n, D)."""
+        if self.shape is None:
+            self.shape = patches.shape
+        if patches.shape != self.shape:
+            return self.plain(encoder, patches)
+        if self.chosen is None and self.seconds >= self.compile_after_s:
+            self.chosen = self._choose(encoder, patches)
+        if self.chosen is not None:
+            return self.chosen(encoder, patches)
+        out, seconds = _timed(self.plain, encoder, patches)
+        self.seconds += seconds
+        return out
+
+    def _choose(self, encoder: Encoder, patches: Tensor) -> Run:
+        forced = self.compile_after_s == 0.0
+        compiled = self.compiler(self.plain)
+        try:
+            compiled(encoder, patches)  # the first call compiles
+        except Exception as error:  # compilers fail in many ways; the plain encoder still works
+            if forced:
+                raise RecipeError(
+                    f"key `compute.scan_backend`: `compile` does not work here ({type(error).__name__}: {error}); use "
+                    "`auto`"
+                ) from error
+            return self.plain
+        if forced:
+            return compiled
+        times = {run: min(_timed(run, encoder, patches)[1] for _ in range(3)) for run in (self.plain, compiled)}
+        return min(times, key=lambda run: times[run])
+
+
+def _timed(run: Run, encoder: Encoder, patches: Tensor) -> tuple[Tensor, float]:
+    def wait() -> None:
+        if patches.device.type == "cuda":
+            torch.cuda.current_stream(patches.device).synchronize()
+
+    wait()
+    began = time.perf_counter()
+    out = run(encoder, patches)
+    wait()
+    return out, time.perf_counter() - began
+
+
+_trials: WeakKeyDictionary[Encoder, dict[tuple[torch.dtype, float], Trial]] = WeakKeyDictionary()
+"""Trials of the encoders in memory, so that the next scan goes on from this one."""
+
+
+def _trial(encoder: Encoder, dtype: torch.dtype, compile_after_s: float) -> Trial:
+    known = _trials.setdefault(encoder, {})
+    return known.setdefault((dtype, compile_after_s), Trial(partial(_embed, dtype=dtype), compile_after_s))
