@@ -1,4 +1,4 @@
-"""Where everything of a run lies."""
+"""Paths of a run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wsi_ips.config import Recipe
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder; nothing else in the package spells them."""
+    """Paths inside one run folder; no other module spells them."""
 
     root: Path
     tile_store: str = "zarr"
@@ -20,12 +20,12 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Self:
-        """The folder of a recipe's run."""
+        """Return the folder of a recipe's run."""
         return cls(recipe.output, recipe.tiles.store, recipe.tiles.location, recipe.tiles.shared)
 
     @property
     def tiles(self) -> Path | str:
-        """Tile indexes; a URL, or in another run folder, where the recipe puts them elsewhere."""
+        """Tile indexes; a URL, or in another run folder, where the recipe says so."""
         name = f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
         return self.tile_location or (self.shared or self.root) / name
 
@@ -36,7 +36,7 @@ class RunFolder:
 
     @property
     def features(self) -> Path:
-        """What encoders made of the tiles, a folder per encoder."""
+        """Features of the tiles, a folder per encoder."""
         return self.root / "features.zarr"
 
     @property
@@ -46,38 +46,38 @@ class RunFolder:
 
     @property
     def last_model(self) -> Path:
-        """Checkpoint of the last epoch, which need not be the best."""
+        """Checkpoint of the last epoch; `model` is that of the best."""
         return self.root / "model_last"
 
     @property
     def training(self) -> Path:
-        """A training at work: its state and the best checkpoint so far; gone when it is done."""
+        """State of a running training and its best checkpoint so far; removed when it is done."""
         return self.root / "training"
 
     @property
     def metrics(self) -> Path:
-        """Figures per epoch, a JSON object a line."""
+        """Metrics per epoch, one JSON object a line."""
         return self.root / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """The same for TensorBoard."""
+        """The same metrics for TensorBoard."""
         return self.root / "tensorboard"
 
     @property
+    def database(self) -> Path:
+        """State of every slide, and the reviews (SQLite)."""
+        return self.root / "run.sqlite"
+
+    @property
     def states(self) -> Path:
-        """State of every slide."""
+        """State of every slide as a table, exported from the database."""
         return self.root / "slides.csv"
 
     @property
     def states_typed(self) -> Path:
-        """The same as Parquet, with types."""
+        """The same table as Parquet, where pyarrow is installed."""
         return self.states.with_suffix(".parquet")
-
-    @property
-    def progress(self) -> Path:
-        """How far a stage is, while it runs."""
-        return self.root / "progress.json"
 
     @property
     def predictions(self) -> Path:
@@ -86,12 +86,12 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """The figures the command prints at its end."""
+        """The figures that the command prints at its end."""
         return self.root / "summary.json"
 
     @property
     def evaluation(self) -> Path:
-        """Figures of ``wsi-ips evaluate``."""
+        """Results of ``wsi-ips evaluate``."""
         return self.root / "evaluation.json"
 
     @property
@@ -106,40 +106,40 @@ class RunFolder:
 
     @property
     def reviews(self) -> Path:
-        """What reviewers said in the viewer (SQLite)."""
-        return self.root / "reviews.sqlite"
+        """Reviews from the viewer: a table of the database."""
+        return self.database
 
     @property
     def tissue(self) -> Path:
-        """Pictures, masks and facts of the tissue of each slide, and the contact sheet."""
+        """Picture, mask and figures of the tissue of each slide, and the contact sheet."""
         return self.root / "tissue"
 
     @property
     def handoffs(self) -> Path:
-        """Hand-off packages, a folder per slide, and the tables of all of them."""
+        """Hand-off packages: a folder per slide, and tables of all slides."""
         return self.root / "handoff"
 
     @property
     def tissue_recall(self) -> Path:
-        """What segmentation and tiling left of each annotated lesion."""
+        """Share of each annotated lesion that lies in tissue and in tiles."""
         return self.root / "tissue_recall.csv"
 
     def tissue_picture(self, slide_id: str) -> Path:
-        """Thumbnail with the tissue outline and the tiles."""
+        """Return the path of the thumbnail with tissue outline and tiles."""
         return self.tissue / f"{slide_id}.png"
 
     def tissue_outline(self, slide_id: str) -> Path:
-        """Outline of the tissue as GeoJSON; where tiles are shared, tiling has left it in the other folder."""
+        """Return the path of the tissue outline (GeoJSON); with shared tiles it is in the other run's folder."""
         return (self.shared or self.root) / "tissue" / f"{slide_id}.geojson"
 
     def overlay(self, slide_id: str, kind: str) -> Path:
-        """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
+        """Return the path of a heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
 
     def handoff(self, slide_id: str) -> Path:
-        """Folder with what is handed over of one slide."""
+        """Return the folder with the hand-off package of one slide."""
         return self.handoffs / slide_id
 
     def traceback(self, slide_id: str) -> Path:
-        """Full traceback of a slide's last failure."""
+        """Return the path of the traceback of a slide's last failure."""
         return self.root / "logs" / f"{slide_id}.txt"

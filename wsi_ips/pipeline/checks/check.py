@@ -308,5 +308,5 @@ def _settings(recipe: Recipe) -> CheckSettings:
         patch_px=recipe.tiles.patch_px,
         stride_px=recipe.tiles.stride,
         must_reach=True,
-        remote=Remote(recipe.compute.remote_timeout_s, recipe.compute.remote_attempts),
+        remote=Remote(recipe.compute.remote_timeout_s),
     )
