@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from wsi_ips.cluster.jobs import JobProcesses
+from wsi_ips.cluster.jobs import JobPool, JobProcesses
 from wsi_ips.cluster.process import Job, JobResult, Limits
 from wsi_ips.errors import ClusterError, RecipeError
 from wsi_ips.fence import Failure
@@ -106,7 +105,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     return f"`compute.scheduler` needs {error.name}, which is not installed: pip install 'wsi-ips[cluster]'"
 
 
-class DaskPool:
+class DaskPool(JobPool):
     """Runs jobs on the workers of a Dask cluster, each in a process that the worker starts.
 
     Use it as a context manager; leaving the block cancels the jobs that have not begun.
@@ -120,24 +119,23 @@ class DaskPool:
     """
 
     def __init__(self, client: Client, limits: Limits) -> None:
-        self._client, self._limits = client, limits
-        self._ended: queue.SimpleQueue[Future[JobResult]] = queue.SimpleQueue()
-        self._running: dict[str, tuple[Job, Future[JobResult]]] = {}
+        super().__init__(limits)
+        self._client = client
         self._room, self._counted = 0, float("-inf")
 
-    def __enter__(self) -> DaskPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._client.status != "running":
             return
         with suppress(OSError, TimeoutError):  # the scheduler may be gone
-            if self._running:
-                self._client.cancel([future for _, future in self._running.values()], force=True)
-            self._client.run(_processes_of_worker_end, on_error="ignore")
+            if self.running():
+                self._client.cancel(self.running(), force=True)
+            self._client.run(close_processes, on_error="ignore")
 
     def room(self) -> int:
-        """Return how many jobs to submit at a time: two per thread, so that none waits for the network."""
+        """Return two jobs per thread, so that none waits for the network."""
         if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
             try:
                 self._room = max(1, 2 * sum(self._client.nthreads().values()))
@@ -146,22 +144,29 @@ class DaskPool:
             self._counted = time.monotonic()
         return self._room
 
-    def add(self, job: Job) -> None:
-        """Submit a job."""
+    def submit(self, job: Job) -> Future[JobResult]:
+        """Submit a job and return its future."""
         # Dask keeps statistics for the first word of each key for ever, so all slides share one word.
         key = f"slide-0{secrets.token_hex(8)}"
-        future = self._client.submit(run_on_worker, job, self._limits, key=key, pure=False)
-        self._running[key] = job, future
-        future.add_done_callback(self._ended.put)
+        return self._client.submit(run_on_worker, job, self.limits, key=key, pure=False)
 
-    def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
-        """Wait for a job to end and return it with its result; None when none ended in time."""
-        try:
-            future = self._ended.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        job, _ = self._running.pop(str(future.key))
-        return job, _result(future, job)
+    def result_of(self, future: Future[JobResult], job: Job) -> JobResult:
+        """Return the result of a finished future."""
+        from distributed import KilledWorker
+
+        if future.status == "finished":
+            result: JobResult = future.result()
+            return result
+        if future.status == "cancelled":
+            raise ClusterError(GONE)
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            reason = "its Dask workers went away, each time: look at their logs and at the memory of their machines"
+            return JobResult("lost", failure=Failure(reason, str(error)))
+        raise ClusterError(
+            f"a Dask worker cannot do slide {job.name} ({type(error).__name__}: {error}); install the same version of "
+            "wsi-ips where the workers run"
+        ) from error
 
 
 def run_on_worker(job: Job, limits: Limits) -> JobResult:
@@ -175,23 +180,6 @@ def run_on_worker(job: Job, limits: Limits) -> JobResult:
     return _processes.run(job, limits)
 
 
-def _processes_of_worker_end() -> None:
+def close_processes() -> None:
+    """End the idle processes of this Dask worker."""
     _processes.close_idle()
-
-
-def _result(future: Future[JobResult], job: Job) -> JobResult:
-    from distributed import KilledWorker
-
-    if future.status == "finished":
-        result: JobResult = future.result()
-        return result
-    if future.status == "cancelled":
-        raise ClusterError(GONE)
-    error = future.exception()
-    if isinstance(error, KilledWorker):
-        reason = "its Dask workers went away, each time: look at their logs and at the memory of their machines"
-        return JobResult("lost", failure=Failure(reason, str(error)))
-    raise ClusterError(
-        f"a Dask worker cannot do slide {job.name} ({type(error).__name__}: {error}); install the same version of "
-        "wsi-ips where the workers run"
-    ) from error

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from wsi_ips.cluster.child import do_job
 from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits
@@ -36,20 +36,44 @@ class JobOutcome:
     attempts: int = 1
 
 
-class JobPool(Protocol):
-    """Runs jobs somewhere else; several at a time."""
+class JobPool:
+    """Base of the pools: keeps the futures of the submitted jobs and hands out the results as they arrive."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: dict[int, tuple[Job, Any]] = {}
 
     def room(self) -> int:
         """Return how many jobs to submit at a time."""
-        ...
+        raise NotImplementedError
+
+    def submit(self, job: Job) -> Any:
+        """Submit a job and return its future."""
+        raise NotImplementedError
+
+    def result_of(self, future: Any, job: Job) -> JobResult:
+        """Return the result of a finished future."""
+        raise NotImplementedError
 
     def add(self, job: Job) -> None:
         """Submit a job."""
-        ...
+        future = self.submit(job)
+        self._running[id(future)] = job, future
+        future.add_done_callback(self._ended.put)
 
     def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
         """Wait for a job to end and return it with its result; None when none ended in time."""
-        ...
+        try:
+            future = self._ended.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        job, _ = self._running.pop(id(future))
+        return job, self.result_of(future, job)
+
+    def running(self) -> list[Any]:
+        """Return the futures that have not ended."""
+        return [future for _, future in self._running.values()]
 
 
 def run_here(jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
@@ -151,7 +175,7 @@ class JobProcesses:
             return process
 
 
-class LocalPool:
+class LocalPool(JobPool):
     """Runs jobs in processes of this machine: a thread per worker, each with a process for its jobs.
 
     Use it as a context manager; leaving the block ends the processes.
@@ -165,37 +189,30 @@ class LocalPool:
     """
 
     def __init__(self, workers: int, limits: Limits) -> None:
-        self._workers, self._limits = workers, limits
+        super().__init__(limits)
+        self._workers = workers
         self._processes = JobProcesses()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
-        self._ended: queue.SimpleQueue[Future[JobResult]] = queue.SimpleQueue()
-        self._jobs: dict[Future[JobResult], Job] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        while running := [future for future in self._jobs if not future.done()]:
-            self._processes.kill_busy()  # again and again: a thread may just be starting a process
+        while running := [future for future in self.running() if not future.done()]:
+            self._processes.kill_busy()  # repeatedly: a thread may just be starting a process
             wait(running, timeout=0.1)
         self._threads.shutdown()
         self._processes.close_idle()
 
     def room(self) -> int:
-        """Return how many jobs to submit at a time: one more than workers, so that none waits."""
+        """Return one more than the number of workers, so that none waits for its next job."""
         return self._workers + 1
 
-    def add(self, job: Job) -> None:
-        """Submit a job."""
-        future = self._threads.submit(self._processes.run, job, self._limits)
-        self._jobs[future] = job
-        future.add_done_callback(self._ended.put)
+    def submit(self, job: Job) -> Future[JobResult]:
+        """Submit a job and return its future."""
+        return self._threads.submit(self._processes.run, job, self.limits)
 
-    def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
-        """Wait for a job to end and return it with its result; None when none ended in time."""
-        try:
-            future = self._ended.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        return self._jobs.pop(future), future.result()
+    def result_of(self, future: Future[JobResult], job: Job) -> JobResult:  # noqa: ARG002
+        """Return the result of a finished future."""
+        return future.result()

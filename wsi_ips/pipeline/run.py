@@ -25,7 +25,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Cohort:
-    """Slides of a run and what the manifest says of them.
+    """Slides of a run and their labels.
 
     Attributes
     ----------
@@ -37,17 +37,6 @@ class Cohort:
 
     records: tuple[SlideRecord, ...]
     truths: Mapping[str, tuple[Truth, ...]]
-
-    @classmethod
-    def of(cls, manifest: Manifest, labels: LabelsSection) -> Cohort:
-        """Return the cohort of a manifest.
-
-        Raises
-        ------
-        ManifestError
-            A label is no class of the recipe.
-        """
-        return cls(tuple(manifest.records), read_truths(manifest, labels))
 
 
 @dataclass
@@ -94,7 +83,7 @@ class Run:
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
         manifest = read_cohort(recipe)
         recipe = recipe.model_copy(update={"manifest": manifest.path})  # where the recipe names a folder of slides
-        cohort = Cohort.of(manifest, recipe.labels)
+        cohort = Cohort(tuple(manifest.records), read_truths(manifest, recipe.labels))
         folder = RunFolder.of(recipe)
         states = StateTable.read(folder, [r.slide_id for r in cohort.records])
         access = TileAccess.of(recipe, SlidePool())

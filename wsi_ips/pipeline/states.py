@@ -262,8 +262,8 @@ def read_states(path: Path) -> list[SlideState]:
 
 def _unusable(path: Path, error: sqlite3.Error) -> RunDatabaseError:
     return RunDatabaseError(
-        f"{path.parent.name}/{path.name}: {error}; if the disk is full or the folder read-only, change that; else move the file away and run "
-        "`wsi-ips tile`: finished slides are recognised by their tile index"
+        f"{path.parent.name}/{path.name}: {error}; if the disk is full or the folder read-only, change that; else move "
+        "the file away and run `wsi-ips tile`: finished slides are recognised by their tile index"
     )
 
 

@@ -26,10 +26,10 @@ from wsi_ips.errors import WsiIpsError
 Verdict = Literal["ok", "note", "wrong"]
 
 LIBRARIES = (
-    "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "scikit-learn", "pandas", "openslide-python",
+    "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pandas", "openslide-python",
     "openslide-bin", "tiffslide", "tifffile", "simplejpeg", "zarr", "h5py", "fsspec", "shapely", "pillow", "pydantic",
 )  # fmt: skip
-OPTIONAL = ("distributed", "dask-jobqueue", "peft", "onnxruntime", "aiohttp", "s3fs", "gcsfs")
+OPTIONAL = ("timm", "distributed", "dask-jobqueue", "peft", "onnxruntime", "aiohttp", "s3fs", "gcsfs")
 LEAST_DISK_GB = 5.0
 LEAST_MEMORY_GB = 4.0
 SIMD_GAIN = 1.3
