@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import shapely
 
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
-from wsi_ips.config import Recipe, TilesSection, TissueSection
+from wsi_ips.config import Recipe, TissueSection
 from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.results.tissue import Tiling, draw_tissue, png_bytes, preview
@@ -129,7 +128,12 @@ def tile_slide(
     section = tissue_section(recipe.tissue, record)
     overview = read_overview(reader, section.mpp, section.fine_mpp)
     tissue = _tissue_of(reader, record, section, overview, origin)
-    every = _tile_layout(record, recipe.tiles)(
+    lay_tiles = (
+        partial(imported_index, read_foreign(record.coordinates))
+        if record.coordinates
+        else partial(build_index, stride_px=recipe.tiles.stride, min_tissue_fraction=recipe.tiles.min_tissue_fraction)
+    )
+    every = lay_tiles(
         info=reader.info,
         mask=tissue,
         slide_id=record.slide_id,
@@ -149,13 +153,6 @@ def tile_slide(
     return TiledSlide(
         replace(index, look=look_of(overview.thumbnail)), _row(found, recipe), _files(found, found.remarks(), origin)
     )
-
-
-def _tile_layout(record: SlideRecord, section: TilesSection) -> Callable[..., TileIndex]:
-    """Return the function that places the tiles: on a grid, or where another tool's file says."""
-    if record.coordinates:
-        return partial(imported_index, read_foreign(record.coordinates))
-    return partial(build_index, stride_px=section.stride, min_tissue_fraction=section.min_tissue_fraction)
 
 
 def tissue_section(section: TissueSection, record: SlideRecord) -> TissueSection:
