@@ -20,6 +20,7 @@ import math
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +32,10 @@ from wsi_ips.pipeline.learning.features import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.report.page import compute_figures
-from wsi_ips.slides.synthetic_cohort import CohortPlan
 
 POOLINGS = ("attention", "abmil", "mean", "max")
 STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}
-QUICK_SLIDES = CohortPlan(slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))
+QUICK_SLIDES = replace(DEMO, slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))
 QUICK_TRAINING = {"training.epochs": 6, "training.warm_start_epochs": 4}
 
 

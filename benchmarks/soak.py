@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,14 @@ import psutil
 import yaml
 from safetensors.torch import load_file
 
-from wsi_ips.pipeline.demo_slides import make_slides
-from wsi_ips.slides.synthetic_cohort import CohortPlan
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1000"]
 KINDS = ("one process", "everything", "SIGTERM")
 BETWEEN_S = (15.0, 120.0)
 """Shortest and longest time from a start to the next disturbance; a state is saved once a minute."""
-SLIDES = CohortPlan(
-    slides=24, size_px0=(6144, 4096), tissue_mm2=(1.2, 1.8), lesion_mm=(0.4, 0.8), split=(0.7, 0.3, 0.0)
+SLIDES = replace(
+    DEMO, slides=24, size_px0=(6144, 4096), tissue_mm2=(1.2, 1.8), lesion_mm=(0.4, 0.8), split=(0.7, 0.3, 0.0)
 )
 RECIPE: dict[str, Any] = {
     "name": "soak",

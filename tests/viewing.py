@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import yaml
 
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
-from wsi_ips.pipeline.demo_slides import make_slides
-from wsi_ips.slides.synthetic_cohort import CohortPlan
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.viewer import Collection, ServerOptions, application
 from wsi_ips.viewer.serve import listen
 
@@ -33,7 +32,8 @@ RECIPE = {
     "training": {"epochs": 2, "warm_start_epochs": 1, "batch_slides": 2, "max_missing_share": 0.5},
     "heatmap": {"mpp": 4.0, "top_tiles": 3},
 }
-SLIDES = CohortPlan(
+SLIDES = replace(
+    DEMO,
     slides=8,
     size_px0=(6144, 4096),
     tissue_mm2=(0.8, 1.2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference import read_scores
 from wsi_ips.model.selection import selection_score
 from wsi_ips.pipeline import Run, run_pipeline, run_until
-from wsi_ips.pipeline.demo_slides import make_slides
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.slides.synthetic_cohort import CohortPlan
 
-SLIDES = CohortPlan(
+SLIDES = replace(
+    DEMO,
     slides=8,
     size_px0=(6144, 4096),
     tissue_mm2=(0.8, 1.2),

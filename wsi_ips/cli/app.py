@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,10 +132,9 @@ def synth(
     Real files: tiled JPEG pyramids in Aperio form that any viewer opens.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.demo_slides import make_slides
-        from wsi_ips.slides.synthetic_cohort import CohortPlan
+        from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
-        manifest = make_slides(folder, CohortPlan(slides=slides), seed, Bars())
+        manifest = make_slides(folder, replace(DEMO, slides=slides), seed, Bars())
         out.print(f"manifest: {manifest}", soft_wrap=True)
 
 

@@ -13,7 +13,18 @@ from wsi_ips.slides.synthetic import SCHEMA_VERSION
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 
 RECORD_NAME = "cohort.json"
-DEMO = CohortPlan()
+DEMO = CohortPlan(
+    slides=60,
+    size_px0=(20_480, 14_336),  # 10.2 x 7.2 mm
+    mpp=0.5,
+    tissue_mm2=(4.0, 7.0),
+    lesion_mm=(0.8, 1.8),
+    split=(0.5, 0.1, 0.4),
+    pen=0.1,
+    blur=0.1,
+    seed=0,
+)
+"""Slides of the demo; for others, `dataclasses.replace` some of it."""
 
 
 def make_slides(

@@ -27,7 +27,7 @@ from wsi_ips.slides.synthetic import PEN_COLOURS, SyntheticSlide, write_syntheti
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """Number and kind of the slides of a cohort; by default those of the demo.
+    """What a cohort is made of.
 
     Attributes
     ----------
@@ -47,15 +47,15 @@ class CohortPlan:
         Seed of everything.
     """
 
-    slides: int = 60
-    size_px0: tuple[int, int] = (20_480, 14_336)
-    mpp: float = 0.5
-    tissue_mm2: tuple[float, float] = (4.0, 7.0)
-    lesion_mm: tuple[float, float] = (0.8, 1.8)
-    split: tuple[float, float, float] = (0.5, 0.1, 0.4)
-    pen: float = 0.1
-    blur: float = 0.1
-    seed: int = 0
+    slides: int
+    size_px0: tuple[int, int]
+    mpp: float
+    tissue_mm2: tuple[float, float]
+    lesion_mm: tuple[float, float]
+    split: tuple[float, float, float]
+    pen: float
+    blur: float
+    seed: int
 
 
 def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
