@@ -99,7 +99,7 @@ KILLED_IN_A_TRANSACTION = """
 import os, signal, sys
 from pathlib import Path
 from wsi_ips.database import transaction
-with transaction(Path(sys.argv[1]), write=True) as database:
+with transaction(Path(sys.argv[1])) as database:
     database.execute("PRAGMA cache_spill = 1")
     database.execute("PRAGMA cache_size = 1")
     for n in range(5000):
@@ -153,14 +153,14 @@ def test_states_and_reviews_share_the_file(folder):
 def test_a_file_that_is_no_database_is_named_with_the_remedy(folder):
     folder.root.mkdir()
     folder.database.write_bytes(b"this is no database, but long enough to be taken for one" * 40)
-    with pytest.raises(RunDatabaseError, match=r"run\.sqlite.*move the file away and run `wsi-ips tile`"):
+    with pytest.raises(RunDatabaseError, match=r"run\.sqlite.*can be moved away: `wsi-ips tile`"):
         opened(folder)
 
 
 def test_a_failed_block_changes_nothing(folder):
     opened(folder).update("a", state="ok")
     statements = "DELETE FROM slides", "no SQL"
-    with pytest.raises(sqlite3.OperationalError), transaction(folder.database, write=True) as database:
+    with pytest.raises(RunDatabaseError), transaction(folder.database) as database:
         list(map(database.execute, statements))
     assert len(read_states(folder.database)) == 1
 

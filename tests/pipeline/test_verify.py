@@ -73,7 +73,7 @@ def test_each_mismatch_is_told_by_name_with_exit_code_3(cohort):
 
 def test_another_recipe_and_another_count_are_mismatches(cohort):
     assert "another recipe" in found(cohort, tiles__patch_px=32)["good_00"]
-    with transaction(cohort / "out" / "run.sqlite", write=True) as database:
+    with transaction(cohort / "out" / "run.sqlite") as database:
         database.execute("UPDATE slides SET tiles = 1 WHERE slide_id = 'good_01'")
     assert "the states say ok with 1 tiles" in found(cohort)["good_01"]
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wsi_ips.errors import ViewerError
+from wsi_ips.errors import RunDatabaseError
 from wsi_ips.viewer.reviews import Review, ReviewStore
 
 
@@ -66,5 +66,5 @@ def test_other_verdicts_and_endless_texts_are_refused(given):
 
 
 def test_what_cannot_be_kept_is_said(tmp_path):
-    with pytest.raises(ViewerError, match=r"run\.sqlite.*can be written"):
+    with pytest.raises(RunDatabaseError, match=r"run\.sqlite.*can be written"):
         ReviewStore(tmp_path / "no folder" / "run.sqlite").add(Review("s", "agree"))

@@ -107,13 +107,14 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = 
     began = time.monotonic()
     listener = progress or Silent()
     with _stages_done(recipe, listener, STAGES[: STAGES.index(until) + 1]) as (run, worked):
-        summary = {}
-        if until == "report":
-            stored = None if worked else _stored_summary(run)
-            if stored:
-                listener.note("everything is up to date; nothing was computed")
-            summary = stored or _report(run, time.monotonic() - began)
-    return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
+        summary = None if worked or until != "report" else _stored_summary(run)
+        if summary:
+            listener.note("everything is up to date; nothing was computed")
+        elif until == "report":
+            from wsi_ips.pipeline.report.page import report_stage
+
+            summary = report_stage(run, seconds=time.monotonic() - began)
+    return Outcome(summary or {}, run.states, run.folder.report, run.states.count("failed"), worked)
 
 
 def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
@@ -241,12 +242,6 @@ def _tile_and_predict(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
         _features(run, names)
     predict_stage(run, slides)
     return records
-
-
-def _report(run: Run, seconds: float) -> dict[str, Any]:
-    from wsi_ips.pipeline.report.page import report_stage
-
-    return report_stage(run, seconds=seconds)
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,8 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from wsi_ips.database import transaction
-from wsi_ips.errors import RunDatabaseError
+from wsi_ips.database import read_rows, transaction
 from wsi_ips.fence import Failure, failure_of, fenced
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
@@ -215,14 +213,10 @@ class StateTable:
 
     def _write(self, rows: Sequence[SlideState], *, whole: bool = False) -> None:
         self._folder.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with transaction(self._folder.database, write=True) as database:
-                database.execute(SCHEMA)
-                if whole:
-                    database.execute("DELETE FROM slides")  # drops slides that left the manifest
-                database.executemany(REPLACE, map(values_of, rows))
-        except sqlite3.Error as error:
-            raise _unusable(self._folder.database, error) from error
+        with transaction(self._folder.database, creates=SCHEMA) as database:
+            if whole:
+                database.execute("DELETE FROM slides")  # drops slides that left the manifest
+            database.executemany(REPLACE, map(values_of, rows))
 
     def _export(self) -> None:
         text = io.StringIO()
@@ -249,22 +243,7 @@ def read_states(path: Path) -> list[SlideState]:
     RunDatabaseError
         The file cannot be read.
     """
-    if not path.exists():
-        return []
-    try:
-        with transaction(path) as database:
-            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'slides'").fetchone():
-                return []  # reviews only
-            return [SlideState(*row) for row in database.execute(SELECT)]
-    except sqlite3.Error as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: sqlite3.Error) -> RunDatabaseError:
-    return RunDatabaseError(
-        f"{path.parent.name}/{path.name}: {error}; if the disk is full or the folder read-only, change that; else move "
-        "the file away and run `wsi-ips tile`: finished slides are recognised by their tile index"
-    )
+    return [SlideState(*row) for row in read_rows(path, "slides", SELECT)]  # type: ignore[arg-type]
 
 
 def _as_tiled(row: SlideState) -> SlideState:

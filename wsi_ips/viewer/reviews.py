@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wsi_ips.database import transaction
-from wsi_ips.errors import ViewerError
+from wsi_ips.database import read_rows, transaction
 
 VERDICTS = ("", "agree", "disagree")
 MAX_NOTE, MAX_REVIEWER = 4000, 80
@@ -101,12 +97,11 @@ class ReviewStore:
 
         Raises
         ------
-        ViewerError
+        RunDatabaseError
             The file cannot be written.
         """
         kept = replace(review, time=datetime.now(UTC).isoformat(timespec="seconds"))
-        with self._transaction(write=True) as database:
-            database.execute(SCHEMA)
+        with transaction(self._path, creates=SCHEMA) as database:
             database.execute(INSERT, [getattr(kept, name) for name in COLUMNS])
         return kept
 
@@ -115,16 +110,11 @@ class ReviewStore:
 
         Raises
         ------
-        ViewerError
+        RunDatabaseError
             The file cannot be read.
         """
-        if not self._path.exists():
-            return {}
-        with self._transaction(write=False) as database:
-            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'reviews'").fetchone():
-                return {}
-            rows = database.execute(SELECT_NEWEST).fetchall()
-        return {row[0]: Review(*row) for row in rows}
+        reviews = [Review(*row) for row in read_rows(self._path, "reviews", SELECT_NEWEST)]  # type: ignore[arg-type]
+        return {review.slide_id: review for review in reviews}
 
     def csv(self) -> str:
         """Return the newest review of every slide as CSV; text that looks like a formula begins with an apostrophe."""
@@ -134,16 +124,6 @@ class ReviewStore:
         for review in self.latest().values():
             writer.writerow([_plain(getattr(review, name)) for name in COLUMNS])
         return text.getvalue()
-
-    @contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        try:
-            with transaction(self._path, write=write) as database:
-                yield database
-        except sqlite3.Error as error:
-            raise ViewerError(
-                f"reviews in {self._path.name}: {error}; check that the run folder can be written to"
-            ) from error
 
 
 def _plain(value: object) -> object:
