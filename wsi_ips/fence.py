@@ -14,18 +14,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the work on a slide failed; plain text that can be sent between processes.
+    """Why the work on a slide failed; plain text that can be sent between processes."""
 
-    Attributes
-    ----------
-    reason
-        One line; the message of our own errors, which says what to do.
-    traceback
-        Full text for the log file.
-    """
-
-    reason: str
-    traceback: str
+    reason: str  # one line; the message of our own errors, which says what to do
+    traceback: str  # full text for the log file
 
 
 def fenced(work: Callable[[], T]) -> T | Failure:

@@ -19,21 +19,11 @@ TICK_S = 1.0
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """Final result of a job.
-
-    Attributes
-    ----------
-    job
-        The job.
-    result
-        Result of its last attempt.
-    attempts
-        Number of attempts.
-    """
+    """Final result of a job."""
 
     job: Job
-    result: JobResult
-    attempts: int = 1
+    result: JobResult  # result of its last attempt
+    attempts: int = 1  # number of attempts
 
 
 class JobPool:

@@ -34,80 +34,38 @@ Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]
 
 @dataclass(frozen=True)
 class Job:
-    """A function call for another process.
+    """A function call for another process."""
 
-    Attributes
-    ----------
-    name
-        Name in messages: the slide.
-    function
-        ``package.module:function``; the other process imports it.
-    argument
-        Its only argument; picklable.
-    timeout_s
-        Time limit in seconds; None: the one of :class:`Limits`.
-    """
-
-    name: str
-    function: str
-    argument: Any
-    timeout_s: float | None = None
+    name: str  # name in messages: the slide
+    function: str  # ``package.module:function``; the other process imports it
+    argument: Any  # its only argument; picklable
+    timeout_s: float | None = None  # time limit in seconds; None: the one of :class:`Limits`
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a job is stopped.
+    """When a job is stopped."""
 
-    Attributes
-    ----------
-    timeout_s
-        Time limit in seconds.
-    memory_mb
-        Limit of the process's resident memory, MB (10⁶ bytes); None: no limit.
-    """
-
-    timeout_s: float
-    memory_mb: float | None = None
+    timeout_s: float  # time limit in seconds
+    memory_mb: float | None = None  # limit of the process's resident memory, MB (10⁶ bytes); None: no limit
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Time and memory of a job.
+    """Time and memory of a job."""
 
-    Attributes
-    ----------
-    wall_s
-        Elapsed time in seconds.
-    cpu_s
-        CPU time in seconds.
-    peak_rss_mb
-        Largest resident memory of its process so far, MB (10⁶ bytes).
-    """
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    peak_rss_mb: float = 0.0
+    wall_s: float = 0.0  # elapsed time in seconds
+    cpu_s: float = 0.0  # CPU time in seconds
+    peak_rss_mb: float = 0.0  # largest resident memory of its process so far, MB (10⁶ bytes)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """Result of one attempt at a job.
+    """Result of one attempt at a job."""
 
-    Attributes
-    ----------
-    ending
-        See :data:`Ending`.
-    value
-        Return value of the function; None unless ``done``.
-    failure
-        Why it failed; None where ``done``.
-    usage
-        Time and memory.
-    """
-
-    ending: Ending
-    value: Any = None
-    failure: Failure | None = None
+    ending: Ending  # see :data:`Ending`
+    value: Any = None  # return value of the function; None unless ``done``
+    failure: Failure | None = None  # why it failed; None where ``done``
     usage: Usage = field(default_factory=Usage)
 
 

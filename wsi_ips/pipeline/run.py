@@ -25,39 +25,15 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Cohort:
-    """Slides of a run and their labels.
+    """Slides of a run and their labels."""
 
-    Attributes
-    ----------
-    records
-        Rows of the manifest, in order.
-    truths
-        Known labels by slide_id: an entry per task of ``recipe.labels``.
-    """
-
-    records: tuple[SlideRecord, ...]
-    truths: Mapping[str, tuple[Truth, ...]]
+    records: tuple[SlideRecord, ...]  # rows of the manifest, in order
+    truths: Mapping[str, tuple[Truth, ...]]  # known labels by slide_id: an entry per task of ``recipe.labels``
 
 
 @dataclass
 class Run:
-    """One recipe applied to one cohort. Only the stages take a run; they hand its parts on.
-
-    Attributes
-    ----------
-    recipe
-        The whole recipe.
-    cohort
-        Slides and their labels.
-    folder
-        Paths of the run folder.
-    states
-        State of every slide.
-    access
-        Access to slides and tiles.
-    progress
-        Progress listener.
-    """
+    """One recipe applied to one cohort. Only the stages take a run; they hand its parts on."""
 
     recipe: Recipe
     cohort: Cohort

@@ -19,15 +19,10 @@ TIMEOUT_TILES = 1000
 
 @dataclass(frozen=True)
 class Spread:
-    """Running jobs.
+    """Running jobs."""
 
-    Attributes
-    ----------
-    outcomes
-        Outcome of each job, in the order in which they end; None at least once a second. See
-        :func:`wsi_ips.cluster.run_jobs`.
-    """
-
+    # outcome of each job, in the order in which they end; None at least once a second. See
+    # :func:`wsi_ips.cluster.run_jobs`
     outcomes: Iterator[JobOutcome | None]
 
 

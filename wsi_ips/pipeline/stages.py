@@ -31,27 +31,13 @@ STAGES = ("tile", "features", "train", "predict", "heatmap", "report")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes
-    ----------
-    summary
-        Content of ``summary.json``; empty where the run ended before the report.
-    states
-        State of every slide.
-    report
-        The page to open.
-    failed
-        Number of failed slides.
-    worked
-        Whether anything was computed; False where everything was up to date.
-    """
-
-    summary: dict[str, Any]
+    summary: dict[str, Any]  # content of ``summary.json``; empty where the run ended before the report
     states: Iterable[SlideState]
-    report: Path
-    failed: int
-    worked: bool
+    report: Path  # the page to open
+    failed: int  # number of failed slides
+    worked: bool  # whether anything was computed; False where everything was up to date
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the headline figures for the terminal."""
@@ -62,21 +48,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Result of a prediction.
-
-    Attributes
-    ----------
-    run
-        The run.
-    calibration
-        How scores became probabilities.
-    slides
-        The requested slides.
-    """
+    """Result of a prediction."""
 
     run: Run
-    calibration: Calibration
-    slides: Sequence[PredictedSlide]
+    calibration: Calibration  # how scores became probabilities
+    slides: Sequence[PredictedSlide]  # the requested slides
 
     @property
     def failed(self) -> int:

@@ -35,57 +35,24 @@ SQL_TYPES = dict.fromkeys(("tiles", "attempts"), "INTEGER") | dict.fromkeys(
 
 @dataclass(frozen=True)
 class SlideState:
-    """One row of the table.
-
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide.
-    state
-        ``pending`` (no stage has worked on it), ``ok``, ``empty`` (no tissue: a result, not an error) or ``failed``.
-    stage
-        Last stage that worked on the slide.
-    reason
-        Why it is empty or failed, and what to do.
-    reader
-        The reader that opened it.
-    mpp
-        µm per level-0 pixel along x.
-    tiles
-        Number of tiles in its index.
-    tissue_mm2
-        Tissue area.
-    tissue_method
-        What found the tissue: a rung of :mod:`wsi_ips.tissue.ladder`, or ``drawn``.
-    remarks
-        What is odd about the tissue or the tiles and should be checked.
-    seconds
-        Time spent in ``stage``.
-    attempts
-        Attempts at ``stage`` since it last succeeded.
-    cpu_seconds
-        CPU time, where the slide had its own process.
-    rss_mb
-        Largest resident memory of that process so far, MB (10⁶ bytes).
-    traceback
-        File with the traceback of the last failure, relative to the run folder.
-    """
+    """One row of the table."""
 
     slide_id: str
+    # ``pending`` (no stage has worked on it), ``ok``, ``empty`` (no tissue: a result, not an error) or ``failed``
     state: State = "pending"
-    stage: str = ""
-    reason: str = ""
-    reader: str = ""
-    mpp: float | None = None
-    tiles: int | None = None
-    tissue_mm2: float | None = None
-    tissue_method: str = ""
-    remarks: str = ""
-    seconds: float | None = None
-    attempts: int = 0
-    cpu_seconds: float | None = None
-    rss_mb: float | None = None
-    traceback: str = ""
+    stage: str = ""  # last stage that worked on the slide
+    reason: str = ""  # why it is empty or failed, and what to do
+    reader: str = ""  # the reader that opened it
+    mpp: float | None = None  # µm per level-0 pixel along x
+    tiles: int | None = None  # number of tiles in its index
+    tissue_mm2: float | None = None  # tissue area
+    tissue_method: str = ""  # what found the tissue: a rung of :mod:`wsi_ips.tissue.ladder`, or ``drawn``
+    remarks: str = ""  # what is odd about the tissue or the tiles and should be checked
+    seconds: float | None = None  # time spent in ``stage``
+    attempts: int = 0  # attempts at ``stage`` since it last succeeded
+    cpu_seconds: float | None = None  # CPU time, where the slide had its own process
+    rss_mb: float | None = None  # largest resident memory of that process so far, MB (10⁶ bytes)
+    traceback: str = ""  # file with the traceback of the last failure, relative to the run folder
 
     @property
     def is_tiled(self) -> bool:

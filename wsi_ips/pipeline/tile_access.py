@@ -24,25 +24,14 @@ NOT_HASHED = {"store", "location", "imported", "shared"}
 
 @dataclass(frozen=True)
 class TileAccess:
-    """Slides and tiles, as three sections of the recipe describe them.
+    """Slides and tiles, as three sections of the recipe describe them."""
 
-    Attributes
-    ----------
-    slides, tissue, tiles
-        Sections of the recipe; all count in the fingerprint of a tile index.
-    remote
-        Timeout and attempts for slides behind a URL.
-    store
-        The tile store: a folder or a URL.
-    pool
-        Open slides.
-    """
-
+    # sections of the recipe; all count in the fingerprint of a tile index
     slides: SlidesSection
     tissue: TissueSection
     tiles: TilesSection
-    remote: Remote
-    store: Path | str
+    remote: Remote  # timeout and attempts for slides behind a URL
+    store: Path | str  # the tile store: a folder or a URL
     pool: SlidePool = field(default_factory=SlidePool)
 
     @classmethod

@@ -36,21 +36,6 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 class Review:
     """One review.
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide.
-    verdict
-        ``agree`` or ``disagree`` with the model; empty for a note alone.
-    note
-        Free text.
-    reviewer
-        Initials or name; may be empty.
-    time
-        When it was stored, UTC.
-    probability, model_id
-        The reviewed prediction: probability of the positive class at that time, and the model.
-
     Raises
     ------
     ValueError
@@ -58,10 +43,11 @@ class Review:
     """
 
     slide_id: str
-    verdict: str
+    verdict: str  # ``agree`` or ``disagree`` with the model; empty for a note alone
     note: str = ""
-    reviewer: str = ""
-    time: str = ""
+    reviewer: str = ""  # initials or name; may be empty
+    time: str = ""  # when it was stored, UTC
+    # the reviewed prediction: probability of the positive class at that time, and the model
     probability: float | None = None
     model_id: str = ""
 

@@ -28,18 +28,10 @@ class SlideTask:
 
 @dataclass(frozen=True)
 class Tiled:
-    """Result of tiling a slide.
+    """Result of tiling a slide."""
 
-    Attributes
-    ----------
-    row
-        Columns of the slide's row in the table of states.
-    worked
-        False where the index was up to date already.
-    """
-
-    row: dict[str, Any]
-    worked: bool
+    row: dict[str, Any]  # columns of the slide's row in the table of states
+    worked: bool  # false where the index was up to date already
 
 
 def tile_job(task: SlideTask) -> Tiled:

@@ -39,41 +39,25 @@ MIN_TUMOUR_SHARE = 0.99
 
 @dataclass(frozen=True)
 class TiledSlide:
-    """Result of tiling one slide; plain values that can be sent between processes.
+    """Result of tiling one slide; plain values that can be sent between processes."""
 
-    Attributes
-    ----------
-    index
-        Its tiles; store it last, because it says that the slide is done.
-    row
-        Columns of the slide's row in the table of states; ``state`` is ``ok`` or ``empty``.
-    files
-        Files of the run folder to write before the index: relative path and content.
-    """
-
-    index: TileIndex
-    row: dict[str, Any]
+    index: TileIndex  # its tiles; store it last, because it says that the slide is done
+    row: dict[str, Any]  # columns of the slide's row in the table of states; ``state`` is ``ok`` or ``empty``
+    # files of the run folder to write before the index: relative path and content
     files: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """Everything that tiling found out about a slide.
+    """Everything that tiling found out about a slide."""
 
-    Attributes
-    ----------
-    overview, tissue
-        Thumbnail, and the tissue in it.
-    index, tiling
-        The tiles that are kept, and all of them with their flags.
-    regions, recall
-        Annotation, and the share of it that lies in tissue and tiles; None without an annotation.
-    """
-
+    # thumbnail, and the tissue in it
     overview: Overview
     tissue: TissueMask
+    # the tiles that are kept, and all of them with their flags
     index: TileIndex
     tiling: Tiling
+    # annotation, and the share of it that lies in tissue and tiles; None without an annotation
     regions: Regions | None
     recall: Recall | None
 
