@@ -91,10 +91,8 @@ def tile_slide(
 
     Parameters
     ----------
-    reader
-        The open slide; it stays open.
-    record
-        Its manifest row.
+    reader, record
+        The open slide, which stays open, and its manifest row.
     recipe
         Sections ``tissue`` and ``tiles`` are used.
     slide_identity, fingerprint
@@ -134,9 +132,8 @@ def tile_slide(
     tiling = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
     found = _Findings(overview, tissue, index, tiling, regions, recall)
-    return TiledSlide(
-        replace(index, look=look_of(overview.thumbnail)), _row(found, recipe), _files(found, found.remarks(), origin)
-    )
+    index = replace(index, look=look_of(overview.thumbnail))
+    return TiledSlide(index, _row(found, recipe), _files(found, found.remarks(), origin))
 
 
 def tissue_section(section: TissueSection, record: SlideRecord) -> TissueSection:
