@@ -13,7 +13,7 @@ COPY wsi_ips ./wsi_ips
 COPY --from=page /page/node_modules ./wsi_ips/viewer/node_modules
 COPY pipelines ./pipelines
 RUN python -m venv /opt/wsi-ips \
- && /opt/wsi-ips/bin/pip install --no-cache-dir .
+ && /opt/wsi-ips/bin/pip install --no-cache-dir '.[cluster,dicom,lora,parquet,remote,timm,tracking]'
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 1000 pathology

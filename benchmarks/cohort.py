@@ -36,7 +36,7 @@ RECIPE = {
     "manifest": "manifest.csv",
     "tissue": {"mpp": 8.0, "min_area_um2": 10_000},
     "tiles": {"mpp": 1.0, "patch_px": 64},
-    "compute": {"worker_memory_gb": 0.6, "slide_attempts": 1},
+    "compute": {"worker_memory_gb": 0.6},
 }
 
 
@@ -98,7 +98,7 @@ def undisturbed(folder: Path, broken: dict[str, str], slides: int) -> list[dict[
     watch = Watch(process)
     after = psutil.Process().cpu_times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    table = pd.read_parquet(folder / "whole" / "slides.parquet").set_index("slide_id")
+    table = pd.read_csv(folder / "whole" / "slides.csv", keep_default_na=False).set_index("slide_id")
     failed = table[table["state"] == "failed"]
     right = [name for name, way in broken.items() if name in failed.index and _names(failed, name, way)]
     for name in sorted(set(broken) ^ set(failed.index)) + sorted(set(broken) - set(right)):
@@ -152,7 +152,7 @@ def killed(folder: Path, slides: int) -> list[dict[str, object]]:
     one, other = digest(folder / "whole" / "tiles.zarr"), digest(store)
     same = sum(other.get(name) == value for name, value in one.items())
     facts = ["slide_id", "state", "reason", "reader", "mpp", "tiles", "tissue_mm2"]
-    tables = [pd.read_parquet(folder / name / "slides.parquet")[facts] for name in ("whole", "killed")]
+    tables = [pd.read_csv(folder / name / "slides.csv", keep_default_na=False)[facts] for name in ("whole", "killed")]
     tables = [table.assign(reason=table["reason"].str.replace(r"\d+ MB of", "N MB of", regex=True)) for table in tables]
     equal = int((tables[0].fillna(-1) == tables[1].fillna(-1)).all(axis=1).sum())
     return [

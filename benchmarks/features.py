@@ -20,6 +20,7 @@ import math
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,18 +28,14 @@ from typing import Any, NamedTuple
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.pipeline.learning.features import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.report.page import compute_figures
 
 STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}
-QUICK = {
-    "synth.slides": 16,
-    "synth.size_px0": [6144, 4096],
-    "synth.tissue_mm2": [0.8, 1.2],
-    "synth.lesion_mm": [0.4, 0.6],
-}
+QUICK_SLIDES = replace(DEMO, slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))
 QUICK_TRAINING = {"training.epochs": 6, "training.warm_start_epochs": 4}
 
 
@@ -58,7 +55,7 @@ def recipe_of(work: Path, name: str, *, quick: bool, **changes: Any) -> Recipe:
         "manifest": str(work / "cohort" / "manifest.csv"),
         "features.location": str(work / "features.zarr"),
         "compute.workers": 0,
-        **(QUICK | QUICK_TRAINING if quick else {}),
+        **(QUICK_TRAINING if quick else {}),
         **changes,
     }
     with as_file(files("wsi_ips") / "demo.yaml") as path:
@@ -72,15 +69,16 @@ def prepare(work: Path, run: Path | None, *, quick: bool) -> None:
         tiled.mkdir(parents=True)
         (work / "cohort").symlink_to((run / "cohort").resolve())
         shutil.copytree(run / "tiles.zarr", tiled / "tiles.zarr")
-        shutil.copy(run / "slides.csv", tiled)
-    recipe = recipe_of(work, "tiled", quick=quick)
-    run_until(recipe if run is None else recipe.model_copy(update={"synth": None}), "tile")
+        shutil.copy(run / "run.sqlite", tiled)
+    else:
+        make_slides(work / "cohort", QUICK_SLIDES if quick else DEMO)
+    run_until(recipe_of(work, "tiled", quick=quick), "tile")
 
 
 def measure(work: Path, name: str, *, quick: bool, **changes: Any) -> Seen:
     """Train, predict and measure; the clock stops at the checkpoint."""
     shutil.copytree(work / "tiled", work / name)
-    recipe = recipe_of(work, name, quick=quick, **changes).model_copy(update={"synth": None})
+    recipe = recipe_of(work, name, quick=quick, **changes)
     with Run.open(recipe) as run:
         wall, cpu = time.monotonic(), time.process_time()
         train_stage(run)
@@ -95,7 +93,7 @@ def embed(work: Path, *, quick: bool) -> Seen:
     """Compute the features; no accuracy."""
     shutil.copytree(work / "tiled", work / "embedded")
     recipe = recipe_of(work, "embedded", quick=quick, **{"model.input": "features"})
-    with Run.open(recipe.model_copy(update={"synth": None})) as run:
+    with Run.open(recipe) as run:
         wall, cpu = time.monotonic(), time.process_time()
         features_stage(run)
     return Seen(time.monotonic() - wall, time.process_time() - cpu, float("nan"), float("nan"))

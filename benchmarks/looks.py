@@ -10,15 +10,14 @@ import argparse
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from wsi_ips.config import SynthSection
 from wsi_ips.errors import SlideError
-from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.tiling.synth import make_slides
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.tissue import look_alikes, look_of
 from wsi_ips.tissue.perceptual_hash import LARGEST_DISTANCE
@@ -30,8 +29,8 @@ def thumbnails(synthetic: int) -> dict[str, np.ndarray]:
     """Pictures by name."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        section = SynthSection(slides=synthetic, size_px0=(10_240, 8_192), tissue_mm2=(1.5, 3.0), lesion_mm=(0.4, 0.8))
-        make_slides(Path(folder), section, progress=Silent())
+        plan = replace(DEMO, slides=synthetic, size_px0=(10_240, 8_192), tissue_mm2=(1.5, 3.0), lesion_mm=(0.4, 0.8))
+        make_slides(Path(folder), plan)
         files = sorted(Path(folder).rglob("*.svs"))
         data = Path(os.environ.get("WSI_IPS_DATA", "none"))
         files += sorted(p for p in (data / "slides").glob("*") if p.suffix in (".svs", ".tif", ".dcm", ".ndpi"))

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,18 @@ import psutil
 import yaml
 from safetensors.torch import load_file
 
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1000"]
 KINDS = ("one process", "everything", "SIGTERM")
 BETWEEN_S = (15.0, 120.0)
 """Shortest and longest time from a start to the next disturbance; a state is saved once a minute."""
+SLIDES = replace(
+    DEMO, slides=24, size_px0=(6144, 4096), tissue_mm2=(1.2, 1.8), lesion_mm=(0.4, 0.8), split=(0.7, 0.3, 0.0)
+)
 RECIPE: dict[str, Any] = {
     "name": "soak",
     "manifest": "cohort/manifest.csv",
-    "synth": {
-        "slides": 24,
-        "size_px0": [6144, 4096],
-        "tissue_mm2": [1.2, 1.8],
-        "lesion_mm": [0.4, 0.8],
-        "split": [0.7, 0.3, 0.0],
-        "seed": 5,
-    },
     "tissue": {"mpp": 16.0},
     "tiles": {"mpp": 2.0, "patch_px": 64},
     "model": {"encoder": "resnet18-1", "memory_size": 8, "heads": 2, "key_width": 8},
@@ -150,6 +148,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = (options.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
+        make_slides(work / "cohort", SLIDES, seed=5)
         tiles = recipe_of(work, "tiles", options.seed, options.epochs)
         subprocess.run([sys.executable, "-m", "wsi_ips", "tile", str(tiles)], check=True, stdout=subprocess.DEVNULL)
         began = time.monotonic()

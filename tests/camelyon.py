@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from wsi_ips.config import SynthSection
-from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.tiling.synth import make_slides
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
 SMALL_SLIDES = {"size_px0": (6144, 4096), "tissue_mm2": (0.8, 1.2), "lesion_mm": (0.4, 0.6), "pen": 0.0, "blur": 0.0}
 
@@ -42,7 +41,7 @@ def camelyon16_folder(folder: Path, work: Path, *, training: int = 3, testing: i
 
 def _slides(work: Path, count: int, seed: int) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """Normal and tumour slides with their outlines."""
-    manifest = make_slides(work, SynthSection(slides=count, seed=seed, **SMALL_SLIDES), progress=Silent())
+    manifest = make_slides(work, replace(DEMO, slides=count, **SMALL_SLIDES), seed)
     table = pd.read_csv(manifest)
     rows = [
         [

@@ -54,12 +54,11 @@ def test_paths_left_out_stay_left_out(tmp_path: Path) -> None:
 
 
 def test_overrides_win_and_reach_sections_that_the_file_leaves_out(tmp_path: Path) -> None:
-    overrides = {"training.epochs": 3, "tiles.mpp": 2, "synth.slides": 8, "name": "b", "output": "elsewhere"}
+    overrides = {"training.epochs": 3, "tiles.mpp": 2, "heatmap.mpp": 8, "name": "b", "output": "elsewhere"}
     loaded = recipe(tmp_path, {"training": {"epochs": 9, "batch_slides": 2}}, overrides)
     assert (loaded.training.epochs, loaded.training.batch_slides) == (3, 2)
     assert loaded.tiles.mpp == 2.0
-    assert loaded.synth is not None
-    assert loaded.synth.slides == 8
+    assert loaded.heatmap.mpp == 8
     assert (loaded.name, loaded.output) == ("b", tmp_path / "elsewhere")
 
 
@@ -72,7 +71,6 @@ def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
     [
         ({"training_": {}}, "unknown key `training_`; did you mean `training`?"),
         ({"training": {"epoch": 3}}, "unknown key `training.epoch`; did you mean `epochs`?"),
-        ({"synth": {"slide": 3}}, "unknown key `synth.slide`; did you mean `slides`?"),
         ({"compute": {"xyz": 3}}, "unknown key `compute.xyz`; known keys: device, readers, chunk_size"),
     ],
 )
@@ -100,10 +98,6 @@ def test_an_unknown_key_gets_a_hint(tmp_path: Path, values: dict[str, Any], mess
         ("predict.splits", ["all"]),
         ("heatmap.opacity", 2),
         ("compute.readers", 0),
-        ("synth.lesion_mm", [1.0, 0.5]),
-        ("synth.tissue_mm2", [0, 1]),
-        ("synth.size_px0", [0, 100]),
-        ("synth.split", [0, 0, 1]),
         ("name", "a/b"),
         ("seed", -1),
     ],
@@ -173,7 +167,7 @@ def test_every_field_of_every_section_says_what_it_is() -> None:
     for section in sections:
         sections += section.__subclasses__()
         for name, field in section.model_fields.items():
-            nested = isinstance(field.default, Section) or name == "synth"
+            nested = isinstance(field.default, Section)
             assert nested or field.description, f"{section.__name__}.{name}"
 
 

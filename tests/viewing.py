@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ import pandas as pd
 import uvicorn
 import yaml
 
-from wsi_ips.config import SynthSection, load_recipe
+from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
-from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.tiling.synth import make_slides
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.viewer import Collection, ServerOptions, application
 from wsi_ips.viewer.serve import listen
 
@@ -33,21 +32,21 @@ RECIPE = {
     "training": {"epochs": 2, "warm_start_epochs": 1, "batch_slides": 2, "max_missing_share": 0.5},
     "heatmap": {"mpp": 4.0, "top_tiles": 3},
 }
-SLIDES = {
-    "slides": 8,
-    "size_px0": (6144, 4096),
-    "tissue_mm2": (0.8, 1.2),
-    "lesion_mm": (0.4, 0.6),
-    "split": (0.5, 0.0, 0.5),
-    "pen": 0.0,
-    "blur": 0.0,
-    "seed": 5,
-}
+SLIDES = replace(
+    DEMO,
+    slides=8,
+    size_px0=(6144, 4096),
+    tissue_mm2=(0.8, 1.2),
+    lesion_mm=(0.4, 0.6),
+    split=(0.5, 0.0, 0.5),
+    pen=0.0,
+    blur=0.0,
+)
 
 
 def make_run(folder: Path) -> Path:
     """Run folder of real slides, trained and predicted; of the slides one is damaged and one is gone."""
-    manifest = make_slides(folder / "cohort", SynthSection.model_validate(SLIDES), progress=Silent())
+    manifest = make_slides(folder / "cohort", SLIDES, seed=5)
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     damaged = folder / "cohort" / "damaged.svs"
     damaged.write_bytes(b"II*\0 this is no slide")

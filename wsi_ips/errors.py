@@ -19,6 +19,7 @@
     ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
     ├── TrainingError              training cannot start or go on (one class only)
     │   └── DivergedError          loss, gradient or scores are not finite any more
+    ├── RunDatabaseError           ``run.sqlite`` of a run folder cannot be read or written
     ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
     ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
     └── EvaluationError            figures that cannot be computed from the given numbers
@@ -126,6 +127,10 @@ class DivergedError(TrainingError):
 
 class ClusterError(WsiIpsError, RuntimeError):
     """The Dask cluster cannot be reached, is gone, or cannot run this program."""
+
+
+class RunDatabaseError(WsiIpsError, OSError):
+    """The database of a run folder cannot be read or written."""
 
 
 class EvaluationError(WsiIpsError, ValueError):

@@ -1,7 +1,7 @@
-"""What made a file, and files that are never half written.
+"""Fingerprints, atomic writes, and the versions and machine of a run.
 
-"Done" means that a stored fingerprint equals the one computed from what goes in; a file's existence
-means nothing. Every write goes to a temporary sibling and is renamed in one step.
+A result is up to date when its stored fingerprint equals that of its inputs; that a file exists means nothing. Every
+write goes to a temporary sibling, which is then renamed in one step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 FINGERPRINT_DIGITS = 16
 CHECKOUT = Path(__file__).parents[1]
-"""Where the package lies; a git checkout during development, else a folder of installed packages."""
+"""Folder of the package: a git checkout during development, else the installed packages."""
 
 LIBRARIES = (
     "torch",
@@ -46,7 +46,7 @@ LIBRARIES = (
 
 
 def fingerprint(*parts: Any) -> str:
-    """Fingerprint of values: the same in every process, on every machine.
+    """Return a fingerprint of values, the same in every process and on every machine.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def _canonical(value: Any) -> Any:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Write a file through a temporary sibling: it appears whole or not at all.
+    """Write a file through a temporary sibling, so that it appears whole or not at all.
 
     Yields
     ------
@@ -108,7 +108,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Write a folder through a temporary sibling: it appears whole or not at all.
+    """Write a folder through a temporary sibling, so that it appears whole or not at all.
 
     An older folder at ``path`` is moved aside first and deleted last, so a reader finds the old one, the
     new one, or for an instant none; never a mixture.
@@ -130,7 +130,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _swap(new: Path, path: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``path``, which goes to ``old``; back again if that fails."""
+    """Move ``path`` to ``old`` and ``new`` to ``path``; undo it if that fails."""
     if path.exists():
         path.replace(old)
     try:
@@ -142,7 +142,7 @@ def _swap(new: Path, path: Path, old: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """A free hidden name beside ``path`` with the same suffix; made with it, files get the usual permissions."""
+    """Return a free hidden name beside ``path`` with the same suffix."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
 
 
@@ -163,7 +163,7 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 def run_facts() -> dict[str, Any]:
-    """When, where and with what a run was made; no user name, no machine name, no path."""
+    """Return time, platform and versions of a run; no user name, no machine name, no path."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
@@ -176,7 +176,7 @@ def run_facts() -> dict[str, Any]:
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory this process has had so far, MB (10⁶ bytes)."""
+    """Return the largest resident memory of this process so far, MB (10⁶ bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
 
@@ -189,7 +189,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout the package runs from, ``-dirty`` where files differ from it; None when installed."""
+    """Return the commit of the checkout, with ``-dirty`` where files differ; None when installed."""
     if not (CHECKOUT / ".git").exists():
         return None
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

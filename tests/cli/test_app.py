@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.model.presets import PRESETS
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
 COMMANDS = ("demo", "check", "tile", "train", "predict", "heatmap", "run", "status", "synth", "encoders")
 
@@ -131,12 +133,10 @@ def test_run_without_training_slides_says_what_to_fill_in(cohort):
     assert "split `train`" in flat(result.output)
 
 
-def test_synth_makes_slides_that_check_accepts(tmp_path):
-    settings = ["size_px0=[4096,3072]", "tissue_mm2=[0.5,0.6]", "lesion_mm=[0.2,0.3]", "blur=1.0", "pen=1.0"]
-    arguments = [a for s in settings for a in ("--set", s)]
-    made = invoke("synth", tmp_path / "cohort", "--slides", 2, "--seed", 3, *arguments)
-    assert made.exit_code == 0, made.output
-    result = invoke("check", tmp_path / "cohort" / "manifest.csv")
+def test_synthetic_slides_are_accepted_by_check(tmp_path):
+    sizes = {"size_px0": (4096, 3072), "tissue_mm2": (0.5, 0.6), "lesion_mm": (0.2, 0.3)}
+    plan = replace(DEMO, slides=2, blur=1.0, pen=1.0, **sizes)
+    result = invoke("check", make_slides(tmp_path / "cohort", plan, seed=3))
     assert result.exit_code == 0
     assert "2 usable" in result.output
 

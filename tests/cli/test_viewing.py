@@ -50,7 +50,7 @@ def test_reviews_are_exported_without_a_server(run_to_view, tmp_path):
     import shutil
 
     shutil.copytree(run_to_view, tmp_path / "run")
-    ReviewStore(tmp_path / "run" / "reviews.sqlite").add(Review("slide_001", "agree", "clear"))
+    ReviewStore(tmp_path / "run" / "run.sqlite").add(Review("slide_001", "agree", "clear"))
     out = tmp_path / "reviews.csv"
     done = CliRunner().invoke(app, ["view", str(tmp_path / "run"), "--export-reviews", str(out)])
     assert done.exit_code == 0, done.output

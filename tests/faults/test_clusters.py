@@ -15,12 +15,15 @@ from distributed.comm.core import CommClosedError
 
 from tests.faults.slides import ROOT, digest, recipe_of, started, write_cohort, write_good
 from tests.faults.test_faults import until
-from wsi_ips.cluster.client import local_client, local_workers, scheduler_client, slurm_client
+from wsi_ips.cluster import Limits
+from wsi_ips.cluster.dask_pool import open_pool
+from wsi_ips.cluster.machine import available_cores, local_workers, memory_bytes, resident_mb
 from wsi_ips.errors import ClusterError, RecipeError
 from wsi_ips.pipeline import run_until
 from wsi_ips.tiles import slide_ids
 
 SLIDES = 10
+LIMITS = Limits(timeout_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -124,24 +127,41 @@ def test_a_scheduler_that_dies_is_one_message(tmp_path):
             process.wait()
 
 
-def test_a_loss_in_any_call_to_the_scheduler_is_that_message():
-    with local_client(1) as client:
-        address = client.cluster.scheduler_address
-        with pytest.raises(ClusterError, match="the Dask scheduler is gone"), scheduler_client(address):
-            raise CommClosedError("as in Client.submit")
+def test_a_loss_in_any_call_to_the_scheduler_is_that_message(two_worker_processes):
+    pool = open_pool(two_worker_processes.scheduler_address, None, LIMITS)
+    with pytest.raises(ClusterError, match="the Dask scheduler is gone"), pool:
+        raise CommClosedError("as in Client.submit")
 
 
 def test_an_address_where_nobody_answers_is_one_message(cohort, monkeypatch):
-    monkeypatch.setattr("wsi_ips.cluster.client.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("wsi_ips.cluster.dask_pool.CONNECT_TIMEOUT_S", 1)
     said = pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9.*dask scheduler")
-    with said, scheduler_client("tcp://127.0.0.1:9"):
+    with said, open_pool("tcp://127.0.0.1:9", None, LIMITS):
         pass
 
 
-def test_nothing_of_the_cluster_is_open_to_the_network():
-    with local_client(2):
-        ends = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN"]
-    assert set(ends) <= {"127.0.0.1"}
+WITHOUT_DASK = """
+import sys
+sys.modules["dask"] = sys.modules["distributed"] = None
+from tests.faults.slides import recipe_of
+from pathlib import Path
+from wsi_ips.errors import ClusterError
+from wsi_ips.pipeline import run_until
+folder, out = Path(sys.argv[1]), sys.argv[2]
+print(run_until(recipe_of(folder, output=out), "tile").states.count("ok"))
+try:
+    run_until(recipe_of(folder, output=out + "2", compute__scheduler="tcp://127.0.0.1:9"), "tile")
+except ClusterError as error:
+    print(error)
+"""
+
+
+def test_dask_is_optional_and_a_scheduler_names_the_extra(cohort, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_DASK, str(cohort), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    count, message = done.stdout.splitlines()
+    assert int(count) == SLIDES
+    assert "pip install 'wsi-ips[cluster]'" in message
 
 
 def test_workers_fit_into_memory():
@@ -152,8 +172,15 @@ def test_workers_fit_into_memory():
     assert local_workers(7, None)[0] == 7
 
 
+def test_limits_of_the_machine_agree_with_psutil():
+    assert 1 <= available_cores() <= len(psutil.Process().cpu_affinity())
+    assert memory_bytes() <= psutil.virtual_memory().total
+    assert resident_mb(os.getpid()) == pytest.approx(psutil.Process().memory_info().rss / 1e6, rel=0.1)
+    assert resident_mb(2**30) == 0.0
+
+
 def test_slurm_needs_a_number_of_jobs():
-    with pytest.raises(RecipeError, match=r"compute\.workers"), slurm_client(None):
+    with pytest.raises(RecipeError, match=r"compute\.workers"), open_pool("slurm", None, LIMITS):
         pass
 
 

@@ -87,10 +87,10 @@ def test_a_decoder_without_vector_instructions_is_noticed(monkeypatch):
 
 
 def test_a_library_that_is_too_old_or_missing_is_named(monkeypatch):
-    monkeypatch.setattr(doctor, "_requirements", lambda: {"zarr": "zarr>=99", "timm": "timm>=1.0"})
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "timm" else "1.5")
+    monkeypatch.setattr(doctor, "_requirements", lambda: {"zarr": "zarr>=99", "pandas": "pandas>=2.2"})
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "pandas" else "1.5")
     wrong = {f.what: f.advice for f in doctor._versions() if f.verdict == "wrong"}
-    assert wrong == {"zarr": "pip install 'zarr>=99'", "timm": "pip install 'timm>=1.0'"}
+    assert wrong == {"zarr": "pip install 'zarr>=99'", "pandas": "pip install 'pandas>=2.2'"}
 
 
 def test_a_broken_library_is_a_finding_and_no_crash(monkeypatch):

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.pipeline.test_run import SMALL
+from tests.pipeline.test_run import SLIDES, SMALL
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.inference import read_scores, slide_prediction
@@ -20,9 +20,9 @@ from wsi_ips.model import build_encoder, encoder_spec, int8, read_card, scan_bac
 from wsi_ips.model.encoders import ENCODERS
 from wsi_ips.model.presets import PRESETS
 from wsi_ips.pipeline import run_until
+from wsi_ips.pipeline.demo_slides import make_slides
 from wsi_ips.pipeline.progress import Silent
 
-SYNTH = {**SMALL["synth"], "slides": 4}
 MODEL = {**SMALL["model"], "encoder": "preset:photographs", "freeze": 1}
 
 
@@ -36,7 +36,8 @@ class Notes(Silent):
 
 def recipe_of(folder: Path, **overrides: object):
     path = folder / "recipe.yaml"
-    values: dict[str, Any] = {**SMALL, "synth": SYNTH, "model": MODEL}
+    make_slides(folder / "cohort", replace(SLIDES, slides=4), seed=5)
+    values: dict[str, Any] = {**SMALL, "model": MODEL}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return load_recipe(path, {key.replace("__", "."): value for key, value in overrides.items()})
 

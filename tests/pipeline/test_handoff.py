@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import shapely
 import yaml
 
-from tests.pipeline.test_run import SMALL
+from tests.pipeline.test_run import SLIDES, SMALL
 from wsi_ips.annotations import read_asap
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.inference import SlideScores, write_scores
@@ -21,6 +22,7 @@ from wsi_ips.model import ModelCard, save_checkpoint
 from wsi_ips.model.card import EncoderSpec, checkpoint_fingerprint
 from wsi_ips.model.checkpoint import build_net
 from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline.demo_slides import make_slides
 from wsi_ips.pipeline.prediction.scored import scores_fingerprint
 
 FILES = {
@@ -40,8 +42,8 @@ FILES = {
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two slides, one with tumour, tiled and scored by their truth, as after ``wsi-ips predict``."""
     folder = tmp_path_factory.mktemp("scored")
-    synth = SMALL["synth"] | {"slides": 2, "split": [0.5, 0.0, 0.5]}
-    changes = {"synth": synth, "heatmap": {"splits": ["train", "test"], "top_tiles": 5}}
+    make_slides(folder / "cohort", replace(SLIDES, slides=2), seed=5)
+    changes = {"heatmap": {"splits": ["train", "test"], "top_tiles": 5}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
     run_until(recipe, "tile")

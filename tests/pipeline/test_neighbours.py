@@ -44,7 +44,6 @@ def cohort(tmp_path: Path) -> Path:
         csv.writer(file).writerows(rows)
     values = SMALL | {
         "manifest": "manifest.csv",
-        "synth": None,
         "tissue": {"mpp": 2.0, "min_area_um2": 0},
         "tiles": {"mpp": 0.5, "patch_px": 64},
         "heatmap": {"mpp": 1.0, "top_tiles": 2},

@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_fails_its_slide_alone(cohort, tmp_path):
     victim = folder / "good_00.tif"
 
     def predict() -> None:
-        two = {"compute__predict_workers": 2, "compute__workers": 2, "compute__slide_attempts": 2}
+        two = {"compute__predict_workers": 2, "compute__workers": 2}
         with Run.open(recipe_of(folder, **changes, **two)) as run:
             predict_stage(run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,23 @@ from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference import read_scores
 from wsi_ips.model.selection import selection_score
 from wsi_ips.pipeline import Run, run_pipeline, run_until
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
+from wsi_ips.slides.synthetic_cohort import CohortPlan
 
+SLIDES = replace(
+    DEMO,
+    slides=8,
+    size_px0=(6144, 4096),
+    tissue_mm2=(0.8, 1.2),
+    lesion_mm=(0.4, 0.6),
+    split=(0.5, 0.0, 0.5),
+    pen=0.0,
+    blur=0.0,
+)
 SMALL = {
     "name": "small",
     "output": "out",
     "manifest": "cohort/manifest.csv",
-    "synth": {
-        "slides": 8,
-        "size_px0": [6144, 4096],
-        "tissue_mm2": [0.8, 1.2],
-        "lesion_mm": [0.4, 0.6],
-        "split": [0.5, 0.0, 0.5],
-        "pen": 0.0,
-        "blur": 0.0,
-        "seed": 5,
-    },
     "tissue": {"mpp": 16.0, "min_area_um2": 10_000},
     "tiles": {"mpp": 2.0, "patch_px": 64},
     "model": {"encoder": "resnet18-1", "memory_size": 4, "heads": 2, "key_width": 8},
@@ -41,7 +44,9 @@ SMALL = {
 }
 
 
-def write_recipe(folder: Path, **changes: object) -> Path:
+def write_recipe(folder: Path, slides: CohortPlan = SLIDES, **changes: object) -> Path:
+    """Make the slides where they are missing, and write the recipe; its path."""
+    make_slides(folder / "cohort", slides, seed=5)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     return path
@@ -132,14 +137,13 @@ def test_a_moved_folder_is_still_up_to_date(finished):
 
 
 def edit_manifest(folder: Path, **columns: dict[str, object]) -> pd.DataFrame:
-    """Change cells of the manifest: column -> {slide_id: value}; the cohort is no longer made by the recipe."""
+    """Change cells of the manifest: column -> {slide_id: value}."""
     path = folder / "cohort" / "manifest.csv"
     table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("slide_id", drop=False)
     for column, cells in columns.items():
         for slide_id, value in cells.items():
             table.loc[slide_id, column] = value
     table.to_csv(path, index=False)
-    write_recipe(folder, synth=None)
     return table
 
 

@@ -134,7 +134,6 @@ def recipe_of(cohort: Path, folder: Path, parts: dict[str, str], **split: object
     write_splits(folder / "splits.json", Splits((parts,)))
     values = SMALL | {
         "manifest": str(cohort / "manifest.csv"),
-        "synth": None,
         "tissue": {"mpp": 8.0, "min_area_um2": 0},
         "tiles": {"mpp": 4.0, "patch_px": 32},
         "split": {"file": "splits.json", **split},

@@ -15,8 +15,6 @@ from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import run_pipeline
-from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.tiling.synth import synth_stage
 
 LABELS = {
     "classes": ["normal", "tumor"],
@@ -31,7 +29,7 @@ LABELS = {
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight slides with two more columns; one grade and one sign are not known."""
     folder = tmp_path_factory.mktemp("tasks")
-    synth_stage(load_recipe(write_recipe(folder)), Silent())
+    write_recipe(folder)
     path = folder / "cohort" / "manifest.csv"
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table["grade"] = [str(i % 3) for i in range(len(table))]
@@ -43,7 +41,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(folder: Path, **changes: object) -> Path:
-    return write_recipe(folder, synth=None, labels=LABELS, **changes)
+    return write_recipe(folder, labels=LABELS, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,7 @@ def test_a_second_run_computes_nothing(done):
 
 def test_a_checkpoint_of_other_tasks_is_refused(done, tmp_path):
     shutil.copytree(done, tmp_path / "copy")
-    path = write_recipe(tmp_path / "copy", synth=None, predict={"checkpoint": "out/model"})
+    path = write_recipe(tmp_path / "copy", predict={"checkpoint": "out/model"})
     with pytest.raises(
         CheckpointError, match=r"`signs` pen, fold, tumor \(any of them\).*the recipe has.*labels.further"
     ):
@@ -113,7 +111,7 @@ def test_a_label_that_is_no_class_names_slide_column_and_key(cohort, tmp_path):
 
 def test_a_task_without_a_column_is_refused(cohort, tmp_path):
     shutil.copytree(cohort, tmp_path / "copy", ignore=shutil.ignore_patterns("out"))
-    path = write_recipe(tmp_path / "copy", synth=None, labels={"further": {"stage": {"classes": ["i", "ii"]}}})
+    path = write_recipe(tmp_path / "copy", labels={"further": {"stage": {"classes": ["i", "ii"]}}})
     with pytest.raises(ManifestError, match="column `stage` is missing"):
         run_pipeline(load_recipe(path))
 
@@ -121,6 +119,6 @@ def test_a_task_without_a_column_is_refused(cohort, tmp_path):
 def test_a_task_with_nothing_to_tell_apart_is_refused(cohort, tmp_path):
     shutil.copytree(cohort, tmp_path / "copy", ignore=shutil.ignore_patterns("out"))
     further = {"grade": {"classes": ["0", "1", "2"]}, "site": {"column": "split", "classes": ["train", "test"]}}
-    path = write_recipe(tmp_path / "copy", synth=None, labels={"further": further})
+    path = write_recipe(tmp_path / "copy", labels={"further": further})
     with pytest.raises(TrainingError, match=r"task `site`.*all alike \(train 4, test 0\)"):
         run_pipeline(load_recipe(path))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from tests.pipeline.test_run import SMALL, write_recipe
+from tests.pipeline.test_run import SLIDES, write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.cli.app import app
 from wsi_ips.model import load_checkpoint, read_card
 from wsi_ips.training.tracking import EVENTS_NAME
 
-SYNTH = SMALL["synth"] | {"split": [0.5, 0.25, 0.25]}
+WITH_VALIDATION = replace(SLIDES, split=(0.5, 0.25, 0.25))
 
 
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose slides are tiled."""
     folder = tmp_path_factory.mktemp("train")
-    recipe = write_recipe(folder, synth=SYNTH)
+    recipe = write_recipe(folder, slides=WITH_VALIDATION)
     result = CliRunner().invoke(app, ["tile", str(recipe)])
     assert result.exit_code == 0, result.output
     return folder
@@ -37,7 +38,9 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_an_absurd_learning_rate_stops_with_advice_and_the_checkpoint_before_predicts(tiled):
     """The first epochs end with a finite loss, a later one does not."""
     recipe = write_recipe(
-        tiled, synth=SYNTH, training={"epochs": 6, "warm_start_epochs": 2, "warmup_epochs": 6, "learning_rate": 3e4}
+        tiled,
+        slides=WITH_VALIDATION,
+        training={"epochs": 6, "warm_start_epochs": 2, "warmup_epochs": 6, "learning_rate": 3e4},
     )
     code, said = run("train", recipe)
     assert code == 2
@@ -69,7 +72,7 @@ def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch
         "augment": {"hed": 0.05, "hue": 0.02, "brightness": 0.1},
     }
     compute = {"slides_at_once": 2, "gradient_precision": "bf16"}
-    code, said = run("train", write_recipe(tiled, synth=SYNTH, training=training, compute=compute))
+    code, said = run("train", write_recipe(tiled, slides=WITH_VALIDATION, training=training, compute=compute))
     assert code == 0, said
     out = tiled / "out"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -90,7 +93,7 @@ def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch
 
 @pytest.mark.slow
 def test_the_warm_start_that_the_recipe_leaves_open_is_made_and_written_down(tiled):
-    code, said = run("train", write_recipe(tiled, synth=SYNTH, training={"epochs": 3}))
+    code, said = run("train", write_recipe(tiled, slides=WITH_VALIDATION, training={"epochs": 3}))
     assert code == 0, said
     lines = [json.loads(line) for line in (tiled / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line["cost"]["tiles_per_s"] is None for line in lines] == [True, True, False]  # two thirds have no scan

@@ -128,7 +128,7 @@ NOTHING_THERE = [
     "/assets/main.js%00",
     "/../../etc/passwd",
     "/downloads/..%2frecipe.yaml",
-    "/downloads/reviews.sqlite",
+    "/downloads/run.sqlite",
     "/downloads/model",
     "/downloads/%2fetc%2fpasswd",
     f"/slides/{SLIDE}/downloads/..%2f..%2frun.json",
@@ -242,7 +242,7 @@ def test_a_review_is_kept_with_what_was_reviewed(server, run_folder):
     same = {"origin": server.address, "sec-fetch-site": "same-origin", **WRITE}
     answer = server.ask(f"/api/slides/{name}/review", method="PUT", body=GOOD_REVIEW, headers=same)
     assert answer.status == 200
-    kept = ReviewStore(run_folder / "reviews.sqlite").latest()[name]
+    kept = ReviewStore(run_folder / "run.sqlite").latest()[name]
     assert (kept.verdict, kept.note, kept.reviewer) == ("agree", "lymph node", "AB")
     assert kept.probability == pytest.approx(read_scores(run_folder / "scores.zarr", name).probability[-1], abs=1e-5)
     assert kept.model_id
@@ -276,10 +276,10 @@ REFUSED_REVIEWS = [
     ("why", "status", "body", "headers"), REFUSED_REVIEWS, ids=[case[0] for case in REFUSED_REVIEWS]
 )
 def test_a_review_from_elsewhere_or_of_another_form_is_refused(server, run_folder, why, status, body, headers):
-    before = ReviewStore(run_folder / "reviews.sqlite").latest()
+    before = ReviewStore(run_folder / "run.sqlite").latest()
     answer = server.ask("/api/slides/slide_002/review", method="PUT", body=body, headers=headers)
     assert answer.status == status
-    assert ReviewStore(run_folder / "reviews.sqlite").latest() == before
+    assert ReviewStore(run_folder / "run.sqlite").latest() == before
 
 
 def test_no_review_of_an_unknown_slide(server):
@@ -289,12 +289,12 @@ def test_no_review_of_an_unknown_slide(server):
 def test_reviews_that_cannot_be_kept_are_said_to_be_lost(run_to_view, library, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(run_to_view, folder)
-    (folder / "reviews.sqlite").write_bytes(b"this is no database, but long enough to be taken for one" * 40)
     collection = RunCollection(Run.open(view_recipe(folder)))
+    (folder / "run.sqlite").write_bytes(b"this is no database, but long enough to be taken for one" * 40)
     with served(collection, library) as server:
         answer = server.ask(f"/api/slides/{SLIDE}/review", method="PUT", body=GOOD_REVIEW, headers=WRITE)
         assert answer.status == 503
-        assert "reviews.sqlite" in answer.json["error"]
+        assert "out/run.sqlite" in answer.json["error"]
 
 
 TOKEN = "0123456789abcdef-token"

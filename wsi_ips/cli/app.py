@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ from wsi_ips.cli.other_scores import (
 )
 from wsi_ips.cli.tables import print_encoders, print_status, print_summary
 from wsi_ips.cluster.launch import Launch
-from wsi_ips.config import Recipe, SynthSection, load_recipe
+from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 
 SHARED = ("train", "run")
@@ -88,10 +89,13 @@ def demo(
     No data needed, no GPU needed; a few minutes on two cores.
     """
     with explained(debug=debug):
+        from wsi_ips.pipeline.demo_slides import make_slides
+
         folder = output.resolve()
+        manifest = make_slides(folder / "cohort", seed=seed, progress=Bars())
         overrides = {
             "output": str(folder),
-            "manifest": str(folder / "cohort" / "manifest.csv"),
+            "manifest": str(manifest),
             "seed": seed,
             **parse_overrides(settings),
         }
@@ -121,14 +125,6 @@ def synth(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for slides, annotations, manifest.")],
     slides: Annotated[int, typer.Option(help="Number of slides; half of them hold tumour.")] = 20,
     seed: Annotated[int, typer.Option(help="The same seed makes the same files.")] = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A key of the recipe section `synth`, e.g. lesion_mm=[0.2,1.0].",
-        ),
-    ] = None,
     debug: Debug = False,
 ) -> None:
     """Make synthetic slides with planted tumour, ASAP annotations and a manifest.
@@ -136,14 +132,10 @@ def synth(
     Real files: tiled JPEG pyramids in Aperio form that any viewer opens.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.tiling.synth import make_slides
+        from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
-        values = {"slides": slides, "seed": seed, **parse_overrides(settings)}
-        try:
-            section = SynthSection.model_validate(values)
-        except ValueError as error:
-            raise RecipeError(f"section `synth`: {error}") from error
-        out.print(f"manifest: {make_slides(folder, section, progress=Bars())}", soft_wrap=True)
+        manifest = make_slides(folder, replace(DEMO, slides=slides), seed, Bars())
+        out.print(f"manifest: {manifest}", soft_wrap=True)
 
 
 @app.command()

@@ -8,23 +8,17 @@ import typer
 
 from wsi_ips.cli.app import Debug, Overrides, RecipeFile, Scheduler, app, parse_overrides, scheduled
 from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
-from wsi_ips.cli.tables import print_explanation, print_mismatches, print_running, print_status
+from wsi_ips.cli.tables import print_explanation, print_mismatches, print_status
 from wsi_ips.config import load_recipe
 
 
 @app.command()
 def status(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
-    """Show the state of every slide of a run: ok, empty, failed (with the reason) or pending.
-
-    Also while it runs: how far it is, how fast, how long it will take and what it waits for.
-    """
+    """Show the state of every slide of a run, also while it runs: ok, empty, failed (with the reason) or pending."""
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.tiling.throughput import read_progress
 
-        run = Run.open(load_recipe(recipe, parse_overrides(settings)))
-        print_status(run.states)
-        print_running(read_progress(run.folder.progress))
+        print_status(Run.open(load_recipe(recipe, parse_overrides(settings))).states)
 
 
 @app.command()

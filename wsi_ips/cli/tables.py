@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -23,8 +22,6 @@ COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", 
 
 
 MOST_ROWS = 100
-SILENT_S = 30
-"""A running stage speaks every few seconds."""
 
 
 def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -> None:
@@ -46,7 +43,7 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
         out.print(table)
         _print_reasons([(row.slide_id, row.reason) for row in shown])
     if len(wanted) > len(shown):
-        out.print(f"... and {len(wanted) - len(shown)} more; all of them are in slides.csv and slides.parquet")
+        out.print(f"... and {len(wanted) - len(shown)} more; all of them are in slides.csv")
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"[{colour}]{counts[s]} {s}[/]" for s, colour in COLOURS.items() if counts[s])
     out.print(f"{len(rows)} slides: {text}")
@@ -57,18 +54,6 @@ def _print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
     for slide_id, reason in reasons:
         if reason:
             out.print(f"[bold]{escape(slide_id)}[/]: {escape(reason)}", soft_wrap=True)
-
-
-def print_running(figures: dict[str, Any] | None) -> None:
-    """How far a running stage is, as it last said itself."""
-    if figures is None:
-        return
-    from wsi_ips.pipeline.tiling.throughput import figures_line
-
-    age = time.time() - float(figures["time"])
-    out.print(f"tiling, {age:.0f} s ago: {figures_line(figures)}", soft_wrap=True)
-    if age > SILENT_S:
-        out.print("[yellow]nothing was said since: if it was killed, the same command goes on from there[/]")
 
 
 def print_explanation(lines: Sequence[tuple[str, str]]) -> None:

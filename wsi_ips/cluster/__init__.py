@@ -1,11 +1,10 @@
-"""Many jobs, each in a process that may die of it; on this machine, or on any Dask cluster.
+"""Run many jobs, each in its own process: on this machine, or on a Dask cluster.
 
-Dask says which machine works on what. On each worker the job itself runs in a process beneath it
-(:mod:`wsi_ips.cluster.process`), so that a crash, a hang or a lack of memory has exactly one culprit. Importing
-this loads neither Dask nor torch.
+A crash, a hang or a lack of memory costs one job, and the message names it. Dask is an optional extra; importing this
+package loads neither Dask nor torch.
 """
 
-from wsi_ips.cluster.jobs import JobOutcome, run_here, run_jobs
+from wsi_ips.cluster.jobs import JobOutcome, LocalPool, run_here, run_jobs
 from wsi_ips.cluster.process import Job, Limits, Usage
 
-__all__ = ["Job", "JobOutcome", "Limits", "Usage", "run_here", "run_jobs"]
+__all__ = ["Job", "JobOutcome", "Limits", "LocalPool", "Usage", "run_here", "run_jobs"]

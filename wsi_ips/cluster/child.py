@@ -1,4 +1,4 @@
-"""A process that does one job after another, seen from inside: ``python -m wsi_ips.cluster.child DESCRIPTOR``."""
+"""The child process that runs one job after another: ``python -m wsi_ips.cluster.child DESCRIPTOR``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from wsi_ips.cluster.process import Job, JobResult, Usage
@@ -23,13 +22,13 @@ from wsi_ips.provenance import peak_rss_mb
 
 
 def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:
-    """Do a job in this process; ``on_begin`` is called when all that it needs is imported."""
+    """Run a job in this process and return its result; call ``on_begin`` after the imports."""
     function = fenced(partial(_imported, job))
     on_begin()
     before = _clocks()
     result = function if isinstance(function, Failure) else fenced(partial(function, job.argument))
-    wall_s, cpu_s, queued_s = (after - start for after, start in zip(_clocks(), before, strict=True))
-    usage = Usage(wall_s, cpu_s, queued_s, peak_rss_mb())
+    wall_s, cpu_s = (after - start for after, start in zip(_clocks(), before, strict=True))
+    usage = Usage(wall_s, cpu_s, peak_rss_mb())
     if isinstance(result, Failure):
         memory = "MemoryError" in result.reason.partition(":")[0]
         return JobResult("memory" if memory else "error", failure=result, usage=usage)
@@ -37,8 +36,8 @@ def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:
 
 
 def main(descriptor: int) -> None:
-    """Serve jobs until the other end is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started this
+    """Run jobs until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     connection = Connection(descriptor)
@@ -50,7 +49,7 @@ def main(descriptor: int) -> None:
 
 
 def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
-    """Hand on jobs; when the other end is gone, so is this process, whatever it is doing."""
+    """Receive jobs; exit at once when the parent is gone, even in the middle of a job."""
     try:
         while True:
             jobs.put(connection.recv())
@@ -64,17 +63,10 @@ def _imported(job: Job) -> Callable[[Any], object]:
     return function
 
 
-def _clocks() -> tuple[float, float, float]:
-    """Seconds so far: of the clock, of CPU, and of waiting for a core."""
+def _clocks() -> tuple[float, float]:
+    """Return elapsed and CPU seconds so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return time.monotonic(), used.ru_utime + used.ru_stime, _queued_s()
-
-
-def _queued_s() -> float:
-    try:
-        return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+    return time.monotonic(), used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -1,162 +1,208 @@
-"""Many jobs through a Dask client: in order, a few at a time, again where a process died."""
+"""Run a list of jobs in order, several at a time, and retry those whose process died."""
 
 from __future__ import annotations
 
 import queue
-import secrets
-import time
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import Any, Self
 
 from wsi_ips.cluster.child import do_job
-from wsi_ips.cluster.client import GONE
-from wsi_ips.cluster.process import Job, JobResult, Limits
-from wsi_ips.cluster.worker import close_processes, work
-from wsi_ips.errors import ClusterError
-from wsi_ips.fence import Failure
-
-if TYPE_CHECKING:
-    from distributed import Client, Future
+from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits
 
 TICK_S = 1.0
-COUNT_WORKERS_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How a job ended in the end.
-
-    Attributes
-    ----------
-    job
-        The job.
-    result
-        Of its last attempt.
-    attempts
-        How often it was tried.
-    """
+    """Final result of a job."""
 
     job: Job
-    result: JobResult
-    attempts: int = 1
+    result: JobResult  # result of its last attempt
+    attempts: int = 1  # number of attempts
+
+
+class JobPool:
+    """Base of the pools: keeps the futures of the submitted jobs and hands out the results as they arrive."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._running: dict[int, tuple[Job, Any]] = {}
+
+    def room(self) -> int:
+        """Return how many jobs to submit at a time."""
+        raise NotImplementedError
+
+    def submit(self, job: Job) -> Any:
+        """Submit a job and return its future."""
+        raise NotImplementedError
+
+    def result_of(self, future: Any, job: Job) -> JobResult:
+        """Return the result of a finished future."""
+        raise NotImplementedError
+
+    def add(self, job: Job) -> None:
+        """Submit a job."""
+        future = self.submit(job)
+        self._running[id(future)] = job, future
+        future.add_done_callback(self._ended.put)
+
+    def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
+        """Wait for a job to end and return it with its result; None when none ended in time."""
+        try:
+            future = self._ended.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        job, _ = self._running.pop(id(future))
+        return job, self.result_of(future, job)
+
+    def running(self) -> list[Any]:
+        """Return the futures that have not ended."""
+        return [future for _, future in self._running.values()]
 
 
 def run_here(jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
-    """Do jobs in this process, one after another: nothing protects it from a crash or a hang."""
+    """Run jobs in this process, one after another, without protection from crashes and hangs."""
     for job in jobs:
         yield JobOutcome(job, do_job(job))
 
 
-def run_jobs(client: Client, jobs: Sequence[Job], *, limits: Limits, attempts: int) -> Iterator[JobOutcome | None]:
-    """Do jobs on the workers of a Dask cluster, begun in their order.
+def run_jobs(pool: JobPool, jobs: Sequence[Job], *, attempts: int) -> Iterator[JobOutcome | None]:
+    """Run jobs in a pool, started in their order.
 
-    A job whose process died, was stopped, or whose worker went away is tried again after the others. An error
-    that the job itself raised is its result: it would come again.
+    A job whose process died or was stopped is tried again after the others. An error that the job raised is its
+    result: it would happen again.
 
     Parameters
     ----------
-    client
-        Connected to the cluster.
+    pool
+        Where they run.
     jobs
-        Of different names.
-    limits
-        When a job is stopped.
+        Jobs with different names.
     attempts
-        How often a job is tried.
+        Most attempts per job.
 
     Yields
     ------
     JobOutcome or None
-        One per job, as they end; None at least once a second, so that the caller can look at the clock.
+        One per job, in the order in which they end; None at least once a second, so that the caller can print its
+        progress.
 
     Raises
     ------
     ClusterError
         The scheduler is gone, or its workers cannot run this program.
     """
-    waiting, tried, at_work = deque(jobs), Counter[str](), _AtWork(client, limits)
-    try:
-        while waiting or at_work.jobs:
-            while waiting and len(at_work.jobs) < at_work.room():
-                job = waiting.popleft()
-                tried[job.name] += 1
-                at_work.add(job)
-            ended = at_work.next_ended(TICK_S)
-            if ended is None:
-                yield None
-                continue
-            job, result = ended
-            if result.ending not in ("done", "error") and tried[job.name] < attempts:
-                waiting.append(job)
-            else:
-                yield JobOutcome(job, result, tried[job.name])
-    finally:
-        at_work.stop()
+    waiting, tried, running = deque(jobs), Counter[str](), 0
+    while waiting or running:
+        while waiting and running < pool.room():
+            job = waiting.popleft()
+            tried[job.name] += 1
+            pool.add(job)
+            running += 1
+        ended = pool.next_ended(TICK_S)
+        if ended is None:
+            yield None
+            continue
+        job, result = ended
+        running -= 1
+        if result.ending not in ("done", "error") and tried[job.name] < attempts:
+            waiting.append(job)
+        else:
+            yield JobOutcome(job, result, tried[job.name])
 
 
-class _AtWork:
-    """Jobs that the cluster has at the moment."""
+class JobProcesses:
+    """Processes that are kept between jobs, because starting one takes a second. Safe to use from several threads."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        self._client, self._limits = client, limits
-        self._ended: queue.SimpleQueue[Future[JobResult]] = queue.SimpleQueue()
-        self._futures: dict[str, Future[JobResult]] = {}
-        self._room, self._counted = 0, float("-inf")
-        self.jobs: dict[str, Job] = {}
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[JobProcess] = []
+        self._busy: set[JobProcess] = set()
+
+    def run(self, job: Job, limits: Limits) -> JobResult:
+        """Run a job in an idle process, or in a new one."""
+        process = self._take()
+        try:
+            return process.run(job, limits)
+        finally:
+            with self._lock:
+                self._busy.discard(process)
+                if process.alive:
+                    self._idle.append(process)
+                else:
+                    process.close()
+
+    def kill_busy(self) -> None:
+        """Kill the processes that are working; their jobs end as crashed."""
+        with self._lock:
+            for process in self._busy:
+                process.kill()
+
+    def close_idle(self) -> None:
+        """End the processes that have no job."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    def _take(self) -> JobProcess:
+        with self._lock:
+            process = None
+            while self._idle and process is None:
+                process = self._idle.pop()
+                if not process.alive:
+                    process.close()
+                    process = None
+            if process is None:
+                used = {other.number for other in (*self._idle, *self._busy)}
+                process = JobProcess(next(number for number in count() if number not in used))
+            self._busy.add(process)
+            return process
+
+
+class LocalPool(JobPool):
+    """Runs jobs in processes of this machine: a thread per worker, each with a process for its jobs.
+
+    Use it as a context manager; leaving the block ends the processes.
+
+    Parameters
+    ----------
+    workers
+        Jobs at a time.
+    limits
+        When a job is stopped.
+    """
+
+    def __init__(self, workers: int, limits: Limits) -> None:
+        super().__init__(limits)
+        self._workers = workers
+        self._processes = JobProcesses()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        while running := [future for future in self.running() if not future.done()]:
+            self._processes.kill_busy()  # repeatedly: a thread may just be starting a process
+            wait(running, timeout=0.1)
+        self._threads.shutdown()
+        self._processes.close_idle()
 
     def room(self) -> int:
-        """Jobs to have at work: a second one for each thread, that none waits for the way there and back."""
-        if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
-            try:
-                self._room = max(1, 2 * sum(self._client.nthreads().values()))
-            except (OSError, TimeoutError) as error:
-                raise ClusterError(GONE) from error
-            self._counted = time.monotonic()
-        return self._room
+        """Return one more than the number of workers, so that none waits for its next job."""
+        return self._workers + 1
 
-    def add(self, job: Job) -> None:
-        # Dask keeps figures for each first word of a key, for ever: one word for all slides.
-        key = f"slide-0{secrets.token_hex(8)}"
-        future = self._client.submit(work, job, self._limits, key=key, pure=False)
-        self.jobs[key], self._futures[key] = job, future
-        future.add_done_callback(self._ended.put)
+    def submit(self, job: Job) -> Future[JobResult]:
+        """Submit a job and return its future."""
+        return self._threads.submit(self._processes.run, job, self.limits)
 
-    def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
-        try:
-            future = self._ended.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        key = str(future.key)
-        job = self.jobs.pop(key)
-        del self._futures[key]
-        return job, _result(future, job)
-
-    def stop(self) -> None:
-        """Take back what was not begun, and end the processes that wait for nothing."""
-        if self._client.status != "running":
-            return
-        with suppress(OSError, TimeoutError):  # the scheduler may have gone; then there is nothing to take back
-            if self._futures:
-                self._client.cancel(list(self._futures.values()), force=True)
-            self._client.run(close_processes, idle_only=True, on_error="ignore")
-
-
-def _result(future: Future[JobResult], job: Job) -> JobResult:
-    from distributed import KilledWorker
-
-    if future.status == "finished":
-        result: JobResult = future.result()
-        return result
-    if future.status == "cancelled":
-        raise ClusterError(GONE)
-    error = future.exception()
-    if isinstance(error, KilledWorker):
-        reason = "the workers that had it went away, each time: look at their logs and at the memory of their machines"
-        return JobResult("lost", failure=Failure(reason, str(error)))
-    raise ClusterError(
-        f"a Dask worker cannot do slide {job.name} ({type(error).__name__}: {error}); install the same version of "
-        "wsi-ips where the workers run"
-    ) from error
+    def result_of(self, future: Future[JobResult], job: Job) -> JobResult:  # noqa: ARG002
+        """Return the result of a finished future."""
+        return future.result()

@@ -1,6 +1,6 @@
-"""A process that does one job after another and may die of any of them, seen from outside.
+"""A child process that runs one job after another, seen from the parent.
 
-Whoever dies takes nothing with it: the reason is told, and the next job gets a new process.
+When a job kills the process, the result says why, and the next job gets a new process.
 """
 
 from __future__ import annotations
@@ -15,110 +15,65 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Pipe
 from typing import Any, Literal
 
-import psutil
-
+from wsi_ips.cluster.machine import resident_mb
 from wsi_ips.fence import Failure
 
-LOOK_EVERY_S = 0.1
-"""How often memory and time of a job at work are looked at."""
+CHECK_EVERY_S = 0.1
+"""How often the memory and the time of a running job are checked."""
 START_LIMIT_S = 120.0
-STACKS_TAKE_S = 0.5
-MOST_ERROR_BYTES = 20_000
+STACK_DUMP_S = 0.5
+MAX_ERROR_BYTES = 20_000
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""There is a process per core: threads beneath would fight for it."""
+"""One process per core: more threads would compete for it."""
 NUMBER = "WSI_IPS_PROCESS"
-"""Environment variable: the process's number among those beneath one worker, from 0; it says which GPU is its own."""
+"""Environment variable with the number of the process among its siblings, from 0; it selects the GPU."""
 
 Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]
-"""``done`` and ``error``: the job came to its end; the others: its process did not."""
+"""``done`` and ``error``: the job ended; with the others, its process died or was stopped."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Something to be done in a process of its own.
+    """A function call for another process."""
 
-    Attributes
-    ----------
-    name
-        What it is called in messages: the slide.
-    function
-        ``package.module:function``; imported where the job is done.
-    argument
-        Its only argument.
-    timeout_s
-        Seconds it may take; None: as :class:`Limits` says.
-    """
-
-    name: str
-    function: str
-    argument: Any
-    timeout_s: float | None = None
+    name: str  # name in messages: the slide
+    function: str  # ``package.module:function``; the other process imports it
+    argument: Any  # its only argument; picklable
+    timeout_s: float | None = None  # time limit in seconds; None: the one of :class:`Limits`
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a job is stopped.
+    """When a job is stopped."""
 
-    Attributes
-    ----------
-    timeout_s
-        Seconds it may take.
-    memory_mb
-        Resident memory that its process may take, MB (10⁶ bytes); None: no limit.
-    """
-
-    timeout_s: float
-    memory_mb: float | None = None
+    timeout_s: float  # time limit in seconds
+    memory_mb: float | None = None  # limit of the process's resident memory, MB (10⁶ bytes); None: no limit
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a job took.
+    """Time and memory of a job."""
 
-    Attributes
-    ----------
-    wall_s
-        Seconds from beginning to end.
-    cpu_s
-        Seconds of CPU.
-    queued_s
-        Seconds it was ready but other programs had the cores; 0 where the system does not say.
-    peak_rss_mb
-        Largest resident memory of its process so far, MB (10⁶ bytes).
-    """
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    queued_s: float = 0.0
-    peak_rss_mb: float = 0.0
+    wall_s: float = 0.0  # elapsed time in seconds
+    cpu_s: float = 0.0  # CPU time in seconds
+    peak_rss_mb: float = 0.0  # largest resident memory of its process so far, MB (10⁶ bytes)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """How one attempt at a job ended.
+    """Result of one attempt at a job."""
 
-    Attributes
-    ----------
-    ending
-        See :data:`Ending`.
-    value
-        What the function returned; None unless ``done``.
-    failure
-        Why it did not end well; None where ``done``.
-    usage
-        What it took.
-    """
-
-    ending: Ending
-    value: Any = None
-    failure: Failure | None = None
+    ending: Ending  # see :data:`Ending`
+    value: Any = None  # return value of the function; None unless ``done``
+    failure: Failure | None = None  # why it failed; None where ``done``
     usage: Usage = field(default_factory=Usage)
 
 
 class JobProcess:
-    """One process beneath this one. Not to be shared between threads while a job runs; :meth:`kill` may come from any.
+    """A child process. One thread at a time may run a job in it; any thread may call :meth:`kill`.
 
-    It ends with the process that started it, however that ends.
+    The child ends when its parent ends, even by `kill -9`. It is a plain subprocess, because `multiprocessing` imports
+    the user's script again and refuses to start children beneath a Dask worker.
 
     Parameters
     ----------
@@ -155,8 +110,8 @@ class JobProcess:
         return self._process.poll() is None
 
     def run(self, job: Job, limits: Limits) -> JobResult:
-        """Have a job done; whatever happens to the process is told in the result."""
-        self._errors.seek(0)  # the position is shared with the process, which goes on writing from here
+        """Run a job and return its result, also when the process dies or is stopped."""
+        self._errors.seek(0)  # parent and child share the position
         self._errors.truncate()
         began = time.monotonic()
         peak_mb = 0.0
@@ -166,10 +121,10 @@ class JobProcess:
                 self._await()
                 self._started = True
             self._connection.send(job)
-            self._await()  # imports are no part of a job's time
+            self._await()  # the time limit does not include imports
             began = time.monotonic()
-            while not self._connection.poll(LOOK_EVERY_S):
-                seconds, memory_mb = time.monotonic() - began, self._memory_mb()
+            while not self._connection.poll(CHECK_EVERY_S):
+                seconds, memory_mb = time.monotonic() - began, resident_mb(self.pid)
                 peak_mb = max(peak_mb, memory_mb)
                 usage = Usage(wall_s=seconds, peak_rss_mb=peak_mb)
                 if seconds > timeout_s:
@@ -185,42 +140,36 @@ class JobProcess:
         return result
 
     def kill(self) -> None:
-        """End it at once; what it was doing is lost."""
+        """End it at once; the result of its job is lost."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """End it and release what belongs to it."""
+        """End it and release its files."""
         self.kill()
         self._connection.close()
         self._errors.close()
 
     def _await(self) -> None:
-        """Wait for a word of a process that starts or imports; one that says nothing is ended."""
+        """Wait for a message of a process that starts or imports; kill it when none arrives."""
         if not self._connection.poll(START_LIMIT_S):
             self.kill()
         self._connection.recv()
 
-    def _memory_mb(self) -> float:
-        try:
-            return float(psutil.Process(self.pid).memory_info().rss / 1e6)
-        except psutil.Error:
-            return 0.0
-
     def _stopped(self, ending: Ending, reason: str, usage: Usage) -> JobResult:
-        """Kill it, after it has written down where it was."""
+        """Kill it after it has written its stack."""
         self._process.send_signal(signal.SIGCONT)  # a stopped process would not answer
         self._process.send_signal(signal.SIGUSR1)
-        time.sleep(STACKS_TAKE_S)
+        time.sleep(STACK_DUMP_S)
         self.kill()
         return JobResult(ending, failure=Failure(reason, self._last_words()), usage=usage)
 
     def _last_words(self) -> str:
-        """End of what the process wrote to its standard error, with the stacks of a crash."""
+        """Return the end of its standard error, with the stacks of a crash."""
         descriptor = self._errors.fileno()
         size = os.fstat(descriptor).st_size
-        start = max(0, size - MOST_ERROR_BYTES)
-        return os.pread(descriptor, MOST_ERROR_BYTES, start).decode("utf-8", "replace")
+        start = max(0, size - MAX_ERROR_BYTES)
+        return os.pread(descriptor, MAX_ERROR_BYTES, start).decode("utf-8", "replace")
 
 
 def _too_long(timeout_s: float) -> str:
@@ -238,7 +187,7 @@ def _too_large(memory_mb: float, limit_mb: float) -> str:
 
 
 def _died(code: int, memory_mb: float) -> str:
-    """What a process died of, from its exit code."""
+    """Explain an exit code."""
     seen = f"; {memory_mb:.0f} MB were last seen" if memory_mb else ""
     if code == -signal.SIGKILL:
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from wsi_ips.config.choices import listed_in
 from wsi_ips.labels import NONE, SEPARATOR, Task
@@ -13,22 +13,11 @@ from wsi_ips.registry import registry
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 Jitter = Annotated[float, Field(ge=0, lt=1)]
-Pixels = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
 Leak = Literal["patient", "content", "thumbnail"]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-
-
-def _low_to_high(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError("the smallest must come first")
-    return pair
-
-
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_low_to_high)]
 
 
 class Section(BaseModel):
@@ -408,20 +397,6 @@ class HandoffSection(Section):
     every_tile: bool = Field(False, description="all tiles in the GeoJSON, not only those from the threshold on")
 
 
-class SynthSection(Section):
-    """A cohort that the recipe makes itself (`wsi-ips synth`); empty for real slides."""
-
-    slides: Annotated[int, Field(ge=2)] = Field(60, description="slides, half of them with tumour")
-    size_px0: tuple[Pixels, Pixels] = Field((20_480, 14_336), description="width and height, level-0 px")
-    mpp: Positive = Field(0.5, description="µm per level-0 px")
-    tissue_mm2: Range = Field((4.0, 7.0), description="tissue area, smallest to largest")
-    lesion_mm: Range = Field((0.8, 1.8), description="diameter of the planted tumours, smallest to largest")
-    split: tuple[Positive, Weight, Weight] = Field((0.5, 0.1, 0.4), description="train : val : test")
-    pen: Share = Field(0.1, description="share of slides with a pen mark")
-    blur: Share = Field(0.1, description="share of slides with a region out of focus")
-    seed: Seed | None = Field(None, description="empty = the recipe's seed")
-
-
 class ComputeSection(Section):
     """What changes speed and memory, never a result beyond rounding."""
 
@@ -482,9 +457,6 @@ class ComputeSection(Section):
         1800.0,
         description="time a slide may take to be tiled, s; then it fails; in `predict_workers`: for each 1 000 tiles",
     )
-    slide_attempts: Annotated[int, Field(ge=1)] = Field(
-        2, description="times a slide is tried whose process died or was stopped, before it fails"
-    )
     process_timeout_s: Positive = Field(
         3600.0, description="with `torchrun`: a process gives up when the others have not answered for so long, s"
     )
@@ -513,7 +485,6 @@ class Recipe(Section):
         "each command searches anew",
     )
     seed: Seed = Field(0, description="seed of everything random")
-    synth: SynthSection | None = None
     slides: SlidesSection = SlidesSection()
     tissue: TissueSection = TissueSection()
     tiles: TilesSection = TilesSection()

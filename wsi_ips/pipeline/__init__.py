@@ -1,9 +1,6 @@
-"""The stages in order, output layout, resume by fingerprint, one fence per slide.
+"""The stages in order, the run folder, and resuming by fingerprint. An error costs one slide, never the cohort.
 
-Before a cohort is worked on: ``checks``. The stages: ``tiling``, ``learning``, ``prediction``, ``maps``, ``report``,
-and ``evaluation``, which measures a run with the pure functions of :mod:`wsi_ips.evaluation`. Beside them what all use.
-
-Names are loaded when they are asked for: tiling must work, and start at once, where torch is not installed.
+Names are imported on first use: tiling must work, and start at once, where torch is not installed.
 """
 
 from importlib import import_module

@@ -1,145 +1,100 @@
-"""Where everything of a run lies."""
+"""Paths of a run folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from wsi_ips.config import Recipe
 
 
+class InRoot(property):
+    """Path of this name in the root of a run folder."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda folder: folder.root / name)
+
+    def __get__(self, folder: Any, owner: type | None = None) -> Path:
+        """Return the path for a run folder."""
+        path: Path = super().__get__(folder, owner)
+        return path
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder; nothing else in the package spells them."""
+    """Paths inside one run folder; no other module spells them."""
 
     root: Path
     tile_store: str = "zarr"
     tile_location: str | None = None
     shared: Path | None = None
 
+    database = InRoot("run.sqlite")
+    """State of every slide, and the reviews (SQLite)."""
+    reviews = database
+    states = InRoot("slides.csv")
+    """State of every slide as a table, exported from the database."""
+    states_typed = InRoot("slides.parquet")
+    """The same table with types, where pyarrow is installed."""
+    tissue = InRoot("tissue")
+    """Picture, mask and figures of the tissue of each slide, and the contact sheet."""
+    tissue_recall = InRoot("tissue_recall.csv")
+    """Share of each annotated lesion that lies in tissue and in tiles."""
+    features = InRoot("features.zarr")
+    """Features of the tiles, a folder per encoder."""
+    training = InRoot("training")
+    """State of a running training and its best checkpoint so far; removed when it is done."""
+    metrics = InRoot("metrics.jsonl")
+    """Metrics per epoch, one JSON object a line."""
+    tensorboard = InRoot("tensorboard")
+    """The same metrics for TensorBoard."""
+    model = InRoot("model")
+    """Checkpoint of the best epoch."""
+    last_model = InRoot("model_last")
+    """Checkpoint of the last epoch."""
+    scores = InRoot("scores.zarr")
+    """Score tables."""
+    predictions = InRoot("predictions.csv")
+    """Prediction of every slide."""
+    evaluation = InRoot("evaluation.json")
+    """Results of ``wsi-ips evaluate``."""
+    handoffs = InRoot("handoff")
+    """Hand-off packages: a folder per slide, and tables of all slides."""
+    report = InRoot("report/index.html")
+    """The page to open."""
+    summary = InRoot("summary.json")
+    """The figures that the command prints at its end."""
+    facts = InRoot("run.json")
+    """Provenance of the run."""
+
     @classmethod
     def of(cls, recipe: Recipe) -> Self:
-        """The folder of a recipe's run."""
+        """Return the folder of a recipe's run."""
         return cls(recipe.output, recipe.tiles.store, recipe.tiles.location, recipe.tiles.shared)
 
     @property
     def tiles(self) -> Path | str:
-        """Tile indexes; a URL, or in another run folder, where the recipe puts them elsewhere."""
+        """Tile indexes; a URL, or in another run folder, where the recipe says so."""
         name = f"tiles.{'zarr' if self.tile_store == 'zarr' else 'h5'}"
         return self.tile_location or (self.shared or self.root) / name
 
-    @property
-    def scores(self) -> Path:
-        """Score tables."""
-        return self.root / "scores.zarr"
-
-    @property
-    def features(self) -> Path:
-        """What encoders made of the tiles, a folder per encoder."""
-        return self.root / "features.zarr"
-
-    @property
-    def model(self) -> Path:
-        """Checkpoint."""
-        return self.root / "model"
-
-    @property
-    def last_model(self) -> Path:
-        """Checkpoint of the last epoch, which need not be the best."""
-        return self.root / "model_last"
-
-    @property
-    def training(self) -> Path:
-        """A training at work: its state and the best checkpoint so far; gone when it is done."""
-        return self.root / "training"
-
-    @property
-    def metrics(self) -> Path:
-        """Figures per epoch, a JSON object a line."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The same for TensorBoard."""
-        return self.root / "tensorboard"
-
-    @property
-    def states(self) -> Path:
-        """State of every slide."""
-        return self.root / "slides.csv"
-
-    @property
-    def states_typed(self) -> Path:
-        """The same as Parquet, with types."""
-        return self.states.with_suffix(".parquet")
-
-    @property
-    def progress(self) -> Path:
-        """How far a stage is, while it runs."""
-        return self.root / "progress.json"
-
-    @property
-    def predictions(self) -> Path:
-        """Prediction of every slide."""
-        return self.root / "predictions.csv"
-
-    @property
-    def summary(self) -> Path:
-        """The figures the command prints at its end."""
-        return self.root / "summary.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """Figures of ``wsi-ips evaluate``."""
-        return self.root / "evaluation.json"
-
-    @property
-    def facts(self) -> Path:
-        """Provenance of the run."""
-        return self.root / "run.json"
-
-    @property
-    def report(self) -> Path:
-        """The page to open."""
-        return self.root / "report" / "index.html"
-
-    @property
-    def reviews(self) -> Path:
-        """What reviewers said in the viewer (SQLite)."""
-        return self.root / "reviews.sqlite"
-
-    @property
-    def tissue(self) -> Path:
-        """Pictures, masks and facts of the tissue of each slide, and the contact sheet."""
-        return self.root / "tissue"
-
-    @property
-    def handoffs(self) -> Path:
-        """Hand-off packages, a folder per slide, and the tables of all of them."""
-        return self.root / "handoff"
-
-    @property
-    def tissue_recall(self) -> Path:
-        """What segmentation and tiling left of each annotated lesion."""
-        return self.root / "tissue_recall.csv"
-
     def tissue_picture(self, slide_id: str) -> Path:
-        """Thumbnail with the tissue outline and the tiles."""
+        """Return the path of the thumbnail with tissue outline and tiles."""
         return self.tissue / f"{slide_id}.png"
 
     def tissue_outline(self, slide_id: str) -> Path:
-        """Outline of the tissue as GeoJSON; where tiles are shared, tiling has left it in the other folder."""
+        """Return the path of the tissue outline (GeoJSON); with shared tiles it is in the other run's folder."""
         return (self.shared or self.root) / "tissue" / f"{slide_id}.geojson"
 
     def overlay(self, slide_id: str, kind: str) -> Path:
-        """Heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
+        """Return the path of a heatmap picture; ``kind`` is ``probability``, ``attention`` ..."""
         return self.root / "heatmaps" / f"{slide_id}_{kind}.png"
 
     def handoff(self, slide_id: str) -> Path:
-        """Folder with what is handed over of one slide."""
+        """Return the folder with the hand-off package of one slide."""
         return self.handoffs / slide_id
 
     def traceback(self, slide_id: str) -> Path:
-        """Full traceback of a slide's last failure."""
+        """Return the path of the traceback of a slide's last failure."""
         return self.root / "logs" / f"{slide_id}.txt"

@@ -1,4 +1,4 @@
-"""How stages tell people how far they are; the command line draws bars, a script may stay silent."""
+"""Progress listener of the stages: the command line draws bars, a script may stay silent."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the progress of stages and short notes."""
+    """Receives the progress of stages, and short messages."""
 
     def stage(self, title: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a bar; the result is called with the number of units finished since the last call."""
+        """Open a progress bar; the block gets a function to call with the number of units done since the last call."""
         ...
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         ...
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Ignores all progress."""
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
-        """Open a bar that is not drawn."""
+        """Draw nothing."""
         yield lambda _: None
 
     def note(self, text: str) -> None:
-        """Drop the line."""
+        """Print nothing."""

@@ -1,57 +1,46 @@
-"""All stages in order: tile, features (where they are learned from), train, predict, heatmap, report.
+"""Run the stages in order: tile, features, train, predict, heatmap (with the hand-off packages), report.
 
-Those that learn are loaded when they are come to.
+Stages that need torch import it lazily: tiling works where torch is not installed.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import Recipe
+from wsi_ips.errors import RecipeError
+from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Run, write_facts
 from wsi_ips.pipeline.states import STATES, SlideState
-from wsi_ips.pipeline.tiling.synth import synth_stage
 from wsi_ips.pipeline.tiling.tile import tile_stage
 
 if TYPE_CHECKING:
     from wsi_ips.pipeline.prediction.predictions import PredictedSlide
 
+STAGES = ("tile", "features", "train", "predict", "heatmap", "report")
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a whole run came to.
+    """Result of a run."""
 
-    Attributes
-    ----------
-    summary
-        As in ``summary.json``.
-    states
-        State of every slide.
-    report
-        The page to open.
-    failed
-        Slides that failed.
-    worked
-        Whether anything was computed; False where all was up to date.
-    """
-
-    summary: dict[str, Any]
+    summary: dict[str, Any]  # content of ``summary.json``; empty where the run ended before the report
     states: Iterable[SlideState]
-    report: Path
-    failed: int
-    worked: bool
+    report: Path  # the page to open
+    failed: int  # number of failed slides
+    worked: bool  # whether anything was computed; False where everything was up to date
 
     def lines(self) -> list[tuple[str, str]]:
-        """Headline figures for the terminal."""
+        """Return the headline figures for the terminal."""
         from wsi_ips.pipeline.report.page import headline
 
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
@@ -59,75 +48,84 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a prediction came to.
-
-    Attributes
-    ----------
-    run
-        The run.
-    calibration
-        How probabilities were read.
-    slides
-        Those that were asked for.
-    """
+    """Result of a prediction."""
 
     run: Run
-    calibration: Calibration
-    slides: Sequence[PredictedSlide]
+    calibration: Calibration  # how scores became probabilities
+    slides: Sequence[PredictedSlide]  # the requested slides
 
     @property
     def failed(self) -> int:
-        """Slides that were asked for and failed."""
+        """Number of requested slides that failed."""
         return sum(slide.state == "failed" for slide in self.slides)
 
 
-def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
-    """Run all stages; what is up to date is left as it is.
+def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = "report") -> Outcome:
+    """Run all stages in order, up to ``until``; a stage leaves alone what is up to date.
 
     Parameters
     ----------
     recipe
         The whole recipe.
     progress
-        Who watches; nobody by default.
+        Progress listener.
+    until
+        Last stage, one of :data:`STAGES`. ``features`` stores features also where the recipe learns from pixels.
 
     Raises
     ------
     WsiIpsError
-        The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
-        used is no error: it ends as ``failed`` in ``slides.csv``.
+        The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be used is no
+        error: it ends as ``failed`` in the states.
     """
-    from wsi_ips.pipeline.learning.together import joined
-    from wsi_ips.pipeline.learning.train import train_stage
-    from wsi_ips.pipeline.maps.handoff import handoff_stage
-    from wsi_ips.pipeline.maps.heatmap import heatmap_stage
-    from wsi_ips.pipeline.prediction.predict import predict_stage
-    from wsi_ips.pipeline.report.page import report_stage
-
+    if until not in STAGES:
+        raise RecipeError(f"stage `{until}`: known are {', '.join(STAGES)}")
     began = time.monotonic()
-    watcher = progress or Silent()
-    with ExitStack() as opened:
-        world = opened.enter_context(joined(recipe))
-        with world.ahead():
-            worked = synth_stage(recipe, watcher)
-            run = opened.enter_context(Run.open(recipe, watcher))
-            worked = bool(tile_stage(run)) or worked
-            worked = _features(run) or worked
-        worked = train_stage(run, world) or worked
-        worked = bool(predict_stage(run)) or worked
-        worked = bool(heatmap_stage(run)) or worked
-        worked = bool(handoff_stage(run)) or worked
-        stored = None if worked else _stored_summary(run)
-        summary = stored or report_stage(run, seconds=time.monotonic() - began)
-    if stored:
-        watcher.note("everything is up to date; nothing was computed")
-    return Outcome(summary, run.states, run.folder.report, run.states.count("failed"), worked)
+    listener = progress or Silent()
+    with _stages_done(recipe, listener, STAGES[: STAGES.index(until) + 1]) as (run, worked):
+        summary = None if worked or until != "report" else _stored_summary(run)
+        if summary:
+            listener.note("everything is up to date; nothing was computed")
+        elif until == "report":
+            from wsi_ips.pipeline.report.page import report_stage
+
+            summary = report_stage(run, seconds=time.monotonic() - began)
+    return Outcome(summary or {}, run.states, run.folder.report, run.states.count("failed"), worked)
+
+
+def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
+    """Run one stage and those that it needs, and return the run.
+
+    Parameters
+    ----------
+    recipe
+        The whole recipe.
+    last
+        ``tile``; ``features`` (tiles first); ``train`` (tiles first, and features where the recipe learns from them);
+        ``predict`` (tiles first, needs a checkpoint); or ``heatmap`` (needs predictions).
+    progress
+        Progress listener.
+    slides
+        Only these slides, for ``features``, ``predict`` and ``heatmap``.
+    """
+    if last in ("tile", "train"):
+        with _stages_done(recipe, progress or Silent(), STAGES[: STAGES.index(last) + 1]) as (run, _):
+            return run
+    with Run.open(recipe, progress) as run:
+        if last == "features":
+            tile_stage(run, only=set(slides) or None)
+            _features(run, slides)
+        elif last == "heatmap":
+            _draw(run, slides)
+        else:
+            _tile_and_predict(run, slides)
+    return run
 
 
 def predict_slides(
     recipe: Recipe, slides: Sequence[str], *, heatmaps: bool, progress: Progress | None = None
 ) -> Predictions:
-    """Tile and predict slides with a trained model, and draw them where asked.
+    """Tile and predict slides with a trained model, and draw their maps on request.
 
     Parameters
     ----------
@@ -136,110 +134,94 @@ def predict_slides(
     slides
         slide_ids; none: those of `predict.splits` and those without a split.
     heatmaps
-        Whether to draw their maps.
+        Whether to draw the maps.
     progress
-        Who watches; nobody by default.
+        Progress listener.
     """
-    from wsi_ips.pipeline.facts import write_facts
-    from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
     from wsi_ips.pipeline.prediction.predictions import predicted_slides
-    from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration
+    from wsi_ips.pipeline.prediction.scored import model_calibration
 
-    watcher = progress or Silent()
-    synth_stage(recipe, watcher)
-    with Run.open(recipe, watcher) as run:
-        records = to_predict(run, slides)
-        names = [record.slide_id for record in records]
-        read_card(checkpoint_folder(run))  # before anything is worked on
-        tile_stage(run, only=set(names))
-        if recipe.features.imported is not None:  # where they are not, a model sees what the slides show
-            _features(run, names)
-        predict_stage(run, slides)
-        if heatmaps and names:
-            _drawn_stages(run, names)
+    with Run.open(recipe, progress) as run:
+        records = _tile_and_predict(run, slides)
+        if heatmaps and records:
+            _draw(run, [record.slide_id for record in records])
         if recipe.predict.checkpoint is not None or not run.folder.facts.exists():
-            write_facts(run)  # `wsi-ips view FOLDER` needs it; where a run was trained, it stays that of the whole run
+            write_facts(run)  # `wsi-ips view FOLDER` needs it; the facts of a training stay
         calibration = model_calibration(run)
         return Predictions(run, calibration, predicted_slides(run, records, calibration))
 
 
-def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
-    """Run one stage and what it needs before it.
+@contextmanager
+def _stages_done(recipe: Recipe, progress: Progress, stages: Sequence[str]) -> Iterator[tuple[Run, bool]]:
+    """Run stages in order, then yield the open run and whether anything was computed.
 
-    Parameters
-    ----------
-    recipe
-        The whole recipe.
-    last
-        ``tile``, ``features`` (tiles first), ``train`` (tiles first, and features where they are learned from),
-        ``predict`` (tiles first, needs a checkpoint) or ``heatmap`` (needs predictions).
-    progress
-        Who watches; nobody by default.
-    slides
-        Only these slides, for ``features``, ``predict`` and ``heatmap``.
+    Where `torchrun` started several processes, the others wait while the first runs the stages before training.
     """
-    watcher = progress or Silent()
-    if last == "train":
-        return _train(recipe, watcher)
-    synth_stage(recipe, watcher)
-    with Run.open(recipe, watcher) as run:
-        if last == "tile":
-            tile_stage(run)
-        elif last == "features":
-            from wsi_ips.pipeline.learning.features import features_stage
-
-            tile_stage(run, only=set(slides) or None)
-            features_stage(run, slides)
-        elif last == "heatmap":
-            _drawn_stages(run, slides)
-        else:
-            _predict(run, slides)
-    return run
-
-
-def _train(recipe: Recipe, watcher: Progress) -> Run:
-    from wsi_ips.pipeline.learning.together import joined
-    from wsi_ips.pipeline.learning.train import train_stage
-
     with ExitStack() as opened:
-        world = opened.enter_context(joined(recipe))
-        with world.ahead():
-            synth_stage(recipe, watcher)
-            run = opened.enter_context(Run.open(recipe, watcher))
-            tile_stage(run)
-            _features(run)
-        train_stage(run, world)
-    return run
+        world = None
+        before, after = tuple(stages), tuple[str, ...]()
+        if "train" in stages:
+            from wsi_ips.pipeline.learning.together import joined
+
+            world = opened.enter_context(joined(recipe))
+            at = stages.index("train")
+            before, after = tuple(stages[:at]), tuple(stages[at + 1 :])
+        with world.ahead() if world else nullcontext():
+            run = opened.enter_context(Run.open(recipe, progress))
+            worked = [_stage(run, name, stages[-1]) for name in before]
+        if world:
+            from wsi_ips.pipeline.learning.train import train_stage
+
+            worked.append(train_stage(run, world))
+        worked += [_stage(run, name, stages[-1]) for name in after]
+        yield run, any(worked)
 
 
-def _drawn_stages(run: Run, slides: Sequence[str]) -> None:
-    """What is made from stored scores; it needs no torch, and starts without it."""
-    from wsi_ips.pipeline.maps.handoff import handoff_stage
-    from wsi_ips.pipeline.maps.heatmap import heatmap_stage
+def _stage(run: Run, name: str, last: str) -> bool:
+    """Run one stage on all its slides and return whether it computed anything."""
+    if name == "tile":
+        return bool(tile_stage(run))
+    if name == "features":
+        return (last == "features" or run.recipe.model.input == "features") and _features(run)
+    if name == "predict":
+        from wsi_ips.pipeline.prediction.predict import predict_stage
 
-    heatmap_stage(run, slides)
-    handoff_stage(run, slides)
-
-
-def _predict(run: Run, slides: Sequence[str]) -> None:
-    """A stage that needs torch; tiling must work where it is not installed."""
-    from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
-
-    tile_stage(run, only={record.slide_id for record in to_predict(run, slides)})
-    if run.recipe.features.imported is not None:  # where they are not, a model sees what the slides show
-        _features(run, slides)
-    predict_stage(run, slides)
+        return bool(predict_stage(run))
+    return name == "heatmap" and _draw(run)
 
 
 def _features(run: Run, slides: Sequence[str] = ()) -> bool:
-    """Store features where the recipe learns from them; whether anything was done."""
     from wsi_ips.pipeline.learning.features import features_stage
 
-    return run.recipe.model.input == "features" and bool(features_stage(run, slides))
+    return bool(features_stage(run, slides))
+
+
+def _draw(run: Run, slides: Sequence[str] = ()) -> bool:
+    """Draw maps and make hand-off packages from stored scores; needs no torch."""
+    from wsi_ips.pipeline.maps.handoff import handoff_stage
+    from wsi_ips.pipeline.maps.heatmap import heatmap_stage
+
+    drawn = bool(heatmap_stage(run, slides))
+    return bool(handoff_stage(run, slides)) or drawn
+
+
+def _tile_and_predict(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
+    """Tile and predict the named slides, or those of `predict.splits`, and return their records."""
+    from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
+    from wsi_ips.pipeline.prediction.scored import checkpoint_folder
+
+    records = to_predict(run, slides)
+    names = [record.slide_id for record in records]
+    read_card(checkpoint_folder(run))  # fails before anything is computed
+    tile_stage(run, only=set(names))
+    if run.recipe.features.imported is not None:  # without them, the model computes features from pixels
+        _features(run, names)
+    predict_stage(run, slides)
+    return records
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:
-    """The summary of the run as it stands, None where it or the page is missing or older than the states."""
+    """Return the stored summary; None where it or the page is missing or older than the states."""
     try:
         stored: dict[str, Any] = json.loads(run.folder.summary.read_text(encoding="utf-8"))
     except (OSError, ValueError):

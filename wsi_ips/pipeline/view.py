@@ -124,7 +124,7 @@ class RunCollection:
     def entries(self) -> list[Entry]:
         """See :class:`wsi_ips.viewer.Collection`; read anew, for the run may still be going on."""
         folder = self._run.folder
-        states = {state.slide_id: state for state in read_states(folder.states)}
+        states = {state.slide_id: state for state in read_states(folder.database)}
         predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")
         return [self._entry(record, states.get(record.slide_id), predictions) for record in self._records.values()]
 

@@ -35,7 +35,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from wsi_ips.errors import SlideError, SlideNotFoundError, ViewerError, WsiIpsError
+from wsi_ips.errors import RunDatabaseError, SlideError, SlideNotFoundError, WsiIpsError
 from wsi_ips.viewer.assets import MEDIA_TYPES, page_files
 from wsi_ips.viewer.collection import Collection, Detail, Download, Entry, TileTable
 from wsi_ips.viewer.deepzoom import TILE_PX
@@ -91,7 +91,8 @@ class Viewer:
             ],
             exception_handlers={
                 HTTPException: _told,
-                SlideError: _slide_error,
+                SlideError: _file_error,
+                RunDatabaseError: _file_error,
                 ClientDisconnect: _gone,
             },
             lifespan=self._lifespan,
@@ -182,10 +183,7 @@ class Viewer:
     async def _reviews_csv(self, _: Request) -> Response:
         if self._reviews is None:
             raise HTTPException(404, "reviews need a run: `wsi-ips view RUN`")
-        try:
-            text = await self._pixels.run(self._reviews.csv)
-        except ViewerError as error:
-            raise HTTPException(503, str(error)) from error
+        text = await self._pixels.run(self._reviews.csv)
         headers = {"content-disposition": 'attachment; filename="reviews.csv"'}
         return Response(text, media_type="text/csv", headers=headers)
 
@@ -205,11 +203,7 @@ class Viewer:
             raise HTTPException(404, "no such slide")
         review = Review(slide_id, probability=entry.probability, model_id=self._collection.model_id, **given)
         store = self._reviews
-        try:
-            kept = await self._pixels.run(lambda: store.add(review))
-        except ViewerError as error:
-            raise HTTPException(503, str(error)) from error
-        return JSONResponse(asdict(kept))
+        return JSONResponse(asdict(await self._pixels.run(lambda: store.add(review))))
 
     async def _detail(self, request: Request) -> Detail:
         return await self._known(lambda: self._collection.detail(request.path_params["slide"]))
@@ -323,8 +317,8 @@ async def _told(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
-async def _slide_error(_: Request, error: Exception) -> Response:
-    """A slide that is missing or damaged: our own message, without the folder it lies in."""
+async def _file_error(_: Request, error: Exception) -> Response:
+    """Answer with our own message, which does not name the folder, where a slide or the database cannot be used."""
     assert isinstance(error, WsiIpsError)
     if isinstance(error, SlideNotFoundError):
         return JSONResponse({"error": "the slide's file is not there; see `wsi-ips status`"}, 404)

@@ -1,27 +1,23 @@
-"""What reviewers say of slides: an SQLite file in the run folder, exported as CSV.
+"""Reviews of slides, in the database of the run and as CSV.
 
-Every change is a new row; the newest of a slide counts. So nothing a reviewer said is ever lost.
+Every change adds a row and the newest row of a slide counts, so no review is ever lost.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wsi_ips.errors import ViewerError
+from wsi_ips.database import read_rows, transaction
 
 VERDICTS = ("", "agree", "disagree")
-MOST_NOTE, MOST_REVIEWER = 4000, 80
+MAX_NOTE, MAX_REVIEWER = 4000, 80
 """Longest note and longest name, characters."""
-TIMEOUT_S = 5.0
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS review (
+CREATE TABLE IF NOT EXISTS reviews (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     slide_id TEXT NOT NULL,
     verdict TEXT NOT NULL,
@@ -30,54 +26,44 @@ CREATE TABLE IF NOT EXISTS review (
     time TEXT NOT NULL,
     probability REAL,
     model_id TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS review_slide ON review (slide_id, number);
+)
 """
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""First characters by which a spreadsheet takes a cell for a formula."""
+"""A spreadsheet takes a cell that begins with one of these for a formula."""
 
 
 @dataclass(frozen=True)
 class Review:
     """One review.
 
-    Attributes
-    ----------
-    slide_id
-        Which slide.
-    verdict
-        ``agree`` or ``disagree`` with the model; empty where there is only a note.
-    note
-        Free text.
-    reviewer
-        Initials or name; may be empty.
-    time
-        When, UTC.
-    probability, model_id
-        What was reviewed: the slide's probability of the positive class then, and which model said so.
-
     Raises
     ------
     ValueError
-        Another verdict, or a text is too long.
+        Another verdict, or a text that is too long.
     """
 
     slide_id: str
-    verdict: str
+    verdict: str  # ``agree`` or ``disagree`` with the model; empty for a note alone
     note: str = ""
-    reviewer: str = ""
-    time: str = ""
+    reviewer: str = ""  # initials or name; may be empty
+    time: str = ""  # when it was stored, UTC
+    # the reviewed prediction: probability of the positive class at that time, and the model
     probability: float | None = None
     model_id: str = ""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
-            raise ValueError("a verdict is agree, disagree or empty")
-        if len(self.note) > MOST_NOTE or len(self.reviewer) > MOST_REVIEWER:
-            raise ValueError(f"note or name too long: at most {MOST_NOTE} and {MOST_REVIEWER} characters")
+            raise ValueError(f"verdict `{self.verdict}`: known are agree, disagree and none")
+        if len(self.note) > MAX_NOTE or len(self.reviewer) > MAX_REVIEWER:
+            raise ValueError(f"note or name too long: at most {MAX_NOTE} and {MAX_REVIEWER} characters")
 
 
 COLUMNS = tuple(field.name for field in fields(Review))
+INSERT = f"INSERT INTO reviews ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+SELECT_NEWEST = f"""
+SELECT {", ".join(COLUMNS)} FROM reviews
+WHERE number IN (SELECT max(number) FROM reviews GROUP BY slide_id) ORDER BY number
+"""  # noqa: S608
 
 
 class ReviewStore:
@@ -86,61 +72,44 @@ class ReviewStore:
     Parameters
     ----------
     path
-        The SQLite file; it is made by the first review, and never by reading.
+        The database of the run; the first review creates it, reading does not.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def add(self, review: Review) -> Review:
-        """Keep a review; with the time at which it was kept.
+        """Store a review and return it with the time.
 
         Raises
         ------
-        ViewerError
+        RunDatabaseError
             The file cannot be written.
         """
         kept = replace(review, time=datetime.now(UTC).isoformat(timespec="seconds"))
-        with self._connected(write=True) as database:
-            database.executescript(SCHEMA)
-            marks = ", ".join("?" for _ in COLUMNS)
-            values = [getattr(kept, name) for name in COLUMNS]
-            database.execute(f"INSERT INTO review ({', '.join(COLUMNS)}) VALUES ({marks})", values)  # noqa: S608
-            database.commit()
+        with transaction(self._path, creates=SCHEMA) as database:
+            database.execute(INSERT, [getattr(kept, name) for name in COLUMNS])
         return kept
 
     def latest(self) -> dict[str, Review]:
-        """Newest review of every slide that has one."""
-        if not self._path.exists():
-            return {}
-        newest = "SELECT max(number) FROM review GROUP BY slide_id"
-        with self._connected(write=False) as database:
-            rows = database.execute(
-                f"SELECT {', '.join(COLUMNS)} FROM review WHERE number IN ({newest}) ORDER BY number"  # noqa: S608
-            ).fetchall()
-        return {row[0]: Review(*row) for row in rows}
+        """Return the newest review of every slide that has one.
+
+        Raises
+        ------
+        RunDatabaseError
+            The file cannot be read.
+        """
+        reviews = [Review(*row) for row in read_rows(self._path, "reviews", SELECT_NEWEST)]  # type: ignore[arg-type]
+        return {review.slide_id: review for review in reviews}
 
     def csv(self) -> str:
-        """Newest review of every slide, as CSV; texts that a spreadsheet would compute begin with an apostrophe."""
+        """Return the newest review of every slide as CSV; text that looks like a formula begins with an apostrophe."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for review in self.latest().values():
             writer.writerow([_plain(getattr(review, name)) for name in COLUMNS])
         return text.getvalue()
-
-    @contextmanager
-    def _connected(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        mode = "rwc" if write else "ro"
-        try:
-            with closing(
-                sqlite3.connect(f"{self._path.absolute().as_uri()}?mode={mode}", uri=True, timeout=TIMEOUT_S)
-            ) as database:
-                yield database
-        except sqlite3.Error as error:
-            raise ViewerError(
-                f"reviews {self._path.name}: {error}; check that the run folder can be written to"
-            ) from error
 
 
 def _plain(value: object) -> object:

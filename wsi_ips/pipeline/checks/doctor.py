@@ -26,10 +26,10 @@ from wsi_ips.errors import WsiIpsError
 Verdict = Literal["ok", "note", "wrong"]
 
 LIBRARIES = (
-    "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "scikit-learn", "pandas", "openslide-python",
+    "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "pandas", "openslide-python",
     "openslide-bin", "tiffslide", "tifffile", "simplejpeg", "zarr", "h5py", "fsspec", "shapely", "pillow", "pydantic",
 )  # fmt: skip
-OPTIONAL = ("distributed", "dask-jobqueue", "peft", "onnxruntime", "aiohttp", "s3fs", "gcsfs")
+OPTIONAL = ("timm", "distributed", "dask-jobqueue", "peft", "onnxruntime", "aiohttp", "s3fs", "gcsfs")
 LEAST_DISK_GB = 5.0
 LEAST_MEMORY_GB = 4.0
 SIMD_GAIN = 1.3
@@ -183,11 +183,12 @@ def _decoding_rate(settings: dict[str, str]) -> float:
 
 def _processor() -> Iterator[Finding]:
     import torch
-    from dask.system import CPU_COUNT
 
-    host = os.cpu_count() or 1
-    limit = "" if host <= CPU_COUNT else f" of {host} (limited by container or affinity)"
-    yield Finding("cores", "ok", f"{CPU_COUNT}{limit}, PyTorch uses {torch.get_num_threads()}")
+    from wsi_ips.cluster.machine import available_cores
+
+    host, cores = os.cpu_count() or 1, available_cores()
+    limit = "" if host <= cores else f" of {host} (limited by container or affinity)"
+    yield Finding("cores", "ok", f"{cores}{limit}, PyTorch uses {torch.get_num_threads()}")
     if getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
         extra = "" if _version("onnxruntime") else "; needs the extra `int8`"
         yield Finding("8-bit integers", "ok", f"possible (VNNI): `compute.scan_backend: int8`{extra}")
@@ -196,13 +197,12 @@ def _processor() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
-    from distributed.system import MEMORY_LIMIT
+    from wsi_ips.cluster.machine import free_memory_bytes, installed_memory_bytes, memory_bytes
 
-    total, free = psutil.virtual_memory().total, psutil.virtual_memory().available
-    limited = "" if total - MEMORY_LIMIT < 1e8 else f", limited to {MEMORY_LIMIT / 1e9:.1f} GB by container or ulimit"
+    total, free, limit = installed_memory_bytes(), free_memory_bytes(), memory_bytes()
+    limited = "" if total - limit < 1e8 else f", limited to {limit / 1e9:.1f} GB by container or ulimit"
     text = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free{limited}"
-    if min(free, MEMORY_LIMIT) / 1e9 < LEAST_MEMORY_GB:
+    if min(free, limit) / 1e9 < LEAST_MEMORY_GB:
         advice = f"training wants {LEAST_MEMORY_GB:g} GB: close other programs, or lower `compute.chunk_size`"
         yield Finding("memory", "note", text, advice)
     else:
@@ -333,5 +333,5 @@ def _wishes(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("recipe", "wrong", "`compute.scan_backend: int8` needs an extra", "pip install 'wsi-ips[int8]'")
     if recipe.model.lora_rank and not _version("peft"):
         yield Finding("recipe", "wrong", "`model.lora_rank` needs an extra", "pip install 'wsi-ips[lora]'")
-    if not recipe.manifest.exists() and recipe.synth is None:
+    if not recipe.manifest.exists():
         yield Finding("recipe", "wrong", f"no manifest at {recipe.manifest}", "correct key `manifest`")

@@ -21,7 +21,6 @@ from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.stages import run_until
-from wsi_ips.pipeline.tiling.synth import synth_stage
 from wsi_ips.pipeline.tiling.tile import tile_stage
 from wsi_ips.provenance import atomic_path, atomic_write_json
 
@@ -140,7 +139,6 @@ def cross_validate(
         As :func:`wsi_ips.pipeline.run_pipeline`.
     """
     watcher = progress or Silent()
-    synth_stage(recipe, watcher)
     recipe = _with_folds(recipe, folds, by, watcher)
     assert recipe.split.file is not None
     count = len(read_splits(recipe.split.file).folds)

@@ -9,6 +9,7 @@ from wsi_ips.evaluation import Evaluation, Interval, Subgroup
 from wsi_ips.inference.decision import DECIDING_TILES
 from wsi_ips.model.card import ModelCard
 from wsi_ips.model.card_text import licence_text, origin_text, training_text
+from wsi_ips.pipeline.demo_slides import is_synthetic
 from wsi_ips.pipeline.evaluation.evaluate import LARGEST_LESION, SITE_COLUMNS, manifest_cells
 from wsi_ips.pipeline.prediction.scored import model_calibration
 from wsi_ips.pipeline.run import Run
@@ -75,7 +76,7 @@ def _learned(run: Run) -> tuple[str, ...]:
             sites = Counter(cells[r.slide_id].get(column, "") for r in part) - Counter({"": len(part)})
             if sites:
                 lines.append(f"By {column}: {', '.join(f'{n} ({c})' for n, c in sorted(sites.items()))}.")
-    if run.recipe.synth is not None:
+    if is_synthetic(run.recipe.manifest):
         lines.append(
             "All slides are synthetic: drawn by a program, with planted tumour. Nothing follows for real tissue."
         )
@@ -121,7 +122,7 @@ def _limits(run: Run, evaluation: Evaluation | None, split: str) -> tuple[str, .
             lines.append("Patients are not named: slides count as independent, and intervals may be too narrow.")
         lines += _untested_sizes(slides.subgroups)
     lines += _sites(run, split)
-    if run.recipe.synth is None and not run.recipe.predict.checkpoint:
+    if not is_synthetic(run.recipe.manifest) and not run.recipe.predict.checkpoint:
         lines.append("Whatever its training slides lack (stains, scanners, organs, treatment effects) it has not seen.")
     if evaluation is not None and evaluation.tissue and evaluation.tissue["lost"]:
         lost, lesions = evaluation.tissue["lost"], evaluation.tissue["lesions"]

@@ -14,12 +14,11 @@ from wsi_ips.evaluation import Evaluation
 from wsi_ips.model import ModelCard, read_card
 from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
 from wsi_ips.pipeline.evaluation.localise import SIZES
-from wsi_ips.pipeline.facts import write_facts
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.pipeline.report.card import model_card
 from wsi_ips.pipeline.report.flow import cohort_flow
 from wsi_ips.pipeline.report.slides import slide_entries
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Run, write_facts
 from wsi_ips.pipeline.states import STATES
 from wsi_ips.pipeline.tiling.sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb

@@ -1,17 +1,19 @@
-"""Tiling one slide from its row of the manifest to its stored index: what a process of the cluster is told to do."""
+"""Tile one slide, from its manifest row to its stored index: the job of a worker process."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from wsi_ips.config import Recipe
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.tile_access import TileAccess
 from wsi_ips.pipeline.tiling.slide import tile_slide
 from wsi_ips.provenance import atomic_write_bytes
-from wsi_ips.slides import content_identity
-from wsi_ips.tiles import read_index, stored_fingerprint, stored_row, write_index
+from wsi_ips.slides import SlidePool, content_identity
+from wsi_ips.tiles import stored_fingerprint, stored_row, write_index
 
 TILE_JOB = f"{__name__}:tile_job"
 
@@ -26,43 +28,28 @@ class SlideTask:
 
 @dataclass(frozen=True)
 class Tiled:
-    """What came of it.
+    """Result of tiling a slide."""
 
-    Attributes
-    ----------
-    row
-        Columns of the slide's row in the table of states.
-    megapixels
-        Size of level 0.
-    worked
-        False where the index was there already, up to date.
-    """
-
-    row: dict[str, Any]
-    megapixels: float
-    worked: bool
+    row: dict[str, Any]  # columns of the slide's row in the table of states
+    worked: bool  # false where the index was up to date already
 
 
 def tile_job(task: SlideTask) -> Tiled:
     """Tile a slide unless its stored index is up to date.
 
-    The index is stored last, with the row that goes into the table of states: whoever is killed after that, nothing is
-    done again.
+    The index is stored last, together with the slide's row for the table of states: when the process is killed after
+    that, nothing is done again.
     """
-    record = task.record
-    with Run.of_slide(task.recipe, record) as run:
-        wanted = run.tiles_fingerprint(record)
-        if stored_fingerprint(run.folder.tiles, record.slide_id) == wanted:
-            index = read_index(run.folder.tiles, record.slide_id)
-            return Tiled(stored_row(run.folder.tiles, record.slide_id), _megapixels(index.size_px0), worked=False)
-        identity = content_identity(record.path, run.remote)
-        with run.opener(record)() as reader:
-            tiled = tile_slide(reader, record, run.recipe, slide_identity=identity, fingerprint=wanted)
+    record, root = task.record, RunFolder.of(task.recipe).root
+    with closing(SlidePool(max_open=1)) as pool:
+        access = TileAccess.of(task.recipe, pool)
+        wanted = access.fingerprint(record)
+        if stored_fingerprint(access.store, record.slide_id) == wanted:
+            return Tiled(stored_row(access.store, record.slide_id), worked=False)
+        identity = content_identity(record.path, access.remote)
+        with access.opener(record)() as reader:
+            tiled = tile_slide(reader, record, task.recipe, slide_identity=identity, fingerprint=wanted)
         for name, content in tiled.files.items():
-            atomic_write_bytes(run.folder.root / name, content)
-        write_index(run.folder.tiles, tiled.index, tiled.row)
-        return Tiled(tiled.row, _megapixels(tiled.index.size_px0), worked=True)
-
-
-def _megapixels(size_px0: tuple[int, int]) -> float:
-    return size_px0[0] * size_px0[1] / 1e6
+            atomic_write_bytes(root / name, content)
+        write_index(access.store, tiled.index, tiled.row)
+        return Tiled(tiled.row, worked=True)

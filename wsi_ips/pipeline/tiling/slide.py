@@ -1,4 +1,4 @@
-"""Tiling one slide: from an open slide to its tile index and everything people look at. Writes nothing."""
+"""Tile one open slide: tissue mask, tile index, pictures and figures. Writes nothing."""
 
 from __future__ import annotations
 
@@ -34,40 +34,66 @@ from wsi_ips.tissue import (
     with_artifacts,
 )
 
-LOST = 0.99
-"""Less of the annotated tumour in tiles than this is remarked."""
+MIN_TUMOUR_SHARE = 0.99
+"""A smaller share of the annotated tumour in tiles gets a remark."""
 
 
 @dataclass(frozen=True)
 class TiledSlide:
-    """What tiling one slide came to; plain values that travel between processes.
+    """Result of tiling one slide; plain values that can be sent between processes."""
 
-    Attributes
-    ----------
-    index
-        Its tiles, to be stored last: it is what says that the slide is done.
-    row
-        Columns of the slide's row in the table of states; ``state`` is ``ok`` or ``empty``.
-    files
-        What goes into the run folder before the index: path relative to it, and content.
-    """
-
-    index: TileIndex
-    row: dict[str, Any]
+    index: TileIndex  # its tiles; store it last, because it says that the slide is done
+    row: dict[str, Any]  # columns of the slide's row in the table of states; ``state`` is ``ok`` or ``empty``
+    # files of the run folder to write before the index: relative path and content
     files: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """Everything that tiling found out about a slide."""
+
+    # thumbnail, and the tissue in it
+    overview: Overview
+    tissue: TissueMask
+    # the tiles that are kept, and all of them with their flags
+    index: TileIndex
+    tiling: Tiling
+    # annotation, and the share of it that lies in tissue and tiles; None without an annotation
+    regions: Regions | None
+    recall: Recall | None
+
+    @property
+    def left_out(self) -> int:
+        """Number of tiles that flags exclude."""
+        return int((~self.tiling.kept).sum())
+
+    @property
+    def tissue_mm2(self) -> float:
+        """Tissue area."""
+        return self.tissue.area_um2(self.index.mpp) / 1e6
+
+    def remarks(self) -> list[str]:
+        """Return what a person should check, the most important first."""
+        remarks = remarks_on(self.tissue, self.index.mpp)
+        if self.left_out:
+            remarks.append(f"{self.left_out} tiles left out by their flags")
+        recall = self.recall
+        if recall is not None and recall.lost:
+            remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
+        elif recall is not None and recall.lesions and recall.in_tiles < MIN_TUMOUR_SHARE:
+            remarks.append(f"{1 - recall.in_tiles:.1%} of the annotated tumour lies in no tile")
+        return remarks
 
 
 def tile_slide(
     reader: SlideReader, record: SlideRecord, recipe: Recipe, *, slide_identity: str, fingerprint: str
 ) -> TiledSlide:
-    """Segment, lay the grid, flag, measure and draw.
+    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures.
 
     Parameters
     ----------
-    reader
-        The slide, opened as the recipe says; left open.
-    record
-        Its row of the manifest.
+    reader, record
+        The open slide, which stays open, and its manifest row.
     recipe
         Sections ``tissue`` and ``tiles`` are used.
     slide_identity, fingerprint
@@ -95,21 +121,18 @@ def tile_slide(
         tumour_region=None if regions is None else regions.tumour,
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
-    # Whoever brings tiles of their own wants those: they are flagged, and all stay.
+    # Imported tiles are flagged too, but none is excluded.
     exclude = 0 if record.coordinates else bits_of(recipe.tiles.exclude_flags)
     index = every.flagged(flags, exclude=exclude)
     tiling = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
-    remarks = _remarks(tissue, index, tiling, recall)
-    return TiledSlide(
-        replace(index, look=look_of(overview.thumbnail)),
-        _row(tissue, index, recipe, remarks, left_out=len(every) - len(index)),
-        _files(overview, tissue, index, tiling, regions, recall, remarks, origin),
-    )
+    found = _Findings(overview, tissue, index, tiling, regions, recall)
+    index = replace(index, look=look_of(overview.thumbnail))
+    return TiledSlide(index, _row(found, recipe), _files(found, found.remarks(), origin))
 
 
 def tissue_section(section: TissueSection, record: SlideRecord) -> TissueSection:
-    """The recipe's section with what the manifest says about this slide."""
+    """Return the recipe's section with the settings that the manifest has for this slide."""
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
     return section.model_copy(update={name: value for name, value in own.items() if value is not None})
 
@@ -117,7 +140,7 @@ def tissue_section(section: TissueSection, record: SlideRecord) -> TissueSection
 def _tissue_of(
     reader: SlideReader, record: SlideRecord, section: TissueSection, overview: Overview, origin: Point
 ) -> TissueMask:
-    """The mask that somebody drew, else the segmentation's."""
+    """Return the mask that somebody drew, or that of the segmentation."""
     size = reader.info.size_px0
     if record.tissue_mask is None:
         return segment_tissue(
@@ -129,94 +152,69 @@ def _tissue_of(
     return with_artifacts(drawn, overview.thumbnail, mpp=overview.mpp)
 
 
-def _remarks(tissue: TissueMask, index: TileIndex, tiling: Tiling, recall: Recall | None) -> list[str]:
-    remarks = remarks_on(tissue, index.mpp)
-    left_out = int((~tiling.kept).sum())
-    if left_out:
-        remarks.append(f"{left_out} tiles left out by their flags")
-    if recall is not None and recall.lost:
-        remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
-    elif recall is not None and recall.lesions and recall.in_tiles < LOST:
-        remarks.append(f"{1 - recall.in_tiles:.1%} of the annotated tumour lies in no tile")
-    return remarks
-
-
-def _row(tissue: TissueMask, index: TileIndex, recipe: Recipe, remarks: list[str], *, left_out: int) -> dict[str, Any]:
-    area_mm2 = tissue.area_um2(index.mpp) / 1e6
+def _row(found: _Findings, recipe: Recipe) -> dict[str, Any]:
+    tiles = len(found.index)
     return {
-        "state": "ok" if len(index) else "empty",
-        "reason": "" if len(index) else _why_empty(area_mm2, recipe, left_out),
-        "reader": index.reader,
-        "mpp": round(index.mpp.x, 5),
-        "tiles": len(index),
-        "tissue_mm2": round(area_mm2, 3),
-        "tissue_method": tissue.rung,
-        "remarks": "; ".join(remarks),
+        "state": "ok" if tiles else "empty",
+        "reason": "" if tiles else _why_empty(found, recipe),
+        "reader": found.index.reader,
+        "mpp": round(found.index.mpp.x, 5),
+        "tiles": tiles,
+        "tissue_mm2": round(found.tissue_mm2, 3),
+        "tissue_method": found.tissue.rung,
+        "remarks": "; ".join(found.remarks()),
     }
 
 
-def _why_empty(area_mm2: float, recipe: Recipe, left_out: int) -> str:
-    if area_mm2 == 0:
+def _why_empty(found: _Findings, recipe: Recipe) -> str:
+    if found.tissue_mm2 == 0:
         return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
-    if left_out:
-        return f"all {left_out} tiles are flagged; look at its picture, then shorten `tiles.exclude_flags`"
+    if found.left_out:
+        return f"all {found.left_out} tiles are flagged; look at its picture, then shorten `tiles.exclude_flags`"
     return (
-        f"{area_mm2:.3f} mm² of tissue, but no tile holds {recipe.tiles.min_tissue_fraction:.0%} of it; lower "
+        f"{found.tissue_mm2:.3f} mm² of tissue, but no tile holds {recipe.tiles.min_tissue_fraction:.0%} of it; lower "
         "`tiles.min_tissue_fraction`, or tile finer"
     )
 
 
-def _files(
-    overview: Overview,
-    tissue: TissueMask,
-    index: TileIndex,
-    tiling: Tiling,
-    regions: Regions | None,
-    recall: Recall | None,
-    remarks: list[str],
-    origin: Point,
-) -> dict[str, bytes]:
-    """Picture, preview, mask for QuPath and facts, under ``tissue/``."""
-    lesions = [] if regions is None else [shapely.get_coordinates(part.exterior) for part in regions.lesions()]
+def _files(found: _Findings, remarks: list[str], origin: Point) -> dict[str, bytes]:
+    """Return picture, preview, mask for QuPath and figures, under ``tissue/``."""
+    index, tissue, thumbnail = found.index, found.tissue, found.overview.thumbnail
+    lesions = [] if found.regions is None else found.regions.lesions()
     picture = draw_tissue(
-        overview.thumbnail,
+        thumbnail,
         tissue.mask,
-        tiling,
+        found.tiling,
         px0_size=index.size_px0,
         caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}",
-        lesions=lesions,
+        lesions=[shapely.get_coordinates(part.exterior) for part in lesions],
     )
     name = f"tissue/{index.slide_id}"
     outline = geojson_of([("Tissue", outline_of(tissue))], bounds_origin=origin, seed=index.slide_id)
-    facts = json.dumps(_facts(tissue, index, tiling, recall, remarks), ensure_ascii=False, indent=1, allow_nan=False)
+    figures = json.dumps(_figures(found, remarks), ensure_ascii=False, indent=1, allow_nan=False)
     return {
         f"{name}.png": png_bytes(picture),
-        f"{name}.jpg": preview(overview.thumbnail, picture),
+        f"{name}.jpg": preview(thumbnail, picture),
         f"{name}.geojson": outline,
-        f"{name}.json": facts.encode("utf-8"),
+        f"{name}.json": figures.encode("utf-8"),
     }
 
 
-def _facts(
-    tissue: TissueMask, index: TileIndex, tiling: Tiling, recall: Recall | None, remarks: list[str]
-) -> dict[str, Any]:
-    """What the contact sheet and the table of lesions show."""
-
-    def counts(tiles: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, int]:
-        return {flag: int(np.count_nonzero(tiling.flags[tiles] & bit)) for flag, bit in BITS.items()}
-
+def _figures(found: _Findings, remarks: list[str]) -> dict[str, Any]:
+    """Return the figures of the contact sheet and of the table of lesions."""
+    flags, recall = found.tiling.flags, found.recall
     return {
-        "slide_id": index.slide_id,
-        "fingerprint": index.fingerprint,
-        "tiles": len(index),
-        "tissue_mm2": round(tissue.area_um2(index.mpp) / 1e6, 3),
-        "tissue_share": round(float(tissue.mask.mean()), 4),
-        "method": tissue.method,
-        "rung": tissue.rung,
+        "slide_id": found.index.slide_id,
+        "fingerprint": found.index.fingerprint,
+        "tiles": len(found.index),
+        "tissue_mm2": round(found.tissue_mm2, 3),
+        "tissue_share": round(float(found.tissue.mask.mean()), 4),
+        "method": found.tissue.method,
+        "rung": found.tissue.rung,
         "remarks": remarks,
         "suspicion": suspicion(remarks),
-        "flagged": counts(np.ones_like(tiling.kept)),
-        "left_out": int((~tiling.kept).sum()),
+        "flagged": {flag: int(np.count_nonzero(flags & bit)) for flag, bit in BITS.items()},
+        "left_out": found.left_out,
         "lesions": None if recall is None else [lesion.to_dict() for lesion in recall.lesions],
         "tissue_recall": _number(None if recall is None else recall.in_tissue),
         "tile_recall": _number(None if recall is None else recall.in_tiles),

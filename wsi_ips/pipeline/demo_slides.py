@@ -1,0 +1,73 @@
+"""Make the synthetic cohort of ``wsi-ips demo``, and of tests and benchmarks."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.provenance import atomic_write_json, fingerprint
+from wsi_ips.slides.synthetic import SCHEMA_VERSION
+from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
+
+RECORD_NAME = "cohort.json"
+DEMO = CohortPlan(
+    slides=60,
+    size_px0=(20_480, 14_336),  # 10.2 x 7.2 mm
+    mpp=0.5,
+    tissue_mm2=(4.0, 7.0),
+    lesion_mm=(0.8, 1.8),
+    split=(0.5, 0.1, 0.4),
+    pen=0.1,
+    blur=0.1,
+    seed=0,
+)
+"""Slides of the demo; for others, `dataclasses.replace` some of it."""
+
+
+def make_slides(
+    folder: Path,
+    settings: CohortPlan = DEMO,
+    seed: int = 0,
+    progress: Progress | None = None,
+    classes: tuple[str, str] = ("normal", "tumor"),
+) -> Path:
+    """Write synthetic slides, annotations and a manifest, unless the same are there, and return the manifest's path.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    settings
+        Number and kind of slides; by default those of the demo.
+    seed
+        The same seed makes the same files.
+    progress
+        Progress listener.
+    classes
+        Labels of negative and of positive slides.
+    """
+    plan, manifest = replace(settings, seed=seed), folder / "manifest.csv"
+    wanted = fingerprint("synthetic cohort", SCHEMA_VERSION, asdict(plan), classes)
+    if manifest.exists() and _stored_fingerprint(folder) == wanted:
+        return manifest
+    with (progress or Silent()).stage("synthetic slides", plan.slides, "slides") as advance:
+        make_cohort(
+            folder, plan, classes=classes, progress=lambda _done, _total: advance(1), workers=os.cpu_count() or 1
+        )
+    atomic_write_json(folder / RECORD_NAME, {"fingerprint": wanted})
+    return manifest
+
+
+def is_synthetic(manifest: Path) -> bool:
+    """Return whether :func:`make_slides` wrote a manifest."""
+    return (manifest.parent / RECORD_NAME).exists()
+
+
+def _stored_fingerprint(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None
