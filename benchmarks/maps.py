@@ -46,7 +46,7 @@ from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, load_checkpoint
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.evaluation.localise import lesions_of
+from wsi_ips.pipeline.evaluate_run import lesions_of
 from wsi_ips.results import tile_raster
 from wsi_ips.scanning import plain_patches, scan_slides
 from wsi_ips.tiles import TileIndex

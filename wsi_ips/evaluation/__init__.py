@@ -1,4 +1,4 @@
-"""Evaluation: numbers in, numbers out."""
+"""Evaluation: numbers in, numbers out; no files."""
 
 from wsi_ips.evaluation.calibration import (
     Calibration,
@@ -9,8 +9,7 @@ from wsi_ips.evaluation.calibration import (
     reliability,
     with_temperature,
 )
-from wsi_ips.evaluation.classes import ClassFigures, TaskEvaluation, evaluate_task
-from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, Subgroup, evaluate_slides
+from wsi_ips.evaluation.classification import Interval, auc_with_interval, precision_recall, roc_curve, slide_metrics
 from wsi_ips.evaluation.flipping import Flipping, patch_flipping
 from wsi_ips.evaluation.froc import (
     Detections,
@@ -24,30 +23,35 @@ from wsi_ips.evaluation.froc import (
     match_detections,
     peak_detections,
 )
-from wsi_ips.evaluation.intervals import share_interval, slide_intervals
+from wsi_ips.evaluation.intervals import Bootstrap, share_interval, slide_intervals
 from wsi_ips.evaluation.localisation import (
+    Localisation,
+    SizeRecall,
     TileFigures,
     effective_tiles,
     false_alarm_mm2,
     pointing_hit,
     tile_figures,
 )
-from wsi_ips.evaluation.outcome import Evaluation, Localisation, Patients, PatientStage, SizeRecall
-from wsi_ips.evaluation.slide import Interval, auc_with_interval, precision_recall, roc_curve, slide_metrics
-from wsi_ips.evaluation.staging import node_label, pn_stage, quadratic_kappa
-from wsi_ips.evaluation.tasks import TaskFigures, task_figures
+from wsi_ips.evaluation.multiclass import ClassFigures, TaskEvaluation, TaskFigures, evaluate_task, task_figures
+from wsi_ips.evaluation.slide_evaluation import Groups, Scored, SlideEvaluation, Subgroup, evaluate_slides
+from wsi_ips.evaluation.staging import Node, Patients, PatientStage, node_label, pn_stage, quadratic_kappa
+from wsi_ips.evaluation.summary import Evaluation
 
 __all__ = [
+    "Bootstrap",
     "Calibration",
     "ClassFigures",
     "Detections",
     "Evaluation",
     "Flipping",
     "Froc",
+    "Groups",
     "Interval",
     "Lesions",
     "Localisation",
     "Matched",
+    "Node",
     "PatientStage",
     "Patients",
     "ReliabilityBin",

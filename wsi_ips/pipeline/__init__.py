@@ -1,7 +1,7 @@
 """The stages in order, output layout, resume by fingerprint, one fence per slide.
 
-Before a cohort is worked on: ``checks``. The stages: ``tiling``, ``learning``, ``prediction``, ``maps``, ``report``,
-and ``evaluation``, which measures a run with the pure functions of :mod:`wsi_ips.evaluation`. Beside them what all use.
+Before a cohort is worked on: ``checks``. The stages: ``tiling``, ``learning``, ``prediction``, ``maps``,
+``evaluate_run`` (measures a run by :mod:`wsi_ips.evaluation`) and ``report_stage``. Beside them what all use.
 
 Names are loaded when they are asked for: tiling must work, and start at once, where torch is not installed.
 """

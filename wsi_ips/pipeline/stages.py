@@ -52,7 +52,7 @@ class Outcome:
 
     def lines(self) -> list[tuple[str, str]]:
         """Headline figures for the terminal."""
-        from wsi_ips.pipeline.report.page import headline
+        from wsi_ips.evaluation.summary import headline
 
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
 
@@ -102,7 +102,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
     from wsi_ips.pipeline.maps.handoff import handoff_stage
     from wsi_ips.pipeline.maps.heatmap import heatmap_stage
     from wsi_ips.pipeline.prediction.predict import predict_stage
-    from wsi_ips.pipeline.report.page import report_stage
+    from wsi_ips.pipeline.report_stage import report_stage
 
     began = time.monotonic()
     watcher = progress or Silent()
