@@ -114,72 +114,45 @@ class Localisation:
 
 @dataclass(frozen=True)
 class SlideMap:
-    """Scores of one slide whose tumour is known.
+    """Scores of one slide whose tumour is known."""
 
-    Attributes
-    ----------
-    values, origin_px0, cell_px0
-        Probability on the tile grid, shape (rows, columns), NaN where there is no tile; position of the map and size of
-        its cells, level-0 pixels.
-    mpp
-        µm per level-0 pixel.
-    probability, attention
-        Per tile, shape (N,); attention sums to 1.
-    tissue_fraction, tumour_fraction
-        Share of tissue and of annotated tumour per tile, 0-1, shape (N,).
-    kept
-        Ids of the selected tiles, shape (K,).
-    lesions
-        Annotated lesions.
-    is_negative
-        Whether the slide is known to hold no tumour.
-    largest_lesion
-        Size class of the largest lesion; empty where unknown.
-    """
-
+    # values, origin_px0, cell_px0: probability on the tile grid, shape (rows, columns), NaN where there is no tile;
+    # position of the map and size of its cells, level-0 pixels
     values: NDArray[np.floating]
     origin_px0: Point
     cell_px0: Scale
-    mpp: Scale
+    mpp: Scale  # µm per level-0 pixel
+    # probability, attention: per tile, shape (N,); attention sums to 1
     probability: NDArray[np.floating]
     attention: NDArray[np.floating]
+    # tissue_fraction, tumour_fraction: share of tissue and of annotated tumour per tile, 0-1, shape (N,)
     tissue_fraction: NDArray[np.floating]
     tumour_fraction: NDArray[np.floating]
-    kept: NDArray[np.integer]
-    lesions: Lesions
-    is_negative: bool = False
-    largest_lesion: str = ""
+    kept: NDArray[np.integer]  # ids of the selected tiles, shape (K,)
+    lesions: Lesions  # annotated lesions
+    is_negative: bool = False  # whether the slide is known to hold no tumour
+    largest_lesion: str = ""  # size class of the largest lesion; empty where unknown
 
 
 @dataclass(frozen=True)
 class SlideLocalisation:
-    """Localisation on one slide; small, unlike :class:`SlideMap`.
+    """Localisation on one slide; small, unlike :class:`SlideMap`."""
 
-    Attributes
-    ----------
-    peaks, components
-        Detections picked in two ways, matched to the lesions.
-    tumour_fraction, probability, attention
-        Per tile, shape (N,); attention multiplied by N.
-    effective_tiles
-        Number of tiles over which attention is spread.
-    largest_lesion, pointed, selected
-        Of a slide with a tumour tile: size class; whether the highest tile is tumour; whether a tumour tile is among
-        the selected ones. ``pointed`` and ``selected`` are None for other slides.
-    false_alarm_mm2
-        Of a slide without tumour: tissue area called tumour; None for other slides.
-    """
-
+    # peaks, components: detections picked in two ways, matched to the lesions
     peaks: Matched
     components: Matched
+    # tumour_fraction, probability, attention: per tile, shape (N,); attention multiplied by N
     tumour_fraction: NDArray[np.floating]
     probability: NDArray[np.floating]
     attention: NDArray[np.floating]
-    effective_tiles: float
+    effective_tiles: float  # number of tiles over which attention is spread
+    # largest_lesion, pointed, selected: of a slide with a tumour tile: size class; whether the highest tile is
+    # tumour; whether a tumour tile is among the selected ones. ``pointed`` and ``selected`` are None for other
+    # slides.
     largest_lesion: str = ""
     pointed: bool | None = None
     selected: bool | None = None
-    false_alarm_mm2: float | None = None
+    false_alarm_mm2: float | None = None  # of a slide without tumour: tissue area called tumour; None for other slides
 
 
 def localise_slide(slide: SlideMap, threshold: float) -> SlideLocalisation:

@@ -104,23 +104,14 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class _Slides:
-    """Predicted slides of a split.
+    """Predicted slides of a split."""
 
-    Attributes
-    ----------
-    run, records, scores
-        Slides and their calibrated scores, by slide_id.
-    frozen
-        Calibration of the label.
-    given
-        Threshold that was asked for; None takes the frozen one.
-    """
-
+    # run, records, scores: slides and their calibrated scores, by slide_id
     run: Run
     records: Sequence[SlideRecord]
     scores: Mapping[str, SlideScores]
-    frozen: TaskCalibration
-    given: float | None
+    frozen: TaskCalibration  # calibration of the label
+    given: float | None  # threshold that was asked for; None takes the frozen one
 
     @property
     def threshold(self) -> float:
@@ -339,7 +330,7 @@ def _patients_by_map(slides: _Slides, column: str, notes: list[str]) -> Patients
         entry, index, longest = slides.scores[record.slide_id], slides.run.index(record), 0.0
         if entry.probability[-1] >= slides.threshold:
             cell_um = Scale(index.stride_px0.x * index.mpp.x, index.stride_px0.y * index.mpp.y)
-            called = score_raster(entry, index).values >= slides.tile_threshold  # noqa: PD011 - no pandas
+            called = score_raster(entry, index).values >= slides.tile_threshold
             longest = largest_part_mm(called, cell_um)
         nodes.append(Node(record.patient_id, text, node_label(longest)))
     if not nodes:

@@ -23,39 +23,20 @@ FEW_OF_A_CLASS = 50
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card is made from.
+    """What the card is made from."""
 
-    Attributes
-    ----------
-    card
-        The checkpoint's own card.
-    decision
-        What the answer of a slide is based on, in words.
-    training
-        Section `model` of the recipe that trained the model; None where it was trained elsewhere.
-    slides
-        All slides of the cohort.
-    sites
-        Site of each slide by column of the manifest, then slide_id; empty where unknown.
-    patients
-        Patient by slide_id; only of slides with a known patient.
-    split
-        Split that the figures are based on.
-    evaluation
-        All metrics; None where nothing is labelled.
-    is_synthetic
-        Whether the slides were drawn by a program.
-    """
-
-    card: ModelCard
-    decision: str
+    card: ModelCard  # the checkpoint's own card
+    decision: str  # what the answer of a slide is based on, in words
+    # section `model` of the recipe that trained the model; None where it was trained elsewhere
     training: ModelSection | None
-    slides: Sequence[SlideEntry]
-    split: str
+    slides: Sequence[SlideEntry]  # all slides of the cohort
+    split: str  # split that the figures are based on
+    # site of each slide by column of the manifest, then slide_id; empty where unknown
     sites: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # patient by slide_id; only of slides with a known patient
     patients: Mapping[str, str] = field(default_factory=dict)
-    evaluation: Evaluation | None = None
-    is_synthetic: bool = False
+    evaluation: Evaluation | None = None  # all metrics; None where nothing is labelled
+    is_synthetic: bool = False  # whether the slides were drawn by a program
 
 
 def model_card(facts: CardFacts) -> tuple[CardSection, ...]:

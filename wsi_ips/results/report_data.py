@@ -27,20 +27,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class TopTile:
-    """One tile of a gallery.
+    """One tile of a gallery."""
 
-    Attributes
-    ----------
-    jpeg
-        The patch.
-    probability
-        Probability of the positive class for this tile alone.
-    x_px0, y_px0
-        Top-left corner, level-0 pixels.
-    """
-
-    jpeg: bytes
-    probability: float
+    jpeg: bytes  # the patch
+    probability: float  # probability of the positive class for this tile alone
+    # x_px0, y_px0: top-left corner, level-0 pixels
     x_px0: int
     y_px0: int
 
@@ -55,58 +46,30 @@ class MapPicture:
 
 @dataclass(frozen=True)
 class SlideEntry:
-    """One slide of the worklist.
+    """One slide of the worklist."""
 
-    Attributes
-    ----------
-    slide_id, state, reason
-        Identity and state.
-    label, split
-        As in the manifest, empty where not given.
-    probability
-        Probability of the positive class; None where the slide was not predicted.
-    predicted
-        Predicted class.
-    tiles, tissue_mm2
-        Number of tiles and tissue area.
-    positive
-        Whether the label is positive; None where it is unknown.
-    outcome
-        ``missed``: labelled positive, called negative, in the split that is reported on; ``false alarm``: the opposite.
-    stage
-        Last stage that worked on the slide.
-    is_tiled
-        Whether it was tiled, with tiles or without.
-    has_label
-        Whether the truth of any task is known.
-    overlays
-        Heatmaps; empty where not drawn, or where the page would become too large.
-    top
-        Tiles with the highest probability.
-    tile_um
-        Side of a tile, µm.
-    thumbnail
-        Small JPEG for the worklist.
-    """
-
+    # slide_id, state, reason: identity and state
     slide_id: str
     state: str
     reason: str
+    # label, split: as in the manifest, empty where not given
     label: str
     split: str
-    probability: float | None
-    predicted: str
+    probability: float | None  # probability of the positive class; None where the slide was not predicted
+    predicted: str  # predicted class
+    # tiles, tissue_mm2: number of tiles and tissue area
     tiles: int | None
     tissue_mm2: float | None
-    positive: bool | None = None
+    positive: bool | None = None  # whether the label is positive; None where it is unknown
+    # ``missed``: labelled positive, called negative, in the split that is reported on; ``false alarm``: the opposite
     outcome: Outcome = ""
-    stage: str = ""
-    is_tiled: bool = True
-    has_label: bool = True
-    overlays: tuple[MapPicture, ...] = ()
-    top: tuple[TopTile, ...] = ()
-    tile_um: float = 0.0
-    thumbnail: bytes | None = None
+    stage: str = ""  # last stage that worked on the slide
+    is_tiled: bool = True  # whether it was tiled, with tiles or without
+    has_label: bool = True  # whether the truth of any task is known
+    overlays: tuple[MapPicture, ...] = ()  # heatmaps; empty where not drawn, or where the page would become too large
+    top: tuple[TopTile, ...] = ()  # tiles with the highest probability
+    tile_um: float = 0.0  # side of a tile, µm
+    thumbnail: bytes | None = None  # small JPEG for the worklist
 
 
 @dataclass(frozen=True)
@@ -119,42 +82,25 @@ class Loss:
 
 @dataclass(frozen=True)
 class FlowStep:
-    """One step of the cohort on its way to the figures.
+    """One step of the cohort on its way to the figures."""
 
-    Attributes
-    ----------
-    name, note
-        What holds for the slides that are left.
-    slides
-        Number of slides left.
-    lost
-        Slides lost since the step before.
-    """
-
+    # name, note: what holds for the slides that are left
     name: str
-    slides: int
-    lost: tuple[Loss, ...] = ()
+    slides: int  # number of slides left
+    lost: tuple[Loss, ...] = ()  # slides lost since the step before
     note: str = ""
 
 
 @dataclass(frozen=True)
 class RecallRow:
-    """Annotated lesions of one size class.
+    """Annotated lesions of one size class."""
 
-    Attributes
-    ----------
-    size
-        ``ITC``, ``micro``, ``macro``, or ``all``.
-    lesions, lost_to_segmentation, lost_to_tiling
-        Number of lesions.
-    in_tissue, in_tiles
-        Share of their area, 0-1.
-    """
-
-    size: str
+    size: str  # ``ITC``, ``micro``, ``macro``, or ``all``
+    # lesions, lost_to_segmentation, lost_to_tiling: number of lesions
     lesions: int
     lost_to_segmentation: int
     lost_to_tiling: int
+    # in_tissue, in_tiles: share of their area, 0-1
     in_tissue: float
     in_tiles: float
 
@@ -181,48 +127,24 @@ class CardSection:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the page shows.
+    """Everything the page shows."""
 
-    Attributes
-    ----------
-    title, positive_class, model_id
-        Name of the run, of the positive class and of the model.
-    split
-        Split that the figures are based on.
-    figures
-        Headline figures.
-    slides
-        All slides of the cohort.
-    facts
-        Name and value of how the run was made.
-    recipe
-        The recipe as YAML.
-    evaluation
-        All metrics; None where nothing is labelled.
-    flow
-        Steps from the manifest to the figures.
-    history
-        The training; None where the model was trained elsewhere.
-    recall, lost_lesions
-        What segmentation and tiling left of the annotated lesions.
-    card
-        The model card.
-    """
-
+    # title, positive_class, model_id: name of the run, of the positive class and of the model
     title: str
     positive_class: str
     model_id: str
-    split: str
-    figures: tuple[Figure, ...]
-    slides: tuple[SlideEntry, ...]
-    facts: tuple[tuple[str, str], ...]
-    recipe: str
-    evaluation: Evaluation | None = None
-    flow: tuple[FlowStep, ...] = ()
-    history: History | None = None
+    split: str  # split that the figures are based on
+    figures: tuple[Figure, ...]  # headline figures
+    slides: tuple[SlideEntry, ...]  # all slides of the cohort
+    facts: tuple[tuple[str, str], ...]  # name and value of how the run was made
+    recipe: str  # the recipe as YAML
+    evaluation: Evaluation | None = None  # all metrics; None where nothing is labelled
+    flow: tuple[FlowStep, ...] = ()  # steps from the manifest to the figures
+    history: History | None = None  # the training; None where the model was trained elsewhere
+    # recall, lost_lesions: what segmentation and tiling left of the annotated lesions
     recall: tuple[RecallRow, ...] = ()
     lost_lesions: tuple[LostLesion, ...] = ()
-    card: tuple[CardSection, ...] = ()
+    card: tuple[CardSection, ...] = ()  # the model card
 
 
 def outcome_of(positive: bool | None, probability: float | None, threshold: float | None) -> Outcome:

@@ -16,21 +16,12 @@ Epoch = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class History:
-    """A training, epoch by epoch.
+    """A training, epoch by epoch."""
 
-    Attributes
-    ----------
-    epochs
-        As in ``metrics.jsonl``: ``epoch``, ``loss``, ``val_loss``, ``learning_rate`` and others.
-    kept
-        Epoch whose weights the model has; None where it is unknown.
-    warm_start
-        Epochs on random tiles before the selection begins.
-    """
-
+    # as in ``metrics.jsonl``: ``epoch``, ``loss``, ``val_loss``, ``learning_rate`` and others
     epochs: tuple[Epoch, ...]
-    kept: int | None = None
-    warm_start: int = 0
+    kept: int | None = None  # epoch whose weights the model has; None where it is unknown
+    warm_start: int = 0  # epochs on random tiles before the selection begins
 
 
 def roc_plot(found: SlideEvaluation) -> Markup:

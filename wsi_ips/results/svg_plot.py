@@ -27,28 +27,15 @@ Kind = Literal["line", "steps", "points", "dots", "reference"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """One axis."""
 
-    Attributes
-    ----------
-    label
-        Text beside the axis.
-    low, high
-        Ends; values beyond are drawn at the end.
-    ticks
-        Values with a grid line and a number.
-    log
-        Whether the scale is logarithmic.
-    names
-        Texts at the ticks in place of the numbers.
-    """
-
-    label: str
+    label: str  # text beside the axis
+    # low, high: ends; values beyond are drawn at the end
     low: float
     high: float
-    ticks: tuple[float, ...]
-    log: bool = False
-    names: tuple[str, ...] = ()
+    ticks: tuple[float, ...]  # values with a grid line and a number
+    log: bool = False  # whether the scale is logarithmic
+    names: tuple[str, ...] = ()  # texts at the ticks in place of the numbers
 
     def place(self, value: float) -> float:
         """Return the position of a value along the axis, 0 to 1."""
@@ -86,28 +73,17 @@ def fitted_axis(label: str, values: Sequence[float], *, from_zero: bool = True) 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve or set of points.
+    """One curve or set of points."""
 
-    Attributes
-    ----------
-    name
-        Text in the legend; empty for none.
-    x, y
-        Values, equally many.
-    kind
-        ``line``; ``steps`` (constant until the next x); ``points`` with intervals; ``dots``, small and translucent, for
-        many; ``reference``, thin and dashed.
-    style
-        0 to 3.
-    low, high
-        Ends of the intervals of points along y.
-    """
-
-    name: str
+    name: str  # text in the legend; empty for none
+    # x, y: values, equally many
     x: Sequence[float]
     y: Sequence[float]
+    # ``line``; ``steps`` (constant until the next x); ``points`` with intervals; ``dots``, small and translucent, for
+    # many; ``reference``, thin and dashed
     kind: Kind = "line"
-    style: int = 0
+    style: int = 0  # 0 to 3
+    # low, high: ends of the intervals of points along y
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
