@@ -2,7 +2,6 @@
 
 from wsi_ips.evaluation.calibration import (
     Calibration,
-    ReliabilityBin,
     calibration,
     fit_temperature,
     fixed_threshold,
@@ -27,21 +26,19 @@ from wsi_ips.evaluation.intervals import Bootstrap, share_interval, slide_interv
 from wsi_ips.evaluation.localisation import (
     Localisation,
     SizeRecall,
-    TileFigures,
     effective_tiles,
     false_alarm_mm2,
     pointing_hit,
     tile_figures,
 )
-from wsi_ips.evaluation.multiclass import ClassFigures, TaskEvaluation, TaskFigures, evaluate_task, task_figures
-from wsi_ips.evaluation.slide_evaluation import Groups, Scored, SlideEvaluation, Subgroup, evaluate_slides
+from wsi_ips.evaluation.multiclass import TaskEvaluation, evaluate_task, task_figures
+from wsi_ips.evaluation.slide_evaluation import Groups, Scored, SlideEvaluation, evaluate_slides
 from wsi_ips.evaluation.staging import Node, Patients, PatientStage, node_label, pn_stage, quadratic_kappa
 from wsi_ips.evaluation.summary import Evaluation
 
 __all__ = [
     "Bootstrap",
     "Calibration",
-    "ClassFigures",
     "Detections",
     "Evaluation",
     "Flipping",
@@ -54,14 +51,10 @@ __all__ = [
     "Node",
     "PatientStage",
     "Patients",
-    "ReliabilityBin",
     "Scored",
     "SizeRecall",
     "SlideEvaluation",
-    "Subgroup",
     "TaskEvaluation",
-    "TaskFigures",
-    "TileFigures",
     "auc_with_interval",
     "calibration",
     "component_detections",

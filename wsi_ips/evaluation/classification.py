@@ -16,24 +16,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its confidence interval.
+    """A figure with its confidence interval."""
 
-    Attributes
-    ----------
-    value, low, high
-        The figure and the ends of its interval.
-    positives, negatives
-        Number of cases of each class.
-    method
-        How the interval was computed.
-    """
-
+    # value, low, high: the figure and the ends of its interval
     value: float
     low: float
     high: float
+    # positives, negatives: number of cases of each class
     positives: int
     negatives: int
-    method: str
+    method: str  # how the interval was computed
 
 
 def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float = 0.95) -> Interval:
@@ -77,25 +69,16 @@ def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float =
 
 
 def roc_curve(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Return false and true positive rates over all thresholds, both from 0 to 1.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`auc_with_interval`.
-    """
+    """Return false and true positive rates over all thresholds, from 0 to 1; raises as :func:`auc_with_interval`."""
     split_scores(truth, score)
     false, true, _ = metrics.roc_curve(np.asarray(truth), np.asarray(score, np.float64))
     return false, true
 
 
 def precision_recall(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Return recall (from 0 to 1) and precision over all thresholds; at recall 0 the precision of the highest score.
+    """Return recall (from 0 to 1) and precision over all thresholds; raises as :func:`auc_with_interval`.
 
-    Raises
-    ------
-    EvaluationError
-        As :func:`auc_with_interval`.
+    At recall 0 stands the precision of the highest score.
     """
     split_scores(truth, score)
     precision, recall, _ = metrics.precision_recall_curve(np.asarray(truth), np.asarray(score, np.float64))
@@ -142,13 +125,7 @@ def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5)
 
 
 def split_scores(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Check scores and return those of positives and of negatives.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`auc_with_interval`.
-    """
+    """Check scores and return those of positives and of negatives; raises as :func:`auc_with_interval`."""
     labels, scores = np.asarray(truth), np.asarray(score, np.float64)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise EvaluationError(f"truth of shape {labels.shape} and scores of shape {scores.shape} do not match")

@@ -39,21 +39,11 @@ LEGACY_MPP = 0.243
 
 @dataclass(frozen=True)
 class Lesions:
-    """Lesions of one slide.
+    """Lesions of one slide."""
 
-    Attributes
-    ----------
-    labels
-        int32, shape (rows, columns): number of the lesion, 0 where there is none.
-    itc
-        Numbers of the lesions that are isolated tumour cells.
-    downsample
-        Level-0 pixels per pixel of ``labels``.
-    """
-
-    labels: NDArray[np.int32]
-    itc: frozenset[int]
-    downsample: float
+    labels: NDArray[np.int32]  # int32, shape (rows, columns): number of the lesion, 0 where there is none
+    itc: frozenset[int]  # numbers of the lesions that are isolated tumour cells
+    downsample: float  # level-0 pixels per pixel of ``labels``
 
     @property
     def counted(self) -> list[int]:
@@ -63,60 +53,34 @@ class Lesions:
 
 @dataclass(frozen=True)
 class Detections:
-    """Points that a model calls tumour on one slide.
+    """Points that a model calls tumour on one slide."""
 
-    Attributes
-    ----------
-    x_px0, y_px0
-        Level-0 positions, shape (D,).
-    score
-        Higher means more certain, shape (D,).
-    """
-
+    # x_px0, y_px0: level-0 positions, shape (D,)
     x_px0: Floats
     y_px0: Floats
-    score: Floats
+    score: Floats  # higher means more certain, shape (D,)
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Detections of one slide, matched to its lesions; small, unlike the mask.
+    """Detections of one slide, matched to its lesions; small, unlike the mask."""
 
-    Attributes
-    ----------
-    false
-        Scores of the false positives.
-    best
-        Highest score within each lesion that counts, -inf where it was missed, shape (L,).
-    """
-
-    false: Floats
-    best: Floats
+    false: Floats  # scores of the false positives
+    best: Floats  # highest score within each lesion that counts, -inf where it was missed, shape (L,)
 
 
 @dataclass(frozen=True)
 class Froc:
-    """Sensitivity against false positives per slide.
+    """Sensitivity against false positives per slide."""
 
-    Attributes
-    ----------
-    false_positives
-        Mean per slide at each threshold, from the highest threshold down, starting at 0; shape (thresholds + 1,).
-    sensitivity
-        Share of the lesions that count, at the same thresholds.
-    score
-        Mean sensitivity at :data:`TARGETS`.
-    lesions, slides
-        Number of lesions that count, and of slides.
-    interval
-        95 % interval of ``score``, see :func:`froc_interval`; None where it was not computed.
-    """
-
+    # mean per slide at each threshold, from the highest threshold down, starting at 0; shape (thresholds + 1,)
     false_positives: Floats
-    sensitivity: Floats
-    score: float
+    sensitivity: Floats  # share of the lesions that count, at the same thresholds
+    score: float  # mean sensitivity at :data:`TARGETS`
+    # lesions, slides: number of lesions that count, and of slides
     lesions: int
     slides: int
+    # 95 % interval of ``score``, see :func:`froc_interval`; None where it was not computed
     interval: tuple[float, float] | None = None
 
     def at(self, target: float) -> float:

@@ -25,17 +25,10 @@ Counts = tuple[int, int]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are computed.
+    """How intervals are computed."""
 
-    Attributes
-    ----------
-    confidence
-        Coverage of the intervals.
-    resamples, seed
-        Number of bootstrap resamples, and seed of their draw.
-    """
-
-    confidence: float = 0.95
+    confidence: float = 0.95  # coverage of the intervals
+    # resamples, seed: number of bootstrap resamples, and seed of their draw
     resamples: int = 2000
     seed: int = 0
 
@@ -155,6 +148,32 @@ def share_interval(hits: ArrayLike, patients: Sequence[str] | None = None, *, pl
         raise EvaluationError("no slide: a share needs at least one")
     counts = (int(held.sum()), int((~held).sum()))
     return _share(held, _numbered(patients, len(held)), counts, plan)
+
+
+def class_rates(
+    holds: NDArray[np.bool_], given: NDArray[np.bool_], score: NDArray[np.floating], patients: Sequence[str] | None
+) -> tuple[int, int, Interval | None, Interval | None, Interval | None]:
+    """Return numbers of positives and negatives, AUC, sensitivity and specificity; None where a class is missing.
+
+    Parameters
+    ----------
+    holds, given
+        Truth and call, bool, shape (N,).
+    score, patients
+        Per slide, shape (N,), as for :func:`slide_intervals`.
+    """
+
+    def rate(chosen: NDArray[np.bool_], right: NDArray[np.bool_]) -> Interval | None:
+        return share_interval(right[chosen], some_of(patients, chosen)) if chosen.any() else None
+
+    both = bool(holds.any() and not holds.all())
+    return (
+        int(holds.sum()),
+        int((~holds).sum()),
+        auc_with_interval(holds.astype(int), score) if both else None,
+        rate(holds, given),
+        rate(~holds, ~given),
+    )
 
 
 def some_of(patients: Sequence[str] | None, chosen: NDArray[np.bool_]) -> list[str] | None:

@@ -34,80 +34,44 @@ SIZES = ("ITC", "micro", "macro")
 
 @dataclass(frozen=True)
 class TileFigures:
-    """Localisation over the tiles of all slides.
+    """Localisation over the tiles of all slides."""
 
-    Attributes
-    ----------
-    auc, pr_auc
-        AUC and average precision of the score for tumour tiles, all slides pooled.
-    tumour_tiles, tiles
-        Number of tumour tiles and of all tiles.
-    """
-
+    # auc, pr_auc: AUC and average precision of the score for tumour tiles, all slides pooled
     auc: float
     pr_auc: float
+    # tumour_tiles, tiles: number of tumour tiles and of all tiles
     tumour_tiles: int
     tiles: int
 
 
 @dataclass(frozen=True)
 class SizeRecall:
-    """Tumour slides by the size of their largest lesion.
+    """Tumour slides by the size of their largest lesion."""
 
-    Attributes
-    ----------
-    size
-        One of :data:`SIZES`.
-    slides
-        Number of slides.
-    selected
-        Slides with a tumour tile among the selected tiles.
-    pointed
-        Slides whose highest tile is tumour.
-    """
-
-    size: str
-    slides: int
-    selected: int
-    pointed: int
+    size: str  # one of :data:`SIZES`
+    slides: int  # number of slides
+    selected: int  # slides with a tumour tile among the selected tiles
+    pointed: int  # slides whose highest tile is tumour
 
 
 @dataclass(frozen=True)
 class Localisation:
-    """Where the score map is right, over the slides whose tumour is known; None where it cannot be computed.
+    """Where the score map is right, over the slides whose tumour is known; None where it cannot be computed."""
 
-    Attributes
-    ----------
-    lesions_by_peaks, lesions_by_components
-        FROC of CAMELYON16, with detections picked in two ways.
-    lesions_given
-        The same for detections from another tool.
-    tile_probability, tile_attention
-        Tile metrics of both scores; attention is multiplied by the number of tiles of its slide.
-    pointing
-        Share of tumour slides whose highest tile is tumour.
-    selection_recall
-        Share of tumour slides with a tumour tile among the selected tiles.
-    by_size
-        The same two by the size of the largest lesion.
-    false_alarm_mm2
-        Mean tissue area called tumour on slides without tumour, mm².
-    effective_tiles
-        Number of tiles over which attention is spread, mean over all slides here.
-    tumour_slides, other_slides
-        Number of slides with a tumour tile, and of slides without tumour.
-    """
-
+    # lesions_by_peaks, lesions_by_components: FROC of CAMELYON16, with detections picked in two ways
     lesions_by_peaks: Froc | None = None
     lesions_by_components: Froc | None = None
-    lesions_given: Froc | None = None
+    lesions_given: Froc | None = None  # the same for detections from another tool
+    # tile_probability, tile_attention: tile metrics of both scores; attention is multiplied by the number of tiles of
+    # its slide
     tile_probability: TileFigures | None = None
     tile_attention: TileFigures | None = None
-    pointing: float | None = None
-    selection_recall: float | None = None
-    by_size: tuple[SizeRecall, ...] = ()
-    false_alarm_mm2: float | None = None
-    effective_tiles: float | None = None
+    pointing: float | None = None  # share of tumour slides whose highest tile is tumour
+    selection_recall: float | None = None  # share of tumour slides with a tumour tile among the selected tiles
+    by_size: tuple[SizeRecall, ...] = ()  # the same two by the size of the largest lesion
+    false_alarm_mm2: float | None = None  # mean tissue area called tumour on slides without tumour, mm²
+    effective_tiles: float | None = None  # number of tiles over which attention is spread, mean over all slides here
+    # tumour_slides, other_slides: number of slides with a tumour tile, and of slides without tumour
     tumour_slides: int = 0
     other_slides: int = 0
 
@@ -224,14 +188,7 @@ def tile_threshold(task: Task, temperature: float, threshold: float) -> float:
 
 
 def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> TileFigures:
-    """Compute tile AUC and average precision over all tiles, also those on the edge of a lesion.
-
-    Parameters
-    ----------
-    tumour_fraction
-        Share of annotated tumour per tile, 0-1, shape (N,).
-    score
-        Higher means more suspicious, shape (N,).
+    """Compute tile AUC and average precision of a score over all tiles, also those on the edge of a lesion.
 
     Raises
     ------
@@ -265,12 +222,7 @@ def pointing_hit(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
 
 
 def effective_tiles(attention: NDArray[np.floating]) -> float:
-    """Return the number of tiles over which attention is spread: exp of its entropy, 1 to N.
-
-    Parameters
-    ----------
-    attention
-        Attention of all tiles of a slide, sums to 1, shape (N,).
+    """Return the number of tiles over which attention, which sums to 1, is spread: exp of its entropy, 1 to N.
 
     Raises
     ------
@@ -288,22 +240,7 @@ def effective_tiles(attention: NDArray[np.floating]) -> float:
 def false_alarm_mm2(
     score: NDArray[np.floating], tissue_fraction: NDArray[np.floating], *, tile_mm2: float, threshold: float
 ) -> float:
-    """Return the tissue area of a negative slide at or above a threshold, mm².
-
-    Parameters
-    ----------
-    score, tissue_fraction
-        Per tile, shape (N,).
-    tile_mm2
-        Area of one grid cell, mm².
-    threshold
-        Scores at or above it are called tumour.
-
-    Raises
-    ------
-    EvaluationError
-        No tile; a number that is not finite; different lengths.
-    """
+    """Return the tissue area of a negative slide whose tiles reach a threshold; raises as :func:`pointing_hit`."""
     _check(tissue_fraction, score)
     return float(tissue_fraction[score >= threshold].sum() * tile_mm2)
 

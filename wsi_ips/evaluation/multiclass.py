@@ -15,88 +15,52 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.classification import Interval, auc_with_interval
-from wsi_ips.evaluation.intervals import share_interval, some_of
+from wsi_ips.evaluation.classification import Interval
+from wsi_ips.evaluation.intervals import class_rates, share_interval
 
 Labels: TypeAlias = NDArray[np.integer] | NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class TaskFigures:
-    """Accuracy and AUC of a task, without intervals.
+    """Accuracy and AUC of a task, without intervals."""
 
-    Attributes
-    ----------
-    accuracy
-        Single-label: share of slides whose most probable class is the true one. Multi-label: share of (slide, class)
-        pairs that are right at probability 0.5.
-    auc
-        Mean one-vs-rest AUC of the classes that have slides with and without them; None without such a class.
-    slides
-        Number of slides.
-    """
-
+    # single-label: share of slides whose most probable class is the true one. Multi-label: share of (slide, class)
+    # pairs that are right at probability 0.5.
     accuracy: float
+    # mean one-vs-rest AUC of the classes that have slides with and without them; None without such a class
     auc: float | None
-    slides: int
+    slides: int  # number of slides
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Metrics of one class against the rest.
+    """Metrics of one class against the rest."""
 
-    Attributes
-    ----------
-    name
-        Name of the class.
-    positives, negatives
-        Number of slides with and without the class.
-    auc
-        AUC; None where all slides or none have the class.
-    found, others_right
-        Sensitivity and specificity of the answers; None without slides with, or without, the class.
-    """
-
-    name: str
+    name: str  # name of the class
+    # positives, negatives: number of slides with and without the class
     positives: int
     negatives: int
-    auc: Interval | None
+    auc: Interval | None  # AUC; None where all slides or none have the class
+    # found, others_right: sensitivity and specificity of the answers; None without slides with, or without, the class
     found: Interval | None
     others_right: Interval | None
 
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """Metrics of one task.
+    """Metrics of one task."""
 
-    Attributes
-    ----------
-    name, kind
-        Task; ``single``: exactly one class holds; ``multi``: any number.
-    slides
-        Number of slides with a known answer.
-    accuracy
-        Share of slides that are answered entirely right.
-    share_right
-        The same for a ``single`` task; share of right (slide, class) pairs for a ``multi`` task.
-    mean_auc
-        Mean one-vs-rest AUC of the classes; None where no class has one.
-    kappa
-        Cohen's kappa of a ``single`` task; None for others and where it is undefined.
-    classes
-        Metrics of each class.
-    confusion
-        Number of slides by true class (rows) and answer (columns); empty for ``multi``.
-    """
-
+    # name, kind: task; ``single``: exactly one class holds; ``multi``: any number
     name: str
     kind: str
-    slides: int
-    accuracy: Interval
-    share_right: float
-    mean_auc: float | None
-    kappa: float | None
-    classes: tuple[ClassFigures, ...]
+    slides: int  # number of slides with a known answer
+    accuracy: Interval  # share of slides that are answered entirely right
+    share_right: float  # the same for a ``single`` task; share of right (slide, class) pairs for a ``multi`` task
+    mean_auc: float | None  # mean one-vs-rest AUC of the classes; None where no class has one
+    kappa: float | None  # Cohen's kappa of a ``single`` task; None for others and where it is undefined
+    classes: tuple[ClassFigures, ...]  # metrics of each class
+    # number of slides by true class (rows) and answer (columns); empty for ``multi``
     confusion: tuple[tuple[int, ...], ...]
 
 
@@ -167,7 +131,10 @@ def evaluate_task(
         float(wholly.mean() if single else (holds == given).mean()),
         plain.auc,
         float(metrics.cohen_kappa_score(truth, called)) if varied else None,
-        tuple(_of_class(c, holds[:, i], given[:, i], probability[:, i], patients) for i, c in enumerate(classes)),
+        tuple(
+            ClassFigures(c, *class_rates(holds[:, i], given[:, i], probability[:, i], patients))
+            for i, c in enumerate(classes)
+        ),
         tuple(tuple(int(cell) for cell in row) for row in confusion.tolist()),
     )
 
@@ -179,24 +146,3 @@ def _answers(truth: Labels, probability: NDArray[np.floating]) -> Labels:
 
 def _one_hot(labels: Labels, classes: int) -> NDArray[np.bool_]:
     return labels[:, None] == np.arange(classes) if labels.ndim == 1 else np.asarray(labels, bool)
-
-
-def _of_class(
-    name: str,
-    holds: NDArray[np.bool_],
-    given: NDArray[np.bool_],
-    score: NDArray[np.floating],
-    patients: Sequence[str] | None,
-) -> ClassFigures:
-    def rate(chosen: NDArray[np.bool_], right: NDArray[np.bool_]) -> Interval | None:
-        return share_interval(right[chosen], some_of(patients, chosen)) if chosen.any() else None
-
-    both = bool(holds.any() and not holds.all())
-    return ClassFigures(
-        name,
-        int(holds.sum()),
-        int((~holds).sum()),
-        auc_with_interval(holds.astype(int), score) if both else None,
-        rate(holds, given),
-        rate(~holds, ~given),
-    )

@@ -16,24 +16,12 @@ from wsi_ips.evaluation.summary import Evaluation
 
 @dataclass(frozen=True)
 class TableQuestion:
-    """What to measure in a table of predictions.
+    """What to measure in a table of predictions."""
 
-    Attributes
-    ----------
-    positive
-        Label that counts as positive; all others are negative.
-    by
-        Columns that make subgroups, in addition to those of sites.
-    split
-        Split to report on; all slides where there is no column ``split``.
-    threshold
-        Threshold in place of the one from the validation slides.
-    """
-
-    positive: str
-    by: Sequence[str] = ()
-    split: str = "test"
-    threshold: float | None = None
+    positive: str  # label that counts as positive; all others are negative
+    by: Sequence[str] = ()  # columns that make subgroups, in addition to those of sites
+    split: str = "test"  # split to report on; all slides where there is no column ``split``
+    threshold: float | None = None  # threshold in place of the one from the validation slides
 
 
 def evaluate_table(table: pd.DataFrame, question: TableQuestion, source: str = "predictions") -> Evaluation:

@@ -19,8 +19,8 @@ from wsi_ips.evaluation.calibration import (
     reliability,
     with_temperature,
 )
-from wsi_ips.evaluation.classification import Floats, Interval, auc_with_interval, precision_recall, roc_curve
-from wsi_ips.evaluation.intervals import share_interval, slide_intervals, some_of
+from wsi_ips.evaluation.classification import Floats, Interval, precision_recall, roc_curve
+from wsi_ips.evaluation.intervals import class_rates, slide_intervals, some_of
 
 DEFAULT_THRESHOLD = 0.5
 SLIDES_OF_A_BIN = 8
@@ -35,21 +35,11 @@ LARGEST_LESION = "largest lesion"
 
 @dataclass(frozen=True)
 class Scored:
-    """Slides with truth and score.
+    """Slides with truth and score."""
 
-    Attributes
-    ----------
-    truth
-        0 or 1, shape (N,).
-    score
-        Probability of 1, shape (N,).
-    patients
-        Patient of each slide, empty where unknown; None where all are unknown.
-    """
-
-    truth: NDArray[np.int64]
-    score: Floats
-    patients: Sequence[str] | None = None
+    truth: NDArray[np.int64]  # 0 or 1, shape (N,)
+    score: Floats  # probability of 1, shape (N,)
+    patients: Sequence[str] | None = None  # patient of each slide, empty where unknown; None where all are unknown
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -61,18 +51,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Groups:
-    """Subgroups of the test slides: the value of each slide by column.
+    """Subgroups of the test slides: the value of each slide by column."""
 
-    Attributes
-    ----------
-    columns
-        Columns that split all slides.
-    of_positives
-        Columns that only positive slides have, such as the size of the lesion: each value is compared with all negative
-        slides, and slides with an empty value are left out.
-    """
-
-    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)  # columns that split all slides
+    # columns that only positive slides have, such as the size of the lesion: each value is compared with all negative
+    # slides, and slides with an empty value are left out
     of_positives: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -88,75 +71,40 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Metrics of the slides of one group; None where the group lacks a class.
+    """Metrics of the slides of one group; None where the group lacks a class."""
 
-    Attributes
-    ----------
-    name, value
-        Column and its value.
-    positives, negatives
-        Number of slides.
-    auc
-        AUC within the group.
-    sensitivity, specificity
-        At the threshold of the whole test set.
-    """
-
+    # name, value: column and its value
     name: str
     value: str
+    # positives, negatives: number of slides
     positives: int
     negatives: int
-    auc: Interval | None
+    auc: Interval | None  # AUC within the group
+    # sensitivity, specificity: at the threshold of the whole test set
     sensitivity: Interval | None
     specificity: Interval | None
 
 
 @dataclass(frozen=True)
 class SlideEvaluation:
-    """Metrics of a test set.
+    """Metrics of a test set."""
 
-    Attributes
-    ----------
-    threshold, threshold_from
-        Scores at or above it are called positive; ``given``, ``validation`` (highest balanced accuracy there) or
-        ``default``.
-    metrics
-        Metrics with intervals, see :func:`wsi_ips.evaluation.slide_intervals`.
-    confusion
-        Confusion matrix at the threshold.
-    calibration
-        Calibration of the uncalibrated scores; None where the classes are perfectly separated.
-    temperature
-        Temperature fitted on the validation slides; None without one.
-    calibrated
-        Calibration after temperature scaling.
-    reliability
-        Predicted against observed frequency.
-    roc
-        False and true positive rates over all thresholds.
-    precision_recall
-        Recall (from 0) and precision over all thresholds.
-    patients
-        Number of patients; None where patients are unknown.
-    subgroups
-        In the order of columns and values.
-    notes
-        What could not be computed, and why.
-    """
-
+    # threshold, threshold_from: scores at or above it are called positive; ``given``, ``validation`` (highest
+    # balanced accuracy there) or ``default``
     threshold: float
     threshold_from: str
-    metrics: dict[str, Interval]
-    confusion: Confusion
+    metrics: dict[str, Interval]  # metrics with intervals, see :func:`wsi_ips.evaluation.slide_intervals`
+    confusion: Confusion  # confusion matrix at the threshold
+    # calibration of the uncalibrated scores; None where the classes are perfectly separated
     calibration: Calibration | None
-    temperature: float | None
-    calibrated: Calibration | None
-    reliability: list[ReliabilityBin]
-    roc: tuple[list[float], list[float]]
-    precision_recall: tuple[list[float], list[float]]
-    patients: int | None
-    subgroups: list[Subgroup]
-    notes: tuple[str, ...]
+    temperature: float | None  # temperature fitted on the validation slides; None without one
+    calibrated: Calibration | None  # calibration after temperature scaling
+    reliability: list[ReliabilityBin]  # predicted against observed frequency
+    roc: tuple[list[float], list[float]]  # false and true positive rates over all thresholds
+    precision_recall: tuple[list[float], list[float]]  # recall (from 0) and precision over all thresholds
+    patients: int | None  # number of patients; None where patients are unknown
+    subgroups: list[Subgroup]  # in the order of columns and values
+    notes: tuple[str, ...]  # what could not be computed, and why
 
 
 def evaluate_slides(
@@ -297,22 +245,7 @@ def _subgroups(groups: Groups, test: Scored, threshold: float) -> list[Subgroup]
 
 
 def _subgroup(name: str, value: str, here: Scored, threshold: float) -> Subgroup:
-    positive = here.truth == 1
-    called = here.score >= threshold
-
-    def rate(chosen: NDArray[np.bool_], right: NDArray[np.bool_]) -> Interval | None:
-        return share_interval(right[chosen], some_of(here.patients, chosen)) if chosen.any() else None
-
-    both = bool(positive.any() and (~positive).any())
-    return Subgroup(
-        name,
-        value,
-        int(positive.sum()),
-        int((~positive).sum()),
-        auc_with_interval(here.truth, here.score) if both else None,
-        rate(positive, called),
-        rate(~positive, ~called),
-    )
+    return Subgroup(name, value, *class_rates(here.truth == 1, here.score >= threshold, here.score, here.patients))
 
 
 def _lists(curve: tuple[Floats, Floats]) -> tuple[list[float], list[float]]:

@@ -52,18 +52,10 @@ class PatientStage:
 
 @dataclass(frozen=True)
 class Patients:
-    """Stages of patients by their lymph nodes.
+    """Stages of patients by their lymph nodes."""
 
-    Attributes
-    ----------
-    patients
-        In the order of their ids.
-    kappa
-        Quadratically weighted kappa; None where it is undefined.
-    """
-
-    patients: tuple[PatientStage, ...]
-    kappa: float | None
+    patients: tuple[PatientStage, ...]  # in the order of their ids
+    kappa: float | None  # quadratically weighted kappa; None where it is undefined
 
     @property
     def right(self) -> int:

@@ -15,31 +15,16 @@ from wsi_ips.evaluation.staging import Patients
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All metrics; what could not be computed is None, with the reason in ``notes``.
+    """All metrics; what could not be computed is None, with the reason in ``notes``."""
 
-    Attributes
-    ----------
-    slides
-        Last class of the label against all others.
-    localisation
-        Where the score maps are right.
-    patients
-        pN stages.
-    tasks
-        Metrics of each further task, and of a label with more than two classes.
-    tissue
-        What segmentation and tiling left of the annotated lesions of all slides: ``lesions``, ``lost``, ``in_tissue``,
-        ``in_tiles``.
-    notes
-        What could not be computed or was left out, and why.
-    """
-
-    slides: SlideEvaluation | None
-    localisation: Localisation | None = None
-    patients: Patients | None = None
-    tasks: tuple[TaskEvaluation, ...] = ()
+    slides: SlideEvaluation | None  # last class of the label against all others
+    localisation: Localisation | None = None  # where the score maps are right
+    patients: Patients | None = None  # pN stages
+    tasks: tuple[TaskEvaluation, ...] = ()  # metrics of each further task, and of a label with more than two classes
+    # what segmentation and tiling left of the annotated lesions of all slides: ``lesions``, ``lost``, ``in_tissue``,
+    # ``in_tiles``
     tissue: dict[str, float] | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what could not be computed or was left out, and why
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of ``evaluation.json``."""
