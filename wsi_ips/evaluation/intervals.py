@@ -2,6 +2,15 @@
 
 Slides of one patient are not independent. Where patients are known, the bootstrap draws patients, not slides.
 
+- ``auc``: see :func:`auc_with_interval`; it takes slides as independent.
+- ``auc_bootstrap``, ``pr_auc``, ``brier``: percentile bootstrap over patients, stratified by the classes of their
+  slides. With perfect separation every resample has an area of 1. The interval is then the exact binomial one (Clopper
+  and Pearson, 1934) of as many successes as the smaller class has patients (``pr_auc``: as there are patients with
+  positive slides).
+- ``sensitivity``, ``specificity``: see :func:`share_interval`.
+- ``balanced_accuracy``: MOVER (Zou and Donner, 2008) on these two where slides are independent, so never of zero width;
+  otherwise the bootstrap, widened to MOVER's where that is wider.
+
 Shapes: N slides, R resamples (rows of a block of weights).
 """
 
@@ -55,73 +64,61 @@ def slide_intervals(
     patients: Sequence[str] | None = None,
     plan: Bootstrap = DEFAULT,
 ) -> dict[str, Interval]:
-    """Compute the AUC and the metrics of :func:`slide_metrics`, each with a suitable interval.
-
-    - ``auc``: see :func:`auc_with_interval`; it takes slides as independent.
-    - ``auc_bootstrap``, ``pr_auc``, ``brier``: percentile bootstrap over patients, stratified by the classes of their
-      slides. With perfect separation every resample has an area of 1. The interval is then the exact binomial one
-      (Clopper and Pearson, 1934) of as many successes as the smaller class has patients (``pr_auc``: as there are
-      patients with positive slides).
-    - ``sensitivity``, ``specificity``: see :func:`share_interval`.
-    - ``balanced_accuracy``: MOVER (Zou and Donner, 2008) on these two where slides are independent, so never of zero
-      width; otherwise the bootstrap, widened to MOVER's where that is wider.
+    """Compute the AUC and the metrics of :func:`slide_metrics`, each with a suitable interval (see the module).
 
     Parameters
     ----------
-    truth
-        0 or 1, shape (N,).
-    score
-        Probability of 1, shape (N,).
-    threshold
-        Scores at or above it are called positive. Fix it before looking at test slides.
-    patients
-        Patient of each slide; an empty name is a patient of its own. None: every slide is.
-    plan
-        Coverage, resamples and seed.
+    truth, score, threshold
+        As for :func:`slide_metrics`.
+    patients, plan
+        Patient of each slide (an empty name, or None for all, is a patient of its own); coverage, resamples and seed.
 
     Raises
     ------
     EvaluationError
-        As :func:`auc_with_interval`; a score outside 0-1; not one patient per slide.
+        As :func:`slide_metrics`; not one patient per slide.
     """
     values = slide_metrics(truth, score, threshold=threshold)
     labels, scores = np.asarray(truth, int), np.asarray(score, np.float64)
     groups = _numbered(patients, len(labels))
     counts = (int((labels == 1).sum()), int((labels == 0).sum()))
     right = (scores >= threshold) == (labels == 1)
-    auc, precision, brier, balanced = _bootstrap(
-        labels,
-        groups,
-        (
-            lambda w: _auc(labels, scores, w),
-            lambda w: _average_precision(labels, scores, w),
-            lambda w: w @ (scores - labels) ** 2 / w.sum(1),
-            lambda w: (_rate(right, labels == 1, w) + _rate(right, labels == 0, w)) / 2,
-        ),
-        plan,
-    )
     sensitivity, specificity = (_share(right[labels == c], groups[labels == c], counts, plan) for c in (1, 0))
-    by_delong = auc_with_interval(truth, score, confidence=plan.confidence)
+    area = auc_with_interval(truth, score, confidence=plan.confidence)
+    drawn = _drawn_metrics(labels, scores, right, groups, plan)
     patients_of = [len(set(groups[labels == c].tolist())) for c in (1, 0)]
     is_clustered = len(set(groups.tolist())) < len(groups)
     method = BY_PATIENT if is_clustered else "bootstrap"
-    area = by_delong.value
+
+    def by_bootstrap(name: str, value: float) -> Interval:
+        return plan.percentiles(value, drawn[name], counts, method)
+
+    def exact(cases: int) -> Interval:
+        return plan.exact(area.value, cases, counts)
+
     mover = _mover(sensitivity, specificity)
     return {
-        "auc": by_delong,
-        "auc_bootstrap": plan.exact(area, min(patients_of), counts)
-        if area in (0, 1)
-        else plan.percentiles(area, auc, counts, method),
+        "auc": area,
+        "auc_bootstrap": exact(min(patients_of)) if area.value in (0, 1) else by_bootstrap("auc", area.value),
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "balanced_accuracy": _wider(mover, plan.percentiles(mover.value, balanced, counts, method))
-        if is_clustered
-        else mover,
-        "pr_auc": plan.exact(1.0, patients_of[0], counts)
-        if area == 1
-        else plan.percentiles(values["pr_auc"], precision, counts, method),
-        "brier": plan.percentiles(values["brier"], brier, counts, method),
+        "balanced_accuracy": _wider(mover, by_bootstrap("balanced_accuracy", mover.value)) if is_clustered else mover,
+        "pr_auc": exact(patients_of[0]) if area.value == 1 else by_bootstrap("pr_auc", values["pr_auc"]),
+        "brier": by_bootstrap("brier", values["brier"]),
     }
+
+
+def _drawn_metrics(
+    labels: NDArray[np.int64], scores: Floats, right: NDArray[np.bool_], groups: NDArray[np.int64], plan: Bootstrap
+) -> dict[str, Floats]:
+    """Return metrics of every resample, shape (R,) each."""
+    metrics = {
+        "auc": lambda w: _auc(labels, scores, w),
+        "pr_auc": lambda w: _average_precision(labels, scores, w),
+        "brier": lambda w: w @ (scores - labels) ** 2 / w.sum(1),
+        "balanced_accuracy": lambda w: (_rate(right, labels == 1, w) + _rate(right, labels == 0, w)) / 2,
+    }
+    return dict(zip(metrics, _bootstrap(labels, groups, [*metrics.values()], plan), strict=True))
 
 
 def share_interval(hits: ArrayLike, patients: Sequence[str] | None = None, *, plan: Bootstrap = DEFAULT) -> Interval:

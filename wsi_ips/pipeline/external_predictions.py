@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from wsi_ips.errors import EvaluationError, WsiIpsError
-from wsi_ips.evaluation import Detections, Evaluation, Localisation, match_detections
+from wsi_ips.evaluation import Detections, Evaluation, Lesions, Localisation, match_detections
 from wsi_ips.evaluation.froc import LEGACY_MPP, froc_with_interval
 from wsi_ips.evaluation.prediction_table import TableQuestion, evaluate_table
 from wsi_ips.geometry import Scale
@@ -117,19 +117,17 @@ def evaluate_detections(
     negative: frozenset[str],
     legacy_spacing: bool = False,
 ) -> Localisation:
-    """Compute the FROC of detections.
+    """Compute the FROC of detections on the annotated and negative slides.
 
     Parameters
     ----------
     folder
         A file ``SLIDE_ID.csv`` per slide with ``probability, x, y`` (level-0 pixels), with or without a header. A slide
         without a file has no detection.
-    records
-        Slides to report on; only annotated and negative ones are used.
+    records, negative
+        Slides to report on, and those known to hold no tumour.
     notes
         What is left out is added here.
-    negative
-        Slides known to hold no tumour.
     legacy_spacing
         As for :func:`evaluate_files`.
 
@@ -149,9 +147,7 @@ def evaluate_detections(
     for record in known:
         found = read_detections(files[record.slide_id]) if record.slide_id in files else Detections(*np.zeros((3, 0)))
         try:
-            with open_slide(record.path, mpp_override=record.mpp) as reader:
-                size, bounds, mpp = reader.info.size_px0, reader.info.bounds, reader.info.pyramid.mpp
-            lesions = read_lesions(record, size, bounds, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else mpp)
+            lesions = _lesions_of_slide(record, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None)
             matched.append(match_detections(found, lesions))
         except (WsiIpsError, OSError) as error:
             notes.append(f"slide {record.slide_id} is not in the lesion metrics: {error}")
@@ -163,6 +159,13 @@ def evaluate_detections(
     _note(notes, unknown, "slides have neither an annotation nor a negative label and are not in the lesion metrics")
     _note(notes, sorted(files.keys() - {*names}), "files belong to no slide here and are not used")
     return Localisation(lesions_given=froc_with_interval(matched, notes))
+
+
+def _lesions_of_slide(record: SlideRecord, mpp: Scale | None) -> Lesions:
+    """Read the lesions of a slide that is not tiled; ``mpp`` in place of its own."""
+    with open_slide(record.path, mpp_override=record.mpp) as reader:
+        size, bounds, own = reader.info.size_px0, reader.info.bounds, reader.info.pyramid.mpp
+    return read_lesions(record, size, bounds, mpp or own)
 
 
 def _note(notes: list[str], names: Sequence[str], what: str) -> None:
