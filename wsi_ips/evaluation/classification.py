@@ -78,7 +78,7 @@ def roc_curve(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
 def precision_recall(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     """Return recall (from 0 to 1) and precision over all thresholds; raises as :func:`auc_with_interval`.
 
-    At recall 0 stands the precision of the highest score.
+    The precision at recall 0 is that of the highest score.
     """
     split_scores(truth, score)
     precision, recall, _ = metrics.precision_recall_curve(np.asarray(truth), np.asarray(score, np.float64))

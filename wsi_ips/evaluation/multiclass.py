@@ -122,13 +122,13 @@ def evaluate_task(
     holds, given = _one_hot(truth, len(classes)), _one_hot(called, len(classes))  # (N, C)
     confusion = metrics.confusion_matrix(truth, called, labels=np.arange(len(classes))) if single else np.zeros((0, 0))
     varied = single and len({*truth.tolist(), *called.tolist()}) > 1
-    wholly = (holds == given).all(1)
+    entirely = (holds == given).all(1)
     return TaskEvaluation(
         name,
         "single" if single else "multi",
         len(truth),
-        share_interval(wholly, patients),
-        float(wholly.mean() if single else (holds == given).mean()),
+        share_interval(entirely, patients),
+        float(entirely.mean() if single else (holds == given).mean()),
         plain.auc,
         float(metrics.cohen_kappa_score(truth, called)) if varied else None,
         tuple(

@@ -315,7 +315,7 @@ def _patients(slides: _Slides) -> Patients | None:
 def _patients_by_map(slides: _Slides, column: str, notes: list[str]) -> Patients | None:
     """Stage patients by the longest diameter of what each node's map calls tumour.
 
-    A slide below the threshold is negative, whatever its tiles show.
+    A slide below the threshold is negative, even if some of its tiles are not.
     """
     cells, nodes = manifest_cells(slides.run, [column]), []
     for record in slides.records:
