@@ -165,7 +165,7 @@ def _limits_of_figures(slides: SlideEvaluation) -> list[str]:
     lines, c = [], slides.confusion
     fewest = min(c.true_positive + c.false_negative, c.true_negative + c.false_positive)
     if fewest < FEW_OF_A_CLASS:
-        lines.append(f"Measured on few slides, {fewest} of the rarer class: the intervals are wide; rely on them.")
+        lines.append(f"Measured on few slides, {fewest} of the rarer class: read every figure with its wide interval.")
     if slides.threshold_from == "default":
         lines.append("Too few validation slides to set a threshold: 0.5 is a default, not a recommendation.")
     if slides.patients is None:
