@@ -29,10 +29,10 @@ from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
+from wsi_ips.pipeline.evaluate_run import evaluate_run
 from wsi_ips.pipeline.learning.features import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.pipeline.prediction.predict import predict_stage
-from wsi_ips.pipeline.report.page import compute_figures
 
 STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}
 QUICK_SLIDES = replace(DEMO, slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))
@@ -84,9 +84,9 @@ def measure(work: Path, name: str, *, quick: bool, **changes: Any) -> Seen:
         train_stage(run)
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
         predict_stage(run)
-        figures = compute_figures(run)
-    tiles = figures.tile_probability
-    return Seen(wall, cpu, figures.auc.value if figures.auc else float("nan"), tiles.auc if tiles else float("nan"))
+        summary = evaluate_run(run).summary()
+    aucs = [summary[name] for name in ("test_auc", "tile_auc_probability")]
+    return Seen(wall, cpu, *(float("nan") if auc is None else auc for auc in aucs))
 
 
 def embed(work: Path, *, quick: bool) -> Seen:

@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import node_label, pn_stage, quadratic_kappa
-from wsi_ips.evaluation.staging import largest_part_mm
+from wsi_ips.evaluation import Node, PatientStage, node_label, pn_stage, quadratic_kappa
+from wsi_ips.evaluation.staging import largest_part_mm, stage_patients
 from wsi_ips.geometry import Scale
 
 
@@ -79,3 +79,24 @@ def test_kappa_of_a_hand_worked_table():
     truth, predicted = ["pN0", "pN0", "pN1mi", "pN1"], ["pN0", "pN1mi", "pN1mi", "pN2"]
     # Stages 0 0 2 3 and 0 2 2 4: squared distances 0 + 4 + 0 + 1; of all 16 pairs 24 + 24 + 8 + 12, a quarter is 17.
     assert quadratic_kappa(truth, predicted) == pytest.approx(1 - 5 / 17)
+
+
+def test_patients_are_staged_by_all_their_nodes():
+    rows = [
+        ("p1", "negative", "negative"),
+        ("p1", "macro", "macro"),
+        ("p2", "itc", "itc"),
+        ("p2", "negative", "micro"),
+        ("p3", "micro", "micro"),
+    ]
+    found = stage_patients([Node(*row) for row in rows], [])
+    assert found.patients == (
+        PatientStage("p1", "pN1", "pN1"),
+        PatientStage("p2", "pN0(i+)", "pN1mi"),
+        PatientStage("p3", "pN1mi", "pN1mi"),
+    )
+    assert found.right == 2
+    assert 0 < found.kappa < 1
+    notes: list[str] = []
+    assert stage_patients([Node(*rows[-1])], notes).kappa is None
+    assert "undefined" in notes[0]

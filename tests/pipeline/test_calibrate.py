@@ -18,7 +18,7 @@ from wsi_ips.labels import Task
 from wsi_ips.model.calibration import CALIBRATION_NAME
 from wsi_ips.model.card import CARD_NAME
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
+from wsi_ips.pipeline.evaluate_run import evaluate_run
 from wsi_ips.pipeline.prediction.calibrate import LEAST_SLIDES, fit_task
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.prediction.scored import model_calibration

@@ -14,7 +14,7 @@ from tests.pipeline.test_run import done, finished, recipe_of  # noqa: F401 - fi
 from wsi_ips.cli import app
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.report.page import report_stage
+from wsi_ips.pipeline.report_stage import report_stage
 
 
 def change_manifest(folder: Path, **columns: list[str]) -> None:

@@ -7,13 +7,14 @@ import re
 import numpy as np
 
 from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
-from wsi_ips.results import Figure, ReportData, SlideEntry, TopTile, render_report
+from wsi_ips.results import Figure, MapPicture, ReportData, SlideEntry, TopTile, render_report
 
 
 def entry(name: str, probability: float | None, *, state="ok", reason="", overlays=()) -> SlideEntry:
     top = (TopTile(b"tile", 0.9, 12_345, 678),) if overlays else ()
+    maps = tuple(MapPicture(f"{jpeg.decode()} map", jpeg) for jpeg in overlays)
     return SlideEntry(
-        name, state, reason, "normal", "test", probability, "tumor", 42, 3.2, overlays, top, tile_um=128.0
+        name, state, reason, "normal", "test", probability, "tumor", 42, 3.2, overlays=maps, top=top, tile_um=128.0
     )
 
 
@@ -73,4 +74,5 @@ def test_every_picture_has_a_text():
     html = page(entry("a", 0.9, overlays=(b"one", b"two")))
     images = re.findall(r"<img [^>]*>", html)
     assert len(images) == 3
+    assert "<figcaption>one map</figcaption>" in html
     assert all(re.search(r'alt="[^"]+"', image) for image in images)

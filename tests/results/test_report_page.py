@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_ips.evaluation import Evaluation, Localisation, Scored, SizeRecall, evaluate_slides, evaluate_task
+from wsi_ips.evaluation import Evaluation, Groups, Localisation, Scored, SizeRecall, evaluate_slides, evaluate_task
 from wsi_ips.results import (
     CardSection,
     Figure,
@@ -18,6 +18,7 @@ from wsi_ips.results import (
     History,
     Loss,
     LostLesion,
+    MapPicture,
     RecallRow,
     ReportData,
     SlideEntry,
@@ -37,10 +38,14 @@ def slide(slide_id: str, probability: float | None, **changes) -> SlideEntry:
     return replace(plain, **changes)
 
 
-DRAWN = {"overlays": (b"one", b"two"), "top": (TopTile(b"tile", 0.99991, 12_345, 678),), "tile_um": 112.0}
+DRAWN = {
+    "overlays": (MapPicture("one", b"one"), MapPicture("two", b"two")),
+    "top": (TopTile(b"tile", 0.99991, 12_345, 678),),
+    "tile_um": 112.0,
+}
 SCORED = Scored(np.array(TRUTH), np.array(SCORE))
 EVALUATION = Evaluation(
-    evaluate_slides(SCORED, groups={"centre": ["x", "y"] * 3}, threshold=0.5),
+    evaluate_slides(SCORED, groups=Groups({"centre": ["x", "y"] * 3}), threshold=0.5),
     Localisation(pointing=0.5, selection_recall=1.0, by_size=(SizeRecall("micro", 2, 2, 1),), tumour_slides=2),
     tasks=(evaluate_task("grade", ("low", "high"), np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])),),
     notes=("a note",),
@@ -103,7 +108,7 @@ def test_no_text_of_any_field_becomes_markup() -> None:
         split=NASTY,
         evaluation=replace(
             EVALUATION,
-            slides=evaluate_slides(SCORED, groups={NASTY: [NASTY] * 6}, threshold=0.5),
+            slides=evaluate_slides(SCORED, groups=Groups({NASTY: [NASTY] * 6}), threshold=0.5),
             tasks=(evaluate_task(NASTY, (NASTY, "b"), np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]])),),
             notes=(NASTY,),
         ),
@@ -230,7 +235,9 @@ def test_a_cohort_of_a_thousand_slides_stays_a_page() -> None:
     picture, small, tile = (rng.bytes(size) for size in (100_000, 3_000, 4_000))
     top = tuple(TopTile(tile, 0.9, i, i) for i in range(12))
     slides = [slide(f"slide_{i:04}", 1 - i / 1000, thumbnail=small) for i in range(1000)]
-    drawn = [replace(s, overlays=(picture, picture), top=top) for s in slides[:60]]
+    drawn = [
+        replace(s, overlays=(MapPicture("one", picture), MapPicture("two", picture)), top=top) for s in slides[:60]
+    ]
     began = time.monotonic()
     page = Page(html := render_report(replace(DATA, slides=(*drawn, *slides[60:]))))
     assert len(html) < 30_000_000

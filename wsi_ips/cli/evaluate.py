@@ -70,23 +70,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     `site` and `scanner` make subgroups by themselves.
     """
     with explained(debug=debug):
+        from wsi_ips.evaluation.prediction_table import TableQuestion
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
-        from wsi_ips.pipeline.evaluation.table import evaluate_others
+        from wsi_ips.pipeline.evaluate_run import evaluate_run
+        from wsi_ips.pipeline.external_predictions import evaluate_files
         from wsi_ips.provenance import atomic_write_json
 
         others = predictions is not None or detections is not None
         if (recipe is None) != others:
             raise RecipeError("give either a recipe, or --predictions FILE, --detections FOLDER or both")
         if recipe is None:
-            found = evaluate_others(
-                predictions,
-                manifest=manifest,
+            found = evaluate_files(
+                TableQuestion(positive, by or (), split, threshold),
+                predictions=predictions,
                 detections=detections,
-                positive=positive,
-                by=by or (),
-                split=split,
-                threshold=threshold,
+                manifest=manifest,
                 legacy_spacing=legacy_spacing,
             )
             target = output
@@ -117,7 +115,7 @@ def report(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False)
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.report.page import report_stage
+        from wsi_ips.pipeline.report_stage import report_stage
 
         with Run.open(load_recipe(recipe, parse_overrides(settings)), Bars()) as run:
             report_stage(run)

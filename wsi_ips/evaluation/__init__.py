@@ -1,16 +1,14 @@
-"""Evaluation: numbers in, numbers out."""
+"""Evaluation: numbers in, numbers out; no files."""
 
 from wsi_ips.evaluation.calibration import (
     Calibration,
-    ReliabilityBin,
     calibration,
     fit_temperature,
     fixed_threshold,
     reliability,
     with_temperature,
 )
-from wsi_ips.evaluation.classes import ClassFigures, TaskEvaluation, evaluate_task
-from wsi_ips.evaluation.cohort import Scored, SlideEvaluation, Subgroup, evaluate_slides
+from wsi_ips.evaluation.classification import Interval, auc_with_interval, precision_recall, roc_curve, slide_metrics
 from wsi_ips.evaluation.froc import (
     Detections,
     Froc,
@@ -23,39 +21,38 @@ from wsi_ips.evaluation.froc import (
     match_detections,
     peak_detections,
 )
-from wsi_ips.evaluation.intervals import share_interval, slide_intervals
+from wsi_ips.evaluation.intervals import Bootstrap, share_interval, slide_intervals
 from wsi_ips.evaluation.localisation import (
-    TileFigures,
+    Localisation,
+    SizeRecall,
     effective_tiles,
     false_alarm_mm2,
     pointing_hit,
     tile_figures,
 )
-from wsi_ips.evaluation.outcome import Evaluation, Localisation, Patients, PatientStage, SizeRecall
-from wsi_ips.evaluation.slide import Interval, auc_with_interval, precision_recall, roc_curve, slide_metrics
-from wsi_ips.evaluation.staging import node_label, pn_stage, quadratic_kappa
-from wsi_ips.evaluation.tasks import TaskFigures, task_figures
+from wsi_ips.evaluation.multiclass import TaskEvaluation, evaluate_task, task_figures
+from wsi_ips.evaluation.slide_evaluation import Groups, Scored, SlideEvaluation, evaluate_slides
+from wsi_ips.evaluation.staging import Node, Patients, PatientStage, node_label, pn_stage, quadratic_kappa
+from wsi_ips.evaluation.summary import Evaluation
 
 __all__ = [
+    "Bootstrap",
     "Calibration",
-    "ClassFigures",
     "Detections",
     "Evaluation",
     "Froc",
+    "Groups",
     "Interval",
     "Lesions",
     "Localisation",
     "Matched",
+    "Node",
     "PatientStage",
     "Patients",
-    "ReliabilityBin",
     "Scored",
     "SizeRecall",
     "SlideEvaluation",
-    "Subgroup",
     "TaskEvaluation",
-    "TaskFigures",
-    "TileFigures",
     "auc_with_interval",
     "calibration",
     "component_detections",

@@ -13,7 +13,7 @@ from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.slide import Floats, split_scores
+from wsi_ips.evaluation.classification import Floats, split_scores
 
 LEAST_PROBABILITY = 1e-7
 TEMPERATURES = (0.05, 20.0)

@@ -1,9 +1,9 @@
-"""Lesion detection by the rule of CAMELYON16: numbers in, numbers out.
+"""Lesion detection by the rule of CAMELYON16.
 
-Ehteshami Bejnordi et al., JAMA 2017, supplement; the challenge's evaluation script. Truth is a mask at a downsample of
-32. Lesions closer than 75 µm are one; those with a major axis below 275 µm are isolated tumour cells (ITC), which count
-neither as found nor as missed. Sensitivity is pooled over the lesions of all slides, false positives are averaged over
-all slides, also those without any detection.
+Ehteshami Bejnordi et al., JAMA 2017, supplement; the challenge's evaluation script. The truth is a mask at a downsample
+of 32. Tumour closer than 75 µm is one lesion. Lesions with a major axis below 275 µm are isolated tumour cells (ITC),
+which count neither as found nor as missed. Sensitivity is pooled over the lesions of all slides; false positives are
+averaged over all slides, also those without any detection.
 
 Shapes: D detections of a slide, L lesions.
 """
@@ -19,37 +19,31 @@ from scipy import ndimage
 from skimage import measure
 
 from wsi_ips.errors import EvaluationError
+from wsi_ips.evaluation.classification import Floats
+from wsi_ips.evaluation.intervals import DEFAULT, Bootstrap
 from wsi_ips.geometry import Point, Scale
 
 JOIN_UM = 75.0
 """Tumour closer than this is one lesion."""
 ITC_UM = 275.0
-"""Lesions whose major axis is shorter are isolated tumour cells: 200 µm, and what the joining adds on both sides."""
+"""Lesions with a shorter major axis are isolated tumour cells: 200 µm, and what joining adds on both sides."""
 PEAK_RADIUS_UM = 187.0
-"""Half the side of the box around a peak in which no other is picked."""
+"""Half the side of the box around a peak in which no other peak is picked."""
 TARGETS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per slide at which sensitivity is averaged."""
-
-Floats = NDArray[np.float64]
+MASK_DOWNSAMPLE = 32
+"""Level-0 pixels per pixel of the lesion masks: level 5 of CAMELYON16."""
+LEGACY_MPP = 0.243
+"""µm per level-0 pixel that the challenge's script assumes for every slide."""
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """Lesions of one slide.
+    """Lesions of one slide."""
 
-    Attributes
-    ----------
-    labels
-        int32, shape (rows, columns): number of the lesion, 0 where there is none.
-    itc
-        Numbers of those that are isolated tumour cells.
-    downsample
-        Level-0 pixels per pixel of ``labels``.
-    """
-
-    labels: NDArray[np.int32]
-    itc: frozenset[int]
-    downsample: float
+    labels: NDArray[np.int32]  # int32, shape (rows, columns): number of the lesion, 0 where there is none
+    itc: frozenset[int]  # numbers of the lesions that are isolated tumour cells
+    downsample: float  # level-0 pixels per pixel of ``labels``
 
     @property
     def counted(self) -> list[int]:
@@ -59,81 +53,55 @@ class Lesions:
 
 @dataclass(frozen=True)
 class Detections:
-    """Points a model calls tumour on one slide.
+    """Points that a model calls tumour on one slide."""
 
-    Attributes
-    ----------
-    x_px0, y_px0
-        Level-0 positions, shape (D,).
-    score
-        Higher means more certain, shape (D,).
-    """
-
+    # x_px0, y_px0: level-0 positions, shape (D,)
     x_px0: Floats
     y_px0: Floats
-    score: Floats
+    score: Floats  # higher means more certain, shape (D,)
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What the detections of one slide came to; small, where the masks of a cohort would not fit into memory.
+    """Detections of one slide, matched to its lesions; small, unlike the mask."""
 
-    Attributes
-    ----------
-    false
-        Scores of the false positives.
-    best
-        Highest score within each lesion that counts, -inf where it was missed, shape (L,).
-    """
-
-    false: Floats
-    best: Floats
+    false: Floats  # scores of the false positives
+    best: Floats  # highest score within each lesion that counts, -inf where it was missed, shape (L,)
 
 
 @dataclass(frozen=True)
 class Froc:
-    """Sensitivity against false positives per slide.
+    """Sensitivity against false positives per slide."""
 
-    Attributes
-    ----------
-    false_positives
-        Per slide, at each threshold from the highest down, starting at 0; shape (thresholds + 1,).
-    sensitivity
-        Share of the lesions that count, at the same thresholds.
-    score
-        Mean sensitivity at :data:`TARGETS`.
-    lesions, slides
-        What it rests on.
-    interval
-        95 % interval of ``score``, see :func:`froc_interval`; None where it was not asked for.
-    """
-
+    # mean per slide at each threshold, from the highest threshold down, starting at 0; shape (thresholds + 1,)
     false_positives: Floats
-    sensitivity: Floats
-    score: float
+    sensitivity: Floats  # share of the lesions that count, at the same thresholds
+    score: float  # mean sensitivity at :data:`TARGETS`
+    # lesions, slides: number of lesions that count, and of slides
     lesions: int
     slides: int
+    # 95 % interval of ``score``, see :func:`froc_interval`; None where it was not computed
     interval: tuple[float, float] | None = None
 
     def at(self, target: float) -> float:
-        """Sensitivity at the first point with so many false positives per slide; that of the last where none has."""
+        """Return the sensitivity at the first point with this many false positives per slide, else at the last."""
         reached = np.flatnonzero(self.false_positives >= target)
         return float(self.sensitivity[reached[0] if len(reached) else -1])
 
 
 def find_lesions(mask: NDArray[np.bool_], *, mpp: float, downsample: float) -> Lesions:
-    """Lesions of a tumour mask.
+    """Label the lesions of a tumour mask.
 
     Parameters
     ----------
     mask
-        Tumour, bool, shape (rows, columns); at a downsample of 32 for figures that compare with published ones.
+        Tumour, bool, shape (rows, columns); at :data:`MASK_DOWNSAMPLE` for results comparable with published ones.
     mpp
         µm per pixel of the mask.
     downsample
         Level-0 pixels per pixel of the mask.
     """
-    if not mask.any():  # a distance transform without any zero would make a lesion of nothing
+    if not mask.any():  # a distance transform without any zero would make a phantom lesion
         return Lesions(np.zeros(mask.shape, np.int32), frozenset(), downsample)
     near = ndimage.distance_transform_edt(~mask) < JOIN_UM / 2 / mpp
     labels = measure.label(ndimage.binary_fill_holes(near), connectivity=2)
@@ -143,10 +111,10 @@ def find_lesions(mask: NDArray[np.bool_], *, mpp: float, downsample: float) -> L
 
 
 def match_detections(detections: Detections, lesions: Lesions) -> Matched:
-    """Sort the detections of a slide into hits and false positives.
+    """Match the detections of a slide to its lesions.
 
-    A detection within a lesion finds it, with the highest score of those within; outside of all it is a false positive.
-    Detections within isolated tumour cells are neither.
+    A detection within a lesion finds it; the lesion takes the highest score within it. A detection outside all lesions
+    is a false positive. Detections within isolated tumour cells are neither.
 
     Raises
     ------
@@ -159,12 +127,7 @@ def match_detections(detections: Detections, lesions: Lesions) -> Matched:
 
 
 def froc(slides: Sequence[Matched]) -> Froc:
-    """Free-response ROC of a cohort.
-
-    Parameters
-    ----------
-    slides
-        All slides of the cohort, those without tumour and those without detections too.
+    """Compute the free-response ROC of all slides, including those without tumour or without detections.
 
     Raises
     ------
@@ -186,70 +149,62 @@ def froc(slides: Sequence[Matched]) -> Froc:
     return replace(curve, score=score)
 
 
-def froc_interval(
-    slides: Sequence[Matched], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of the score of :func:`froc`: percentile bootstrap over slides, those with lesions and others apart.
+def froc_interval(slides: Sequence[Matched], plan: Bootstrap = DEFAULT) -> tuple[float, float]:
+    """Compute the interval of the score of :func:`froc`: a percentile bootstrap over slides.
 
-    Lesions of a slide are drawn together, for they are not independent. Where every resample has one and the same score
-    (all lesions found before any false positive, say) the interval has no width: it says nothing then.
-
-    Parameters
-    ----------
-    slides
-        As for :func:`froc`.
-    confidence
-        Coverage of the interval.
-    resamples, seed
-        Of the bootstrap.
+    Slides with and without lesions are drawn separately, and the lesions of a slide together, since they are not
+    independent. Where every resample has the same score, the interval has no width and means nothing.
 
     Raises
     ------
     EvaluationError
         As :func:`froc`.
     """
-    froc(slides)  # says what cannot be used
+    froc(slides)  # raises where there is nothing to measure
     wrong, owner = _joined([s.false for s in slides])
     found, of_slide = _joined([s.best for s in slides])
     order = np.argsort(-wrong, kind="stable")
     wrong, owner = wrong[order], owner[order]
     has = np.array([len(s.best) > 0 for s in slides])
-    rng, drawn = np.random.default_rng(seed), np.zeros(resamples)
-    for number in range(resamples):
-        weights = np.zeros(len(slides))
+    rng, drawn = np.random.default_rng(plan.seed), np.zeros(plan.resamples)
+    for number in range(plan.resamples):
+        weights = np.zeros(len(slides))  # how often each slide is drawn
         for members in (np.flatnonzero(has), np.flatnonzero(~has)):
             if len(members):
                 weights[members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)))
         per_slide = weights[owner].cumsum() / len(slides)  # false positives from the highest score down
         places = np.searchsorted(per_slide, TARGETS)
-        thresholds = np.append(wrong, -np.inf)[places]  # never so many: whatever was found counts
+        thresholds = np.append(wrong, -np.inf)[places]  # target never reached: all lesions found so far count
         reached = (found >= thresholds[:, None]) & np.isfinite(found)  # (targets, lesions)
         drawn[number] = (reached @ weights[of_slide] / weights[of_slide].sum()).mean()
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    low, high = np.quantile(drawn, [(1 - plan.confidence) / 2, (1 + plan.confidence) / 2]).tolist()
     return low, high
 
 
-def _at_least(scores: Floats, thresholds: Floats) -> Floats:
-    """How many scores reach each threshold."""
-    return np.asarray(len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left"), np.float64)
+def froc_with_interval(slides: Sequence[Matched], notes: list[str]) -> Froc | None:
+    """Compute the FROC with its interval; None where no lesion counts, with the reason added to ``notes``.
 
-
-def _joined(parts: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
-    """All numbers, and of which part each is."""
-    return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    An interval of zero width would be read as certainty, so it is left out.
+    """
+    try:
+        curve, (low, high) = froc(slides), froc_interval(slides)
+    except EvaluationError as error:
+        notes.append(f"no FROC: {error}")
+        return None
+    return replace(curve, interval=(low, high) if low < high else None)
 
 
 def peak_detections(
     values: NDArray[np.floating], *, origin_px0: Point, cell_px0: Scale, mpp: Scale, least: float = 0.5
 ) -> Detections:
-    """Peaks of a tile map, highest first; around each a box is left out.
+    """Pick the peaks of a tile map, highest first; a box around each peak is suppressed.
 
     Parameters
     ----------
     values
         Score per cell, shape (rows, columns); NaN where there is no tile.
     origin_px0, cell_px0
-        Place of the map on the slide, level-0 pixels.
+        Position of the map and size of its cells, level-0 pixels.
     mpp
         µm per level-0 pixel.
     least
@@ -272,14 +227,14 @@ def peak_detections(
 def component_detections(
     values: NDArray[np.floating], *, origin_px0: Point, cell_px0: Scale, least: float = 0.5
 ) -> Detections:
-    """Connected parts of a tile map from a threshold on: a detection each, at its highest cell (the first of equals).
+    """Return a detection per connected part of a tile map at or above ``least``: its highest cell, the first of ties.
 
     Parameters
     ----------
     values, origin_px0, cell_px0
         As for :func:`peak_detections`.
     least
-        Cells from this score on are tumour.
+        Cells with this score or more are tumour.
     """
     scores = np.nan_to_num(values, nan=-np.inf)
     labels, _ = ndimage.label(scores >= least, structure=np.ones((3, 3)))
@@ -293,14 +248,14 @@ def component_detections(
 def _placed(
     row: NDArray[np.intp], column: NDArray[np.intp], score: NDArray[np.floating], origin: Point, cell: Scale
 ) -> Detections:
-    """Detections in the middle of their cells."""
+    """Place detections in the middle of their cells."""
     x = np.asarray(origin.x + (column + 0.5) * cell.x, np.float64)
     y = np.asarray(origin.y + (row + 0.5) * cell.y, np.float64)
     return Detections(x, y, np.asarray(score, np.float64))
 
 
 def _hit(detections: Detections, lesions: Lesions) -> NDArray[np.int32]:
-    """Number of the lesion each detection lies in, shape (D,)."""
+    """Return the number of the lesion that each detection lies in, shape (D,)."""
     column = np.floor(detections.x_px0 / lesions.downsample).astype(int)
     row = np.floor(detections.y_px0 / lesions.downsample).astype(int)
     rows, columns = lesions.labels.shape
@@ -311,3 +266,13 @@ def _hit(detections: Detections, lesions: Lesions) -> NDArray[np.int32]:
             "positions are level-0 pixels"
         )
     return np.asarray(lesions.labels[row, column])
+
+
+def _at_least(scores: Floats, thresholds: Floats) -> Floats:
+    """Count the scores at or above each threshold."""
+    return np.asarray(len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left"), np.float64)
+
+
+def _joined(parts: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
+    """Concatenate parts, and return the number of the part each value comes from."""
+    return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])

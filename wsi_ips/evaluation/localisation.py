@@ -1,46 +1,194 @@
-"""How well a score per tile finds annotated tumour: numbers in, numbers out."""
+"""How well the score map finds annotated tumour: lesions, tiles, false alarms. Shapes: N tiles of a slide."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
+from wsi_ips.evaluation.calibration import LEAST_PROBABILITY
+from wsi_ips.evaluation.froc import (
+    Froc,
+    Lesions,
+    Matched,
+    component_detections,
+    froc_with_interval,
+    match_detections,
+    peak_detections,
+)
+from wsi_ips.geometry import Point, Scale
+from wsi_ips.labels import Task
 
 TUMOUR_TILE = 0.5
 """A tile is tumour where more than this share of it is annotated."""
+LEAST_PEAK = 0.05
+"""Lower peaks would matter only at very many false positives."""
+SIZES = ("ITC", "micro", "macro")
+"""Size classes of lesions, smallest first."""
 
 
 @dataclass(frozen=True)
 class TileFigures:
-    """Localisation over the tiles of a cohort.
+    """Localisation over the tiles of all slides."""
 
-    Attributes
-    ----------
-    auc, pr_auc
-        Of the score against "tumour tile", over all tiles of all slides together.
-    tumour_tiles, tiles
-        Tumour tiles and all tiles.
-    """
-
+    # auc, pr_auc: AUC and average precision of the score for tumour tiles, all slides pooled
     auc: float
     pr_auc: float
+    # tumour_tiles, tiles: number of tumour tiles and of all tiles
     tumour_tiles: int
     tiles: int
 
 
-def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> TileFigures:
-    """Tile AUC and PR-AUC; no tile is left out, those on the edge of a lesion count too.
+@dataclass(frozen=True)
+class SizeRecall:
+    """Tumour slides by the size of their largest lesion."""
 
-    Parameters
-    ----------
-    tumour_fraction
-        Share of annotated tumour per tile, 0-1, shape (N,).
-    score
-        Higher means more suspicious, shape (N,).
+    size: str  # one of :data:`SIZES`
+    slides: int  # number of slides
+    selected: int  # slides with a tumour tile among the selected tiles
+    pointed: int  # slides whose highest tile is tumour
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Where the score map is right, over the slides whose tumour is known; None where it cannot be computed."""
+
+    # lesions_by_peaks, lesions_by_components: FROC of CAMELYON16, with detections picked in two ways
+    lesions_by_peaks: Froc | None = None
+    lesions_by_components: Froc | None = None
+    lesions_given: Froc | None = None  # the same for detections from another tool
+    # tile_probability, tile_attention: tile metrics of both scores; attention is multiplied by the number of tiles of
+    # its slide
+    tile_probability: TileFigures | None = None
+    tile_attention: TileFigures | None = None
+    pointing: float | None = None  # share of tumour slides whose highest tile is tumour
+    selection_recall: float | None = None  # share of tumour slides with a tumour tile among the selected tiles
+    by_size: tuple[SizeRecall, ...] = ()  # the same two by the size of the largest lesion
+    false_alarm_mm2: float | None = None  # mean tissue area called tumour on slides without tumour, mm²
+    effective_tiles: float | None = None  # number of tiles over which attention is spread, mean over all slides here
+    # tumour_slides, other_slides: number of slides with a tumour tile, and of slides without tumour
+    tumour_slides: int = 0
+    other_slides: int = 0
+
+
+@dataclass(frozen=True)
+class SlideMap:
+    """Scores of one slide whose tumour is known."""
+
+    # values, origin_px0, cell_px0: probability on the tile grid, shape (rows, columns), NaN where there is no tile;
+    # position of the map and size of its cells, level-0 pixels
+    values: NDArray[np.floating]
+    origin_px0: Point
+    cell_px0: Scale
+    mpp: Scale  # µm per level-0 pixel
+    # probability, attention: per tile, shape (N,); attention sums to 1
+    probability: NDArray[np.floating]
+    attention: NDArray[np.floating]
+    # tissue_fraction, tumour_fraction: share of tissue and of annotated tumour per tile, 0-1, shape (N,)
+    tissue_fraction: NDArray[np.floating]
+    tumour_fraction: NDArray[np.floating]
+    kept: NDArray[np.integer]  # ids of the selected tiles, shape (K,)
+    lesions: Lesions  # annotated lesions
+    is_negative: bool = False  # whether the slide is known to hold no tumour
+    largest_lesion: str = ""  # size class of the largest lesion; empty where unknown
+
+
+@dataclass(frozen=True)
+class SlideLocalisation:
+    """Localisation on one slide; small, unlike :class:`SlideMap`."""
+
+    # peaks, components: detections picked in two ways, matched to the lesions
+    peaks: Matched
+    components: Matched
+    # tumour_fraction, probability, attention: per tile, shape (N,); attention multiplied by N
+    tumour_fraction: NDArray[np.floating]
+    probability: NDArray[np.floating]
+    attention: NDArray[np.floating]
+    effective_tiles: float  # number of tiles over which attention is spread
+    # largest_lesion, pointed, selected: of a slide with a tumour tile: size class; whether the highest tile is
+    # tumour; whether a tumour tile is among the selected ones. ``pointed`` and ``selected`` are None for other
+    # slides.
+    largest_lesion: str = ""
+    pointed: bool | None = None
+    selected: bool | None = None
+    false_alarm_mm2: float | None = None  # of a slide without tumour: tissue area called tumour; None for other slides
+
+
+def localise_slide(slide: SlideMap, threshold: float) -> SlideLocalisation:
+    """Measure the map of one slide; tiles at or above the threshold are called tumour."""
+    origin, cell = slide.origin_px0, slide.cell_px0
+    peaks = peak_detections(slide.values, origin_px0=origin, cell_px0=cell, mpp=slide.mpp, least=LEAST_PEAK)
+    components = component_detections(slide.values, origin_px0=origin, cell_px0=cell, least=threshold)
+    is_tumour = slide.tumour_fraction > TUMOUR_TILE  # (N,)
+    has_tumour = bool(is_tumour.any())
+    alarms = None
+    if slide.is_negative and not has_tumour:
+        tile_mm2 = cell.x * slide.mpp.x * cell.y * slide.mpp.y / 1e6
+        alarms = false_alarm_mm2(slide.probability, slide.tissue_fraction, tile_mm2=tile_mm2, threshold=threshold)
+    return SlideLocalisation(
+        match_detections(peaks, slide.lesions),
+        match_detections(components, slide.lesions),
+        slide.tumour_fraction,
+        slide.probability,
+        slide.attention * len(slide.attention),
+        effective_tiles(slide.attention),
+        slide.largest_lesion,
+        pointing_hit(slide.tumour_fraction, slide.probability) if has_tumour else None,
+        bool(is_tumour[slide.kept].any()) if has_tumour else None,
+        alarms,
+    )
+
+
+def localise(slides: Sequence[SlideLocalisation], notes: list[str]) -> Localisation | None:
+    """Combine the slides of a cohort; None without any.
+
+    What cannot be computed is added to ``notes``.
+    """
+    if not slides:
+        notes.append("no localisation: no slide is annotated or known to be without tumour")
+        return None
+    by_peaks = froc_with_interval([s.peaks for s in slides], notes)
+    probability, attention = _tile_figures(slides, notes)
+    tumour = [s for s in slides if s.pointed is not None]
+    alarms = [s.false_alarm_mm2 for s in slides if s.false_alarm_mm2 is not None]
+    return Localisation(
+        lesions_by_peaks=by_peaks,
+        lesions_by_components=froc_with_interval([s.components for s in slides], []),
+        tile_probability=probability,
+        tile_attention=attention,
+        pointing=_mean(bool(s.pointed) for s in tumour),
+        selection_recall=_mean(bool(s.selected) for s in tumour),
+        by_size=tuple(
+            SizeRecall(name, len(here), sum(bool(s.selected) for s in here), sum(bool(s.pointed) for s in here))
+            for name in SIZES
+            if (here := [s for s in tumour if s.largest_lesion == name])
+        ),
+        false_alarm_mm2=_mean(alarms),
+        effective_tiles=_mean(s.effective_tiles for s in slides),
+        tumour_slides=len(tumour),
+        other_slides=len(alarms),
+    )
+
+
+def tile_threshold(task: Task, temperature: float, threshold: float) -> float:
+    """Return the threshold of slides for tiles, whose probabilities are not calibrated.
+
+    A tile at this threshold has the probability at which a slide of that tile alone would be called positive. A task of
+    more than two exclusive classes has no such number; its threshold is returned unchanged.
+    """
+    if temperature == 1 or (task.kind == "single" and task.width > 2):
+        return threshold
+    inner = float(np.clip(threshold, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
+    return float(special.expit(temperature * special.logit(inner)))
+
+
+def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> TileFigures:
+    """Compute tile AUC and average precision of a score over all tiles, also those on the edge of a lesion.
 
     Raises
     ------
@@ -60,7 +208,7 @@ def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
 
 
 def pointing_hit(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> bool:
-    """Pointing game: whether the tile of the highest score (the first of equals) is a tumour tile.
+    """Tell whether the tile of the highest score (the first of ties) is a tumour tile: the pointing game.
 
     A slide without a tumour tile is a miss; leave slides without tumour out.
 
@@ -74,12 +222,7 @@ def pointing_hit(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
 
 
 def effective_tiles(attention: NDArray[np.floating]) -> float:
-    """Number of tiles that attention is spread over: exp of its entropy; 1 to N.
-
-    Parameters
-    ----------
-    attention
-        Of all tiles of a slide, sums to 1, shape (N,).
+    """Return the number of tiles over which attention, which sums to 1, is spread: exp of its entropy, 1 to N.
 
     Raises
     ------
@@ -97,24 +240,29 @@ def effective_tiles(attention: NDArray[np.floating]) -> float:
 def false_alarm_mm2(
     score: NDArray[np.floating], tissue_fraction: NDArray[np.floating], *, tile_mm2: float, threshold: float
 ) -> float:
-    """Tissue area of a negative slide that a threshold calls tumour, mm².
-
-    Parameters
-    ----------
-    score, tissue_fraction
-        Per tile, shape (N,).
-    tile_mm2
-        Area of one stride cell, mm².
-    threshold
-        Scores from here on are called tumour.
-
-    Raises
-    ------
-    EvaluationError
-        No tile; a number that is not finite; different lengths.
-    """
+    """Return the tissue area of a negative slide whose tiles reach a threshold; raises as :func:`pointing_hit`."""
     _check(tissue_fraction, score)
     return float(tissue_fraction[score >= threshold].sum() * tile_mm2)
+
+
+def _tile_figures(
+    slides: Sequence[SlideLocalisation], notes: list[str]
+) -> tuple[TileFigures | None, TileFigures | None]:
+    """Return tile metrics of probability and of attention."""
+    truth = np.concatenate([s.tumour_fraction for s in slides])
+    try:
+        return (
+            tile_figures(truth, np.concatenate([s.probability for s in slides])),
+            tile_figures(truth, np.concatenate([s.attention for s in slides])),
+        )
+    except EvaluationError as error:
+        notes.append(f"no tile AUC: {error}")
+        return None, None
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return float(np.mean(known)) if known else None
 
 
 def _check(fraction: NDArray[np.floating], score: NDArray[np.floating]) -> None:

@@ -1,4 +1,4 @@
-"""Sizes of metastases and the stage of a patient by the rule of CAMELYON17: numbers in, numbers out.
+"""Sizes of metastases and the pN stage of a patient by the rule of CAMELYON17.
 
 Bandi et al., IEEE TMI 2019: sizes after the TNM classification, the stage from five slides of a patient, agreement by
 quadratically weighted kappa.
@@ -6,7 +6,8 @@ quadratically weighted kappa.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -28,12 +29,60 @@ STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
 
 MICRO_MM, MACRO_MM = 0.2, 2.0
 MOST_OF_PN1, MOST_OF_PN2 = 3, 9
+"""Most positive nodes of these stages."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A lymph node (one slide) of a patient; truth and prediction are of :data:`NODE_LABELS`."""
+
+    patient_id: str
+    truth: str
+    predicted: str
+
+
+@dataclass(frozen=True)
+class PatientStage:
+    """True and predicted stage of a patient, of :data:`STAGES`."""
+
+    patient_id: str
+    stage: str
+    predicted: str
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Stages of patients by their lymph nodes."""
+
+    patients: tuple[PatientStage, ...]  # in the order of their ids
+    kappa: float | None  # quadratically weighted kappa; None where it is undefined
+
+    @property
+    def right(self) -> int:
+        """Number of patients with the right stage."""
+        return sum(patient.stage == patient.predicted for patient in self.patients)
+
+
+def stage_patients(nodes: Iterable[Node], notes: list[str]) -> Patients:
+    """Stage patients by all their lymph nodes; the reason for a missing kappa is added to ``notes``."""
+    by_patient: dict[str, list[Node]] = {}
+    for node in nodes:
+        by_patient.setdefault(node.patient_id, []).append(node)
+    patients = tuple(
+        PatientStage(name, pn_stage([n.truth for n in own]), pn_stage([n.predicted for n in own]))
+        for name, own in sorted(by_patient.items())
+    )
+    try:
+        return Patients(patients, quadratic_kappa([p.stage for p in patients], [p.predicted for p in patients]))
+    except EvaluationError as error:
+        notes.append(f"no kappa: {error}")
+        return Patients(patients, None)
 
 
 def node_label(longest_mm: float) -> NodeLabel:
-    """What a node holds whose largest metastasis has this longest diameter, mm; 0 is none.
+    """Return the label of a node whose largest metastasis has this longest diameter in mm; 0 is none.
 
-    Below 0.2 mm isolated tumour cells, to 2 mm a micrometastasis, above a macrometastasis.
+    Below 0.2 mm isolated tumour cells, up to 2 mm a micrometastasis, above it a macrometastasis.
     """
     if longest_mm <= 0:
         return "negative"
@@ -43,9 +92,9 @@ def node_label(longest_mm: float) -> NodeLabel:
 
 
 def largest_part_mm(called: NDArray[np.bool_], cell_um: Scale) -> float:
-    """Longest diameter of the largest connected part of a map, mm; 0 where nothing is called.
+    """Return the longest diameter of the largest connected part of a map, mm; 0 where nothing is called.
 
-    From corner to corner of cells: as coarse as the map is, and never less than a cell's diagonal.
+    Measured between corners of cells: as coarse as the map is, and never less than a cell's diagonal.
 
     Parameters
     ----------
@@ -63,18 +112,15 @@ def largest_part_mm(called: NDArray[np.bool_], cell_um: Scale) -> float:
     return longest / 1000 if count else 0.0
 
 
-def pn_stage(nodes: Sequence[NodeLabel]) -> str:
-    """Stage of a patient from the labels of the lymph nodes.
-
-    Isolated tumour cells never make a node positive.
+def pn_stage(nodes: Sequence[str]) -> str:
+    """Return the stage of a patient from the labels of the lymph nodes; isolated tumour cells make no node positive.
 
     Raises
     ------
     EvaluationError
-        No node, a label that is none, or more positive nodes than the rule knows.
+        No node, an unknown label, or more positive nodes than the rule covers.
     """
-    odd = [node for node in nodes if node not in NODE_LABELS]
-    if odd or not nodes:
+    if not nodes or not set(nodes) <= set(NODE_LABELS):
         raise EvaluationError(f"node labels {list(nodes)}: give one or more of {', '.join(NODE_LABELS)}")
     positive = sum(node in ("micro", "macro") for node in nodes)
     if positive == 0:
@@ -87,17 +133,17 @@ def pn_stage(nodes: Sequence[NodeLabel]) -> str:
 
 
 def quadratic_kappa(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Quadratically weighted kappa of stages.
+    """Compute the quadratically weighted kappa of stages.
 
     Parameters
     ----------
     truth, predicted
-        A stage per patient, of :data:`STAGES`.
+        One of :data:`STAGES` per patient.
 
     Raises
     ------
     EvaluationError
-        Different lengths, no patient, a stage that is none, or nothing to agree on (all of one and the same stage).
+        Different lengths, no patient, an unknown stage, or one and the same stage everywhere.
     """
     if len(truth) != len(predicted) or not truth:
         raise EvaluationError(

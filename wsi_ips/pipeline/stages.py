@@ -41,7 +41,7 @@ class Outcome:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the headline figures for the terminal."""
-        from wsi_ips.pipeline.report.page import headline
+        from wsi_ips.evaluation.summary import headline
 
         return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
 
@@ -87,7 +87,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = 
         if summary:
             listener.note("everything is up to date; nothing was computed")
         elif until == "report":
-            from wsi_ips.pipeline.report.page import report_stage
+            from wsi_ips.pipeline.report_stage import report_stage
 
             summary = report_stage(run, seconds=time.monotonic() - began)
     return Outcome(summary or {}, run.states, run.folder.report, run.states.count("failed"), worked)

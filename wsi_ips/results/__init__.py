@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsi_ips.results.alignment import alignment_correlation, page_position
-    from wsi_ips.results.figures import History
     from wsi_ips.results.heatmap import Raster, attention_rank, odds_share, tile_raster
     from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
     from wsi_ips.results.report import render_report, write_report
@@ -18,18 +17,19 @@ if TYPE_CHECKING:
         FlowStep,
         Loss,
         LostLesion,
+        MapPicture,
         RecallRow,
         ReportData,
         SlideEntry,
         TopTile,
     )
+    from wsi_ips.results.report_plots import History
     from wsi_ips.results.tissue import Tiling, draw_tissue
 
 _HOMES = {
     "alignment": ("alignment_correlation", "page_position"),
     "heatmap": ("Raster", "attention_rank", "odds_share", "tile_raster"),
     "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
-    "figures": ("History",),
     "report": ("render_report", "write_report"),
     "report_data": (
         "CardSection",
@@ -37,11 +37,13 @@ _HOMES = {
         "FlowStep",
         "Loss",
         "LostLesion",
+        "MapPicture",
         "RecallRow",
         "ReportData",
         "SlideEntry",
         "TopTile",
     ),
+    "report_plots": ("History",),
     "tissue": ("Tiling", "draw_tissue"),
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "History",
     "Loss",
     "LostLesion",
+    "MapPicture",
     "Raster",
     "RecallRow",
     "ReportData",

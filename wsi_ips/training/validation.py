@@ -13,7 +13,7 @@ import torch
 
 from wsi_ips.config import ComputeSection, TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError, TrainingError
-from wsi_ips.evaluation.tasks import task_figures
+from wsi_ips.evaluation.multiclass import task_figures
 from wsi_ips.labels import Task, Truth
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import Selection

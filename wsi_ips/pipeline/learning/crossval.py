@@ -13,10 +13,10 @@ import pandas as pd
 from wsi_ips.config import Recipe
 from wsi_ips.errors import EvaluationError, RecipeError
 from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
-from wsi_ips.evaluation.slide import Interval
+from wsi_ips.evaluation.classification import Interval
 from wsi_ips.manifest import read_splits, write_splits
 from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
-from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
+from wsi_ips.pipeline.evaluate_run import evaluate_run
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run

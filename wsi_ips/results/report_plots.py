@@ -1,4 +1,4 @@
-"""The plots of the report: what is drawn of an evaluation and of a training."""
+"""The plots of the report: of an evaluation, and of a training."""
 
 from __future__ import annotations
 
@@ -9,32 +9,23 @@ from markupsafe import Markup
 
 from wsi_ips.evaluation import Localisation, SlideEvaluation
 from wsi_ips.evaluation.froc import TARGETS
-from wsi_ips.results.plots import SHARE, Axis, Series, fitted_axis, plot, share_axis
+from wsi_ips.results.svg_plot import SHARE, Axis, Series, fitted_axis, plot, share_axis
 
 Epoch = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class History:
-    """A training, epoch by epoch.
+    """A training, epoch by epoch."""
 
-    Attributes
-    ----------
-    epochs
-        As in ``metrics.jsonl``: ``epoch``, ``loss``, ``val_loss``, ``learning_rate`` and whatever else is there.
-    kept
-        Epoch whose weights the model has; None where it is not known.
-    warm_start
-        Epochs on random tiles before the selection begins.
-    """
-
+    # as in ``metrics.jsonl``: ``epoch``, ``loss``, ``val_loss``, ``learning_rate`` and others
     epochs: tuple[Epoch, ...]
-    kept: int | None = None
-    warm_start: int = 0
+    kept: int | None = None  # epoch whose weights the model has; None where it is unknown
+    warm_start: int = 0  # epochs on random tiles before the selection begins
 
 
 def roc_plot(found: SlideEvaluation) -> Markup:
-    """ROC curve with the point of the threshold."""
+    """Draw the ROC curve with the point of the threshold."""
     point = 1 - found.metrics["specificity"].value, found.metrics["sensitivity"].value
     ends = found.metrics["sensitivity"]
     series = (
@@ -47,7 +38,7 @@ def roc_plot(found: SlideEvaluation) -> Markup:
 
 
 def precision_recall_plot(found: SlideEvaluation) -> Markup:
-    """Precision against recall; by chance it is the share of positive slides."""
+    """Draw precision against recall; by chance, precision is the share of positive slides."""
     c = found.confusion
     share = (c.true_positive + c.false_negative) / sum((*vars(c).values(),))
     recall, precision = found.precision_recall
@@ -60,7 +51,7 @@ def precision_recall_plot(found: SlideEvaluation) -> Markup:
 
 
 def reliability_plot(found: SlideEvaluation) -> Markup:
-    """Predicted against observed frequency."""
+    """Draw observed against predicted frequency."""
     bins = found.reliability
     points = Series(
         "slides of similar probability, 95 %",
@@ -76,7 +67,7 @@ def reliability_plot(found: SlideEvaluation) -> Markup:
 
 
 def score_plot(found: SlideEvaluation, scores: Sequence[tuple[float, bool]], names: tuple[str, str]) -> Markup:
-    """Every slide by its probability, those without above those with; ``names`` are those of the two."""
+    """Draw every slide by its probability, negative and positive ones apart, with the names of the two."""
     series = []
     for style, (truth, name) in enumerate(zip((False, True), names, strict=True)):
         here = sorted(score for score, positive in scores if positive == truth)
@@ -93,7 +84,7 @@ def score_plot(found: SlideEvaluation, scores: Sequence[tuple[float, bool]], nam
 
 
 def froc_plot(found: Localisation) -> Markup | None:
-    """Sensitivity for lesions against false positives per slide; None without a curve."""
+    """Draw sensitivity for lesions against false positives per slide; None without a curve."""
     curves = [
         (name, curve)
         for name, curve in (
@@ -122,7 +113,7 @@ def froc_plot(found: Localisation) -> Markup | None:
 
 
 def learning_plots(history: History) -> list[tuple[str, Markup]]:
-    """Losses, what is measured from 0 to 1, and the learning rate; a plot of what is there."""
+    """Draw losses, figures from 0 to 1, and the learning rate, as far as they were recorded."""
     epochs = history.epochs
     if len(epochs) < 2:
         return []
@@ -135,7 +126,7 @@ def learning_plots(history: History) -> list[tuple[str, Markup]]:
     groups = (
         ("Loss", "loss", (("loss", "training"), ("val_loss", "validation"))),
         (
-            "Right answers",
+            "Right predictions",
             "share",
             (("accuracy", "training accuracy"), ("val_accuracy", "validation accuracy"), ("val_auc", "validation AUC")),
         ),

@@ -1,6 +1,6 @@
-"""Plots as inline SVG: text stays text, and colours are those of the page, light, dark or on paper.
+"""Plots as inline SVG: text stays text, and the page's style sheet sets the colours (light, dark, print).
 
-Lines differ by colour and by dashes; classes ``s0`` to ``s3`` get their colours from the page's style sheet.
+Lines differ by colour and by dashes, by the classes ``s0`` to ``s3``.
 """
 
 from __future__ import annotations
@@ -18,48 +18,34 @@ WIDTH, HEIGHT = 300.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 42.0
 LEGEND_ROW = 17.0
 FINEST = 0.4
-"""Points nearer than this, in units of the plot, are one: what no screen shows is not stored."""
-
+"""Points closer than this, in units of the plot, are drawn as one: no screen shows the difference."""
 SMALL = 0.01
-"""Axes that end below it are numbered in powers of ten."""
+"""Axes that end below this are labelled in powers of ten."""
 
 Kind = Literal["line", "steps", "points", "dots", "reference"]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """One axis."""
 
-    Attributes
-    ----------
-    label
-        What it shows.
-    low, high
-        Its ends; what lies beyond is drawn at the end.
-    ticks
-        Values with a number.
-    log
-        Whether steps are factors.
-    names
-        Texts in place of the numbers.
-    """
-
-    label: str
+    label: str  # text beside the axis
+    # low, high: ends; values beyond are drawn at the end
     low: float
     high: float
-    ticks: tuple[float, ...]
-    log: bool = False
-    names: tuple[str, ...] = ()
+    ticks: tuple[float, ...]  # values with a grid line and a number
+    log: bool = False  # whether the scale is logarithmic
+    names: tuple[str, ...] = ()  # texts at the ticks in place of the numbers
 
     def place(self, value: float) -> float:
-        """Position along the axis, 0 to 1."""
+        """Return the position of a value along the axis, 0 to 1."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(max(value, low))
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
     def texts(self) -> tuple[str, ...]:
-        """What stands at the ticks."""
+        """Return the texts at the ticks."""
         return self.names or tuple(f"{tick:g}" for tick in self.ticks)
 
 
@@ -67,12 +53,12 @@ SHARE = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def share_axis(label: str) -> Axis:
-    """An axis from 0 to 1."""
+    """Return an axis from 0 to 1."""
     return Axis(label, 0.0, 1.0, SHARE)
 
 
 def fitted_axis(label: str, values: Sequence[float], *, from_zero: bool = True) -> Axis:
-    """An axis around values, which must be finite, with some round ticks."""
+    """Return an axis that spans finite values, with a few round ticks."""
     low, high = min([*values, 0.0] if from_zero else values), max(values)
     if low == high:
         high = low + 1.0
@@ -87,45 +73,34 @@ def fitted_axis(label: str, values: Sequence[float], *, from_zero: bool = True) 
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn.
+    """One curve or set of points."""
 
-    Attributes
-    ----------
-    name
-        In the legend; empty for none.
-    x, y
-        Values, of one length.
-    kind
-        ``line``; ``steps`` (level until the next x); ``points`` with intervals; ``dots`` small and translucent, for
-        many; ``reference`` (thin, dashed).
-    style
-        0 to 3.
-    low, high
-        Ends of the intervals of points along y.
-    """
-
-    name: str
+    name: str  # text in the legend; empty for none
+    # x, y: values, equally many
     x: Sequence[float]
     y: Sequence[float]
+    # ``line``; ``steps`` (constant until the next x); ``points`` with intervals; ``dots``, small and translucent, for
+    # many; ``reference``, thin and dashed
     kind: Kind = "line"
-    style: int = 0
+    style: int = 0  # 0 to 3
+    # low, high: ends of the intervals of points along y
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
 
 def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> Markup:
-    """A plot.
+    """Draw a plot.
 
     Parameters
     ----------
     title
-        What a screen reader says.
+        Text for screen readers.
     x, y
         Axes.
     series
-        What is drawn, the last on top.
+        Curves and points, the last one on top.
     marks
-        Vertical lines: where, and what they mean.
+        Vertical lines: position and meaning.
     """
     named = [s for s in series if s.name]
     rows = len(named) + len(marks)

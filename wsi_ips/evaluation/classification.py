@@ -1,4 +1,4 @@
-"""Figures of slide-level prediction: numbers in, numbers out."""
+"""Metrics of a two-class score: AUC with its interval, curves, and figures at a threshold. Shapes: N slides."""
 
 from __future__ import annotations
 
@@ -16,35 +16,26 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its confidence interval.
+    """A figure with its confidence interval."""
 
-    Attributes
-    ----------
-    value, low, high
-        The figure and the ends of its interval.
-    positives, negatives
-        Cases it rests on.
-    method
-        How the interval was made.
-    """
-
+    # value, low, high: the figure and the ends of its interval
     value: float
     low: float
     high: float
+    # positives, negatives: number of cases of each class
     positives: int
     negatives: int
-    method: str
+    method: str  # how the interval was computed
 
 
 def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Area under the ROC curve with an interval.
+    """Compute the area under the ROC curve with an interval.
 
-    DeLong's variance (DeLong et al., 1988) by midranks (Sun and Xu, 2014), the interval taken on the logit
-    scale so that it stays inside 0-1. Where the classes are separated wholly the variance is 0 and says
-    nothing; then the interval is the exact binomial one (Clopper and Pearson, 1934) of ``min(P, N)``
-    pairs, each of a positive and a negative of its own, all in the right order: conservative, and never
-    of zero width. Where the variance is 0 for want of anything to compare (all scores equal, or a single
-    case of a class) the interval is 0-1, method ``undetermined``.
+    The variance is DeLong's (DeLong et al., 1988) by midranks (Sun and Xu, 2014). The interval is computed on the logit
+    scale, so it stays within 0-1. With perfect separation the variance is 0 and means nothing. The interval is then the
+    exact binomial one (Clopper and Pearson, 1934) of ``min(P, N)`` disjoint pairs that are all in the right order:
+    conservative, and never of zero width. Where all scores are equal or a class has one case, the interval is 0-1 and
+    the method ``undetermined``.
 
     Parameters
     ----------
@@ -58,7 +49,7 @@ def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float =
     Raises
     ------
     EvaluationError
-        One class only, different lengths, or a score that is not finite.
+        Only one class, different lengths, or a score that is not finite.
     """
     positive, negative = split_scores(truth, score)
     value, variance = _delong(positive, negative)
@@ -78,34 +69,25 @@ def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float =
 
 
 def roc_curve(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """False and true positive rate at every threshold, both from 0 to 1.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`auc_with_interval`.
-    """
+    """Return false and true positive rates over all thresholds, from 0 to 1; raises as :func:`auc_with_interval`."""
     split_scores(truth, score)
     false, true, _ = metrics.roc_curve(np.asarray(truth), np.asarray(score, np.float64))
     return false, true
 
 
 def precision_recall(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Recall and precision at every threshold, recall from 0 to 1; the precision at 0 is that of the highest score.
+    """Return recall (from 0 to 1) and precision over all thresholds; raises as :func:`auc_with_interval`.
 
-    Raises
-    ------
-    EvaluationError
-        As :func:`auc_with_interval`.
+    The precision at recall 0 is that of the highest score.
     """
     split_scores(truth, score)
     precision, recall, _ = metrics.precision_recall_curve(np.asarray(truth), np.asarray(score, np.float64))
-    precision[-1] = precision[-2]  # scikit-learn closes the curve at 1, which no threshold reaches
+    precision[-1] = precision[-2]  # scikit-learn ends the curve at precision 1, which no threshold reaches
     return recall[::-1], precision[::-1]
 
 
 def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5) -> dict[str, float]:
-    """Figures at a threshold and over all thresholds.
+    """Compute metrics at a threshold and over all thresholds.
 
     Parameters
     ----------
@@ -114,7 +96,7 @@ def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5)
     score
         Probability of 1, shape (N,).
     threshold
-        Scores from here on are called positive; fix it before looking at test slides.
+        Scores at or above it are called positive. Fix it before looking at test slides.
 
     Returns
     -------
@@ -124,12 +106,12 @@ def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5)
     Raises
     ------
     EvaluationError
-        As :func:`auc_with_interval`; or a score that is no probability.
+        As :func:`auc_with_interval`; or a score outside 0-1.
     """
     positive, negative = split_scores(truth, score)
     lowest, highest = min(positive.min(), negative.min()), max(positive.max(), negative.max())
     if lowest < 0 or highest > 1:
-        raise EvaluationError(f"scores reach from {lowest:.4g} to {highest:.4g}; probabilities lie in 0-1")
+        raise EvaluationError(f"scores range from {lowest:.4g} to {highest:.4g}; probabilities lie in 0-1")
     sensitivity = float((positive >= threshold).mean())
     specificity = float((negative < threshold).mean())
     labels, scores = np.asarray(truth), np.asarray(score, np.float64)
@@ -143,13 +125,7 @@ def slide_metrics(truth: ArrayLike, score: ArrayLike, *, threshold: float = 0.5)
 
 
 def split_scores(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Scores of positives and of negatives, checked.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`auc_with_interval`.
-    """
+    """Check scores and return those of positives and of negatives; raises as :func:`auc_with_interval`."""
     labels, scores = np.asarray(truth), np.asarray(score, np.float64)
     if labels.shape != scores.shape or labels.ndim != 1:
         raise EvaluationError(f"truth of shape {labels.shape} and scores of shape {scores.shape} do not match")
@@ -160,17 +136,17 @@ def split_scores(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     positive, negative = scores[labels == 1], scores[labels == 0]
     if not len(positive) or not len(negative):
         raise EvaluationError(
-            f"{len(positive)} positive and {len(negative)} negative cases: figures that compare the two need both"
+            f"{len(positive)} positive and {len(negative)} negative cases: these metrics need both classes"
         )
     return positive, negative
 
 
 def _delong(positive: Floats, negative: Floats) -> tuple[float, float]:
-    """AUC and its variance."""
+    """Return the AUC and its variance."""
     m, n = len(positive), len(negative)
     ranks = stats.rankdata(np.concatenate([positive, negative]))
-    over_negatives = (ranks[:m] - stats.rankdata(positive)) / n  # share of negatives below each positive
-    over_positives = 1 - (ranks[m:] - stats.rankdata(negative)) / m  # share of positives above each negative
+    over_negatives = (ranks[:m] - stats.rankdata(positive)) / n  # share of negatives below each positive, (m,)
+    over_positives = 1 - (ranks[m:] - stats.rankdata(negative)) / m  # share of positives above each negative, (n,)
     value = float(over_negatives.mean())
     if m < 2 or n < 2:
         return value, 0.0

@@ -1,4 +1,4 @@
-"""`wsi-ips evaluate`: of a run on real files, and of a table from elsewhere."""
+"""Evaluation of a run on real files, and of detections of another tool on the same slides."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from tests.pipeline.test_run import done, recipe_of  # noqa: F401 - `done` is a 
 from wsi_ips.annotations import read_asap
 from wsi_ips.cli import app
 from wsi_ips.errors import EvaluationError, ManifestError
-from wsi_ips.evaluation import PatientStage, auc_with_interval, peak_detections
+from wsi_ips.evaluation import auc_with_interval, peak_detections
+from wsi_ips.evaluation.localisation import LEAST_PEAK
+from wsi_ips.evaluation.prediction_table import TableQuestion
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.evaluation import evaluate
-from wsi_ips.pipeline.evaluation.evaluate import evaluate_run, stage_patients
-from wsi_ips.pipeline.evaluation.localise import LEAST_PEAK, localise, score_raster
-from wsi_ips.pipeline.evaluation.table import evaluate_others, evaluate_table
+from wsi_ips.pipeline.evaluate_run import evaluate_run, score_raster
+from wsi_ips.pipeline.external_predictions import evaluate_files
+
+TUMOR = TableQuestion("tumor")
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +82,16 @@ def test_a_perfect_map_finds_every_lesion_and_a_turned_one_none(done, run, monke
         table = np.stack([1 - right, right], 1)
         return replace(entry, tile_probability=(table[::-1] if turned else table).astype(np.float32))
 
-    monkeypatch.setattr(evaluate, "read_scores", lambda root, name: scores_of(root, name, turned=False))
+    monkeypatch.setattr(
+        "wsi_ips.pipeline.evaluate_run.read_scores", lambda root, name: scores_of(root, name, turned=False)
+    )
     found = evaluate_run(run).localisation
     assert found.lesions_by_peaks.score == found.lesions_by_components.score == 1
     assert found.pointing == 1
     assert found.false_alarm_mm2 == 0
-    monkeypatch.setattr(evaluate, "read_scores", lambda root, name: scores_of(root, name, turned=True))
+    monkeypatch.setattr(
+        "wsi_ips.pipeline.evaluate_run.read_scores", lambda root, name: scores_of(root, name, turned=True)
+    )
     assert evaluate_run(run).localisation.lesions_by_components.at(0.25) < 1
 
 
@@ -107,7 +113,8 @@ def test_where_the_map_knows_more_than_the_decision_it_is_told(done, run, monkey
 
     for turned in (False, True):
         monkeypatch.setattr(
-            evaluate, "read_scores", lambda root, name, turned=turned: scores_of(root, name, turned=turned)
+            "wsi_ips.pipeline.evaluate_run.read_scores",
+            lambda root, name, turned=turned: scores_of(root, name, turned=turned),
         )
         told = [note for note in evaluate_run(run).notes if "highest tiles" in note]
         assert len(told) == turned
@@ -121,55 +128,6 @@ def test_a_column_that_is_not_there_and_a_split_without_slides_are_refused(run):
         evaluate_run(run, split="val")
 
 
-def write_table(path: Path, **changes: object) -> Path:
-    rng = np.random.default_rng(3)
-    table = pd.DataFrame(
-        {
-            "slide_id": [f"s{i}" for i in range(40)],
-            "label": ["tumor" if i % 2 else "normal" for i in range(40)],
-            "probability": np.round(np.clip(rng.normal(0.3, 0.2, 40) + 0.3 * (np.arange(40) % 2), 0, 1), 4),
-            "split": ["val"] * 10 + ["test"] * 30,
-            "centre": ["a", "b", "c"] * 13 + ["a"],
-        }
-    ).astype(object)
-    for column, cells in changes.items():
-        if cells is None:
-            table = table.drop(columns=column)
-        else:
-            table.loc[0 if column != "label" else 20, column] = cells
-    table.to_csv(path, index=False)
-    return path
-
-
-def test_a_table_from_elsewhere_is_measured_on_its_test_slides(tmp_path):
-    path = write_table(tmp_path / "p.csv", label="")
-    found = evaluate_table(path, positive="tumor", by=["centre"])
-    table = pd.read_csv(path)
-    test = table[(table["split"] == "test") & table["label"].notna()]
-    assert found.slides.threshold_from == "validation"
-    expected = auc_with_interval((test["label"] == "tumor").astype(int), test["probability"])
-    assert found.slides.metrics["auc"].value == pytest.approx(expected.value)
-    assert sum(g.positives + g.negatives for g in found.slides.subgroups) == 29
-    assert "1 slides without a label" in found.notes[-1]
-    assert all(g.name == "centre" for g in found.slides.subgroups)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"probability": "high"}, r"column `probability`: 1 cells are no probability.*s0"),
-        ({"probability": 1.2}, r"no probability.*s0"),
-        ({"label": None}, "no column `label`"),
-        ({"slide_id": "s5"}, "s5 stands there twice"),
-    ],
-)
-def test_a_table_that_cannot_be_used_says_why(tmp_path, changes, says):
-    with pytest.raises(EvaluationError, match=says):
-        evaluate_table(write_table(tmp_path / "p.csv", **changes), positive="tumor")
-    with pytest.raises(EvaluationError, match="no slide has label `cancer`"):
-        evaluate_table(write_table(tmp_path / "p.csv"), positive="cancer")
-
-
 def test_the_command_prints_and_writes_what_it_found(done, tmp_path):  # noqa: F811
     result = CliRunner().invoke(app, ["evaluate", str(done / "recipe.yaml"), "--by", "label"], env={"COLUMNS": "120"})
     assert result.exit_code == 0, result.output
@@ -178,32 +136,11 @@ def test_the_command_prints_and_writes_what_it_found(done, tmp_path):  # noqa: F
     stored = json.loads((done / "out" / "evaluation.json").read_text())
     assert stored["slides"]["metrics"]["auc"]["positives"] == 2
     assert stored["localisation"]["lesions_by_peaks"]["sensitivity"][0] == 0
-    table = write_table(tmp_path / "p.csv")
+    table = done / "out" / "predictions.csv"
     result = CliRunner().invoke(app, ["evaluate", "--predictions", str(table), "--output", str(tmp_path / "e.json")])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "e.json").read_text())["localisation"] is None
     assert CliRunner().invoke(app, ["evaluate"]).exit_code == 2
-
-
-def test_patients_are_staged_by_all_their_nodes():
-    rows = [
-        ("p1", "negative", "negative"),
-        ("p1", "macro", "macro"),
-        ("p2", "itc", "itc"),
-        ("p2", "negative", "micro"),
-        ("p3", "micro", "micro"),
-    ]
-    found = stage_patients(pd.DataFrame(rows, columns=["patient_id", "stage", "predicted"]), [])
-    assert found.patients == (
-        PatientStage("p1", "pN1", "pN1"),
-        PatientStage("p2", "pN0(i+)", "pN1mi"),
-        PatientStage("p3", "pN1mi", "pN1mi"),
-    )
-    assert found.right == 2
-    assert 0 < found.kappa < 1
-    notes: list[str] = []
-    assert stage_patients(pd.DataFrame(rows[-1:], columns=["patient_id", "stage", "predicted"]), notes).kappa is None
-    assert "undefined" in notes[0]
 
 
 def test_slides_that_are_in_no_figure_are_named_with_their_state(done, tmp_path):  # noqa: F811
@@ -214,7 +151,7 @@ def test_slides_that_are_in_no_figure_are_named_with_their_state(done, tmp_path)
         run.states.update(gone.slide_id, state="failed", stage="tile", reason="damaged")
         found = evaluate_run(run)
     assert found.localisation.other_slides == 1
-    assert "1 of 4 slides of split `test` are in no figure: 1 failed" in found.notes
+    assert "1 of 4 slides of split `test` are not measured: 1 failed" in found.notes
 
 
 def test_an_annotation_that_cannot_be_read_costs_its_slide_alone(done, tmp_path):  # noqa: F811
@@ -223,12 +160,9 @@ def test_an_annotation_that_cannot_be_read_costs_its_slide_alone(done, tmp_path)
     with Run.open(recipe_of(folder)) as run:
         broken = next(r for r in run.records if r.split == "test" and r.annotation)
         broken.annotation.write_text("<ASAP", encoding="utf-8")
-        notes: list[str] = []
-        scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in run.records if r.split == "test"}
-        chosen = [r for r in run.records if r.split == "test"]
-        found = localise(run, scores, chosen, notes, threshold=0.5, sizes={})
-    assert (found.tumour_slides, found.other_slides) == (1, 2)
-    assert broken.slide_id in notes[0]
+        found = evaluate_run(run)
+    assert (found.localisation.tumour_slides, found.localisation.other_slides) == (1, 2)
+    assert any(broken.slide_id in note and "not in the lesion and tile metrics" in note for note in found.notes)
 
 
 def write_detections(run: Run, folder: Path, *, header: bool) -> None:
@@ -251,9 +185,8 @@ def test_detections_from_elsewhere_are_measured_as_our_own(done, run, tmp_path, 
     write_detections(run, tmp_path / "found", header=header)
     manifest = done / "cohort" / "manifest.csv"
     own = evaluate_run(run).localisation.lesions_by_peaks
-    found = evaluate_others(
-        done / "out" / "predictions.csv", manifest=manifest, detections=tmp_path / "found", positive="tumor"
-    )
+    predictions = done / "out" / "predictions.csv"
+    found = evaluate_files(TUMOR, predictions=predictions, manifest=manifest, detections=tmp_path / "found")
     theirs = found.localisation.lesions_given
     assert (theirs.score, theirs.lesions, theirs.slides) == (pytest.approx(own.score), own.lesions, own.slides)
     assert theirs.interval == pytest.approx(own.interval)
@@ -266,17 +199,17 @@ def test_slides_without_detections_count_and_are_told(done, run, tmp_path):  # n
     (tmp_path / "found" / f"{test[0].slide_id}.csv").unlink()
     (tmp_path / "found" / "other.csv").write_text("0.5,1,1\n", encoding="utf-8")
     manifest = done / "cohort" / "manifest.csv"
-    found = evaluate_others(None, manifest=manifest, detections=tmp_path / "found", positive="tumor")
+    found = evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "found")
     assert found.localisation.lesions_given.slides == 4
     assert any(test[0].slide_id in note and "without detections" in note for note in found.notes)
     assert any("other" in note for note in found.notes)
     (tmp_path / "found" / f"{test[1].slide_id}.csv").write_text("0.5,1,1\n\n0.7,here,3\n", encoding="utf-8")
     with pytest.raises(EvaluationError, match=rf"{test[1].slide_id}.csv, row 3: `0.7,here,3`"):
-        evaluate_others(None, manifest=manifest, detections=tmp_path / "found", positive="tumor")
+        evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "found")
     with pytest.raises(EvaluationError, match="--manifest"):
-        evaluate_others(None, detections=tmp_path / "found", positive="tumor")
+        evaluate_files(TUMOR, detections=tmp_path / "found")
     with pytest.raises(EvaluationError, match="no folder"):
-        evaluate_others(None, manifest=manifest, detections=tmp_path / "nowhere", positive="tumor")
+        evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "nowhere")
 
 
 def test_stages_come_from_the_maps_where_a_column_says_what_nodes_hold(done, tmp_path, monkeypatch):  # noqa: F811
@@ -298,34 +231,9 @@ def test_stages_come_from_the_maps_where_a_column_says_what_nodes_hold(done, tmp
             map_of_truth = np.stack([1 - right, right], 1).astype(np.float32)
             return replace(entry, tile_probability=map_of_truth, probabilities=((1 - whole, whole),))
 
-        monkeypatch.setattr(evaluate, "read_scores", truth)
+        monkeypatch.setattr("wsi_ips.pipeline.evaluate_run.read_scores", truth)
         found = evaluate_run(run, nodes="node").patients
     assert {(p.stage, p.predicted) for p in found.patients} == {("pN0", "pN0"), ("pN1mi", "pN1mi")}
     assert found.kappa == 1
     with pytest.raises(ManifestError, match="column `nodes` is missing"), Run.open(recipe_of(folder)) as run:
         evaluate_run(run, nodes="nodes")
-
-
-def test_a_table_of_nodes_needs_no_probability(tmp_path):
-    path = tmp_path / "nodes.csv"
-    rows = ["p1,negative,negative", "p1,macro,macro", "p2,itc,negative", "p3,micro,micro", "p3,,micro"]
-    body = "\n".join(f"n{i},{row}" for i, row in enumerate(rows))
-    path.write_text(f"slide_id,patient_id,label,predicted\n{body}\n", encoding="utf-8")
-    found = evaluate_table(path, positive="macro")
-    assert [(p.stage, p.predicted) for p in found.patients.patients] == [
-        ("pN1", "pN1"),
-        ("pN0(i+)", "pN0"),
-        ("pN1mi", "pN1mi"),
-    ]
-    assert found.slides is None
-    assert "1 nodes without" in found.notes[0]
-
-
-def test_slides_of_a_patient_are_told_to_the_intervals(tmp_path):
-    path = write_table(tmp_path / "p.csv")
-    table = pd.read_csv(path)
-    table["patient_id"] = [f"p{i // 4}" for i in range(len(table))]
-    table.to_csv(path, index=False)
-    found = evaluate_table(path, positive="tumor").slides
-    assert found.metrics["auc_bootstrap"].method == "bootstrap by patient"
-    assert found.patients == 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Scored, auc_with_interval, evaluate_slides
+from wsi_ips.evaluation import Groups, Scored, auc_with_interval, evaluate_slides
 
 
 def cohort(seed: int, count: int = 60, *, shifted: float = 0.0) -> Scored:
@@ -35,14 +35,14 @@ def test_without_validation_slides_it_is_a_half_and_said():
     assert (found.threshold, found.threshold_from, found.temperature) == (0.5, "default", None)
     assert "no validation slides" in found.notes[0]
     one_class = Scored(np.zeros(3, int), np.full(3, 0.2))
-    assert "fix no threshold" in evaluate_slides(cohort(0), one_class).notes[0]
+    assert "set no threshold" in evaluate_slides(cohort(0), one_class).notes[0]
     assert evaluate_slides(cohort(0), cohort(1), threshold=0.3).threshold_from == "given"
 
 
 def test_subgroups_add_up_and_have_figures_of_their_own():
     test = cohort(0)
     centres = ["a", "a", "b"] * 20
-    found = evaluate_slides(test, groups={"centre": centres, "kind": ["x"] * 60}).subgroups
+    found = evaluate_slides(test, groups=Groups({"centre": centres, "kind": ["x"] * 60})).subgroups
     assert [(g.name, g.value) for g in found] == [("centre", "a"), ("centre", "b"), ("kind", "x")]
     assert sum(g.positives + g.negatives for g in found[:2]) == 60
     here = np.array(centres) == "a"
@@ -52,7 +52,7 @@ def test_subgroups_add_up_and_have_figures_of_their_own():
 
 def test_a_group_of_one_class_has_no_auc():
     test = cohort(0)
-    groups = {"label": [str(t) for t in test.truth]}
+    groups = Groups({"label": [str(t) for t in test.truth]})
     negatives, positives = evaluate_slides(test, groups=groups).subgroups
     assert negatives.auc is positives.auc is None
     assert negatives.sensitivity is positives.specificity is None

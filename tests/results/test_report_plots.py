@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from wsi_ips.evaluation import Froc, Localisation, Scored, evaluate_slides, roc_curve
-from wsi_ips.results import figures, plots
-from wsi_ips.results.plots import HEIGHT, WIDTH, Axis, Series, fitted_axis, plot, share_axis
+from wsi_ips.results import report_plots, svg_plot
+from wsi_ips.results.svg_plot import HEIGHT, WIDTH, Axis, Series, fitted_axis, plot, share_axis
 
 X, Y = share_axis("across"), share_axis("up")
 NASTY = '"><script>alert(1)</script>'
@@ -84,7 +84,7 @@ def evaluated():
 
 def test_the_roc_plot_marks_the_threshold_where_the_confusion_matrix_has_it():
     found = evaluated()
-    circle = re.search(r'<circle class="s1" cx="([\d.]+)" cy="([\d.]+)"', figures.roc_plot(found))
+    circle = re.search(r'<circle class="s1" cx="([\d.]+)" cy="([\d.]+)"', report_plots.roc_plot(found))
     c = found.confusion
     assert float(circle[1]) / WIDTH == pytest.approx(c.false_positive / 30, abs=0.001)
     assert 1 - float(circle[2]) / HEIGHT == pytest.approx(c.true_positive / 30, abs=0.001)
@@ -93,7 +93,7 @@ def test_the_roc_plot_marks_the_threshold_where_the_confusion_matrix_has_it():
 def test_every_slide_is_a_dot_beside_the_threshold_it_fell_on():
     found = evaluated()
     scored = [(0.1, False), (0.9, True), (0.3, True)]
-    svg = figures.score_plot(found, scored, ("without", "with tumor"))
+    svg = report_plots.score_plot(found, scored, ("without", "with tumor"))
     dots = re.findall(r'<circle class="dot s(\d)" cx="([\d.]+)" cy="[\d.]+" r="3"', svg)
     assert sorted((int(s), round(float(x) / WIDTH, 2)) for s, x in dots) == [(0, 0.1), (1, 0.3), (1, 0.9)]
     mark = re.search(r'<path class="mark m0" d="M([\d.]+) 0V', svg)
@@ -102,8 +102,8 @@ def test_every_slide_is_a_dot_beside_the_threshold_it_fell_on():
 
 def test_the_froc_plot_passes_through_the_sensitivity_at_each_target():
     curve = Froc(np.array([0.0, 0.25, 0.5, 4.0]), np.array([0.0, 0.4, 0.6, 0.8]), 0.6, 5, 4)
-    assert figures.froc_plot(Localisation()) is None
-    points = places(figures.froc_plot(Localisation(lesions_by_peaks=curve)), "s0")
+    assert report_plots.froc_plot(Localisation()) is None
+    points = places(report_plots.froc_plot(Localisation(lesions_by_peaks=curve)), "s0")
     x = Axis("", 0.125, 16, (), log=True)
     for target in (0.25, 0.5, 4.0):
         reached = [1 - b / HEIGHT for a, b in points if abs(a - x.place(target) * WIDTH) < 0.1]
@@ -115,18 +115,18 @@ def test_learning_curves_show_what_is_there_and_no_more():
     epochs = tuple(
         {"epoch": e, "loss": 1 / e, "val_loss": None if e < 3 else 0.5, "learning_rate": 1e-4} for e in range(1, 6)
     )
-    drawn = dict(figures.learning_plots(figures.History(epochs, kept=4, warm_start=2)))
+    drawn = dict(report_plots.learning_plots(report_plots.History(epochs, kept=4, warm_start=2)))
     assert list(drawn) == ["Loss", "Learning rate"]
     assert "epoch kept: 4" in drawn["Loss"]
     assert "selection begins" in drawn["Loss"]
     assert len(places(drawn["Loss"], "s1")) == 3  # validation from epoch 3 on
     with_auc = tuple(e | {"val_auc": 0.8, "accuracy": 0.7} for e in epochs)
-    assert "validation AUC" in dict(figures.learning_plots(figures.History(with_auc)))["Right answers"]
-    assert figures.learning_plots(figures.History(epochs[:1])) == []
+    assert "validation AUC" in dict(report_plots.learning_plots(report_plots.History(with_auc)))["Right predictions"]
+    assert report_plots.learning_plots(report_plots.History(epochs[:1])) == []
 
 
 def test_points_that_no_screen_tells_apart_are_one_but_ends_stay():
     svg = plot("t", X, Y, [Series("one", np.linspace(0, 0.001, 50).tolist(), [0.0] * 50)])
     assert places(svg, "s0")[0][0] == 0
     assert places(svg, "s0")[-1][0] == pytest.approx(0.3)
-    assert plots.FINEST < 0.5
+    assert svg_plot.FINEST < 0.5

@@ -1,0 +1,338 @@
+"""Measure a run's predictions: gathers truth and scores from the run folder for :mod:`wsi_ips.evaluation`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wsi_ips.annotations import read_annotation, region_mask
+from wsi_ips.errors import AnnotationError, EvaluationError
+from wsi_ips.evaluation import (
+    Evaluation,
+    Groups,
+    Lesions,
+    Localisation,
+    Node,
+    Patients,
+    Scored,
+    SlideEvaluation,
+    TaskEvaluation,
+    auc_with_interval,
+    evaluate_slides,
+    evaluate_task,
+    find_lesions,
+    node_label,
+)
+from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE
+from wsi_ips.evaluation.localisation import SIZES, SlideMap, localise, localise_slide, tile_threshold
+from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, group_columns, with_frozen_temperature
+from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm, stage_patients
+from wsi_ips.geometry import Box, Point, Scale, Size
+from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference.scores import HIGHEST_TILES
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.table import read_rows
+from wsi_ips.model.calibration import DEFAULT_THRESHOLD, TaskCalibration
+from wsi_ips.pipeline.prediction.calibrate import calibrate
+from wsi_ips.pipeline.prediction.scored import predicted
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.tiling.sheet import sheet_entries
+from wsi_ips.results import Raster, tile_raster
+from wsi_ips.results.sheet import SheetEntry, recall_figures
+from wsi_ips.tiles import TileIndex
+
+CLEARLY_BETTER = 0.05
+"""Lead in AUC from which the highest tiles, against the model's decision, get a note."""
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    by: Sequence[str] = (),
+    split: str = "test",
+    threshold: float | None = None,
+    nodes: str | None = None,
+    legacy_spacing: bool = False,
+) -> Evaluation:
+    """Measure a run's predictions with the temperature and the threshold stored in its checkpoint.
+
+    A model that this run trained is calibrated first if necessary, see :mod:`wsi_ips.pipeline.prediction.calibrate`.
+
+    Parameters
+    ----------
+    run
+        A run with predictions.
+    by
+        Columns of the manifest that make subgroups, in addition to those of sites.
+    split
+        Split to report on.
+    threshold
+        Calibrated probability at or above which a slide is called positive, in place of the checkpoint's.
+    nodes
+        Column of the manifest with what each lymph node holds; the prediction is then measured on the map.
+    legacy_spacing
+        Take the µm/px of the challenge's script for lesions, not that of each slide.
+
+    Raises
+    ------
+    EvaluationError
+        No predicted slide of that split.
+    ManifestError
+        A column of ``by`` or ``nodes`` is missing.
+    """
+    slides = _predicted_slides(run, split, threshold)
+    sheet = sheet_entries(run)
+    sizes = largest_lesions(sheet)
+    notes = _not_predicted(run, slides.records, split)
+    figures = _slide_figures(slides, by, sizes, notes)
+    localisation = _localisation(slides, sizes, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None, notes)
+    patients = _patients_by_map(slides, nodes, notes) if nodes else _patients(slides)
+    recall = recall_figures(sheet)
+    return Evaluation(
+        figures,
+        localisation,
+        patients,
+        _tasks(slides, notes),
+        recall if recall["lesions"] else None,
+        (*(figures.notes if figures else ()), *notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Slides:
+    """Predicted slides of a split."""
+
+    # run, records, scores: slides and their calibrated scores, by slide_id
+    run: Run
+    records: Sequence[SlideRecord]
+    scores: Mapping[str, SlideScores]
+    frozen: TaskCalibration  # calibration of the label
+    given: float | None  # threshold that was asked for; None takes the frozen one
+
+    @property
+    def threshold(self) -> float:
+        """Calibrated probability at or above which a slide is called positive."""
+        return next(iter(self.frozen.thresholds[-1:]), DEFAULT_THRESHOLD) if self.given is None else self.given
+
+    @property
+    def tile_threshold(self) -> float:
+        """The same for the uncalibrated probability of a tile."""
+        return tile_threshold(self.run.recipe.labels.tasks[0], self.frozen.temperature, self.threshold)
+
+    def scored(self, *, raw: bool = False) -> Scored:
+        """Return truth and probability of the positive class, calibrated or ``raw``."""
+        label = self.run.recipe.labels.tasks[0]
+        verdicts = [self.scores[r.slide_id].verdicts[0] for r in self.records]
+        return Scored(
+            np.array([label.is_positive(self.run.truth(r)) for r in self.records], np.int64),
+            np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64),
+            [r.patient_id or "" for r in self.records],
+        )
+
+
+def _predicted_slides(run: Run, split: str, threshold: float | None) -> _Slides:
+    chosen = [r for r in predicted(run) if r.split == split]
+    if not chosen:
+        raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
+    calibration = calibrate(run)
+    scores = {r.slide_id: replace(read_scores(run.folder.scores, r.slide_id), calibration=calibration) for r in chosen}
+    return _Slides(run, chosen, scores, calibration.tasks[0], threshold)
+
+
+def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[str]:
+    """Return a note on the slides of the split without a prediction."""
+    done = {r.slide_id for r in chosen}
+    states = [run.states[r.slide_id].state for r in run.records if r.split == split and r.slide_id not in done]
+    if not states:
+        return []
+    names = {"ok": "not predicted yet", "pending": "not processed", "empty": "without tissue or tiles"}
+    kinds = ", ".join(f"{count} {names.get(state, state)}" for state, count in Counter(states).items())
+    return [f"{len(states)} of {len(states) + len(chosen)} slides of split `{split}` are not measured: {kinds}"]
+
+
+def _slide_figures(
+    slides: _Slides, by: Sequence[str], sizes: Mapping[str, str], notes: list[str]
+) -> SlideEvaluation | None:
+    known = replace(slides, records=[r for r in slides.records if slides.run.truth(r) is not None])
+    unknown = len(slides.records) - len(known.records)
+    if unknown:
+        notes.append(f"{unknown} slides have no label and are not in the slide metrics")
+    cells = manifest_cells(slides.run, by)
+    names = [r.slide_id for r in known.records]
+    by_size = {LARGEST_LESION: [sizes.get(name, "not annotated") for name in names]} if sizes.keys() & {*names} else {}
+    groups = Groups(group_columns([cells[name] for name in names], by), by_size)
+    frozen = slides.frozen
+    try:
+        found = evaluate_slides(known.scored(), groups=groups, threshold=slides.threshold)
+    except EvaluationError as error:
+        notes.append(f"no slide metrics: {error}")
+        return None
+    if frozen.decision == "pooled":
+        notes += _second_opinion(known, found.metrics["auc"].value)
+    return replace(
+        with_frozen_temperature(found, known.scored(raw=True), frozen.temperature),
+        threshold_from=frozen.thresholds_from if slides.given is None else "given",
+        notes=(*found.notes, *([frozen.note] if frozen.note else [])),
+    )
+
+
+def _second_opinion(slides: _Slides, auc: float) -> list[str]:
+    """Return a note where the highest tiles separate slides clearly better than the model's decision."""
+    highest = np.array([slides.scores[r.slide_id].highest_tiles for r in slides.records])
+    found = auc_with_interval(slides.scored().truth, highest).value
+    if found < auc + CLEARLY_BETTER:
+        return []
+    return [
+        f"the {HIGHEST_TILES} highest tiles of a slide separate slides better (AUC {found:.3f}) than the model's "
+        f"decision ({auc:.3f}): attention selects other tiles than the map highlights; see column `highest_tiles` of "
+        "predictions.csv, and key `predict.decision: tiles`, which decides by such tiles without new training"
+    ]
+
+
+def manifest_cells(run: Run, columns: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Return all cells of the manifest by slide and column; ``columns`` must exist."""
+    rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column, further_columns=columns)
+    return {row.cells["slide_id"]: row.cells for row in rows}
+
+
+def largest_lesions(sheet: Sequence[SheetEntry]) -> dict[str, str]:
+    """Return the size class of the largest annotated lesion, by slide."""
+    return {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
+
+
+def _localisation(
+    slides: _Slides, sizes: Mapping[str, str], mpp: Scale | None, notes: list[str]
+) -> Localisation | None:
+    """Measure the slides whose tumour is known: annotated ones, and those without tumour."""
+    run, found, left_out = slides.run, [], []
+    for record in slides.records:
+        is_negative = run.recipe.labels.tasks[0].is_negative(run.truth(record))
+        if record.annotation is None and not is_negative:
+            left_out.append(record.slide_id)
+            continue
+        try:
+            index = run.index(record)
+            lesions = read_lesions(record, index.size_px0, index.bounds, mpp or index.mpp)
+        except (AnnotationError, OSError) as error:
+            notes.append(f"slide {record.slide_id} is not in the lesion and tile metrics: {error}")
+            continue
+        slide_map = _slide_map(slides.scores[record.slide_id], index, lesions)
+        slide_map = replace(slide_map, is_negative=is_negative, largest_lesion=sizes.get(record.slide_id, ""))
+        found.append(localise_slide(slide_map, slides.tile_threshold))
+    if left_out:
+        shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        notes.append(f"{len(left_out)} slides without annotation are not in the lesion and tile metrics: {shown}")
+    return localise(found, notes)
+
+
+def _slide_map(entry: SlideScores, index: TileIndex, lesions: Lesions) -> SlideMap:
+    raster = score_raster(entry, index)
+    fraction = index.tumour_fraction if index.tumour_fraction is not None else np.zeros(len(index), np.float32)
+    return SlideMap(
+        values=raster.values,
+        origin_px0=raster.origin_px0,
+        cell_px0=raster.cell_px0,
+        mpp=index.mpp,
+        probability=entry.positive_probability,
+        attention=entry.attention,
+        tissue_fraction=index.tissue_fraction,
+        tumour_fraction=fraction,
+        kept=entry.kept,
+        lesions=lesions,
+    )
+
+
+def score_raster(entry: SlideScores, index: TileIndex) -> Raster:
+    """Return the map of the positive class, a value per grid cell."""
+    return tile_raster(
+        index.x,
+        index.y,
+        entry.positive_probability,
+        bounds=index.grid,
+        stride_px0=index.stride_px0,
+        footprint_px0=index.plan.footprint_px0,
+    )
+
+
+def lesions_of(run: Run, record: SlideRecord) -> Lesions:
+    """Return the lesions of a tiled slide at the challenge's downsample; none where it is not annotated."""
+    index = run.index(record)
+    return read_lesions(record, index.size_px0, index.bounds, index.mpp)
+
+
+def read_lesions(record: SlideRecord, size: Size, bounds: Box, mpp: Scale) -> Lesions:
+    """Read the lesions of a slide from its annotation, at the challenge's downsample.
+
+    Raises
+    ------
+    AnnotationError
+        The annotation cannot be read.
+    """
+    if record.annotation is None:
+        shape = (-(-size.height // MASK_DOWNSAMPLE), -(-size.width // MASK_DOWNSAMPLE))
+        return Lesions(np.zeros(shape, np.int32), frozenset(), MASK_DOWNSAMPLE)
+    regions = read_annotation(record.annotation, bounds_origin=Point(bounds.x, bounds.y))
+    mask = region_mask(regions.tumour, size, downsample=MASK_DOWNSAMPLE)
+    return find_lesions(mask, mpp=(mpp.x + mpp.y) / 2 * MASK_DOWNSAMPLE, downsample=MASK_DOWNSAMPLE)
+
+
+def _tasks(slides: _Slides, notes: list[str]) -> tuple[TaskEvaluation, ...]:
+    """Measure further tasks, and a label with more than two classes."""
+    found = []
+    for number, task in enumerate(slides.run.recipe.labels.tasks):
+        if number == 0 and task.width == 2 and task.kind == "single":
+            continue
+        known = [r for r in slides.records if slides.run.truths[r.slide_id][number] is not None]
+        if not known:
+            notes.append(f"no metrics of task `{task.name}`: no slide here has a known answer")
+            continue
+        truth = np.array([slides.run.truths[r.slide_id][number] for r in known])
+        verdicts = [slides.scores[r.slide_id].verdicts[number] for r in known]
+        probability = np.array([verdict.probability for verdict in verdicts])
+        answers = np.array([task.truth(verdict.answer) for verdict in verdicts])
+        patients = [r.patient_id or "" for r in known]
+        found.append(evaluate_task(task.name, task.classes, truth, probability, patients, answers))
+    return tuple(found)
+
+
+def _patients(slides: _Slides) -> Patients | None:
+    """Stage patients where the classes are those of lymph nodes and slides have patients."""
+    task = slides.run.recipe.labels.tasks[0]
+    if not set(task.classes) <= set(NODE_LABELS) or task.kind == "multi":
+        return None
+    nodes = [
+        Node(r.patient_id, text, slides.scores[r.slide_id].label)
+        for r in slides.records
+        if r.patient_id and (text := task.text(slides.run.truth(r)))
+    ]
+    return stage_patients(nodes, []) if nodes else None
+
+
+def _patients_by_map(slides: _Slides, column: str, notes: list[str]) -> Patients | None:
+    """Stage patients by the longest diameter of what each node's map calls tumour.
+
+    A slide below the threshold is negative, even if some of its tiles are not.
+    """
+    cells, nodes = manifest_cells(slides.run, [column]), []
+    for record in slides.records:
+        text = cells[record.slide_id].get(column, "")
+        if not text or not record.patient_id:
+            continue
+        if text not in NODE_LABELS:
+            raise EvaluationError(
+                f"manifest {slides.run.recipe.manifest}, slide {record.slide_id}, column `{column}`: `{text}` is none "
+                f"of {', '.join(NODE_LABELS)}"
+            )
+        entry, index, longest = slides.scores[record.slide_id], slides.run.index(record), 0.0
+        if entry.probability[-1] >= slides.threshold:
+            cell_um = Scale(index.stride_px0.x * index.mpp.x, index.stride_px0.y * index.mpp.y)
+            called = score_raster(entry, index).values >= slides.tile_threshold
+            longest = largest_part_mm(called, cell_um)
+        nodes.append(Node(record.patient_id, text, node_label(longest)))
+    if not nodes:
+        notes.append(f"no stages: no slide here has `patient_id` and `{column}`")
+        return None
+    return stage_patients(nodes, notes)
