@@ -156,8 +156,9 @@ def maps_of(recipe_file: Path):
 
 def geojson(recipe_file: Path, turns: int) -> tuple[list[float], list[float], dict[str, float]]:
     """Seconds of ours and of the plain way, in turns; memory of ours."""
-    from wsi_ips.results.handoff import find_lesions
     from wsi_ips.results.handoff.qupath import chosen_tiles, write_geojson
+
+    from wsi_ips.results.handoff import find_lesions
 
     maps, run = maps_of(recipe_file)
     lesions, tiles = find_lesions(maps), chosen_tiles(maps, every=True)

@@ -41,7 +41,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two slides, one with tumour, tiled and scored by their truth, as after ``wsi-ips predict``."""
     folder = tmp_path_factory.mktemp("scored")
     synth = SMALL["synth"] | {"slides": 2, "split": [0.5, 0.0, 0.5]}
-    changes = {"synth": synth, "heatmap": {"splits": ["train", "test"], "top_tiles": 5}}
+    changes = {"synth": synth, "heatmap": {"splits": ["train", "test"]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
     run_until(recipe, "tile")

@@ -12,10 +12,9 @@ from PIL import Image
 
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.maps.heatmap import KINDS
 from wsi_ips.pipeline.run import Run
 from wsi_ips.results import SlideEntry, TopTile
-from wsi_ips.results.overlay import Kind
+from wsi_ips.results.handoff.pictures import GALLERY_TILES
 from wsi_ips.results.report import MOST_ALARMS
 from wsi_ips.results.report_data import Outcome
 from wsi_ips.tiles import TileIndex, read_tiles
@@ -63,7 +62,8 @@ def _worth_pictures(entries: Sequence[SlideEntry], run: Run) -> list[str]:
     alarms = [e for e in order if e.outcome == "false alarm"][:MOST_ALARMS]
     first = [*missed, *alarms]
     names = [e.slide_id for e in (*first, *[e for e in order if not e.outcome])]
-    return [n for n in names if all(run.folder.overlay(n, kind).exists() for kind in KINDS)][:MOST_PICTURES]
+    maps = run.recipe.heatmap.maps
+    return [n for n in names if all(run.folder.overlay(n, kind).exists() for kind in maps)][:MOST_PICTURES]
 
 
 def _entry(
@@ -97,21 +97,21 @@ def _with_pictures(run: Run, record: SlideRecord, entry: SlideEntry, scores: Sli
     index = run.index(record)
     return replace(
         entry,
-        overlays=tuple(_picture(run, record, kind) for kind in KINDS),
+        overlays=tuple(_picture(run, record, kind) for kind in run.recipe.heatmap.maps),
         top=_top_tiles(run, record, scores, index),
         tile_um=index.plan.patch_size.width * index.plan.effective_mpp.x,
     )
 
 
-def _picture(run: Run, record: SlideRecord, kind: Kind) -> bytes:
+def _picture(run: Run, record: SlideRecord, kind: str) -> bytes:
     image = Image.open(run.folder.overlay(record.slide_id, kind)).convert("RGB")
     image.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.LANCZOS)
     return _jpeg(image, 80)
 
 
 def _thumbnail(run: Run, record: SlideRecord) -> bytes | None:
-    """The probability map without its frame, else the slide as tiling saw it; small."""
-    path = run.folder.overlay(record.slide_id, "probability")
+    """The main map without its frame, else the slide as tiling saw it; small."""
+    path = run.folder.overlay(record.slide_id, run.recipe.heatmap.maps[0])
     plain = run.folder.tissue / f"{record.slide_id}.jpg"
     if path.exists() and path.with_suffix(".json").exists():
         x, y, width, height = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["map_box_px"]
@@ -128,7 +128,7 @@ def _thumbnail(run: Run, record: SlideRecord) -> bytes | None:
 
 def _top_tiles(run: Run, record: SlideRecord, scores: SlideScores, index: TileIndex) -> tuple[TopTile, ...]:
     """The tiles of the highest single-tile probability, best first."""
-    best = np.argsort(-scores.positive_probability, kind="stable")[: run.recipe.heatmap.top_tiles]
+    best = np.argsort(-scores.positive_probability, kind="stable")[:GALLERY_TILES]
     pixels = run.states.fence(
         record.slide_id, "heatmap", lambda: read_tiles(run.tiles(record).only(best.astype(np.int32)))
     )
