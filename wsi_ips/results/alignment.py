@@ -15,9 +15,9 @@ from wsi_ips.slides import RGB
 
 LEAST_PX = 3
 """Smallest width and height of a tile to be compared, picture pixels."""
-TILES = 16
+ALIGNMENT_TILES = 16
 """Tiles that a self-test reads again."""
-LEAST_CORRELATION = 0.7
+LEAST_ALIGNMENT = 0.7
 """A lower correlation is reported: the map may be off its tissue."""
 
 

@@ -25,14 +25,9 @@ class Frame:
     """Layout of a page; lengths in page pixels.
 
     Text grows with the map, so that it stays readable when the page is shown small.
-
-    Attributes
-    ----------
-    map_size
-        Size of the map on the page.
     """
 
-    map_size: Size
+    map_size: Size  # Size of the map on the page
 
     def px(self, length: float) -> int:
         """Scale a length that is given for a map 1000 px wide."""

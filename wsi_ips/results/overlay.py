@@ -53,23 +53,12 @@ OVERSHOOT = 1e-4
 
 @dataclass(frozen=True)
 class View:
-    """Pixels of an area of a slide.
+    """Pixels of an area of a slide."""
 
-    Attributes
-    ----------
-    pixels
-        uint8, shape (height, width, 3).
-    area_px0
-        The area, level-0 pixels.
-    mpp
-        µm per pixel.
-    tissue
-        True where tissue was found, bool, shape (height, width); None where it is not known.
-    """
-
-    pixels: RGB
-    area_px0: Box
-    mpp: Scale
+    pixels: RGB  # uint8, shape (height, width, 3)
+    area_px0: Box  # The area, level-0 pixels
+    mpp: Scale  # µm per pixel
+    # True where tissue was found, bool, shape (height, width); None where it is not known
     tissue: NDArray[np.bool_] | None = None
 
     @property
@@ -88,27 +77,16 @@ class View:
 
 @dataclass(frozen=True)
 class Caption:
-    """Texts and outlines on a picture besides the map.
+    """Texts and outlines on a picture besides the map."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide.
-    class_name, probability
-        Positive class and its probability for the whole slide; None where it is not known.
-    model_id
-        Identity of the model.
-    outlines
-        Annotated tumour outlines, each of shape (n, 2): x, y in level-0 pixels; drawn as thin lines.
-    title, meaning
-        Title and legend of scores that another tool made; empty for those of the score map.
-    """
-
-    slide_id: str
+    slide_id: str  # Identity of the slide
+    # class_name, probability: Positive class and its probability for the whole slide; None where it is not known
     class_name: str
     probability: float | None
-    model_id: str
+    model_id: str  # Identity of the model
+    # Annotated tumour outlines, each of shape (n, 2): x, y in level-0 pixels; drawn as thin lines
     outlines: tuple[NDArray[np.float64], ...] = ()
+    # title, meaning: Title and legend of scores that another tool made; empty for those of the score map
     title: str = ""
     meaning: str = ""
 

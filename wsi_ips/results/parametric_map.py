@@ -37,27 +37,13 @@ FIRST_SERIES = 9001
 
 @dataclass(frozen=True)
 class MapFacts:
-    """Facts that a map holds besides its numbers.
+    """Facts that a map holds besides its numbers."""
 
-    Attributes
-    ----------
-    kind
-        Name of the score map.
-    meaning
-        Meaning of the numbers, at most 64 characters.
-    model_id
-        Identity of the model.
-    software_version
-        Version of this program.
-    fingerprint
-        Fingerprint of the scores and their tiles.
-    """
-
-    kind: str
-    meaning: str
-    model_id: str
-    software_version: str
-    fingerprint: str
+    kind: str  # Name of the score map
+    meaning: str  # Meaning of the numbers, at most 64 characters
+    model_id: str  # Identity of the model
+    software_version: str  # Version of this program
+    fingerprint: str  # Fingerprint of the scores and their tiles
 
 
 def parametric_maps(raster: Raster, source: DicomSource, facts: MapFacts) -> list[ParametricMap]:

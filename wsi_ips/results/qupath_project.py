@@ -40,36 +40,16 @@ of the slides. What you have drawn is kept.
 
 @dataclass(frozen=True)
 class QuPathImage:
-    """A slide in a project.
+    """A slide in a project."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity in the manifest.
-    path
-        File of the slide.
-    reader
-        Reader that opened it here.
-    size
-        Size in QuPath: the scanned part of level 0.
-    mpp
-        µm per pixel.
-    objects
-        Lesions and tiles, ``.geojson.gz``.
-    thumbnail
-        JPEG.
-    facts
-        Facts that QuPath lists beside the image, for example the slide's probability.
-    """
-
-    slide_id: str
-    path: Path
-    reader: str
-    size: Size
-    mpp: Scale
-    objects: Path
-    thumbnail: bytes
-    facts: Mapping[str, str]
+    slide_id: str  # Identity in the manifest
+    path: Path  # File of the slide
+    reader: str  # Reader that opened it here
+    size: Size  # Size in QuPath: the scanned part of level 0
+    mpp: Scale  # µm per pixel
+    objects: Path  # Lesions and tiles, ``.geojson.gz``
+    thumbnail: bytes  # JPEG
+    facts: Mapping[str, str]  # Facts that QuPath lists beside the image, for example the slide's probability
 
 
 def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, created: datetime) -> None:

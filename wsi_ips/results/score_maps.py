@@ -34,35 +34,19 @@ class TileScores(Protocol):
 
 @dataclass(frozen=True)
 class ScoreMap(Entry):
-    """A score map; ``home`` names the function from :class:`TileScores` to a value per tile.
+    """A score map; ``home`` names the function from :class:`TileScores` to a value per tile."""
 
-    Attributes
-    ----------
-    legend
-        Meaning of the colours, below the picture and in its sidecar.
-    marks
-        Texts along the colour bar, evenly spaced, lowest first.
-    colours
-        Matplotlib colour map for values 0 to 1.
-    comparable
-        True: values mean the same on every slide. False: values are ranks within the slide, 0 to 1.
-    opacity_power
-        The opacity of a value is proportional to this power of it.
-    first_threshold
-        The viewer colours values from here on when it opens.
-    explanation
-        Meaning of the numbers in DICOM, at most 64 characters; ``{class_name}`` stands for the positive class.
-    concept
-        DICOM code of the quantity: value, coding scheme, meaning.
-    """
-
-    legend: str = ""
+    legend: str = ""  # Meaning of the colours, below the picture and in its sidecar
+    # Texts along the colour bar, evenly spaced, lowest first
     marks: tuple[str, ...] = ("0", "0.25", "0.5", "0.75", "1")
-    colours: str = "viridis"
+    colours: str = "viridis"  # Matplotlib colour map for values 0 to 1
+    # True: values mean the same on every slide. False: values are ranks within the slide, 0 to 1
     comparable: bool = True
-    opacity_power: int = 1
-    first_threshold: float = 0.0
+    opacity_power: int = 1  # The opacity of a value is proportional to this power of it
+    first_threshold: float = 0.0  # The viewer colours values from here on when it opens
+    # Meaning of the numbers in DICOM, at most 64 characters; ``{class_name}`` stands for the positive class
     explanation: str = ""
+    # DICOM code of the quantity: value, coding scheme, meaning
     concept: tuple[str, str, str] = ("tile-score", OWN_CODES, "Tile score")
 
     @property

@@ -21,27 +21,14 @@ FINE_CELLS = 8
 
 @dataclass(frozen=True)
 class Raster:
-    """Scores on the tile grid.
+    """Scores on the tile grid."""
 
-    Attributes
-    ----------
-    values
-        float32, shape (rows, columns); NaN where there is no tile.
-    starts
-        True where a tile has its top-left corner, bool, shape (rows, columns).
-    origin_px0
-        Top-left corner of cell (0, 0), level-0 pixels.
-    cell_px0
-        Width and height of a cell in level-0 pixels (the stride, real numbers).
-    tile_px0
-        Width and height of a tile in level-0 pixels: larger than a cell where tiles overlap, smaller where there
-        are gaps between them.
-    """
-
-    values: NDArray[np.float32]
-    starts: NDArray[np.bool_]
-    origin_px0: Point
-    cell_px0: Scale
+    values: NDArray[np.float32]  # float32, shape (rows, columns); NaN where there is no tile
+    starts: NDArray[np.bool_]  # True where a tile has its top-left corner, bool, shape (rows, columns)
+    origin_px0: Point  # Top-left corner of cell (0, 0), level-0 pixels
+    cell_px0: Scale  # Width and height of a cell in level-0 pixels (the stride, real numbers)
+    # Width and height of a tile in level-0 pixels: larger than a cell where tiles overlap, smaller where there are gaps
+    # between them
     tile_px0: Scale
 
     def sample(self, x_px0: NDArray[np.float64], y_px0: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -18,23 +18,13 @@ STATE_WEIGHTS = {"failed": 1000, "empty": 500}
 
 @dataclass(frozen=True)
 class SheetEntry:
-    """A slide on the sheet.
+    """A slide on the sheet."""
 
-    Attributes
-    ----------
-    slide_id, state, reason
-        Identity and state.
-    preview
-        JPEG; None where the slide was not tiled.
-    facts
-        Content of ``tissue/<slide_id>.json``; empty where the slide was not tiled.
-    """
-
-    slide_id: str
+    slide_id: str  # slide_id, state, reason: Identity and state
     state: str
     reason: str
-    preview: bytes | None
-    facts: Mapping[str, Any]
+    preview: bytes | None  # JPEG; None where the slide was not tiled
+    facts: Mapping[str, Any]  # Content of ``tissue/<slide_id>.json``; empty where the slide was not tiled
 
     @property
     def doubt(self) -> int:

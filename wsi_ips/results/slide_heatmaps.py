@@ -16,7 +16,7 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.annotations import read_annotation
 from wsi_ips.errors import EvaluationError
 from wsi_ips.geometry import Box, Point
-from wsi_ips.results.alignment import LEAST_CORRELATION, TILES, alignment_correlation
+from wsi_ips.results.alignment import LEAST_ALIGNMENT, ALIGNMENT_TILES, alignment_correlation
 from wsi_ips.results.overlay import LONGEST_PX, Caption, View, draw_overlay, mask_in, sidecar
 from wsi_ips.results.score_maps import SCORE_MAPS, TileScores
 from wsi_ips.results.score_raster import tile_raster
@@ -29,27 +29,16 @@ MARGIN = 0.06
 
 @dataclass(frozen=True)
 class SlideHeatmaps:
-    """Everything that the maps of one slide are drawn from.
+    """Everything that the maps of one slide are drawn from."""
 
-    Attributes
-    ----------
-    index, scores
-        Tiles and their scores.
-    view, caption
-        Pixels of the tiled area, and texts for the pictures.
-    compared, patches
-        Rows of the tiles for the self-test, and their pixels, read again, uint8, shape (k, h, w, 3).
-    note
-        Called with messages about the self-test.
-    """
-
-    index: TileIndex
+    index: TileIndex  # index, scores: Tiles and their scores
     scores: TileScores
-    view: View
+    view: View  # view, caption: Pixels of the tiled area, and texts for the pictures
     caption: Caption
+    # compared, patches: Rows of the tiles for the self-test, and their pixels, read again, uint8, shape (k, h, w, 3)
     compared: NDArray[np.int32]
     patches: RGB
-    note: Callable[[str], None]
+    note: Callable[[str], None]  # Called with messages about the self-test
 
     def draw(self, kind: str, fingerprint: str) -> tuple[Image.Image, dict[str, Any]]:
         """Return the picture of a score map and its sidecar, which holds the result of the self-test."""
@@ -77,7 +66,7 @@ class SlideHeatmaps:
         except EvaluationError as error:
             self.note(str(error))
             return None
-        if found < LEAST_CORRELATION:
+        if found < LEAST_ALIGNMENT:
             self.note(
                 f"slide {facts['slide_id']}: the map may be off its tissue (alignment {found:.2f}); please report it"
             )
@@ -104,7 +93,7 @@ def tiled_area(index: TileIndex) -> Box:
 
 def best_tiles(scores: TileScores) -> NDArray[np.int32]:
     """Return the rows of the most suspicious tiles, highest probability first, for the self-test."""
-    return np.argsort(-scores.positive_probability, kind="stable")[:TILES].astype(np.int32)
+    return np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES].astype(np.int32)
 
 
 def lesion_outlines(annotation: Path | None, bounds: Box) -> tuple[NDArray[np.float64], ...]:

@@ -24,27 +24,13 @@ FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · cross
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of a slide, including those that a flag excluded.
+    """The tiles of a slide, including those that a flag excluded."""
 
-    Attributes
-    ----------
-    corners
-        x, y in level-0 pixels, shape (N, 2).
-    flags
-        uint8, shape (N,).
-    kept
-        True where the tile is in the index, bool, shape (N,).
-    bounds
-        Scanned part of the slide, level-0 pixels; its top-left corner is the grid's origin.
-    stride_px0
-        Step of the grid, level-0 pixels.
-    """
-
-    corners: NDArray[np.int32]
-    flags: NDArray[np.uint8]
-    kept: NDArray[np.bool_]
-    bounds: Box
-    stride_px0: Scale
+    corners: NDArray[np.int32]  # x, y in level-0 pixels, shape (N, 2)
+    flags: NDArray[np.uint8]  # uint8, shape (N,)
+    kept: NDArray[np.bool_]  # True where the tile is in the index, bool, shape (N,)
+    bounds: Box  # Scanned part of the slide, level-0 pixels; its top-left corner is the grid's origin
+    stride_px0: Scale  # Step of the grid, level-0 pixels
 
     def raster(self, size: Size, px0_size: Size) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
         """Place the tiles on a picture of the whole slide.

@@ -23,102 +23,49 @@ NO_TILE = 0
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the worklist.
+    """A row of the worklist."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity; the page can ask for a slide only by it.
-    version
-        Changes with the slide's file; part of tile URLs, so that browsers do not show old tiles.
-    state, reason
-        State of the slide and its reason.
-    label, split
-        As in the manifest; empty where not known.
-    probability
-        Probability of the positive class for the whole slide; None where it was not predicted.
-    predicted
-        Predicted class.
-    tiles, tissue_mm2
-        Number of tiles, and tissue area.
-    """
-
-    slide_id: str
-    version: str
-    state: str = ""
+    slide_id: str  # Identity; the page can ask for a slide only by it
+    version: str  # Changes with the slide's file; part of tile URLs, so that browsers do not show old tiles
+    state: str = ""  # state, reason: State of the slide and its reason
     reason: str = ""
-    label: str = ""
+    label: str = ""  # label, split: As in the manifest; empty where not known
     split: str = ""
+    # Probability of the positive class for the whole slide; None where it was not predicted
     probability: float | None = None
-    predicted: str = ""
-    tiles: int | None = None
+    predicted: str = ""  # Predicted class
+    tiles: int | None = None  # tiles, tissue_mm2: Number of tiles, and tissue area
     tissue_mm2: float | None = None
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the page shows a layer.
+    """How the page shows a layer."""
 
-    Attributes
-    ----------
-    kind
-        Identity among the layers of a slide.
-    title, legend
-        Name, and texts along the colour bar, lowest first.
-    strength
-        Opacity of a score s before the slider: ``strength[0] + strength[1] * s ** strength[2]``.
-    threshold
-        Scores below it are not coloured at first.
-    lowest
-        Lowest 8-bit value that is ever coloured: 2 leaves out scores of exactly 0.
-    comparable
-        Whether scores mean the same on every slide; otherwise they are ranks within the slide.
-    from_model
-        Whether the model made the scores; the first such layer is shown first.
-    verb
-        Word before the area of the coloured cells.
-    draws
-        What is drawn with the layer: ``outlines`` of lesions, the ``grid`` of tiles, or nothing.
-    key
-        Digit that selects the layer on the keyboard.
-    """
-
-    kind: str
-    title: str
+    kind: str  # Identity among the layers of a slide
+    title: str  # title, legend: Name, and texts along the colour bar, lowest first
     legend: tuple[str, ...]
+    # Opacity of a score s before the slider: ``strength[0] + strength[1] * s ** strength[2]``
     strength: tuple[float, float, float] = (0, 1, 1)
-    threshold: float = 0.0
-    lowest: int = 1
-    comparable: bool = True
-    from_model: bool = False
-    verb: str = "Coloured"
-    draws: str = ""
-    key: int = 0
+    threshold: float = 0.0  # Scores below it are not coloured at first
+    lowest: int = 1  # Lowest 8-bit value that is ever coloured: 2 leaves out scores of exactly 0
+    comparable: bool = True  # Whether scores mean the same on every slide; otherwise they are ranks within the slide
+    from_model: bool = False  # Whether the model made the scores; the first such layer is shown first
+    verb: str = "Coloured"  # Word before the area of the coloured cells
+    draws: str = ""  # What is drawn with the layer: ``outlines`` of lesions, the ``grid`` of tiles, or nothing
+    key: int = 0  # Digit that selects the layer on the keyboard
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A map of one number over a slide, in 8 bits; the browser colours it.
+    """A map of one number over a slide, in 8 bits; the browser colours it."""
 
-    Attributes
-    ----------
-    look
-        How it is shown.
-    values
-        uint8, shape (rows, columns): :data:`NO_TILE` where there is no tile, else 1 + score * 254.
-    origin_px0
-        Level-0 position of the top-left corner of value (0, 0).
-    cell_px0
-        Width and height of a value in level-0 pixels.
-    palette
-        Colours of the scores 0 to 1, uint8, shape (256, 3).
-    """
-
-    look: Look
+    look: Look  # How it is shown
+    # uint8, shape (rows, columns): :data:`NO_TILE` where there is no tile, else 1 + score * 254
     values: NDArray[np.uint8]
-    origin_px0: Point
-    cell_px0: Scale
-    palette: NDArray[np.uint8]
+    origin_px0: Point  # Level-0 position of the top-left corner of value (0, 0)
+    cell_px0: Scale  # Width and height of a value in level-0 pixels
+    palette: NDArray[np.uint8]  # Colours of the scores 0 to 1, uint8, shape (256, 3)
 
     @property
     def kind(self) -> str:
@@ -128,46 +75,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class Column:
-    """How a column of the tile table is shown beside the pointer and in the gallery.
+    """How a column of the tile table is shown beside the pointer and in the gallery."""
 
-    Attributes
-    ----------
-    name, title
-        Name in the table, and title.
-    shown_as
-        ``number`` (0-1), ``rank`` (0-1, shown as top %), ``share`` (0-1, shown as % of the tile) or ``times``.
-    ranked
-        Whether the gallery can list its highest tiles.
-    """
-
-    name: str
+    name: str  # name, title: Name in the table, and title
     title: str
+    # ``number`` (0-1), ``rank`` (0-1, shown as top %), ``share`` (0-1, shown as % of the tile) or ``times``
     shown_as: str
-    ranked: bool = False
+    ranked: bool = False  # Whether the gallery can list its highest tiles
 
 
 @dataclass(frozen=True)
 class TileTable:
-    """The tiles of a slide; row i is tile i.
+    """The tiles of a slide; row i is tile i."""
 
-    Attributes
-    ----------
-    columns
-        Values by name, each of shape (N,): ``x``, ``y`` int32 (top-left, level-0 pixels), the others float32.
-    shown
-        Columns to show, in this order.
-    origin_px0, stride_px0, footprint_px0
-        Corner of the grid, step between tiles and size of a tile, level-0 pixels.
-    patch_size, patch_mpp
-        Size of a tile as the model sees it, px, and its µm/px.
-    """
-
+    # Values by name, each of shape (N,): ``x``, ``y`` int32 (top-left, level-0 pixels), the others float32
     columns: dict[str, NDArray[Any]]
-    shown: tuple[Column, ...]
+    shown: tuple[Column, ...]  # Columns to show, in this order
+    # origin_px0, stride_px0, footprint_px0: Corner of the grid, step between tiles and size of a tile, level-0 pixels
     origin_px0: Point
     stride_px0: Scale
     footprint_px0: Scale
-    patch_size: Size
+    patch_size: Size  # patch_size, patch_mpp: Size of a tile as the model sees it, px, and its µm/px
     patch_mpp: Scale
 
     def __len__(self) -> int:
@@ -176,47 +104,24 @@ class TileTable:
 
 @dataclass(frozen=True)
 class Detail:
-    """Everything about a slide except its pixels.
+    """Everything about a slide except its pixels."""
 
-    Attributes
-    ----------
-    tiles
-        None where the slide is not tiled.
-    layers
-        Maps that can be shown.
-    outlines
-        Annotated lesions, each a list of rings (the first is the outer one) of shape (n, 2), level-0 pixels; None
-        where the slide has no annotation.
-    notes
-        Messages about what is missing or unusual.
-    facts
-        Further lines about the slide: name and value.
-    """
-
-    tiles: TileTable | None = None
-    layers: tuple[Layer, ...] = ()
+    tiles: TileTable | None = None  # None where the slide is not tiled
+    layers: tuple[Layer, ...] = ()  # Maps that can be shown
+    # Annotated lesions, each a list of rings (the first is the outer one) of shape (n, 2), level-0 pixels; None where
+    # the slide has no annotation
     outlines: tuple[tuple[NDArray[np.float64], ...], ...] | None = None
-    notes: tuple[str, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()  # Messages about what is missing or unusual
+    facts: tuple[tuple[str, str], ...] = ()  # Further lines about the slide: name and value
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file that the page offers.
+    """A file that the page offers."""
 
-    Attributes
-    ----------
-    name
-        File name for the browser, unique among the files that are offered together.
-    title
-        Text of the link.
-    path
-        Path of the file; never sent to the page.
-    """
-
-    name: str
-    title: str
-    path: Path
+    name: str  # File name for the browser, unique among the files that are offered together
+    title: str  # Text of the link
+    path: Path  # Path of the file; never sent to the page
 
 
 class Collection(Protocol):

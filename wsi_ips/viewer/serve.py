@@ -25,34 +25,16 @@ WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - needs --remote-access
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Options of the server.
+    """Options of the server."""
 
-    Attributes
-    ----------
-    host, port
-        Address to listen on; port 0 takes a free port.
-    remote_access
-        Whether other machines may reach it; needed for any host except loopback.
-    allow_hosts
-        Further host names that browsers may use.
-    ask_token
-        Require a token on loopback too, for machines with several users.
-    threads
-        Number of tiles made at the same time.
-    cache_mb
-        Size of the tile cache, MiB.
-    open_browser
-        Whether to open the page in the browser of this machine.
-    """
-
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # host, port: Address to listen on; port 0 takes a free port
     port: int = 8765
-    remote_access: bool = False
-    allow_hosts: tuple[str, ...] = ()
-    ask_token: bool = False
-    threads: int = min(8, (os.cpu_count() or 1) + 2)
-    cache_mb: int = 128
-    open_browser: bool = True
+    remote_access: bool = False  # Whether other machines may reach it; needed for any host except loopback
+    allow_hosts: tuple[str, ...] = ()  # Further host names that browsers may use
+    ask_token: bool = False  # Require a token on loopback too, for machines with several users
+    threads: int = min(8, (os.cpu_count() or 1) + 2)  # Number of tiles made at the same time
+    cache_mb: int = 128  # Size of the tile cache, MiB
+    open_browser: bool = True  # Whether to open the page in the browser of this machine
 
 
 def serve(collection: Collection, options: ServerOptions, say: Callable[[str], None]) -> None:

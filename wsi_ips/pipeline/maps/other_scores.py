@@ -18,7 +18,7 @@ from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import EvaluationError, ScoresError
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.alignment import LEAST_CORRELATION, TILES, alignment_correlation
+from wsi_ips.results.alignment import LEAST_ALIGNMENT, ALIGNMENT_TILES, alignment_correlation
 from wsi_ips.results.handoff.content import Material
 from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps
@@ -218,7 +218,7 @@ class _Page:
     @cached_property
     def compared(self) -> tuple[NDArray[np.int32], RGB]:
         """Some tiles spread over the slide, and their pixels."""
-        steps = np.linspace(0, len(self.whole) - 1, min(len(self.whole), TILES)).astype(np.intp)
+        steps = np.linspace(0, len(self.whole) - 1, min(len(self.whole), ALIGNMENT_TILES)).astype(np.intp)
         return self.whole[steps], self._read(self.whole[steps])
 
     def _maps(self, column: str, name: str, values: NDArray[np.floating]) -> ScoreMaps:
@@ -257,7 +257,7 @@ class _Page:
         except EvaluationError as error:
             self.note(str(error))
             return None
-        if found < LEAST_CORRELATION:
+        if found < LEAST_ALIGNMENT:
             self.note(f"slide {index.slide_id}: {column} may be off its tissue (alignment {found:.2f})")
         return round(found, 4)
 

@@ -22,46 +22,23 @@ MOST_VALUE_OFF = 1e-5
 
 @dataclass(frozen=True)
 class Material:
-    """What a package holds besides scores; each part may be missing.
+    """What a package holds besides scores; each part may be missing."""
 
-    Attributes
-    ----------
-    overlays
-        Pictures that are already drawn, with their sidecars beside them; they are copied.
-    read_tiles
-        Returns the pixels of tiles, given their rows, uint8, shape (k, h, w, 3); for the gallery.
-    readable
-        Rows of the tiles that can be read; None = all.
-    tissue
-        Tissue that was found, level-0 pixels.
-    """
-
-    overlays: Sequence[Path] = ()
+    overlays: Sequence[Path] = ()  # Pictures that are already drawn, with their sidecars beside them; they are copied
+    # Returns the pixels of tiles, given their rows, uint8, shape (k, h, w, 3); for the gallery
     read_tiles: Callable[[NDArray[np.int32]], RGB] | None = None
-    readable: NDArray[np.int32] | None = None
-    tissue: BaseGeometry | None = None
+    readable: NDArray[np.int32] | None = None  # Rows of the tiles that can be read; None = all
+    tissue: BaseGeometry | None = None  # Tissue that was found, level-0 pixels
 
 
 @dataclass(frozen=True)
 class PackageContent:
-    """Everything that formats write from.
+    """Everything that formats write from."""
 
-    Attributes
-    ----------
-    maps
-        Scores of the slide.
-    lesions
-        Lesions on the first map, largest first.
-    unseen
-        Tissue that no tile covers, level-0 pixels; None where tissue is not known.
-    material
-        Pictures and tissue.
-    """
-
-    maps: ScoreMaps
-    lesions: Sequence[Lesion]
-    unseen: BaseGeometry | None
-    material: Material
+    maps: ScoreMaps  # Scores of the slide
+    lesions: Sequence[Lesion]  # Lesions on the first map, largest first
+    unseen: BaseGeometry | None  # Tissue that no tile covers, level-0 pixels; None where tissue is not known
+    material: Material  # Pictures and tissue
 
     @classmethod
     def of(cls, maps: ScoreMaps, material: Material) -> Self:
@@ -71,20 +48,11 @@ class PackageContent:
 
 
 class PackageFile(NamedTuple):
-    """A file of a package.
+    """A file of a package."""
 
-    Attributes
-    ----------
-    path
-        The file.
-    what
-        What it is, for ``package.json``.
-    left_out
-        Number of things that were too many for the program that opens it; None where nothing can be.
-    """
-
-    path: Path
-    what: str
+    path: Path  # The file
+    what: str  # What it is, for ``package.json``
+    # Number of things that were too many for the program that opens it; None where nothing can be
     left_out: Mapping[str, int] | None = None
 
 

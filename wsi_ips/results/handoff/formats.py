@@ -23,23 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HandoffFormat(Entry):
-    """A format; ``home`` names the function that writes its files into a folder and returns them.
+    """A format; ``home`` names the function that writes its files into a folder and returns them."""
 
-    Attributes
-    ----------
-    reader
-        ``module:function`` that reads one of these files back, compares it with the scores and returns the figures for
-        ``package.json`` (None where there are none); raises HandoffError where they disagree. Empty = no check.
-    cohort
-        ``module:function`` that joins the files of all slides, given the folder of all packages and the slide_ids in
-        order. Empty = nothing to join.
-    outlines
-        Whether the format outlines lesions; it then needs probabilities, which have a threshold.
-    """
-
+    # ``module:function`` that reads one of these files back, compares it with the scores and returns the figures for
+    # ``package.json`` (None where there are none); raises HandoffError where they disagree. Empty = no check
     reader: str = ""
+    # ``module:function`` that joins the files of all slides, given the folder of all packages and the slide_ids in
+    # order. Empty = nothing to join
     cohort: str = ""
-    outlines: bool = False
+    outlines: bool = False  # Whether the format outlines lesions; it then needs probabilities, which have a threshold
 
     def write(self, folder: Path, content: PackageContent) -> list[PackageFile]:
         """Write the files of the format and return them."""

@@ -26,30 +26,17 @@ GRAIN_PX0 = 0.01
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion according to a model.
+    """One lesion according to a model."""
 
-    Attributes
-    ----------
-    number
-        Number from 1, largest first.
-    region
-        Area of its tiles, level-0 pixels of the full slide; several polygons where tiles touch at corners only, or
-        not at all.
-    area_um2, diameter_um
-        Area, and the largest distance between two points of the outline.
-    mean, highest
-        Mean and highest score of its cells.
-    box_px0
-        Smallest box around it, level-0 pixels.
-    """
-
-    number: int
+    number: int  # Number from 1, largest first
+    # Area of its tiles, level-0 pixels of the full slide; several polygons where tiles touch at corners only, or not at
+    # all
     region: BaseGeometry
-    area_um2: float
+    area_um2: float  # area_um2, diameter_um: Area, and the largest distance between two points of the outline
     diameter_um: float
-    mean: float
+    mean: float  # mean, highest: Mean and highest score of its cells
     highest: float
-    box_px0: Box
+    box_px0: Box  # Smallest box around it, level-0 pixels
 
     @property
     def centroid_px0(self) -> tuple[float, float]:

@@ -32,53 +32,24 @@ class SlideResult(TileScores, Protocol):
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """Scores of the tiles of one slide, from our model or another.
+    """Scores of the tiles of one slide, from our model or another."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide; file names begin with it.
-    class_name
-        Meaning of a high score of the first map, for example ``tumor``.
-    probability
-        Probability of that class for the whole slide; None where it is not known.
-    model_id
-        Identity of the model.
-    fingerprint
-        Fingerprint of everything the files are made from; object ids are derived from it.
-    x, y
-        Top-left corners of the tiles, level-0 pixels of the full slide, shape (N,).
-    scores
-        Score per tile, shape (N,), 0-1, by name of the map. Lesions are outlined on the first map.
-    threshold
-        Tiles with at least this score on the first map are positive.
-    size_px0
-        Size of level 0.
-    bounds
-        Scanned part of the slide, level-0 pixels; its corner is the origin of coordinates in QuPath.
-    grid
-        Box whose top-left corner is the origin of the tile grid.
-    stride_px0, footprint_px0
-        Step between tiles and size of a tile, level-0 pixels.
-    mpp
-        µm per level-0 pixel.
-    """
-
-    slide_id: str
-    class_name: str
-    probability: float | None
-    model_id: str
-    fingerprint: str
-    x: NDArray[np.integer]
+    slide_id: str  # Identity of the slide; file names begin with it
+    class_name: str  # Meaning of a high score of the first map, for example ``tumor``
+    probability: float | None  # Probability of that class for the whole slide; None where it is not known
+    model_id: str  # Identity of the model
+    fingerprint: str  # Fingerprint of everything the files are made from; object ids are derived from it
+    x: NDArray[np.integer]  # x, y: Top-left corners of the tiles, level-0 pixels of the full slide, shape (N,)
     y: NDArray[np.integer]
+    # Score per tile, shape (N,), 0-1, by name of the map. Lesions are outlined on the first map
     scores: Mapping[str, NDArray[np.float32]]
-    threshold: float
-    size_px0: Size
-    bounds: Box
-    grid: Box
-    stride_px0: Scale
+    threshold: float  # Tiles with at least this score on the first map are positive
+    size_px0: Size  # Size of level 0
+    bounds: Box  # Scanned part of the slide, level-0 pixels; its corner is the origin of coordinates in QuPath
+    grid: Box  # Box whose top-left corner is the origin of the tile grid
+    stride_px0: Scale  # stride_px0, footprint_px0: Step between tiles and size of a tile, level-0 pixels
     footprint_px0: Scale
-    mpp: Scale
+    mpp: Scale  # µm per level-0 pixel
 
     @classmethod
     def of(

@@ -25,15 +25,9 @@ COLUMNS, TILE_PX, GAP_PX, TEXT_PX, TITLE_PX, HEADER_PX = 6, 200, 14, 42, 40, 92
 
 @dataclass(frozen=True)
 class Choice:
-    """Choice of tiles for a gallery.
+    """Choice of tiles for a gallery."""
 
-    Attributes
-    ----------
-    top, bottom
-        Rows of the tiles, most extreme first; no tile is in both.
-    """
-
-    top: NDArray[np.int64]
+    top: NDArray[np.int64]  # top, bottom: Rows of the tiles, most extreme first; no tile is in both
     bottom: NDArray[np.int64]
 
     @property
