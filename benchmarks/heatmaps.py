@@ -7,8 +7,8 @@ twenty reaches the threshold. Model and score table are in the run folder as aft
 - package: `wsi-ips heatmap` in its own process: two overlays, OME-TIFF, GeoJSON, ASAP, lesions, gallery, all read back
   and checked; wall time of the process including imports, and its peak RSS.
 - GeoJSON of every tile (CPU time), written alone, against a list of features given to `json.dump` and `gzip`.
-- overlay (CPU time): raster and colours on a view of 1600 px, against a loop that adds every tile into an image, colours
-  it and blends it, tile by tile, as heatmap scripts do (written for this comparison).
+- overlay (CPU time): raster and colours on a view of 1600 px, against a loop that adds every tile into an image,
+  colours it and blends it, tile by tile, as heatmap scripts do (written for this comparison).
 
     python benchmarks/heatmaps.py [--quick] [--turns N] [--folder DIR] [--json FILE]
 

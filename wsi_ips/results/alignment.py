@@ -22,15 +22,7 @@ LEAST_ALIGNMENT = 0.7
 
 
 def page_position(facts: Mapping[str, Any], x_px0: float, y_px0: float) -> tuple[float, float]:
-    """Return the place of a level-0 position in a picture: column and row, real numbers from the page's corner.
-
-    Parameters
-    ----------
-    facts
-        Sidecar of the picture.
-    x_px0, y_px0
-        Level-0 position.
-    """
+    """Return where a level-0 position lies in a picture with this sidecar: column and row from the page's corner."""
     affine = facts["to_level0"]
     return (x_px0 - affine["c"]) / affine["a"], (y_px0 - affine["f"]) / affine["e"]
 

@@ -92,18 +92,7 @@ class Caption:
 
 
 def colour_map(view: View, raster: Raster, *, kind: str, opacity: float = OPACITY) -> RGB:
-    """Return H&E with the scores over it; pixels that no tile covers stay untouched.
-
-    Parameters
-    ----------
-    view
-        The slide.
-    raster
-        Scores, 0-1.
-    kind
-        Name of the score map, which has the colours.
-    opacity
-        Opacity of a score of 1.
+    """Return H&E with the colours of score map ``kind`` over it; pixels that no tile covers stay untouched.
 
     Raises
     ------
@@ -120,20 +109,7 @@ def colour_map(view: View, raster: Raster, *, kind: str, opacity: float = OPACIT
 
 
 def mask_in(view: View, region: BaseGeometry) -> NDArray[np.bool_]:
-    """Return which pixels of a view lie in a region; at its edge to within a pixel.
-
-    Parameters
-    ----------
-    view
-        Area of the slide.
-    region
-        Level-0 pixels.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool, shape (height, width).
-    """
+    """Return which pixels of a view lie in a region (level-0 pixels), to within a pixel; bool (height, width)."""
     height, width = view.pixels.shape[:2]
     mask = Image.new("L", (width, height))
     draw, corner, scale = ImageDraw.Draw(mask), np.array([view.area_px0.x, view.area_px0.y]), np.array(view.px0_per_px)

@@ -49,15 +49,6 @@ class MapFacts:
 def parametric_maps(raster: Raster, source: DicomSource, facts: MapFacts) -> list[ParametricMap]:
     """Return the map of one slide, finest level first: one cell of the tile grid per pixel, then means of 2 x 2.
 
-    Parameters
-    ----------
-    raster
-        Scores 0-1 on the tile grid.
-    source
-        The slide's finest instance.
-    facts
-        Kind, meaning and model.
-
     Raises
     ------
     ScoresError

@@ -53,19 +53,7 @@ class QuPathImage:
 
 
 def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, created: datetime) -> None:
-    """Write a project into an empty folder.
-
-    Parameters
-    ----------
-    folder
-        Where to write.
-    images
-        At least one.
-    home
-        Final absolute path of the project; stored in it and in the script.
-    created
-        Creation time.
-    """
+    """Write a project of at least one image into an empty folder; ``home`` is the project's final absolute path."""
     stamp = int(created.timestamp() * 1000)
     project = {
         "version": VERSION,

@@ -16,7 +16,7 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.annotations import read_annotation
 from wsi_ips.errors import EvaluationError
 from wsi_ips.geometry import Box, Point
-from wsi_ips.results.alignment import LEAST_ALIGNMENT, ALIGNMENT_TILES, alignment_correlation
+from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
 from wsi_ips.results.overlay import LONGEST_PX, Caption, View, draw_overlay, mask_in, sidecar
 from wsi_ips.results.score_maps import SCORE_MAPS, TileScores
 from wsi_ips.results.score_raster import tile_raster

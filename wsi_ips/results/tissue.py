@@ -70,18 +70,8 @@ def draw_tissue(
 ) -> Image.Image:
     """Draw a thumbnail with the tissue outline (green), tiles (blue), flags and annotated tumour (red).
 
-    Parameters
-    ----------
-    thumbnail, mask
-        The slide and its mask, same height and width.
-    tiling
-        Its tiles.
-    px0_size
-        Size of level 0.
-    caption
-        Line below the picture.
-    lesions
-        Outlines, each of shape (n, 2): x, y in level-0 pixels.
+    ``px0_size`` is the size of level 0; ``lesions`` are outlines of shape (n, 2): x, y in level-0 pixels. The mask has
+    the thumbnail's height and width.
     """
     image = _small(thumbnail)
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))

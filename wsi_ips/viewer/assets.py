@@ -40,12 +40,7 @@ def find_library() -> Path | None:
 
 
 def ensure_library(say: Callable[[str], None]) -> Path:
-    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing.
-
-    Parameters
-    ----------
-    say
-        Called with progress messages.
+    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing and ``say`` reports it.
 
     Raises
     ------

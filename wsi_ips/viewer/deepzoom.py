@@ -31,13 +31,7 @@ MOST_PX = 2**24
 
 
 class DeepZoomTiles:
-    """Tiles of one slide; thread-safe.
-
-    Parameters
-    ----------
-    info
-        Header of the slide.
-    """
+    """Tiles of one slide, given its header; thread-safe."""
 
     def __init__(self, info: SlideInfo) -> None:
         self._info = info
@@ -67,19 +61,9 @@ class DeepZoomTiles:
         return 0 <= column < columns and 0 <= row < rows
 
     def render(self, reader: SlideReader, level: int, column: int, row: int) -> RGB:
-        """Return the pixels of a tile.
+        """Return the pixels of an existing tile (see :meth:`has`), uint8, shape (height, width, 3).
 
-        Parameters
-        ----------
-        reader
-            The slide, open.
-        level, column, row
-            An existing tile, see :meth:`has`.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8, shape (height, width, 3); at most 256 px a side, less at the right and lower edge.
+        At most 256 px a side, less at the right and lower edge.
 
         Raises
         ------
@@ -145,15 +129,7 @@ class _Levels:
 
 
 def viewing_downsample(info: SlideInfo, level: int) -> float:
-    """Return level-0 pixels per pixel of a level; a whole number where the size was only rounded down.
-
-    Parameters
-    ----------
-    info
-        Header of the slide.
-    level
-        One of its levels.
-    """
+    """Return level-0 pixels per pixel of a level; a whole number where the size was only rounded down."""
     stated = info.downsample(level)
     mean = (stated.x + stated.y) / 2
     whole = round(mean)

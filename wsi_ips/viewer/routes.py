@@ -53,17 +53,7 @@ KEEP = {"cache-control": "private, max-age=86400, immutable"}
 
 
 class Viewer:
-    """Request handlers.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    library
-        Path of OpenSeadragon.
-    threads, cache_mb
-        See :class:`wsi_ips.viewer.tile_jpegs.Pixels`.
-    """
+    """Request handlers; ``library`` is the path of OpenSeadragon."""
 
     def __init__(self, collection: Collection, library: Path, *, threads: int, cache_mb: int) -> None:
         self._collection = collection

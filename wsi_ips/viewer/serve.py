@@ -38,16 +38,7 @@ class ServerOptions:
 
 
 def serve(collection: Collection, options: ServerOptions, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    options
-        Options of the server.
-    say
-        Called with the URL and other messages.
+    """Serve until Ctrl-C; ``say`` is called with the URL and other messages.
 
     Raises
     ------

@@ -22,13 +22,7 @@ SLIDES_KNOWN = 64
 
 
 class BoundedCache:
-    """Least-recently-used cache of byte strings, bounded by their total size. Not thread-safe.
-
-    Parameters
-    ----------
-    max_bytes
-        Largest total size.
-    """
+    """Least-recently-used cache of byte strings, bounded by their total size. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self.bytes_held = max_bytes, 0
@@ -53,16 +47,7 @@ class Pixels:
     """Tiles and patches as JPEG.
 
     All coroutines run in one event loop, so the cache needs no lock; reading, shrinking and encoding run in threads. A
-    tile that several requests want at the same time is made once.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    threads
-        Number of tiles made at the same time.
-    cache_mb
-        Size of the cache, MiB.
+    tile that several requests want at the same time is made once. ``cache_mb`` is the size of the cache, MiB.
     """
 
     def __init__(self, collection: Collection, *, threads: int, cache_mb: int) -> None:

@@ -58,17 +58,7 @@ def map_look(kind: str, key: int) -> Look:
 def layers_and_tiles(
     index: TileIndex, scores: SlideScores | None, maps: Sequence[str]
 ) -> tuple[tuple[Layer, ...], TileTable]:
-    """Return what the viewer shows of a tiled slide.
-
-    Parameters
-    ----------
-    index
-        Tiles of the slide.
-    scores
-        Scores of the model; None where the slide is not predicted.
-    maps
-        Names of the score maps, the main one first.
-    """
+    """Return what the viewer shows of a tiled slide; ``scores`` is None where the slide is not predicted."""
     truth, tissue = index.tumour_fraction, np.asarray(index.tissue_fraction, np.float32)
     shown: list[tuple[Look, str, NDArray[np.float32]]] = []
     if scores is not None:

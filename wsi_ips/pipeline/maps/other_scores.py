@@ -18,7 +18,7 @@ from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import EvaluationError, ScoresError
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.alignment import LEAST_ALIGNMENT, ALIGNMENT_TILES, alignment_correlation
+from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
 from wsi_ips.results.handoff.content import Material
 from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps

@@ -19,18 +19,9 @@ MANIFEST = "package.json"
 
 
 def write_package(folder: Path, maps: ScoreMaps, material: Material, *, formats: Sequence[str]) -> dict[str, Any]:
-    """Write the package of a slide atomically and return the content of ``package.json``.
+    """Write the package of a slide with at least one tile; replace an older one atomically.
 
-    Parameters
-    ----------
-    folder
-        Folder of the package; an older one is replaced.
-    maps
-        Scores of the slide, at least one tile.
-    material
-        Pictures and tissue.
-    formats
-        Names in :data:`wsi_ips.results.handoff.formats.HANDOFF_FORMATS`.
+    ``formats`` are names in :data:`wsi_ips.results.handoff.formats.HANDOFF_FORMATS`. Returns ``package.json``.
 
     Raises
     ------
