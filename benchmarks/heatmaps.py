@@ -1,19 +1,19 @@
-"""What comes after the scores: the hand-off package of a slide of 100 000 tiles, its GeoJSON, its overlay.
+"""Cost of maps and hand-off: the package of a slide with 100 000 tiles, its GeoJSON, its overlay.
 
-Slide: some 100 000 x 90 000 px at 0.25 µm/px (a file in Aperio form, made here), tissue of 391 blocks of a square
-millimetre, 256 tiles of 256 px in each; tiled by `wsi-ips tile`. Scores are drawn: smooth noise, of which one tile in
-twenty reaches the threshold. Model and score table lie in the run folder as after `wsi-ips predict`.
+Slide: about 100 000 x 90 000 px at 0.25 µm/px (an Aperio file, made here), tissue of 391 blocks of one square
+millimetre with 256 tiles of 256 px each; tiled by `wsi-ips tile`. Scores are random: smooth noise, of which one tile in
+twenty reaches the threshold. Model and score table are in the run folder as after `wsi-ips predict`.
 
-- package: `wsi-ips heatmap` in a process of its own: two overlays, OME-TIFF, GeoJSON, ASAP, lesions, gallery, all read
-  back and checked; wall time of the process, imports and all, and its peak RSS.
-- GeoJSON of every tile (processor time), written alone, against a list of features given to `json.dump` and `gzip`.
-- overlay (processor time): raster and colours on a view of 1600 px, against a loop that adds every tile into an image,
+- package: `wsi-ips heatmap` in its own process: two overlays, OME-TIFF, GeoJSON, ASAP, lesions, gallery, all read back
+  and checked; wall time of the process including imports, and its peak RSS.
+- GeoJSON of every tile (CPU time), written alone, against a list of features given to `json.dump` and `gzip`.
+- overlay (CPU time): raster and colours on a view of 1600 px, against a loop that adds every tile into an image,
   colours it and blends it, tile by tile, as heatmap scripts do (written for this comparison).
 
     python benchmarks/heatmaps.py [--quick] [--turns N] [--folder DIR] [--json FILE]
 
 ``--folder`` keeps the slide for the next call. Prints a table; with --json also writes rows {case, ours, peer,
-peer_name, ratio, unit}; for limits that were asked for, the peer is the limit.
+peer_name, ratio, unit}; where a limit is required, the peer is the limit.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_slide(path: Path, columns: int, rows: int, blocks: int) -> None:
 
 
 def make_run(folder: Path, *, quick: bool) -> Path:
-    """A run folder with tiles, model and scores, ready for `wsi-ips heatmap`; the recipe."""
+    """Make a run folder with tiles, model and scores, ready for `wsi-ips heatmap`; return its recipe."""
     import numpy as np
     from scipy import ndimage, special
 
@@ -139,7 +139,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
 
 
 def package(recipe_file: Path) -> dict[str, float]:
-    """All that `wsi-ips heatmap` does to the slide."""
+    """Do what `wsi-ips heatmap` does to the slide."""
     from wsi_ips.config import load_recipe
     from wsi_ips.pipeline import run_until
 
@@ -154,28 +154,29 @@ def package(recipe_file: Path) -> dict[str, float]:
 
 
 def maps_of(recipe_file: Path):
-    """The scores as the formats get them, and the run."""
+    """Return the scores as the formats get them, and the run."""
     from wsi_ips.config import load_recipe
     from wsi_ips.inference import read_scores
     from wsi_ips.pipeline import Run
     from wsi_ips.pipeline.maps.handoff import score_maps
+    from wsi_ips.pipeline.maps.heatmap import MapSource
 
     run = Run.open(load_recipe(recipe_file))
     record = run.records[0]
     scores = read_scores(run.folder.scores, record.slide_id)
-    return score_maps(run, run.index(record), scores, model_id="bench-0123", fingerprint="f"), run
+    return score_maps(run.recipe, run.index(record), MapSource(record, scores, "bench-0123", "f")), run
 
 
 def geojson(recipe_file: Path, turns: int) -> tuple[list[float], list[float], dict[str, float]]:
-    """Seconds of ours and of the plain way, in turns; memory of ours."""
-    from wsi_ips.results.handoff import find_lesions
-    from wsi_ips.results.handoff.qupath import chosen_tiles, write_geojson
+    """Return seconds of ours and of the plain way, in turns, and figures of the file."""
+    from wsi_ips.results.handoff.content import Material, PackageContent
+    from wsi_ips.results.handoff.qupath_geojson import write_geojson
 
     maps, run = maps_of(recipe_file)
-    lesions, tiles = find_lesions(maps), chosen_tiles(maps, every=True)
+    content, tiles = PackageContent.of(maps, Material()), maps.best_first()
     path, ours, plain = run.folder.root / "all.geojson.gz", [], []
     for _ in range(turns):
-        ours.append(_timed(lambda: write_geojson(path, maps, lesions, tiles, None)))
+        ours.append(_timed(lambda: write_geojson(path, content, tiles)))
         plain.append(_timed(lambda: plain_geojson(path.with_name("plain.geojson.gz"), maps, tiles)))
     text = gzip.decompress(path.read_bytes())
     count = len(json.loads(text)["features"])
@@ -183,7 +184,7 @@ def geojson(recipe_file: Path, turns: int) -> tuple[list[float], list[float], di
 
 
 def plain_geojson(path: Path, maps, tiles) -> None:
-    """A list of features, then json.dump into gzip."""
+    """Write a list of features with json.dump into gzip."""
     import uuid
 
     width, height = maps.footprint_px0
@@ -209,17 +210,14 @@ def plain_geojson(path: Path, maps, tiles) -> None:
 
 
 def overlay(recipe_file: Path, turns: int) -> tuple[list[float], list[float]]:
-    """Seconds of ours and of the loop, in turns, on the same pixels."""
-    from wsi_ips.pipeline.maps.heatmap import tiled_area
-    from wsi_ips.results import View, tile_raster
+    """Return seconds of ours and of the loop, in turns, on the same pixels."""
     from wsi_ips.results.overlay import colour_map
-    from wsi_ips.slides import read_area
+    from wsi_ips.results.score_raster import tile_raster
+    from wsi_ips.results.slide_heatmaps import view_of
 
     maps, run = maps_of(recipe_file)
-    index = run.index(run.records[0])
     with run.opener(run.records[0])() as reader:
-        area = tiled_area(index)
-        view = View(*((pixels_mpp := read_area(reader, area, 4.0, 1600))[0], area, pixels_mpp[1]))
+        view = view_of(reader, run.index(run.records[0]), 4.0, None)
     run.pool.close()
     ours, loop = [], []
 
@@ -241,7 +239,7 @@ def overlay(recipe_file: Path, turns: int) -> tuple[list[float], list[float]]:
 
 
 def blended(view, maps):
-    """Tile by tile: add the scores up, then colour and blend each tile's block."""
+    """Add up the scores tile by tile, then colour and blend each tile's block."""
     import matplotlib
     import numpy as np
 
@@ -266,14 +264,14 @@ def blended(view, maps):
 
 
 def _timed(work) -> float:
-    """Processor seconds of work in one thread, which other work on the machine changes little."""
+    """Return the CPU seconds of work in one thread, which other load on the machine changes little."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
 def in_child(recipe_file: Path) -> dict[str, float]:
-    """The package in a process of its own, from nothing but tiles and scores."""
+    """Make the package in its own process, from tiles and scores alone."""
     for name in ("heatmaps", "handoff"):
         shutil.rmtree(recipe_file.parent / "out" / name, ignore_errors=True)
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).parents[1]))
@@ -287,7 +285,7 @@ def in_child(recipe_file: Path) -> dict[str, float]:
 
 
 def _peak_rss_mb() -> float:
-    """Peak of this program alone: ``getrusage`` also counts what the parent had when it forked."""
+    """Return the peak of this program alone; ``getrusage`` also counts memory of the parent at the fork."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
@@ -304,7 +302,7 @@ def _row(case: str, ours: float, peer: float, peer_name: str, unit: str, ratio: 
 
 
 def measure(folder: Path, *, quick: bool, turns: int) -> list[dict[str, object]]:
-    """All rows, medians over the turns; a ratio to a peer is the median of the turns' ratios, peer over ours."""
+    """Return all rows, medians over the turns; a ratio is the median of the turns' ratios, peer over ours."""
     recipe_file = make_run(folder, quick=quick)
     runs = [in_child(recipe_file) for _ in range(turns)]
     wall, memory = (statistics.median(run[name] for run in runs) for name in ("wall_s", "rss_mb"))

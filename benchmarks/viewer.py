@@ -1,13 +1,13 @@
-"""The viewer's server under load: how long a tile takes, and whether memory stays flat while people pan.
+"""The viewer's server under load: time per tile, and memory while people pan.
 
 A slide of 40 960 x 40 960 pixels (1.7 gigapixels, JPEG tiles, three levels) is made of real or synthetic texture. Eight
-clients, one process, keep-alive, one request at a time each, look at it as browsers do: a screen of tiles, then a
-step aside, a zoom in or out; what a client has seen it does not ask for again. Server and clients share the machine.
+clients in one process (keep-alive, one request at a time each) view it as browsers do: a screen of tiles, then a step
+aside, a zoom in or out; a client does not request a tile twice. Server and clients share the machine.
 
-Latency: turns of the server and of the peer in one run. The peer is `openslide.deepzoom` as its users call it, in eight
+Latency: turns of the server and of the peer in one run. The peer is `openslide.deepzoom` in its usual form, in eight
 threads of one process: `get_tile`, then JPEG of the same quality; no HTTP, no cache of encoded tiles, no client.
 
-Panning: the server's resident memory every second, errors, and the share of requests that were answered.
+Panning: the server's resident memory every second, errors, and the share of requests with a response.
 
     python benchmarks/viewer.py [--quick] [--minutes 10] [--texture FOLDER] [--json FILE]
 
@@ -47,14 +47,14 @@ SIDE, TILE, VARIANTS = 40_960, 256, 400
 CLIENTS, SCREEN = 8, (5, 4)
 """Tiles on a client's screen, columns and rows: 1280 x 1024 px."""
 SEEN = 400
-"""Tiles a client's browser keeps."""
+"""Tiles in a client's browser cache."""
 QUALITY = 88
 MAX_LEVEL = math.ceil(math.log2(SIDE))
 Tile = tuple[int, int, int]
 
 
 def write_slide(path: Path, folder: Path | None) -> None:
-    """Three levels, each of stored JPEG tiles, as scanners write them."""
+    """Write three levels of JPEG tiles, as scanners do."""
     rng = np.random.default_rng(1)
     images = texture_images(folder)
     stored = [_encode(_cut(images, TILE, rng), rgb=False, quality=80) for _ in range(VARIANTS)]
@@ -76,7 +76,7 @@ def write_slide(path: Path, folder: Path | None) -> None:
 
 
 def walk(seed: int) -> Iterator[Tile]:
-    """Tiles (level, column, row) that one client asks for, for ever."""
+    """Yield tiles (level, column, row) that a client requests, without end."""
     rng = np.random.default_rng(seed)
     level = MAX_LEVEL - int(rng.integers(0, 4))
     x, y = rng.random(2)  # middle of the screen, share of the slide
@@ -104,19 +104,19 @@ def walk(seed: int) -> Iterator[Tile]:
 
 @dataclass
 class Seen:
-    """What the clients saw: seconds per answered request, and what went wrong."""
+    """Seconds per answered request, and errors."""
 
     seconds: list[float] = field(default_factory=list)
     asked: int = 0
     errors: list[str] = field(default_factory=list)
 
     def milliseconds(self, percent: float) -> float:
-        """Percentile of the answered requests."""
+        """Return a percentile of the answered requests."""
         return float(np.percentile(self.seconds, percent)) * 1000 if self.seconds else math.nan
 
 
 def in_parallel(ask_of: Callable[[int], Callable[[Tile], None]], *, seconds: float, seed: int) -> Seen:
-    """Clients in threads, each with its own walk and its own way to ask."""
+    """Run clients in threads, each with its own walk and its own way to request tiles."""
     seen, lock, ends = Seen(), threading.Lock(), time.monotonic() + seconds
 
     def client(number: int) -> None:
@@ -143,9 +143,9 @@ def in_parallel(ask_of: Callable[[int], Callable[[Tile], None]], *, seconds: flo
 
 
 def over_http(port: int, slide: str) -> Callable[[int], Callable[[Tile], None]]:
-    """A way to ask the server, with a connection of its own that is kept.
+    """Return a way to request tiles from the server, with one connection per client.
 
-    Bare sockets: Python's own client takes as long for a request as the server, and they share the cores.
+    Plain sockets: Python's HTTP client takes as long for a request as the server, and they share the cores.
     """
 
     def ask_of(_: int) -> Callable[[Tile], None]:
@@ -171,7 +171,7 @@ def over_http(port: int, slide: str) -> Callable[[int], Callable[[Tile], None]]:
 
 
 def clients_process(port: int, slide: str, seconds: float, seed: int) -> Seen:
-    """The clients in a process of their own, as browsers are."""
+    """Run the clients in their own process, like browsers."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_clients, (port, slide, seconds, seed))
@@ -182,7 +182,7 @@ def _clients(port: int, slide: str, seconds: float, seed: int) -> Seen:
 
 
 def with_deepzoom(path: Path) -> Callable[[int], Callable[[Tile], None]]:
-    """The peer: one generator over one slide, shared by the threads as in its example server."""
+    """Return the peer: one generator over one slide, shared by the threads as in its example server."""
     generator = DeepZoomGenerator(openslide.OpenSlide(path), TILE, overlap=0, limit_bounds=False)
 
     def ask(tile: Tile) -> None:
@@ -194,7 +194,7 @@ def with_deepzoom(path: Path) -> Callable[[int], Callable[[Tile], None]]:
 
 
 def start_server(path: Path, cache_mb: int) -> tuple[subprocess.Popen[str], int]:
-    """`wsi-ips view` as people start it; the process and its port."""
+    """Start `wsi-ips view`; return the process and its port."""
     code = "from wsi_ips.cli import main; main()"
     options = ["--port", "0", "--no-browser", "--cache-mb", str(cache_mb)]
     process = subprocess.Popen(
@@ -223,13 +223,13 @@ def _wait_for(port: int) -> None:
 
 
 def rss_mb(process: subprocess.Popen[str]) -> float:
-    """Resident memory of a process, MB (10^6 bytes); Linux."""
+    """Return the resident memory of a process, MB (10^6 bytes); Linux."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def pan(process: subprocess.Popen[str], port: int, slide: str, seconds: float) -> tuple[Seen, list[float]]:
-    """Clients pan for so long; what they saw, and the server's memory every second."""
+    """Let clients pan for some seconds; return their requests and the server's memory every second."""
     memory: list[float] = []
     done = threading.Event()
 
@@ -248,7 +248,7 @@ def pan(process: subprocess.Popen[str], port: int, slide: str, seconds: float) -
 
 
 def latency(port: int, slide: str, path: Path, *, turns: int, seconds: float) -> tuple[Seen, Seen]:
-    """Turns of the server and of the peer."""
+    """Measure the server and the peer in turns."""
     ours, theirs = Seen(), Seen()
     clients_process(port, slide, seconds / 2, seed=999)  # warm: slide open, code loaded
     for turn in range(turns):
@@ -263,7 +263,7 @@ def latency(port: int, slide: str, path: Path, *, turns: int, seconds: float) ->
 
 
 def main() -> None:
-    """Run it."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="half a minute of panning, short turns")
     parser.add_argument("--minutes", type=float, help="panning; 10, with --quick 0.5")

@@ -96,7 +96,7 @@ def test_an_unknown_key_gets_a_hint(tmp_path: Path, values: dict[str, Any], mess
         ("training.learning_rate", float("nan")),
         ("training.max_missing_share", -0.1),
         ("predict.splits", ["all"]),
-        ("heatmap.opacity", 2),
+        ("handoff.threshold", 2),
         ("compute.readers", 0),
         ("name", "a/b"),
         ("seed", -1),

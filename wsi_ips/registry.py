@@ -111,8 +111,9 @@ class Registry(Mapping[str, E], Generic[E]):
     def _entries(self) -> dict[str, E]:
         entries = {entry.name: entry for entry in self._own}
         for point in entry_points(group=self.group):
-            found = point.load()
-            for entry in (found,) if isinstance(found, Entry) else found:
+            found: Any = point.load()
+            several: list[E] = [found] if isinstance(found, Entry) else list(found)  # type: ignore[list-item]
+            for entry in several:
                 if entry.name in entries:
                     raise RecipeError(f"{self.kind} `{entry.name}` of {point.value} exists already; rename it there")
                 entries[entry.name] = entry

@@ -280,7 +280,7 @@ def test_everything_is_done_by_keys(open_page):
     assert page.input_value("#threshold-a") == "55"
     page.keyboard.press("n")
     settle(page)
-    assert "Top tile 1: Probability" in page.inner_text("#announce")
+    assert "Top tile 1: Tumour probability" in page.inner_text("#announce")
     page.keyboard.press("m")
     assert "Tissue" in page.inner_text("#announce")
     page.keyboard.press("?")

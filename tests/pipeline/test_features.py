@@ -45,7 +45,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "manifest": "manifest.csv",
         "tissue": {"mpp": 2.0, "min_area_um2": 0},
         "tiles": {"mpp": 0.5, "patch_px": 64},
-        "heatmap": {"mpp": 1.0, "top_tiles": 2},
+        "heatmap": {"mpp": 1.0},
         "compute": {"workers": 0, "device": "cpu"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))

@@ -43,7 +43,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two slides, one with tumour, tiled and scored by their truth, as after ``wsi-ips predict``."""
     folder = tmp_path_factory.mktemp("scored")
     make_slides(folder / "cohort", replace(SLIDES, slides=2), seed=5)
-    changes = {"heatmap": {"splits": ["train", "test"], "top_tiles": 5}}
+    changes = {"heatmap": {"splits": ["train", "test"]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
     run_until(recipe, "tile")

@@ -46,7 +46,7 @@ def cohort(tmp_path: Path) -> Path:
         "manifest": "manifest.csv",
         "tissue": {"mpp": 2.0, "min_area_um2": 0},
         "tiles": {"mpp": 0.5, "patch_px": 64},
-        "heatmap": {"mpp": 1.0, "top_tiles": 2},
+        "heatmap": {"mpp": 1.0},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     return tmp_path

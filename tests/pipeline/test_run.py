@@ -40,7 +40,7 @@ SMALL = {
     "tiles": {"mpp": 2.0, "patch_px": 64},
     "model": {"encoder": "resnet18-1", "memory_size": 4, "heads": 2, "key_width": 8},
     "training": {"epochs": 2, "warm_start_epochs": 1, "batch_slides": 2},
-    "heatmap": {"mpp": 4.0, "top_tiles": 3},
+    "heatmap": {"mpp": 4.0},
 }
 
 
@@ -116,7 +116,7 @@ def test_a_second_run_computes_nothing(finished):
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"heatmap.opacity": 0.3}, {"heatmaps", "report"}),
+        ({"heatmap.mpp": 5.0}, {"heatmaps", "report"}),
         ({"training.learning_rate": 0.0002}, {"model", "scores.zarr", "heatmaps", "report"}),
         ({"tiles.min_tissue_fraction": 0.4}, {"tiles.zarr", "model", "scores.zarr", "heatmaps", "report"}),
         ({"compute.chunk_size": 17, "compute.readers": 1}, set()),

@@ -14,8 +14,9 @@ from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.geometry import Box, Scale
 from wsi_ips.inference import read_scores, write_scores
+from wsi_ips.pipeline.maps.layers import TISSUE, layer_of
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.view import RunCollection, _layer, view_recipe
+from wsi_ips.pipeline.view import RunCollection, view_recipe
 from wsi_ips.slides import ArrayReader
 from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tissue import TissueMask
@@ -41,7 +42,7 @@ def test_a_map_covers_the_tiles_and_nothing_else(patch_px, stride_px):
     index = index_of(patch_px=patch_px, stride_px=stride_px)
     assert len(index) > 50
     score = np.random.default_rng(1).random(len(index)).astype(np.float32)
-    layer = _layer(index, "probability", score)
+    layer = layer_of(index, TISSUE, "viridis", score)
     # Every level-0 pixel, by the tiles themselves: mean of those over it, weighed alike inside a cell.
     covered = np.zeros((1000, 1500), bool)
     for x, y, width, height in np.rint(index.boxes_px0).astype(int):
@@ -62,7 +63,7 @@ def test_a_map_covers_the_tiles_and_nothing_else(patch_px, stride_px):
 
 def test_tiles_side_by_side_have_one_value_each():
     index = index_of(patch_px=32, stride_px=32)
-    assert np.count_nonzero(_layer(index, "tissue", index.tissue_fraction).values) == len(index)
+    assert np.count_nonzero(layer_of(index, TISSUE, "Greens", index.tissue_fraction).values) == len(index)
 
 
 @pytest.fixture

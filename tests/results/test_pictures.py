@@ -15,10 +15,10 @@ from wsi_ips.errors import EvaluationError, ScoresError
 from wsi_ips.geometry import Size
 from wsi_ips.results import alignment_correlation, draw_overlay, sidecar, write_overlay
 from wsi_ips.results.frame import Frame, draw_scale_bar, fitted, font, probability_text
-from wsi_ips.results.overlay import Kind, colour_map
+from wsi_ips.results.overlay import colour_map
 
 
-def written(folder: Path, s: Scene, score: np.ndarray, kind: Kind = "probability") -> tuple[np.ndarray, dict]:
+def written(folder: Path, s: Scene, score: np.ndarray, kind: str = "probability") -> tuple[np.ndarray, dict]:
     """A picture and its sidecar as they come back from the disk."""
     raster = s.raster(score)
     picture = draw_overlay(s.view, raster, CAPTION, kind=kind, opacity=0.7)
@@ -73,7 +73,7 @@ def test_probability_colours_do_not_depend_on_the_slides_other_tiles() -> None:
 
 @pytest.mark.parametrize("options", [SCENES["gaps"], SCENES["bounds"]], ids=["gaps", "bounds"])
 @pytest.mark.parametrize("kind", ["probability", "attention"])
-def test_what_no_tile_covers_is_untouched(options: dict, kind: Kind) -> None:
+def test_what_no_tile_covers_is_untouched(options: dict, kind: str) -> None:
     s = scene(**options)
     keep = np.arange(len(s.corners)) % 3 == 0
     shown = colour_map(s.view, s.raster(np.ones(len(s.corners)), keep), kind=kind, opacity=1.0)
@@ -130,7 +130,7 @@ def test_a_slide_without_tiles_has_a_picture_and_no_range() -> None:
 @pytest.mark.parametrize("kind", ["probability", "attention"])
 @pytest.mark.parametrize("options", SCENES.values(), ids=SCENES)
 def test_tiles_read_again_look_like_the_picture_and_shifted_ones_do_not(
-    options: dict, kind: Kind, tmp_path: Path
+    options: dict, kind: str, tmp_path: Path
 ) -> None:
     s = scene(**options)
     score = np.random.default_rng(2).random(len(s.corners)) ** 2

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from wsi_ips.errors import ViewerError
+from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.viewer import assets
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,12 @@ def test_every_module_and_file_the_page_loads_is_there():
         text = path.read_text(encoding="utf-8")
         named = re.findall(r'from "\./([\w.]+)"', text) + re.findall(r'/assets/([\w.]+)"', text)
         assert set(named) <= known, path.name
+
+
+def test_the_page_names_no_map_so_that_a_new_one_needs_no_javascript():
+    for path in assets.page_files().values():
+        text = path.read_text(encoding="utf-8")
+        assert not [kind for kind in (*SCORE_MAPS, "truth", "tissue") if f'"{kind}"' in text], path.name
 
 
 def test_openseadragon_is_not_committed():

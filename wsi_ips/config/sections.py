@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from wsi_ips.config.choices import listed_in
 from wsi_ips.labels import NONE, SEPARATOR, Task
@@ -18,6 +18,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Split = Literal["train", "val", "test"]
 Leak = Literal["patient", "content", "thumbnail"]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 class Section(BaseModel):
@@ -373,28 +377,21 @@ class HeatmapSection(Section):
         ("test",), description="slides of these splits; slides without a split are always drawn"
     )
     mpp: Positive = Field(4.0, description="scale of the picture, µm/px (coarser for large tissue)")
-    max_side_px: Annotated[int, Field(ge=256, le=8192)] = Field(
-        1600, description="longest side of the tissue in the picture, px"
+    maps: Annotated[tuple[Annotated[str, listed_in("score_maps")], ...], Field(min_length=1), AfterValidator(_once)] = (
+        Field(("probability", "attention"), description="score maps to draw; the first one is the main map")
     )
-    opacity: Share = Field(0.6, description="opacity of the highest score")
-    score: Literal["probability", "attention"] = Field(
-        "probability",
-        description="of the first map: `probability` of each tile alone; `attention`. Both are always drawn",
-    )
-    top_tiles: Annotated[int, Field(ge=0, le=100)] = Field(12, description="tiles in the gallery")
 
 
 class HandoffSection(Section):
     """Files per slide for the programs of pathologists."""
 
-    formats: tuple[Literal["overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"], ...] = Field(
+    formats: Annotated[tuple[Annotated[str, listed_in("handoff_formats")], ...], AfterValidator(_once)] = Field(
         ("overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"),
-        description="what the package of a slide holds; `[]` makes none",
+        description="files in the package of a slide; `[]` makes no package",
     )
     threshold: Share = Field(
         0.5, description="tiles from this probability on are outlined as lesions; of tiles, not of slides"
     )
-    every_tile: bool = Field(False, description="all tiles in the GeoJSON, not only those from the threshold on")
 
 
 class ComputeSection(Section):

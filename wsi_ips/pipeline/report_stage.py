@@ -20,7 +20,6 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.card import ModelCard, read_card
 from wsi_ips.pipeline.demo_slides import is_synthetic
 from wsi_ips.pipeline.evaluate_run import evaluate_run, manifest_cells
-from wsi_ips.pipeline.maps.layers import map_kinds
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.pipeline.run import Run, write_facts
 from wsi_ips.pipeline.states import STATES
@@ -36,8 +35,8 @@ from wsi_ips.results import (
     TopTile,
     write_report,
 )
+from wsi_ips.results.handoff.pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
-from wsi_ips.results.overlay import TITLES
 from wsi_ips.results.report_data import cohort_flow, lesion_recall, outcome_of
 from wsi_ips.results.report_pictures import (
     PICTURE_BYTES,
@@ -47,6 +46,7 @@ from wsi_ips.results.report_pictures import (
     tile_picture,
     worth_pictures,
 )
+from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.tiles import TileIndex, read_tiles
 
 SPLIT = "test"
@@ -175,7 +175,7 @@ def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold:
     state, task, truth = run.states[record.slide_id], run.recipe.labels.tasks[0], run.truth(record)
     probability = scores.probability[-1] if scores else None
     positive = None if truth is None else bool(task.is_positive(truth))
-    overlay = run.folder.overlay(record.slide_id, "probability")
+    overlay = run.folder.overlay(record.slide_id, run.recipe.heatmap.maps[0])
     return SlideEntry(
         slide_id=record.slide_id,
         state=state.state,
@@ -198,7 +198,7 @@ def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold:
 def _with_pictures(run: Run, slides: list[SlideEntry], scores: Mapping[str, SlideScores]) -> tuple[SlideEntry, ...]:
     """Add heatmaps and top tiles to as many slides as the page has room for."""
     entries, records = {s.slide_id: s for s in slides}, {r.slide_id: r for r in run.records}
-    kinds = map_kinds(run.recipe.heatmap)
+    kinds = run.recipe.heatmap.maps
     drawn = {name for name in scores if all(run.folder.overlay(name, kind).exists() for kind in kinds)}
     chosen, room = worth_pictures(slides, drawn), PICTURE_BYTES
     with run.progress.stage("report", len(chosen), "slides") as advance:
@@ -206,7 +206,9 @@ def _with_pictures(run: Run, slides: list[SlideEntry], scores: Mapping[str, Slid
             index = run.index(records[name])
             pictured = replace(
                 entries[name],
-                overlays=tuple(MapPicture(TITLES[k], overlay_picture(run.folder.overlay(name, k))) for k in kinds),
+                overlays=tuple(
+                    MapPicture(SCORE_MAPS[k].picture_title, overlay_picture(run.folder.overlay(name, k))) for k in kinds
+                ),
                 top=_top_tiles(run, records[name], scores[name], index),
                 tile_um=index.plan.patch_size.width * index.plan.effective_mpp.x,
             )
@@ -220,7 +222,7 @@ def _with_pictures(run: Run, slides: list[SlideEntry], scores: Mapping[str, Slid
 
 def _top_tiles(run: Run, record: SlideRecord, scores: SlideScores, index: TileIndex) -> tuple[TopTile, ...]:
     """Return the tiles with the highest single-tile probability, best first; none where they cannot be read."""
-    best = np.argsort(-scores.positive_probability, kind="stable")[: run.recipe.heatmap.top_tiles]
+    best = np.argsort(-scores.positive_probability, kind="stable")[:GALLERY_TILES]
     pixels = run.states.fence(
         record.slide_id, "heatmap", lambda: read_tiles(run.tiles(record).only(best.astype(np.int32)))
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,46 +19,25 @@ from pydantic import ValidationError
 from wsi_ips.annotations import read_annotation
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import AnnotationError, CheckpointError, RecipeError, ScoresError, SlideError, TileIndexError
-from wsi_ips.geometry import Point, Scale
+from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.maps.layers import map_kinds, map_scores
+from wsi_ips.pipeline.maps.layers import layers_and_tiles
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import read_states
-from wsi_ips.results import attention_rank, tile_raster
-from wsi_ips.results.overlay import LEGENDS, palette
+from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.slides import RGB, SlideReader, read_patch
 from wsi_ips.tiles import TileIndex, read_index, stored_fingerprint
-from wsi_ips.viewer import Detail, Download, Entry, Layer, TileTable, eight_bits, slide_version
+from wsi_ips.viewer import Detail, Download, Entry, slide_version
 
 DETAILS_KEPT = 8
 """Slides whose maps are kept in memory."""
-MOST_CELLS = 8_000_000
-"""Largest map sent to the browser, values."""
 OUTLINE_TOLERANCE_PX0 = 1.0
 """Outlines are simplified by so little that nobody sees it: a lesion has tens of thousands of points."""
-MAPS = {
-    "probability": "Tumour probability",
-    "attention": "Attention",
-    "evidence": "Evidence",
-    "leave-one-out": "Leave-one-out",
-    "truth": "Annotated tumour",
-    "tissue": "Tissue and tiles",
-}
-LEGEND = {
-    "probability": LEGENDS["probability"][1:],
-    "attention": LEGENDS["attention"][1:],
-    "evidence": LEGENDS["evidence"][1:],
-    "leave-one-out": LEGENDS["leave-one-out"][1:],
-    "truth": ("none", "half", "whole tile"),
-    "tissue": ("none", "half", "whole tile"),
-}
-DRAWN_FROM = {"attention": 0.5}
-"""First threshold of a map, 0 for the others; half of all tiles have less than the median attention."""
 
 
 def view_recipe(target: Path) -> Recipe:
@@ -175,10 +153,10 @@ class RunCollection:
             if slide_id not in self._records:
                 raise KeyError(slide_id)
             offered = [_picture(folder.tissue_picture(slide_id), "Tissue and tiles", slide_id)]
-            for kind in map_kinds(self._run.recipe.heatmap):
-                path = folder.overlay(slide_id, kind)
-                offered.append(_picture(path, f"{MAPS[kind]} map", slide_id))
-                offered.append(_picture(path.with_suffix(".json"), f"{MAPS[kind]} map: where it lies", slide_id))
+            for kind in self._run.recipe.heatmap.maps:
+                title, path = SCORE_MAPS[kind].title, folder.overlay(slide_id, kind)
+                offered.append(_picture(path, f"{title} map", slide_id))
+                offered.append(_picture(path.with_suffix(".json"), f"{title} map: where it lies", slide_id))
         return [download for download in offered if download.path.is_file()]
 
     def close(self) -> None:
@@ -224,35 +202,12 @@ class RunCollection:
         if index is None:
             return Detail(outlines=outlines, notes=tuple(notes))
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
-        values = _values(index, scores)
-        layers = self._layers(index, scores, values) if len(index) else ()
+        layers, table = layers_and_tiles(index, scores, self._run.recipe.heatmap.maps)
         side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
         facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
         if scores:
             facts.append(("model", self.model_id))
-        columns = {"x": index.x, "y": index.y, **values}
-        if scores:
-            columns["weight"] = np.asarray(scores.attention * len(index), np.float32)
-        table = TileTable(
-            columns=columns,
-            origin_px0=Point(index.grid.x, index.grid.y),
-            stride_px0=index.stride_px0,
-            footprint_px0=index.plan.footprint_px0,
-            patch_size=index.plan.patch_size,
-            patch_mpp=index.plan.effective_mpp,
-        )
         return Detail(table, layers, outlines, tuple(notes), tuple(facts))
-
-    def _layers(
-        self, index: TileIndex, scores: SlideScores | None, values: dict[str, NDArray[np.float32]]
-    ) -> tuple[Layer, ...]:
-        """The maps of a slide, that of the recipe's score first."""
-        layers = []
-        if scores is not None:
-            for kind in map_kinds(self._run.recipe.heatmap):
-                tiles, score = map_scores(scores, kind)
-                layers.append(_layer(index, kind, score, tiles))
-        return (*layers, *(_layer(index, kind, values[kind]) for kind in ("truth", "tissue") if kind in values))
 
     def _scores(self, record: SlideRecord, index: TileIndex, notes: list[str]) -> SlideScores:
         scores = read_scores(self._run.folder.scores, record.slide_id)
@@ -268,52 +223,6 @@ class RunCollection:
         if scores.fingerprint != scores_fingerprint(self._run, record, model):
             notes.append("the maps are of an older model or older tiles; run `wsi-ips predict` again")
         return scores
-
-
-def _values(index: TileIndex, scores: SlideScores | None) -> dict[str, NDArray[np.float32]]:
-    """What is known of each tile, 0-1, by name of the map."""
-    values = {"tissue": np.asarray(index.tissue_fraction, np.float32)}
-    if index.tumour_fraction is not None:
-        values["truth"] = np.asarray(index.tumour_fraction, np.float32)
-    if scores is not None:
-        values["probability"] = np.asarray(scores.positive_probability, np.float32)
-        values["attention"] = attention_rank(scores.attention)
-    return values
-
-
-def _layer(
-    index: TileIndex, kind: str, score: NDArray[np.float32], tiles: NDArray[np.intp] | slice = slice(None)
-) -> Layer:
-    """The raster of some tiles' scores, by default of all.
-
-    It is fine enough that every value is wholly inside or outside of each tile. Step and size of a tile are whole
-    numbers of patch pixels, so cells of their greatest common divisor are: one per tile where tiles lie side by side.
-    Where that would be too many, cells are larger and edges of tiles less exact.
-    """
-    raster = tile_raster(
-        index.x[tiles],
-        index.y[tiles],
-        score,
-        bounds=index.grid,
-        stride_px0=index.stride_px0,
-        footprint_px0=index.plan.footprint_px0,
-    )
-    rows, columns = raster.starts.shape
-    fine = index.stride_px // math.gcd(index.stride_px, index.plan.patch_size.width, index.plan.patch_size.height)
-    parts = max(1, min(fine, math.isqrt(MOST_CELLS // max(1, rows * columns))))
-    cell = Scale(raster.cell_px0.x / parts, raster.cell_px0.y / parts)
-    x = raster.origin_px0.x + (np.arange(columns * parts) + 0.5) * cell.x
-    y = raster.origin_px0.y + (np.arange(rows * parts) + 0.5) * cell.y
-    return Layer(
-        kind=kind,
-        title=MAPS[kind],
-        legend=LEGEND[kind],
-        values=eight_bits(raster.sample(x, y)),
-        origin_px0=raster.origin_px0,
-        cell_px0=cell,
-        palette=palette(kind),
-        threshold=DRAWN_FROM.get(kind, 0.0),
-    )
 
 
 def _outlines(annotation: Path, origin: Point) -> tuple[tuple[NDArray[np.float64], ...], ...]:

@@ -1,6 +1,6 @@
-"""Results people look at: rasters, overlays, the report. No torch, no pixels of its own.
+"""Results for people: score maps, pictures, hand-off files, the report. No torch.
 
-Names are loaded when they are asked for: tiling draws tissue and needs nothing of what heatmaps and reports need.
+Names are imported on first use, so that tiling, which draws tissue, does not load what heatmaps and reports need.
 """
 
 from importlib import import_module
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsi_ips.results.alignment import alignment_correlation, page_position
-    from wsi_ips.results.heatmap import Raster, attention_rank, odds_share, tile_raster
     from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
     from wsi_ips.results.report import render_report, write_report
     from wsi_ips.results.report_data import (
@@ -24,11 +23,14 @@ if TYPE_CHECKING:
         TopTile,
     )
     from wsi_ips.results.report_plots import History
+    from wsi_ips.results.score_raster import Raster, tile_raster
+    from wsi_ips.results.score_values import attention_rank
     from wsi_ips.results.tissue import Tiling, draw_tissue
 
 _HOMES = {
     "alignment": ("alignment_correlation", "page_position"),
-    "heatmap": ("Raster", "attention_rank", "odds_share", "tile_raster"),
+    "score_raster": ("Raster", "tile_raster"),
+    "score_values": ("attention_rank",),
     "overlay": ("Caption", "View", "draw_overlay", "sidecar", "write_overlay"),
     "report": ("render_report", "write_report"),
     "report_data": (
@@ -67,7 +69,6 @@ __all__ = [
     "attention_rank",
     "draw_overlay",
     "draw_tissue",
-    "odds_share",
     "page_position",
     "render_report",
     "sidecar",

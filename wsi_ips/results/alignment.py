@@ -1,4 +1,4 @@
-"""Self-test of a heatmap: do its pixels show the tissue that the tiles were read from? Pure."""
+"""Self-test of a heatmap: check that its pixels show the tissue that the tiles were read from. Pure."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ from wsi_ips.errors import EvaluationError
 from wsi_ips.slides import RGB
 
 LEAST_PX = 3
-"""A tile must be this many picture pixels wide and high to be compared."""
+"""Smallest width and height of a tile to be compared, picture pixels."""
+ALIGNMENT_TILES = 16
+"""Tiles that a self-test reads again."""
+LEAST_ALIGNMENT = 0.7
+"""A lower correlation is reported: the map may be off its tissue."""
 
 
 def page_position(facts: Mapping[str, Any], x_px0: float, y_px0: float) -> tuple[float, float]:
-    """Where a level-0 position lies in a picture: column and row, real, measured from the page's corner.
-
-    Parameters
-    ----------
-    facts
-        Sidecar of the picture.
-    x_px0, y_px0
-        Level-0 position.
-    """
+    """Return where a level-0 position lies in a picture with this sidecar: column and row from the page's corner."""
     affine = facts["to_level0"]
     return (x_px0 - affine["c"]) / affine["a"], (y_px0 - affine["f"]) / affine["e"]
 
@@ -38,20 +34,20 @@ def alignment_correlation(
     x: NDArray[np.integer],
     y: NDArray[np.integer],
 ) -> float:
-    """Correlation of re-read tiles with what a picture shows at their place.
+    """Return the correlation between tiles that are read again and the picture at their place.
 
-    Every patch is averaged down to the picture's pixels and compared in grey with the pixels that the
-    sidecar says it covers; the mean of each tile is taken off first, so colour over a tile changes
-    nothing and only texture counts. 1 is the same texture, about 0 another place.
+    Every patch is averaged down to the picture's pixels and compared in grey with the pixels that it covers according
+    to the sidecar. The mean of each tile is subtracted first, so only texture counts and colour over a tile does not
+    matter. 1 means the same texture; a value near 0 means another place.
 
     Parameters
     ----------
     picture
-        The PNG as it was written, uint8, shape (page height, page width, 3).
+        The PNG as written, uint8, shape (page height, page width, 3).
     facts
         Its sidecar.
     patches
-        Pixels of some tiles, read from the slide again, uint8, shape (k, h, w, 3).
+        Pixels of some tiles, read again from the slide, uint8, shape (k, h, w, 3).
     x, y
         Their top-left corners, level-0 pixels, shape (k,).
 
@@ -63,8 +59,7 @@ def alignment_correlation(
     Raises
     ------
     EvaluationError
-        Nothing to compare: the tiles are smaller than a few picture pixels, outside the map, or without
-        texture.
+        Nothing can be compared: the tiles are smaller than a few picture pixels, outside the map, or without texture.
     """
     pairs = [_pair(picture, facts, *tile) for tile in zip(patches, x.tolist(), y.tolist(), strict=True)]
     shown, read = (np.concatenate([p[side] for p in pairs if p] or [np.zeros(0)]) for side in (0, 1))
@@ -80,7 +75,7 @@ def alignment_correlation(
 def _pair(
     picture: RGB, facts: Mapping[str, Any], patch: NDArray[np.uint8], x: int, y: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Grey values of one tile without their mean: in the picture, and in the patch at the picture's pixels."""
+    """Return the grey values of one tile, mean subtracted: in the picture, and in the patch at picture resolution."""
     left, top = page_position(facts, x, y)
     right, bottom = page_position(facts, x + facts["tile_px0"][0], y + facts["tile_px0"][1])
     box_x, box_y, box_width, box_height = facts["map_box_px"]

@@ -1,4 +1,4 @@
-"""The page around a picture: header, legend, scale bar, letters. Draws; decides nothing about scores."""
+"""Page layout around a heatmap: header, legend, scale bar, fonts. Knows nothing about scores."""
 
 from __future__ import annotations
 
@@ -22,20 +22,15 @@ SCALE_BARS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 @dataclass(frozen=True)
 class Frame:
-    """Where things stand on a page; lengths in pixels of the page.
+    """Layout of a page; lengths in page pixels.
 
-    Letters grow with the map, so that they can still be read where the page is shown small.
-
-    Attributes
-    ----------
-    map_size
-        Size of the map on the page.
+    Text grows with the map, so that it stays readable when the page is shown small.
     """
 
-    map_size: Size
+    map_size: Size  # Size of the map on the page
 
     def px(self, length: float) -> int:
-        """A length given for a map 1000 px wide."""
+        """Scale a length that is given for a map 1000 px wide."""
         return round(length * max(1.0, self.map_size.width / 1000, self.map_size.height / 1400))
 
     @property
@@ -46,12 +41,12 @@ class Frame:
 
     @property
     def map_box(self) -> Box:
-        """Where the map stands: in the middle between the edges."""
+        """Place of the map: centred between the edges."""
         width = max(self.px(560), self.map_size.width + 2 * self.px(16))
         return Box((width - self.map_size.width) // 2, self.px(84), *self.map_size)
 
     def blank(self) -> Image.Image:
-        """An empty page with a hairline around the map."""
+        """Return an empty page with a hairline around the map."""
         page = Image.new("RGB", self.page_size, PAPER)
         box = self.map_box
         ImageDraw.Draw(page).rectangle([box.x - 1, box.y - 1, box.right, box.bottom], outline=HAIRLINE)
@@ -59,16 +54,16 @@ class Frame:
 
 
 def probability_text(probability: float) -> str:
-    """Three digits, and never a certainty that rounding made up."""
+    """Format a probability with three digits, without rounding it to 0 or 1."""
     if 0.9995 <= probability < 1:
         return "> 0.999"
     return "< 0.001" if 0 < probability < 0.0005 else f"{probability:.3f}"
 
 
 def draw_header(page: Image.Image, frame: Frame, rows: Sequence[tuple[str, str]]) -> None:
-    """Three rows of text above the map, each with a left and a right part; the first two are large.
+    """Draw three rows of text above the map, each with a left and a right part; the first two rows are large.
 
-    A left part that does not fit is cut with an ellipsis: the right part (figure, warning) always stands whole.
+    A left part that does not fit is cut with an ellipsis; the right part (a number or a warning) is never cut.
     """
     draw, margin = ImageDraw.Draw(page), frame.px(16)
     tops, sizes, inks = (10, 38, 60), (20, 15, 12), (INK, INK, SOFT_INK)
@@ -80,7 +75,7 @@ def draw_header(page: Image.Image, frame: Frame, rows: Sequence[tuple[str, str]]
 
 
 def draw_legend(page: Image.Image, frame: Frame, title: str, bar: NDArray[np.uint8], marks: Sequence[str]) -> None:
-    """Colour bar below the map; ``bar`` is uint8 of shape (n, 3), lowest first, ``marks`` stand evenly along it."""
+    """Draw the colour bar below the map: ``bar`` uint8 (n, 3), lowest first; ``marks`` are spaced evenly along it."""
     draw, left, top, letters = ImageDraw.Draw(page), frame.px(16), frame.map_box.bottom, font(frame.px(12))
     width, height = frame.px(250), frame.px(14)
     draw.text((left, top + frame.px(10)), title, INK, letters)
@@ -93,7 +88,7 @@ def draw_legend(page: Image.Image, frame: Frame, title: str, bar: NDArray[np.uin
 
 
 def draw_scale_bar(page: Image.Image, frame: Frame, um_per_px: float) -> None:
-    """The longest round length that fits a quarter of the map, below its right corner."""
+    """Draw the longest round length that fits a quarter of the map, below its right corner."""
     draw, right, top = ImageDraw.Draw(page), page.width - frame.px(16), frame.map_box.bottom + frame.px(34)
     room = min(frame.px(200), max(frame.px(40), frame.map_size.width / 4))
     fitting = [um for um in SCALE_BARS_UM if um / um_per_px <= room]
@@ -105,11 +100,11 @@ def draw_scale_bar(page: Image.Image, frame: Frame, um_per_px: float) -> None:
 
 
 Key = tuple[str, Callable[[Image.Image, Frame, Box], None]]
-"""What a sign means, and who draws a sample of it into a box of the page."""
+"""Text of a sign, and the function that draws a sample of it into a box of the page."""
 
 
 def draw_keys(page: Image.Image, frame: Frame, keys: Sequence[Key]) -> None:
-    """Names of what is drawn over the map, each behind a sample; right-aligned below the map."""
+    """Draw the key of outlines and hatching, each sample followed by its text; right-aligned below the map."""
     draw, letters = ImageDraw.Draw(page), font(frame.px(12))
     right, y = page.width - frame.px(16), frame.map_box.bottom + frame.px(16)
     for text, sample in keys:
@@ -120,13 +115,13 @@ def draw_keys(page: Image.Image, frame: Frame, keys: Sequence[Key]) -> None:
 
 
 def draw_line_sample(page: Image.Image, frame: Frame, box: Box) -> None:
-    """A line as outlines are drawn."""
+    """Draw a piece of an outline."""
     y = box.y + box.height // 2
     draw_outline(ImageDraw.Draw(page), [(box.x, y), (box.right, y)], frame)
 
 
 def draw_hatch_sample(page: Image.Image, frame: Frame, box: Box) -> None:
-    """A hatched box."""
+    """Draw a hatched box."""
     sample = Image.new("RGB", (box.width, box.height), PAPER)
     hatch(sample, np.ones((box.height, box.width), bool), frame)
     page.paste(sample, (box.x, box.y))
@@ -134,20 +129,20 @@ def draw_hatch_sample(page: Image.Image, frame: Frame, box: Box) -> None:
 
 
 def hatch(picture: Image.Image, where: NDArray[np.bool_], frame: Frame) -> None:
-    """Thin diagonal lines over some pixels, bool of the picture's shape; what lies between them stays as it is."""
+    """Draw thin diagonal lines over some pixels (bool, shape of the picture); pixels between lines stay as they are."""
     rows, columns = np.arange(where.shape[0])[:, None], np.arange(where.shape[1])[None]
     lines = (rows + columns) % frame.px(9) < max(1, frame.px(1))
     picture.paste(HATCH, mask=Image.fromarray(where & lines))
 
 
 def draw_outline(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], frame: Frame) -> None:
-    """A thin black line with a light edge: seen on dark and on pale tissue."""
+    """Draw a thin black line with a light edge, visible on dark and on pale tissue."""
     draw.line(points, (255, 255, 255), frame.px(1) + 2, joint="curve")
     draw.line(points, (0, 0, 0), frame.px(1), joint="curve")
 
 
 def fitted(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
-    """Text cut to a width with an ellipsis."""
+    """Cut a text to a width with an ellipsis."""
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(text + "…") > width:
@@ -157,6 +152,6 @@ def fitted(text: str, width: float, letters: ImageFont.FreeTypeFont) -> str:
 
 @lru_cache(32)
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows µ."""
+    """Return DejaVu Sans, which Matplotlib ships and which has a µ."""
     properties = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
     return ImageFont.truetype(font_manager.findfont(properties, fallback_to_default=True), size)

@@ -1,9 +1,9 @@
-"""Heatmaps as pictures: colour over H&E, with everything a reader needs written on it.
+"""Heatmaps as pictures: colours over H&E, with everything a reader needs written on the picture.
 
-Rules (why is in the design notes on evaluation): tumour probability on a fixed 0-1 scale, attention as rank
-within the slide; colours are perceptually uniform; opacity follows the score, so tissue stays readable and
-what was not tiled stays as it is; every picture carries legend, scale bar, slide probability, model and
-"research use only"; a JSON sidecar places it on the slide.
+Rules (docs explain why): a comparable map has a fixed 0-1 scale, any other map shows ranks within the slide; colours
+are perceptually uniform; opacity follows the score, so tissue stays readable and pixels outside all tiles stay as they
+are; every picture carries a legend, a scale bar, the slide's probability, the model and "research use only"; a JSON
+sidecar places it on the slide.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,56 +24,41 @@ from wsi_ips.annotations import polygons_of
 from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.provenance import atomic_path, atomic_write_json
-from wsi_ips.results import frame as page_frame
-from wsi_ips.results.frame import RESEARCH, Frame, probability_text
-from wsi_ips.results.heatmap import Raster
+from wsi_ips.results.frame import (
+    RESEARCH,
+    Frame,
+    Key,
+    draw_hatch_sample,
+    draw_header,
+    draw_keys,
+    draw_legend,
+    draw_line_sample,
+    draw_outline,
+    draw_scale_bar,
+    hatch,
+    probability_text,
+)
+from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
+from wsi_ips.results.score_raster import Raster
 from wsi_ips.slides import RGB
 
-Kind = Literal["probability", "attention", "evidence", "leave-one-out"]
 SCHEMA_VERSION = 1
-COLOURS = {
-    "probability": "viridis",
-    "attention": "cividis",
-    "evidence": "viridis",
-    "leave-one-out": "viridis",
-    "truth": "Oranges",
-    "tissue": "Greens",
-}
-TITLES = {
-    "probability": "Tumour probability map",
-    "attention": "Attention map, relative within this slide",
-    "evidence": "Evidence map",
-    "leave-one-out": "Leave-one-out map, kept tiles only",
-}
-LEGENDS = {
-    "probability": ("tumour probability of each tile alone", "0", "0.25", "0.5", "0.75", "1"),
-    "attention": ("attention rank, relative within this slide", "least", "median", "most"),
-    "evidence": ("share of the slide's odds that rests on each tile", "0", "0.25", "0.5", "0.75", "1"),
-    "leave-one-out": ("share of the slide's odds lost without each tile", "0", "0.25", "0.5", "0.75", "1"),
-}
+OPACITY = 0.6
+"""Opacity of a score of 1."""
+LONGEST_PX = 1600
+"""Longest side of a map; large tissue is drawn at a coarser scale."""
 OVERSHOOT = 1e-4
-"""Scores may leave 0-1 by rounding, never by more."""
+"""Scores may exceed 0-1 by rounding, never by more."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A piece of a slide as pixels.
+    """Pixels of an area of a slide."""
 
-    Attributes
-    ----------
-    pixels
-        uint8, shape (height, width, 3).
-    area_px0
-        What it shows, level-0 pixels.
-    mpp
-        µm per pixel.
-    tissue
-        Where tissue was found, bool, shape (height, width); None where it is not known.
-    """
-
-    pixels: RGB
-    area_px0: Box
-    mpp: Scale
+    pixels: RGB  # uint8, shape (height, width, 3)
+    area_px0: Box  # The area, level-0 pixels
+    mpp: Scale  # µm per pixel
+    # True where tissue was found, bool, shape (height, width); None where it is not known
     tissue: NDArray[np.bool_] | None = None
 
     @property
@@ -83,7 +68,7 @@ class View:
         return Scale(self.area_px0.width / width, self.area_px0.height / height)
 
     def centres_px0(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Level-0 positions of the middles of columns and rows."""
+        """Return the level-0 positions of the centres of columns and rows."""
         height, width = self.pixels.shape[:2]
         x = self.area_px0.x + (np.arange(width, dtype=np.float64) + 0.5) * self.px0_per_px.x
         y = self.area_px0.y + (np.arange(height, dtype=np.float64) + 0.5) * self.px0_per_px.y
@@ -92,101 +77,67 @@ class View:
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands on a picture beside the map.
+    """Texts and outlines on a picture besides the map."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide.
-    class_name, probability
-        Positive class and its probability for the whole slide; None where nobody has said one.
-    model_id
-        Which model.
-    outlines
-        Annotated tumour outlines, each of shape (n, 2): x, y in level-0 pixels; drawn as thin lines.
-    title, meaning
-        What the map and its colours are, where they are not ours; empty for the words of the map's kind.
-    """
-
-    slide_id: str
+    slide_id: str  # Identity of the slide
+    # class_name, probability: Positive class and its probability for the whole slide; None where it is not known
     class_name: str
     probability: float | None
-    model_id: str
+    model_id: str  # Identity of the model
+    # Annotated tumour outlines, each of shape (n, 2): x, y in level-0 pixels; drawn as thin lines
     outlines: tuple[NDArray[np.float64], ...] = ()
+    # title, meaning: Title and legend of scores that another tool made; empty for those of the score map
     title: str = ""
     meaning: str = ""
 
 
-def colour_map(view: View, raster: Raster, *, kind: Kind, opacity: float) -> RGB:
-    """H&E with the scores over it; where there is no tile the pixels stay untouched.
-
-    Parameters
-    ----------
-    view
-        The slide.
-    raster
-        Scores, 0-1.
-    kind
-        Chooses the colours; opacity is proportional to a score, and to the square of a rank.
-    opacity
-        Opacity of a score of 1.
+def colour_map(view: View, raster: Raster, *, kind: str, opacity: float = OPACITY) -> RGB:
+    """Return H&E with the colours of score map ``kind`` over it; pixels that no tile covers stay untouched.
 
     Raises
     ------
     ScoresError
-        A score outside 0-1: the scale of colours is fixed.
+        A score is outside 0-1: the colour scale is fixed.
     """
     values = raster.sample(*view.centres_px0())  # (height, width)
     known = np.isfinite(values)
     if (np.abs(values[known] - 0.5) > 0.5 + OVERSHOOT).any():
         raise ScoresError(f"{kind} map: scores reach {values[known].min():.4g} to {values[known].max():.4g}, not 0-1")
     out = view.pixels.copy()
-    out[known] = _blend(view.pixels[known], values[known], kind, opacity)
+    out[known] = _blend(view.pixels[known], values[known], SCORE_MAPS[kind], opacity)
     return out
 
 
 def mask_in(view: View, region: BaseGeometry) -> NDArray[np.bool_]:
-    """Pixels of a view that lie in a region, to a pixel at its edge.
-
-    Parameters
-    ----------
-    view
-        The piece of the slide.
-    region
-        Level-0 pixels.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool, shape (height, width).
-    """
+    """Return which pixels of a view lie in a region (level-0 pixels), to within a pixel; bool (height, width)."""
     height, width = view.pixels.shape[:2]
     mask = Image.new("L", (width, height))
     draw, corner, scale = ImageDraw.Draw(mask), np.array([view.area_px0.x, view.area_px0.y]), np.array(view.px0_per_px)
-    for polygon in sorted(polygons_of(region), key=lambda part: -part.area):  # what lies in a hole comes after it
+    # Largest first: a part that lies in the hole of another is drawn after the hole.
+    for polygon in sorted(polygons_of(region), key=lambda part: -part.area):
         for ring, inside in ((polygon.exterior, 255), *((hole, 0) for hole in polygon.interiors)):
-            points = (shapely.get_coordinates(ring) - corner) / scale - 0.5  # from the middle of a pixel
+            points = (shapely.get_coordinates(ring) - corner) / scale - 0.5  # counted from pixel centres
             draw.polygon(points.ravel().tolist(), fill=inside)
     return np.asarray(mask) > 0
 
 
 def not_analysed(view: View, raster: Raster) -> NDArray[np.bool_] | None:
-    """Tissue without a tile, bool, shape (height, width) of the view; None where tissue is not known."""
+    """Return where tissue has no tile, bool, shape (height, width) of the view; None where tissue is not known."""
     if view.tissue is None:
         return None
     return np.asarray(view.tissue & ~np.isfinite(raster.sample(*view.centres_px0())))
 
 
-def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: Kind, opacity: float) -> Image.Image:
-    """The finished picture: header, map, legend, scale bar.
+def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: str, opacity: float = OPACITY) -> Image.Image:
+    """Return the finished picture: header, map, legend, scale bar.
 
-    The legend shows the colours as they look on this slide: over the tone of its tissue, at their opacity.
+    The legend shows the colours as they appear on this slide: over the tone of its tissue, at their opacity.
     """
-    frame = Frame(Size(view.pixels.shape[1], view.pixels.shape[0]))
+    score_map, frame = SCORE_MAPS[kind], Frame(Size(view.pixels.shape[1], view.pixels.shape[0]))
     coloured = Image.fromarray(colour_map(view, raster, kind=kind, opacity=opacity))
     unseen = not_analysed(view, raster)
     if unseen is not None:
-        page_frame.hatch(coloured, unseen, frame)
+        hatch(coloured, unseen, frame)
     _draw_outlines(coloured, view, caption.outlines, frame)
     page = frame.blank()
     page.paste(coloured, (frame.map_box.x, frame.map_box.y))
@@ -195,29 +146,29 @@ def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: Kind, op
     )
     rows = (
         (caption.slide_id, ""),
-        (caption.title or TITLES[kind], slide),
+        (caption.title or score_map.picture_title, slide),
         (f"model {caption.model_id}", RESEARCH),
     )
-    page_frame.draw_header(page, frame, rows)
-    title, *marks = LEGENDS[kind]
-    page_frame.draw_legend(page, frame, caption.meaning or title, _legend_bar(view, raster, kind, opacity), marks)
-    page_frame.draw_scale_bar(page, frame, view.mpp.x)
-    keys: list[page_frame.Key] = []
+    draw_header(page, frame, rows)
+    bar = _legend_bar(view, raster, score_map, opacity)
+    draw_legend(page, frame, caption.meaning or score_map.legend, bar, score_map.marks)
+    draw_scale_bar(page, frame, view.mpp.x)
+    keys: list[Key] = []
     if caption.outlines:
-        keys.append(("annotated tumour", page_frame.draw_line_sample))
+        keys.append(("annotated tumour", draw_line_sample))
     if unseen is not None and unseen.any():
-        keys.append(("tissue not analysed", page_frame.draw_hatch_sample))
-    page_frame.draw_keys(page, frame, keys)
+        keys.append(("tissue not analysed", draw_hatch_sample))
+    draw_keys(page, frame, keys)
     return page
 
 
-def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerprint: str) -> dict[str, Any]:
-    """What places a picture on its slide, and what its colours stand for.
+def sidecar(view: View, raster: Raster, caption: Caption, *, kind: str, fingerprint: str) -> dict[str, Any]:
+    """Return what places a picture on its slide and explains its colours.
 
-    ``to_level0`` maps a PNG pixel (column, row), counted at its middle, to level-0 pixels:
-    ``x = a * (column + 0.5) + c``, ``y = e * (row + 0.5) + f``; :func:`wsi_ips.results.alignment.page_position`
-    goes back.
+    ``to_level0`` maps the centre of a PNG pixel (column, row) to level-0 pixels: ``x = a * (column + 0.5) + c``,
+    ``y = e * (row + 0.5) + f``; :func:`wsi_ips.results.alignment.page_position` is the inverse.
     """
+    score_map = SCORE_MAPS[kind]
     scale, box = view.px0_per_px, Frame(Size(view.pixels.shape[1], view.pixels.shape[0])).map_box
     finite = raster.values[np.isfinite(raster.values)]
     unseen = not_analysed(view, raster)
@@ -225,7 +176,7 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
         "schema_version": SCHEMA_VERSION,
         "slide_id": caption.slide_id,
         "kind": kind,
-        "meaning": caption.meaning or LEGENDS[kind][0],
+        "meaning": caption.meaning or score_map.legend,
         "slide_probability": caption.probability,
         "class": caption.class_name,
         "model_id": caption.model_id,
@@ -240,7 +191,7 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
         "mpp": list(view.mpp),
         "cell_px0": list(raster.cell_px0),
         "tile_px0": list(raster.tile_px0),
-        "colours": COLOURS[kind],
+        "colours": score_map.colours,
         "colour_range": [0.0, 1.0],
         "value_range": [float(finite.min()), float(finite.max())] if len(finite) else None,
         "tiles": int(raster.starts.sum()),
@@ -250,25 +201,25 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: Kind, fingerp
 
 
 def write_overlay(path: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
-    """Write the PNG, then its sidecar ``<name>.json``; each appears whole or not at all."""
+    """Write the PNG, then its sidecar ``<name>.json``, each atomically."""
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG", optimize=False)
     atomic_write_json(path.with_suffix(".json"), facts)
 
 
-def _blend(pixels: RGB, score: NDArray[np.floating], kind: Kind, opacity: float) -> RGB:
-    """Colours over pixels of shape (n, 3); opacity follows the score of shape (n,)."""
+def _blend(pixels: RGB, score: NDArray[np.floating], score_map: ScoreMap, opacity: float) -> RGB:
+    """Return colours over pixels of shape (n, 3); the opacity follows the score of shape (n,)."""
     score = np.clip(score, 0, 1)
-    alpha = opacity * (score**2 if kind == "attention" else score)[:, None]
-    colours = palette(kind)[np.rint(score * 255).astype(np.uint8)]
+    alpha = opacity * (score**score_map.opacity_power)[:, None]
+    colours = palette(score_map.colours)[np.rint(score * 255).astype(np.uint8)]
     return np.asarray(np.rint(pixels * (1 - alpha) + colours * alpha), np.uint8)
 
 
-def _legend_bar(view: View, raster: Raster, kind: Kind, opacity: float) -> RGB:
-    """All colours over the median tone of the tiled tissue, shape (256, 3)."""
+def _legend_bar(view: View, raster: Raster, score_map: ScoreMap, opacity: float) -> RGB:
+    """Return all colours over the median tone of the tiled tissue, shape (256, 3)."""
     tiled = np.isfinite(raster.sample(*view.centres_px0()))
     tone = np.median(view.pixels[tiled], axis=0) if tiled.any() else np.full(3, 255.0)
-    return _blend(np.tile(tone.astype(np.uint8), (256, 1)), np.linspace(0, 1, 256), kind, opacity)
+    return _blend(np.tile(tone.astype(np.uint8), (256, 1)), np.linspace(0, 1, 256), score_map, opacity)
 
 
 def _draw_outlines(picture: Image.Image, view: View, outlines: tuple[NDArray[np.float64], ...], frame: Frame) -> None:
@@ -278,11 +229,11 @@ def _draw_outlines(picture: Image.Image, view: View, outlines: tuple[NDArray[np.
             continue
         points = (np.asarray(outline) - [view.area_px0.x, view.area_px0.y]) / list(view.px0_per_px)
         ring = [(x, y) for x, y in points.tolist()]
-        page_frame.draw_outline(draw, [*ring, ring[0]], frame)
+        draw_outline(draw, [*ring, ring[0]], frame)
 
 
-@lru_cache(4)
-def palette(kind: str) -> NDArray[np.uint8]:
-    """Colours of a map's scores 0 to 1, uint8, shape (256, 3); ``kind`` is a key of ``COLOURS``."""
-    colours = matplotlib.colormaps[COLOURS[kind]](np.arange(256))[:, :3]
-    return np.asarray(np.rint(colours * 255), np.uint8)
+@lru_cache(8)
+def palette(colours: str) -> NDArray[np.uint8]:
+    """Return a Matplotlib colour map for scores 0 to 1, uint8, shape (256, 3)."""
+    values = matplotlib.colormaps[colours](np.arange(256))[:, :3]
+    return np.asarray(np.rint(values * 255), np.uint8)

@@ -1,7 +1,7 @@
-"""A map as DICOM Parametric Map: float pixels on the slide's own frame of reference, one instance per level.
+"""A score map as DICOM Parametric Map: float pixels in the slide's own frame of reference, one instance per level.
 
-Needs the extra ``dicom``. Positions follow DICOM: the origin of a pixel matrix is the centre of its first pixel, so a
-map whose pixels are larger than the slide's begins half a cell further in.
+Needs the extra ``dicom``. DICOM places a pixel matrix by the centre of its first pixel, so a map with larger pixels
+than the slide begins half a cell further in.
 """
 
 from __future__ import annotations
@@ -17,66 +17,42 @@ from numpy.typing import NDArray
 from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Scale
 from wsi_ips.results.frame import RESEARCH
-from wsi_ips.results.heatmap import Raster
+from wsi_ips.results.score_maps import SCORE_MAPS
+from wsi_ips.results.score_raster import Raster
 from wsi_ips.slides.dicom_source import DicomSource
 
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
-    from pydicom.sr.coding import Code
 
 NOT_ANALYSED = -1.0
-"""Where there is no tile; stored as Float Pixel Padding Value."""
+"""Value of cells without a tile; stored as Float Pixel Padding Value."""
 TILE_PX = 256
 COARSEST_PX = 64
-"""Levels are added until the longer side is no longer than this."""
-SCHEME = "99WSIIPS"
+"""Levels are added until the longer side is at most this."""
 NAMESPACE = uuid.UUID("6b0f2f0e-6f43-5c0e-9a57-0d6f3b1f2c11")
-"""Of the UIDs: the same scores of the same slide make the same UIDs."""
-LABELS = {"probability": "PROBABILITY", "attention": "ATTENTION"}
-SERIES = {"probability": 9001, "attention": 9002}
+"""Namespace of the UIDs: the same scores of the same slide give the same UIDs."""
+FIRST_SERIES = 9001
+"""Series number of the first score map of the registry; the others follow."""
 
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What stands in a map beside its numbers.
+    """Facts that a map holds besides its numbers."""
 
-    Attributes
-    ----------
-    kind
-        ``probability`` or ``attention``.
-    meaning
-        What the numbers are, at most 64 letters.
-    model_id
-        Which model.
-    software_version
-        Of this program.
-    fingerprint
-        Of the scores and their tiles.
-    """
-
-    kind: str
-    meaning: str
-    model_id: str
-    software_version: str
-    fingerprint: str
+    kind: str  # Name of the score map
+    meaning: str  # Meaning of the numbers, at most 64 characters
+    model_id: str  # Identity of the model
+    software_version: str  # Version of this program
+    fingerprint: str  # Fingerprint of the scores and their tiles
 
 
 def parametric_maps(raster: Raster, source: DicomSource, facts: MapFacts) -> list[ParametricMap]:
-    """The map of one slide, finest level first: one cell of the tile grid per pixel, then means of 2 x 2.
-
-    Parameters
-    ----------
-    raster
-        Scores 0-1 on the tile grid.
-    source
-        The slide's finest instance.
-    facts
-        Kind, meaning and model.
+    """Return the map of one slide, finest level first: one cell of the tile grid per pixel, then means of 2 x 2.
 
     Raises
     ------
     ScoresError
-        A score outside 0-1.
+        A score is outside 0-1.
     """
     known = raster.values[np.isfinite(raster.values)]
     if known.size and not (known.min() > -1e-4 and known.max() < 1 + 1e-4):
@@ -88,7 +64,7 @@ def parametric_maps(raster: Raster, source: DicomSource, facts: MapFacts) -> lis
 
 
 def _pyramid(values: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], int]]:
-    """Levels with their factor; a cell is the mean of those below it that have a value."""
+    """Return levels with their factor; a cell is the mean of the cells below it that have a value."""
     levels = [(values, 1)]
     while max(levels[-1][0].shape) > COARSEST_PX:
         levels.append((_halved(levels[-1][0]), levels[-1][1] * 2))
@@ -109,25 +85,27 @@ def _instance(
 ) -> ParametricMap:
     import highdicom as hd
     from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
 
+    label = facts.kind.upper().replace("-", "_")
     header, cell = source.header, raster.cell_px0.times(Scale(factor, factor))
     row_mm, column_mm = _spacing_mm(source)
     mapping = hd.pm.RealWorldValueMapping(
-        lut_label=LABELS[facts.kind],
+        lut_label=label[:16],
         lut_explanation=facts.meaning[:64],
         unit=codes.UCUM.NoUnits,
         value_range=(0.0, 1.0),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=_quantity(facts.kind),
+        quantity_definition=Code(*SCORE_MAPS[facts.kind].concept),
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom|highdicom")  # odd values of the slide's own header
+        warnings.filterwarnings("ignore", module="pydicom|highdicom")  # unusual values in the slide's own header
         found = hd.pm.ParametricMap(
             source_images=[header],
             pixel_array=np.where(np.isfinite(values), values, np.float32(NOT_ANALYSED)),
             series_instance_uid=_uid(source, facts, "series"),
-            series_number=SERIES[facts.kind],
+            series_number=FIRST_SERIES + list(SCORE_MAPS).index(facts.kind),
             series_description=f"wsi-ips {facts.kind}: {RESEARCH.lower()}",
             sop_instance_uid=_uid(source, facts, str(number)),
             instance_number=number + 1,
@@ -138,7 +116,7 @@ def _instance(
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
             voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],
-            content_label=LABELS[facts.kind],
+            content_label=label[:16],
             content_description=f"{facts.meaning}; {RESEARCH.lower()}"[:64],
             content_qualification=hd.ContentQualificationValues.RESEARCH,
             pixel_measures=hd.PixelMeasuresSequence((cell.y * row_mm, cell.x * column_mm), slice_thickness=None),
@@ -148,37 +126,27 @@ def _instance(
             tile_pixel_array=True,
             tile_size=tuple(min(TILE_PX, side) for side in values.shape),
             pyramid_uid=_uid(source, facts, "pyramid"),
-            pyramid_label=LABELS[facts.kind],
+            pyramid_label=label,
         )
     found.FloatPixelPaddingValue = found.FloatPixelPaddingRangeLimit = NOT_ANALYSED
     return found
 
 
 def _spacing_mm(source: DicomSource) -> tuple[float, float]:
-    """Millimetres between the slide's rows, and between its columns."""
+    """Return the distance between the slide's rows and between its columns, mm."""
     measures = source.header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     row, column = measures.PixelSpacing
     return float(row), float(column)
 
 
 def _position_mm(raster: Raster, cell: Scale, source: DicomSource) -> tuple[float, float, float]:
-    """Where the middle of the first cell lies on the glass, mm."""
+    """Return the position of the first cell's centre on the glass, mm."""
     from highdicom.spatial import ImageToReferenceTransformer
 
     transform = ImageToReferenceTransformer.for_image(source.header, for_total_pixel_matrix=True)
     middle = np.array([[raster.origin_px0.x + cell.x / 2, raster.origin_px0.y + cell.y / 2]])
     x, y, z = transform(middle)[0].tolist()
     return x, y, z
-
-
-def _quantity(kind: str) -> Code:
-    from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
-
-    if kind == "probability":
-        probability: Code = codes.DCM.Probability
-        return probability
-    return Code("attention-rank", SCHEME, "Attention, rank within the slide")
 
 
 def _uid(source: DicomSource, facts: MapFacts, part: str) -> Any:

@@ -1,8 +1,8 @@
-"""A QuPath project of the slides of a run, and the script that loads what was found into their images.
+"""A QuPath project of the slides of a run, with a script that loads lesions and tiles into the images.
 
-QuPath keeps objects of an image in a file only it can write (``data.qpdata``, serialised Java). So a project is made of
-what is plain JSON, an entry per slide, and the objects lie beside it as GeoJSON for a script of the project to load.
-Format as QuPath 0.5 to 0.6 reads it.
+QuPath stores the objects of an image in a file that only QuPath can write (``data.qpdata``, serialised Java). So we
+write the parts that are plain JSON, one entry per slide, and the objects as GeoJSON beside it, which a project script
+loads. QuPath 0.5 and 0.6 read this format.
 """
 
 from __future__ import annotations
@@ -21,71 +21,39 @@ from wsi_ips.geometry import Scale, Size
 from wsi_ips.results.frame import RESEARCH
 
 VERSION = "0.5.1"
-"""Version of QuPath whose format this is."""
+"""QuPath version of the project format."""
 PROVIDERS = {
     "openslide": ("qupath.lib.images.servers.openslide.OpenslideServerBuilder", ()),
     "tiffslide": ("qupath.lib.images.servers.bioformats.BioFormatsServerBuilder", ("--series", "0")),
 }
-"""Who opens a slide in QuPath, by the reader that opened it here; what OpenSlide does not read, Bio-Formats does."""
+"""Image server of QuPath by the reader that opened the slide here; Bio-Formats reads what OpenSlide cannot."""
 PROJECT, SCRIPT, OBJECTS = "project.qpproj", "load_wsi_ips.groovy", "wsi-ips"
 README = f"""QuPath project made by wsi-ips. {RESEARCH}.
 
 1. Open {PROJECT} in QuPath (0.5 or newer). If the slides have moved, QuPath asks where they are.
 2. Automate > Project scripts > {Path(SCRIPT).stem}, then Run > Run: it loads lesions and tiles into every image.
 
-For a project of your own: open it, drag scripts/{SCRIPT} onto QuPath and run it. Images are found by the names of the
-slides' files. What you have drawn is left alone.
+For a project of your own: open it, drag scripts/{SCRIPT} onto QuPath and run it. Images are found by the file names
+of the slides. What you have drawn is kept.
 """
 
 
 @dataclass(frozen=True)
 class QuPathImage:
-    """One slide of a project.
+    """A slide in a project."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity in the manifest.
-    path
-        The slide's file.
-    reader
-        Which reader opened it here.
-    size
-        Size as QuPath opens it: the scanned part of level 0.
-    mpp
-        µm per pixel.
-    objects
-        Lesions and tiles, ``.geojson.gz``.
-    thumbnail
-        JPEG.
-    facts
-        What QuPath lists beside the image, e.g. the slide's probability.
-    """
-
-    slide_id: str
-    path: Path
-    reader: str
-    size: Size
-    mpp: Scale
-    objects: Path
-    thumbnail: bytes
-    facts: Mapping[str, str]
+    slide_id: str  # Identity in the manifest
+    path: Path  # File of the slide
+    reader: str  # Reader that opened it here
+    size: Size  # Size in QuPath: the scanned part of level 0
+    mpp: Scale  # µm per pixel
+    objects: Path  # Lesions and tiles, ``.geojson.gz``
+    thumbnail: bytes  # JPEG
+    facts: Mapping[str, str]  # Facts that QuPath lists beside the image, for example the slide's probability
 
 
 def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, created: datetime) -> None:
-    """Write a project into an empty folder.
-
-    Parameters
-    ----------
-    folder
-        Where to write.
-    images
-        At least one.
-    home
-        Where the project will lie, absolute: QuPath and the script are told.
-    created
-        Time the project was made.
-    """
+    """Write a project of at least one image into an empty folder; ``home`` is the project's final absolute path."""
     stamp = int(created.timestamp() * 1000)
     project = {
         "version": VERSION,
@@ -108,7 +76,7 @@ def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, cr
 
 
 def loader_script(objects: Path) -> str:
-    """The Groovy script, with the folder where it looks for the objects of slides."""
+    """Return the Groovy script, with the folder in which it looks for the objects of slides."""
     text = (files("wsi_ips.results") / "templates" / SCRIPT).read_text(encoding="utf-8")
     return text.replace("@FOLDER@", objects.as_posix().replace("\\", "\\\\").replace("'", "\\'"))
 
@@ -124,7 +92,7 @@ def _entry(number: int, image: QuPathImage) -> dict[str, Any]:
 
 
 def _server(image: QuPathImage) -> dict[str, Any]:
-    """What opens the slide; size, levels and scale are left to QuPath, which reads them from the file."""
+    """Return the entry that opens the slide; QuPath reads size, levels and scale from the file."""
     provider, arguments = PROVIDERS[image.reader]
     return {
         "builderType": "uri",

@@ -1,4 +1,4 @@
-"""Contact sheet of a cohort's tissue: every slide with its mask and tiles, the most doubtful first."""
+"""Contact sheet of a cohort: every slide with its tissue mask and tiles, the most suspicious first."""
 
 from __future__ import annotations
 
@@ -11,34 +11,24 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 PER_PAGE = 200
-"""Slides of a page; a preview takes some 40 kB."""
+"""Slides per page; a preview is about 40 kB."""
 MOST_LESIONS = 8
 STATE_WEIGHTS = {"failed": 1000, "empty": 500}
 
 
 @dataclass(frozen=True)
 class SheetEntry:
-    """One slide of the sheet.
+    """A slide on the sheet."""
 
-    Attributes
-    ----------
-    slide_id, state, reason
-        Identity and state.
-    preview
-        JPEG; None where the slide was not tiled.
-    facts
-        What tiling found: as in ``tissue/<slide_id>.json``, empty where it was not tiled.
-    """
-
-    slide_id: str
+    slide_id: str  # slide_id, state, reason: Identity and state
     state: str
     reason: str
-    preview: bytes | None
-    facts: Mapping[str, Any]
+    preview: bytes | None  # JPEG; None where the slide was not tiled
+    facts: Mapping[str, Any]  # Content of ``tissue/<slide_id>.json``; empty where the slide was not tiled
 
     @property
     def doubt(self) -> int:
-        """How early the slide stands on the sheet."""
+        """Sort key: slides with a higher value come first."""
         lost = sum(bool(lesion["lost_to"]) for lesion in self.lesions)
         return STATE_WEIGHTS.get(self.state, 0) + 50 * lost + int(self.facts.get("suspicion", 0))
 
@@ -49,35 +39,35 @@ class SheetEntry:
 
     @property
     def shown_lesions(self) -> Sequence[Mapping[str, Any]]:
-        """Lost ones first, then the largest."""
+        """Lesions to show: lost ones first, then the largest."""
         return sorted(self.lesions, key=lambda lesion: not lesion["lost_to"])[:MOST_LESIONS]
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What is odd."""
+        """Remarks of the tissue check."""
         return list(self.facts.get("remarks", ()))
 
     @property
     def flagged(self) -> str:
-        """Flags and the number of tiles with them."""
+        """Flags with the number of tiles that have them."""
         return ", ".join(f"{flag} {count}" for flag, count in self.facts.get("flagged", {}).items() if count)
 
     def __getattr__(self, name: str) -> Any:
-        """Figures of ``facts``, for the template."""
+        """Return a value of ``facts``, for the template."""
         if name in ("tiles", "tissue_mm2", "method", "left_out"):
             return self.facts.get(name)
         raise AttributeError(name)
 
 
 def page_name(number: int) -> str:
-    """File of a page, counted from 1."""
+    """Return the file name of a page, counted from 1."""
     return "index.html" if number == 1 else f"page-{number}.html"
 
 
 def render_sheet(title: str, entries: Sequence[SheetEntry]) -> dict[str, str]:
-    """All pages as HTML by file name: no script, nothing from elsewhere, text escaped.
+    """Return all pages as HTML by file name: no scripts, no external resources, all text escaped.
 
-    Pictures are embedded; only the full-size ones beside the page are linked to.
+    Previews are embedded; the full-size pictures beside the page are linked.
     """
     environment = Environment(
         loader=PackageLoader("wsi_ips.results"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -94,7 +84,7 @@ def render_sheet(title: str, entries: Sequence[SheetEntry]) -> dict[str, str]:
 
 
 def recall_figures(entries: Sequence[SheetEntry]) -> dict[str, float]:
-    """Lesions, those lost, and the share of the annotated area in tissue and in tiles, all slides together."""
+    """Return the number of lesions and lost lesions, and the shares of annotated area in tissue and in tiles."""
     lesions = [lesion for entry in entries for lesion in entry.lesions]
     area = math.fsum(lesion["area_um2"] for lesion in lesions)
     shares = {

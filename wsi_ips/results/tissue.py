@@ -1,4 +1,4 @@
-"""Picture of a tissue mask and its tiles: what was analysed, what was not, and why not."""
+"""Picture of a tissue mask and its tiles: what was analysed, what was not, and the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsi_ips.slides import RGB
 INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
 EDGE, TILE, LESION = (0, 120, 60), (30, 90, 200), (210, 0, 0)
 FLAG_COLOURS = ((1, (0, 170, 190)), (8, (240, 120, 0)), (4, (230, 190, 0)), (2, (150, 60, 200)))
-"""Bit and colour of a flag: pen, bubble, fold, blur; where a tile has several, the first."""
+"""Bit and colour of each flag: pen, bubble, fold, blur; the first wins where a tile has several."""
 LONGEST_PX, FOOTER_PX, PREVIEW_PX = 1024, 40, 420
 KEY = "green: edge of tissue · blue: tiles · pale: not analysed"
 FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · crossed: left out"
@@ -24,37 +24,23 @@ FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · cross
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of a slide, also those that a flag left out.
+    """The tiles of a slide, including those that a flag excluded."""
 
-    Attributes
-    ----------
-    corners
-        x, y in level-0 pixels, shape (N, 2).
-    flags
-        uint8, shape (N,).
-    kept
-        bool, shape (N,): in the index.
-    bounds
-        Scanned part of the slide, level-0 pixels; the grid begins at its corner.
-    stride_px0
-        Step of the grid, level-0 pixels.
-    """
-
-    corners: NDArray[np.int32]
-    flags: NDArray[np.uint8]
-    kept: NDArray[np.bool_]
-    bounds: Box
-    stride_px0: Scale
+    corners: NDArray[np.int32]  # x, y in level-0 pixels, shape (N, 2)
+    flags: NDArray[np.uint8]  # uint8, shape (N,)
+    kept: NDArray[np.bool_]  # True where the tile is in the index, bool, shape (N,)
+    bounds: Box  # Scanned part of the slide, level-0 pixels; its top-left corner is the grid's origin
+    stride_px0: Scale  # Step of the grid, level-0 pixels
 
     def raster(self, size: Size, px0_size: Size) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-        """Tiles on a picture of the whole slide.
+        """Place the tiles on a picture of the whole slide.
 
         Returns
         -------
         state
-            int16, shape (height, width): -1 no tile, else the tile's flags, plus 256 where it was left out.
+            int16, shape (height, width): -1 = no tile, else the tile's flags, plus 256 where it was excluded.
         lines
-            True where a cell of the grid begins.
+            True where a grid cell begins.
         """
         columns = self._cells(size.width, px0_size.width, self.bounds.x, self.stride_px0.x)
         rows = self._cells(size.height, px0_size.height, self.bounds.y, self.stride_px0.y)
@@ -68,7 +54,7 @@ class Tiling:
 
     @staticmethod
     def _cells(pixels: int, px0: int, origin: int, stride: float) -> NDArray[np.intp]:
-        """Number of the cell under each pixel of a row; the last, empty one (-1) off the grid."""
+        """Return the cell under each pixel of a row; -1, the last and empty cell, outside the grid."""
         at = ((np.arange(pixels) + 0.5) * px0 / pixels - origin) / stride
         return np.maximum(np.floor(at).astype(np.intp), -1)
 
@@ -82,20 +68,10 @@ def draw_tissue(
     caption: str,
     lesions: Sequence[NDArray[np.float64]] = (),
 ) -> Image.Image:
-    """Thumbnail with the outline of the tissue (green), the tiles (blue), flags and annotated tumour (red).
+    """Draw a thumbnail with the tissue outline (green), tiles (blue), flags and annotated tumour (red).
 
-    Parameters
-    ----------
-    thumbnail, mask
-        The slide and its mask, of one shape (height, width).
-    tiling
-        Its tiles.
-    px0_size
-        Size of level 0.
-    caption
-        Line below the picture.
-    lesions
-        Outlines, each of shape (n, 2): x, y in level-0 pixels.
+    ``px0_size`` is the size of level 0; ``lesions`` are outlines of shape (n, 2): x, y in level-0 pixels. The mask has
+    the thumbnail's height and width.
     """
     image = _small(thumbnail)
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
@@ -118,14 +94,14 @@ def draw_tissue(
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A picture as PNG, compressed lightly: a tenth larger and several times as fast."""
+    """Encode as PNG with light compression: 10 % larger and several times faster."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
-    """Slide and picture side by side, small, as JPEG: what the contact sheet shows."""
+    """Return a small JPEG of slide and picture side by side, for the contact sheet."""
     left = Image.fromarray(thumbnail)
     right = picture.crop((0, 0, picture.width, picture.height - FOOTER_PX))
     parts = []
@@ -162,7 +138,7 @@ def _tint(pixels: RGB, state: NDArray[np.int16], lines: NDArray[np.bool_]) -> No
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without the pixels that have a neighbour outside; the border of the picture counts as outside."""
+    """Remove the pixels that have a neighbour outside; the picture's border counts as outside."""
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return inner

@@ -1,4 +1,4 @@
-"""Files of the page: our own, and OpenSeadragon, which comes from npm and is never fetched by the browser."""
+"""Files of the page: our own, and OpenSeadragon, which npm installs; the browser never loads it from elsewhere."""
 
 from __future__ import annotations
 
@@ -24,33 +24,28 @@ NPM_TIMEOUT_S = 300
 
 
 def page_files() -> dict[str, Path]:
-    """Name to file of everything the page consists of, OpenSeadragon left out."""
+    """Return the files of the page by name, without OpenSeadragon."""
     return {path.name: path for path in sorted(PAGE.iterdir()) if path.suffix in MEDIA_TYPES}
 
 
 def places() -> tuple[Path, ...]:
-    """Where OpenSeadragon may lie: beside this file (wheel, image, `make viewer`), else in the user's cache."""
+    """Return the folders that may hold OpenSeadragon: that of this file (wheel, `make viewer`), the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return (HERE, cache / "wsi-ips" / "viewer")
 
 
 def find_library() -> Path | None:
-    """OpenSeadragon, None where it is not installed."""
+    """Return the path of OpenSeadragon, None where it is not installed."""
     return next((place / LIBRARY for place in places() if (place / LIBRARY).is_file()), None)
 
 
 def ensure_library(say: Callable[[str], None]) -> Path:
-    """OpenSeadragon, installed by npm in the pinned version where it is missing.
-
-    Parameters
-    ----------
-    say
-        Is told what is going on.
+    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing and ``say`` reports it.
 
     Raises
     ------
     ViewerError
-        It is not there, and npm is not there or fails; the message says what to do.
+        It is missing, and npm is missing or fails; the message says what to do.
     """
     found = find_library()
     if found:

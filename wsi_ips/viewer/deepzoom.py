@@ -1,10 +1,9 @@
-"""Tiles of a Deep Zoom pyramid: where they lie by ``openslide.deepzoom``, their pixels by our readers.
+"""Tiles of a Deep Zoom pyramid: ``openslide.deepzoom`` computes their places, our readers their pixels.
 
-The generator is given the levels of the slide as a viewer should see them. A level whose size differs from level 0
-divided by a whole number by less than a pixel was made by that number and cut (46003 px become 11500): it is taken as
-exact, so that a tile of the file is a tile of the page and nothing is resampled; what this moves is less than a
-pixel of that level. The whole of level 0 is covered (no limit to bounds): level-0 coordinates of tiles, outlines and
-links are positions on the page.
+The size of a level is often rounded down: level 0 of 46003 px, divided by 4, becomes 11500 px. Such a level, off by
+less than a pixel, is treated as an exact fraction, so that a tile of the file is a tile of the page and nothing is
+resampled; the shift is less than a pixel of that level. The page shows all of level 0 (not limited to the scanned
+bounds), so level-0 coordinates of tiles, outlines and links are positions on the page.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from wsi_ips.slides import RGB, SlideInfo, SlideReader, level0_position, read_sh
 
 TILE_PX = 256
 OVERVIEW_PX = 4096
-"""Longest side of the overview that is made of slides without coarse levels (48 MB at most)."""
+"""Longest side of the overview made for slides without coarse levels (at most 48 MB)."""
 LARGEST_COARSEST_PX = 8192
 """Slides whose coarsest level is longer get an overview."""
 MOST_PX = 2**24
@@ -31,13 +30,7 @@ MOST_PX = 2**24
 
 
 class DeepZoomTiles:
-    """Tiles of one slide; safe to use from several threads.
-
-    Parameters
-    ----------
-    info
-        Header facts of the slide.
-    """
+    """Tiles of one slide, given its header; thread-safe."""
 
     def __init__(self, info: SlideInfo) -> None:
         self._info = info
@@ -56,35 +49,25 @@ class DeepZoomTiles:
 
     @property
     def levels(self) -> int:
-        """Levels of the pyramid; the last is level 0 of the slide."""
+        """Number of pyramid levels; the last one is level 0 of the slide."""
         return self._generator.level_count
 
     def has(self, level: int, column: int, row: int) -> bool:
-        """Whether there is such a tile."""
+        """Return whether the tile exists."""
         if not 0 <= level < self.levels:
             return False
         columns, rows = self._generator.level_tiles[level]
         return 0 <= column < columns and 0 <= row < rows
 
     def render(self, reader: SlideReader, level: int, column: int, row: int) -> RGB:
-        """Pixels of a tile.
+        """Return the pixels of an existing tile (see :meth:`has`), uint8, shape (height, width, 3).
 
-        Parameters
-        ----------
-        reader
-            The slide, open.
-        level, column, row
-            A tile for which :meth:`has` holds.
-
-        Returns
-        -------
-        numpy.ndarray
-            uint8, shape (height, width, 3); at most 256 px a side, less at the right and lower edge.
+        At most 256 px a side, less at the right and lower edge.
 
         Raises
         ------
         RegionReadError
-            The file cannot deliver it.
+            The region cannot be read.
         """
         place, source, size = self._generator.get_tile_coordinates(level, (column, row))
         out = Size(*self._generator.get_tile_dimensions(level, (column, row)))
@@ -97,7 +80,7 @@ class DeepZoomTiles:
         return self._read(reader, source, pixel, wanted, out)
 
     def _read(self, reader: SlideReader, level: int, pixel: Point, size: Size, out: Size) -> RGB:
-        """Pixels of a level, filled up by its last row and column where the page's level is a pixel larger."""
+        """Return pixels of a level; its last row and column are repeated where the page's level is a pixel larger."""
         whole = self._info.level_sizes[level]
         pixel = Point(min(pixel.x, whole.width - 1), min(pixel.y, whole.height - 1))
         inside = Size(min(size.width, whole.width - pixel.x), min(size.height, whole.height - pixel.y))
@@ -120,7 +103,7 @@ class DeepZoomTiles:
         return _resized(pixels, out)
 
     def _whole(self, reader: SlideReader) -> RGB:
-        """The overview, made when it is first asked for; that reads the whole slide once."""
+        """Return the overview; the first call reads the whole slide."""
         with self._lock:
             if self._overview is None:
                 size = _level_size(self._info, self._downsamples[-1])
@@ -129,7 +112,7 @@ class DeepZoomTiles:
 
 
 class _Levels:
-    """What ``DeepZoomGenerator`` asks of a slide."""
+    """The part of an OpenSlide object that ``DeepZoomGenerator`` uses."""
 
     properties: dict[str, Any] = {}  # noqa: RUF012
 
@@ -139,21 +122,13 @@ class _Levels:
         self.dimensions = self.level_dimensions[0]
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """The coarsest level that is no coarser than asked for."""
+        """Return the coarsest level that is not coarser than asked for."""
         fine = [n for n, d in enumerate(self.level_downsamples) if d <= downsample * 1.001]
         return max(fine, default=0)
 
 
 def viewing_downsample(info: SlideInfo, level: int) -> float:
-    """Level-0 pixels per pixel of a level, a whole number where the sizes say no more than that they were cut.
-
-    Parameters
-    ----------
-    info
-        Header facts of the slide.
-    level
-        One of its levels.
-    """
+    """Return level-0 pixels per pixel of a level; a whole number where the size was only rounded down."""
     stated = info.downsample(level)
     mean = (stated.x + stated.y) / 2
     whole = round(mean)

@@ -1,8 +1,8 @@
-"""Who may ask: the middleware in front of all answers.
+"""Access control: the middleware in front of all responses.
 
-- Host header: a page of a foreign site that resolves to this machine (DNS rebinding) names its own host and is refused.
-- Token, where the server is open to other machines: from the address once, then from a cookie that scripts cannot read.
-- Every answer forbids the browser to load anything from elsewhere, to be framed, or to guess types.
+- Host header: a foreign page whose name resolves to this machine (DNS rebinding) sends its own host and is refused.
+- Token, where other machines can reach the server: first in the URL, then in a cookie that scripts cannot read.
+- Headers of every response forbid loading anything from other servers, framing the page, and guessing types.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Guard:
     Parameters
     ----------
     app
-        What is guarded.
+        Application to protect.
     hosts
-        Names by which the server may be called beside those of loopback.
+        Allowed host names besides those of loopback.
     any_address
-        Whether any plain IP address is a good name too: an address cannot be rebound, a name can.
+        Whether any IP address is allowed as host: DNS rebinding needs a name.
     token
-        What a browser must know; None where everybody on this machine may look.
+        Secret that a browser must send; None = no token is needed.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Guard:
         self._hosts = LOOPBACK | {host.strip("[]").lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on and add the headers."""
+        """Refuse the request, or pass it on and add the headers."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
-            return  # there are no web sockets
+            return  # web sockets are not used
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -73,9 +73,7 @@ class Guard:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            return PlainTextResponse(
-                "This server is not called by that name. Where it should be, start it with --allow-host NAME.", 421
-            )
+            return PlainTextResponse("Unknown host name. To allow it, start the viewer with --allow-host NAME.", 421)
         if self._token is None:
             return None
         cookie = cookie_parser(headers.get("cookie", "")).get(cookie_name(scope), "")
@@ -83,7 +81,7 @@ class Guard:
             return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and _same(given, self._token):
-            welcome = RedirectResponse("/", 303)  # so that the token leaves the address bar
+            welcome = RedirectResponse("/", 303)  # removes the token from the address bar
             welcome.set_cookie(cookie_name(scope), self._token, httponly=True, samesite="strict")
             return welcome
         return PlainTextResponse("Open the address with the token that `wsi-ips view` printed.", 401)
@@ -102,7 +100,7 @@ class Guard:
 
 
 def host_name(host: str) -> str:
-    """Name in a Host header, without port and brackets, lower case.
+    """Return the name in a Host header without port and brackets, lower case.
 
     >>> host_name("LocalHost:8765"), host_name("[::1]:8765"), host_name("[::1]")
     ('localhost', '::1', '::1')
@@ -113,12 +111,12 @@ def host_name(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to this host."""
+    """Return whether only this machine can reach a server bound to this host."""
     return host_name(host if host.count(":") < 2 else f"[{host}]") in LOOPBACK or host.startswith("127.")
 
 
 def is_same_origin(headers: Headers) -> bool:
-    """Whether a browser's request comes from a page of this very server."""
+    """Return whether a browser's request comes from a page of this server."""
     site = headers.get("sec-fetch-site")
     if site is not None and site != "same-origin":
         return False
@@ -127,7 +125,7 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def cookie_name(scope: Scope) -> str:
-    """Cookies know no ports: two servers of one machine must not share one."""
+    """Return the cookie's name with the port: browsers share cookies between the ports of a host."""
     server = scope.get("server")
     return f"{COOKIE}_{server[1]}" if server else COOKIE
 

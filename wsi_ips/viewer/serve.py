@@ -1,4 +1,4 @@
-"""Start the server and tell where it is."""
+"""Start the viewer's server and print its URL."""
 
 from __future__ import annotations
 
@@ -14,63 +14,36 @@ from pathlib import Path
 import uvicorn
 
 from wsi_ips.errors import ViewerError
-from wsi_ips.viewer.app import Viewer
 from wsi_ips.viewer.assets import ensure_library
 from wsi_ips.viewer.collection import Collection
 from wsi_ips.viewer.guard import Guard, is_loopback
+from wsi_ips.viewer.routes import Viewer
 
-TOKEN_VARIABLE = "WSI_IPS_VIEW_TOKEN"  # noqa: S105 - its name, not a token
-WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - named to be treated with care
+TOKEN_VARIABLE = "WSI_IPS_VIEW_TOKEN"  # noqa: S105 - a name, not a token
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - needs --remote-access
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How the viewer is served.
+    """Options of the server."""
 
-    Attributes
-    ----------
-    host, port
-        Where it listens; port 0 takes a free one.
-    remote_access
-        Whether other machines may reach it: needed for any host but loopback.
-    allow_hosts
-        Further names by which browsers call it.
-    ask_token
-        Ask for a token on loopback too: on machines that several people share.
-    threads
-        Tiles made at a time.
-    cache_mb
-        Encoded tiles kept, MiB.
-    open_browser
-        Open the page in the browser of this machine.
-    """
-
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # host, port: Address to listen on; port 0 takes a free port
     port: int = 8765
-    remote_access: bool = False
-    allow_hosts: tuple[str, ...] = ()
-    ask_token: bool = False
-    threads: int = min(8, (os.cpu_count() or 1) + 2)
-    cache_mb: int = 128
-    open_browser: bool = True
+    remote_access: bool = False  # Whether other machines may reach it; needed for any host except loopback
+    allow_hosts: tuple[str, ...] = ()  # Further host names that browsers may use
+    ask_token: bool = False  # Require a token on loopback too, for machines with several users
+    threads: int = min(8, (os.cpu_count() or 1) + 2)  # Number of tiles made at the same time
+    cache_mb: int = 128  # Size of the tile cache, MiB
+    open_browser: bool = True  # Whether to open the page in the browser of this machine
 
 
 def serve(collection: Collection, options: ServerOptions, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    options
-        How.
-    say
-        Is told the address, and what else people should know.
+    """Serve until Ctrl-C; ``say`` is called with the URL and other messages.
 
     Raises
     ------
     ViewerError
-        OpenSeadragon is missing, the address cannot be used, or it is open to others without the flag.
+        OpenSeadragon is missing, the address cannot be used, or `remote_access` is missing for it.
     """
     token = access_token(options)
     library = ensure_library(say)
@@ -82,9 +55,9 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
     )
     say(f"viewer: {page}")
     if token is None:
-        say("only this machine can reach it; Ctrl-C stops it. Research use only.")
+        say("only this machine can reach it; press Ctrl-C to stop. Research use only.")
     else:
-        say("whoever has this address can look and review; nothing is encrypted; Ctrl-C stops it. Research use only.")
+        say("anyone with this URL can view and review; nothing is encrypted; press Ctrl-C to stop. Research use only.")
     if options.open_browser:
         threading.Timer(0.7, webbrowser.open, (page,)).start()
     with listening:
@@ -95,7 +68,7 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
 
 
 def application(collection: Collection, library: Path, options: ServerOptions, token: str | None) -> Guard:
-    """The guarded application, as a server runs it."""
+    """Return the protected application."""
     viewer = Viewer(collection, library, threads=options.threads, cache_mb=options.cache_mb)
     names = (*options.allow_hosts, *([] if options.host in WILDCARDS else [options.host]))
     wildcard = options.host in WILDCARDS
@@ -104,31 +77,31 @@ def application(collection: Collection, library: Path, options: ServerOptions, t
 
 
 def access_token(options: ServerOptions) -> str | None:
-    """The token browsers must know, None where none is asked for.
+    """Return the token that browsers must send, None where none is needed.
 
-    Taken from ``WSI_IPS_VIEW_TOKEN`` where that is set (16 characters or more), else made anew.
+    ``WSI_IPS_VIEW_TOKEN`` (16 characters or more) sets it; otherwise it is random.
 
     Raises
     ------
     ViewerError
-        Other machines could reach the server and nobody said that they may, or the token is too short.
+        Other machines could reach the server but `remote_access` is not set, or the token is too short.
     """
     beyond = not is_loopback(options.host)
     if beyond and not options.remote_access:
         raise ViewerError(
-            f"--host {options.host}: other machines could reach the slides; add --remote-access if they may (a token "
-            "is asked for then), or leave --host out and use an SSH tunnel"
+            f"--host {options.host}: other machines could reach the slides; add --remote-access to allow it (a token "
+            "is then required), or leave out --host and use an SSH tunnel"
         )
     if not beyond and not options.ask_token:
         return None
     token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
     if len(token) < 16 or not token.isascii() or not token.replace("-", "").replace("_", "").isalnum():
-        raise ViewerError(f"{TOKEN_VARIABLE}: at least 16 letters, digits, - or _; or leave it out, one is made")
+        raise ViewerError(f"{TOKEN_VARIABLE}: at least 16 letters, digits, - or _; or leave it out for a random one")
     return token
 
 
 def listen(options: ServerOptions) -> socket.socket:
-    """A socket that listens where the options say.
+    """Return a listening socket.
 
     Raises
     ------
@@ -136,12 +109,12 @@ def listen(options: ServerOptions) -> socket.socket:
         The address cannot be used.
     """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    # Named as TCP: only then does asyncio send what it has at once (TCP_NODELAY); else each answer waits 40 ms.
+    # asyncio sets TCP_NODELAY only on sockets with explicit IPPROTO_TCP; without it a response takes 40 ms longer.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((options.host, options.port))
-        listening.listen(128)  # now: the address is told before the server has started
+        listening.listen(128)  # the URL is printed before the server starts
     except (OSError, OverflowError) as error:
         listening.close()
         raise ViewerError(
@@ -151,6 +124,6 @@ def listen(options: ServerOptions) -> socket.socket:
 
 
 def address_of(listening: socket.socket, host: str) -> str:
-    """Address to open."""
+    """Return the URL of the server."""
     name = "localhost" if host in WILDCARDS else host
     return f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"

@@ -27,23 +27,14 @@ from tests.results.scenes import SCENES, Scene, scene
 from wsi_ips.annotations import read_annotation, read_asap
 from wsi_ips.errors import HandoffError
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.results.handoff import (
-    Material,
-    ScoreMaps,
-    checks,
-    choose_tiles,
-    covered_region,
-    draw_gallery,
-    find_lesions,
-    joined,
-    lesion_table,
-    not_analysed,
-    qupath,
-    stored_package,
-    write_package,
-)
-from wsi_ips.results.handoff.asap import write_lesions
-from wsi_ips.results.handoff.ome import pyramid, write_ome_tiff
+from wsi_ips.results.handoff import asap_lesions, ome_tiff, qupath_geojson
+from wsi_ips.results.handoff.content import Material, PackageContent
+from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.lesion_table import joined, lesion_table
+from wsi_ips.results.handoff.lesions import covered_region, find_lesions
+from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.handoff.package import stored_package, write_package
+from wsi_ips.results.handoff.pictures import choose_tiles, draw_gallery
 
 RING = {
     "type": "array",
@@ -155,6 +146,10 @@ PICTURE = """
 """
 
 
+def content_of(maps: ScoreMaps) -> PackageContent:
+    return PackageContent.of(maps, Material())
+
+
 def drawn(picture: str = PICTURE) -> np.ndarray:
     rows = picture.split()
     return np.array([[0.9 if cell == "#" else 0.1 for cell in row] for row in rows], np.float32)
@@ -197,10 +192,10 @@ def test_lesions_claim_nothing_that_no_tile_covers(name: str) -> None:
 def test_geojson_follows_qupaths_rules_and_comes_back_through_shapely(tmp_path: Path) -> None:
     s = scene(**SCENES["bounds"])
     maps = maps_of(s, tile_scores(s, planted_box(s)))
-    lesions, tiles = find_lesions(maps), qupath.chosen_tiles(maps, every=False)
-    unseen = not_analysed(shapely.box(*s.bounds[:2], s.bounds.right, s.bounds.bottom), maps)
-    qupath.write_geojson(tmp_path / "a.geojson.gz", maps, lesions, tiles, unseen)
-    features = features_of(tmp_path / "a.geojson.gz")
+    content = PackageContent.of(maps, Material(tissue=shapely.box(*s.bounds[:2], s.bounds.right, s.bounds.bottom)))
+    lesions = content.lesions
+    (file,) = qupath_geojson.write_best(tmp_path, content)
+    features = features_of(file.path)
     assert len({f["id"] for f in features}) == len(features)
     assert {uuid.UUID(f["id"]).version for f in features} == {5}
     areas = {f["properties"]["name"]: f for f in features if f["properties"]["objectType"] == "annotation"}
@@ -227,10 +222,10 @@ def test_geojson_follows_qupaths_rules_and_comes_back_through_shapely(tmp_path: 
 def test_our_own_reader_takes_the_lesions_for_annotated_tumour(tmp_path: Path) -> None:
     s = scene(**SCENES["bounds"])
     maps = maps_of(s, tile_scores(s, planted_box(s)))
-    lesions = find_lesions(maps)
+    content = content_of(maps)
     path = tmp_path / "a.geojson.gz"
-    qupath.write_geojson(path, maps, lesions, np.zeros(0, int), None)
-    assert read_annotation(path, bounds_origin=maps.bounds_origin).tumour.equals(lesions[0].region)
+    qupath_geojson.write_geojson(path, content, np.zeros(0, int))
+    assert read_annotation(path, bounds_origin=maps.bounds_origin).tumour.equals(content.lesions[0].region)
 
 
 def test_the_same_scores_make_the_same_bytes_and_another_model_other_ids(tmp_path: Path) -> None:
@@ -239,7 +234,7 @@ def test_the_same_scores_make_the_same_bytes_and_another_model_other_ids(tmp_pat
     for number, fingerprint in enumerate(("f00d", "f00d", "beef")):
         made = replace(maps, fingerprint=fingerprint)
         path = tmp_path / f"{number}.gz"
-        qupath.write_geojson(path, made, find_lesions(made), qupath.chosen_tiles(made, every=True), None)
+        qupath_geojson.write_geojson(path, content_of(made), made.best_first())
         texts.append(path.read_bytes())
     assert texts[0] == texts[1] != texts[2]
     first, last = (json.loads(gzip.decompress(text))["features"] for text in texts[1:])
@@ -251,7 +246,7 @@ def test_a_negative_slide_has_no_lesion_and_its_highest_tiles_are_called_below(t
     facts = write_package(tmp_path / "out", maps, Material(), formats=("geojson", "asap", "lesions"))
     assert (facts["lesions"], facts["lesion_area_mm2"], facts["longest_diameter_mm"]) == (0, 0, 0)
     features = features_of(tmp_path / "out" / "a.b (1).geojson.gz")
-    assert len(features) == qupath.LEAST_TILES
+    assert len(features) == qupath_geojson.LEAST_TILES
     assert {f["properties"]["classification"]["name"] for f in features} == {"below 0.5"}
     assert sorted(f["properties"]["measurements"]["tile number"] for f in features) == list(range(88, 100))
     assert read_asap(tmp_path / "out" / "a.b (1)_lesions.xml").tumour.is_empty
@@ -259,21 +254,22 @@ def test_a_negative_slide_has_no_lesion_and_its_highest_tiles_are_called_below(t
 
 
 def test_what_is_too_much_for_qupath_is_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qupath, "MOST_LESIONS", 2)
-    monkeypatch.setattr(checks, "MOST_LESIONS", 2)
-    monkeypatch.setattr(qupath, "MOST_TILES", 20)
+    monkeypatch.setattr(qupath_geojson, "MOST_LESIONS", 2)
+    monkeypatch.setattr(qupath_geojson, "MOST_TILES", 20)
     facts = write_package(tmp_path / "out", of_grid(drawn()), Material(), formats=("geojson", "lesions"))
     assert facts["files"][0]["left_out"] == {"lesions": 1, "tiles": 80}
     assert facts["files"][0]["check"]["lesions"] == 2
     table = (tmp_path / "out" / "a.b (1)_lesions.csv").read_text()
     assert [row["lesion"] for row in csv.DictReader(io.StringIO(table))] == ["1", "2", "3"]
-    facts = write_package(tmp_path / "out", of_grid(drawn()), Material(), formats=("geojson",), every_tile=True)
+    facts = write_package(tmp_path / "out", of_grid(drawn()), Material(), formats=("geojson-all-tiles", "geojson"))
+    assert [entry["name"] for entry in facts["files"]] == ["a.b (1)_all_tiles.geojson.gz", "a.b (1).geojson.gz"]
     assert facts["files"][0]["left_out"]["tiles"] == 0
+    assert facts["files"][0]["check"]["tiles"] == 100
 
 
 def test_asap_leaves_out_holes_and_keeps_the_lesion_within(tmp_path: Path) -> None:
     lesions = find_lesions(of_grid(drawn()))
-    write_lesions(tmp_path / "a.xml", lesions)
+    asap_lesions.write_outlines(tmp_path / "a.xml", lesions)
     wanted = shapely.union_all([lesion.region for lesion in lesions])
     assert read_asap(tmp_path / "a.xml").tumour.equals(wanted)
     text = (tmp_path / "a.xml").read_text()
@@ -288,7 +284,7 @@ def test_ome_tiff_is_a_pyramid_with_scale_channels_and_nothing_where_there_is_no
     values[rng.random(values.shape) < 0.3] = np.nan
     maps = of_grid(values, mpp=Scale(0.25, 0.26))
     path = tmp_path / "a.ome.tif"
-    write_ome_tiff(path, maps)
+    ome_tiff.write_ome_tiff(path, maps)
     with tifffile.TiffFile(path) as tiff:
         assert tiff.is_bigtiff
         assert tiff.is_ome
@@ -319,11 +315,11 @@ def test_ome_tiff_is_a_pyramid_with_scale_channels_and_nothing_where_there_is_no
 def test_a_level_of_cells_without_tiles_is_unknown_and_one_of_a_single_tile_is_that() -> None:
     values = np.full((1, 5, 9), np.nan, np.float32)
     values[0, 4, 8] = 0.7
-    levels = pyramid(values)
+    levels = ome_tiff.pyramid(values)
     assert levels[-1].shape == (1, 1, 1)
     assert levels[-1][0, 0, 0] == pytest.approx(0.7)
     assert np.isfinite(levels[1]).sum() == 1
-    assert [level.shape for level in pyramid(np.zeros((1, 1, 1), np.float32))] == [(1, 1, 1)]
+    assert [level.shape for level in ome_tiff.pyramid(np.zeros((1, 1, 1), np.float32))] == [(1, 1, 1)]
 
 
 def test_lesions_of_several_slides_make_one_table() -> None:
@@ -393,31 +389,52 @@ def test_the_manifest_lists_every_file_with_its_checksum(tmp_path: Path) -> None
 def test_files_made_from_other_places_or_scores_are_not_handed_over(name: str, tmp_path: Path) -> None:
     s = scene(**SCENES[name])
     maps = maps_of(s, tile_scores(s, planted_box(s)))
-    lesions, tiles = find_lesions(maps), qupath.chosen_tiles(maps, every=False)
+    content, tiles = content_of(maps), qupath_geojson.chosen_tiles(maps)
     path = tmp_path / "a"
     step = round(maps.footprint_px0.x)
     moved = replace(maps, x=maps.x + step, grid=maps.grid._replace(x=maps.grid.x + step))
     other = replace(maps, scores={**maps.scores, "attention": maps.scores["attention"][::-1]})
     for wrong in (moved, other):
-        write_ome_tiff(path, wrong)
-        with pytest.raises(HandoffError, match=r"slide a\.b \(1\): a does not lie on the slide as its scores do"):
-            checks.check_ome_tiff(path, maps)
-        qupath.write_geojson(path, wrong, find_lesions(wrong), tiles, None)
+        ome_tiff.write_ome_tiff(path, wrong)
+        with pytest.raises(HandoffError, match=r"slide a\.b \(1\): a does not match the scores it was made from"):
+            HANDOFF_FORMATS["ome-tiff"].check(path, content)
+        qupath_geojson.write_geojson(path, content_of(wrong), tiles)
         with pytest.raises(HandoffError, match="not handed over"):
-            checks.check_geojson(path, maps, lesions, tiles)
-    write_lesions(path, find_lesions(moved))
+            HANDOFF_FORMATS["geojson"].check(path, content)
+    asap_lesions.write_outlines(path, find_lesions(moved))
     with pytest.raises(HandoffError, match="not handed over"):
-        checks.check_asap(path, maps, lesions)
-    qupath.write_geojson(path, maps, lesions, tiles[:-1], None)
+        HANDOFF_FORMATS["asap"].check(path, content)
+    qupath_geojson.write_geojson(path, content, tiles[:-1])
     with pytest.raises(HandoffError, match="not handed over"):
-        checks.check_geojson(path, maps, lesions, tiles)
+        HANDOFF_FORMATS["geojson"].check(path, content)
 
 
 def test_nothing_stays_of_a_package_that_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = of_grid(drawn())
     before = write_package(tmp_path / "out", maps, Material(), formats=("lesions",))
-    monkeypatch.setattr(checks, "MOST_AREA_OFF", -1.0)
+    monkeypatch.setattr(asap_lesions, "MOST_AREA_OFF", -1.0)
     with pytest.raises(HandoffError):
         write_package(tmp_path / "out", maps, Material(), formats=("lesions", "asap"))
     assert stored_package(tmp_path / "out") == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_gallery_holds_tiles_that_can_be_read_only(tmp_path: Path) -> None:
+    maps, asked = of_grid(np.linspace(0, 1, 30, dtype=np.float32)[None]), []
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        asked.extend(rows.tolist())
+        return np.zeros((len(rows), 8, 8, 3), np.uint8)
+
+    readable = np.arange(0, 30, 2, dtype=np.int32)
+    write_package(tmp_path / "out", maps, Material(read_tiles=read, readable=readable), formats=("gallery",))
+    assert sorted(asked) == readable.tolist()
+    assert asked[0] == 28
+    write_package(tmp_path / "none", maps, Material(), formats=("gallery",))
+    assert [p.name for p in (tmp_path / "none").iterdir()] == ["package.json"]
+
+
+def test_every_format_says_what_it_is_and_can_be_loaded() -> None:
+    for entry in HANDOFF_FORMATS.values():
+        assert entry.help
+        assert callable(entry.load())

@@ -17,7 +17,9 @@ from tests.results.handoff.planted import maps_of, planted_box, tile_scores
 from tests.results.scenes import CAPTION, SCENES, Scene, scene
 from wsi_ips.annotations import read_asap
 from wsi_ips.results import draw_overlay, sidecar, write_overlay
-from wsi_ips.results.handoff import Material, ScoreMaps, write_package
+from wsi_ips.results.handoff.content import Material
+from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.handoff.package import write_package
 
 FORMATS = ("overlays", "ome-tiff", "geojson", "asap", "lesions")
 

@@ -13,11 +13,13 @@ from wsi_ips.errors import ManifestError, RecipeError, ScoresError, SlideError, 
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.maps.handoff import score_maps
+from wsi_ips.pipeline.maps.heatmap import MapSource
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, predicted, slide_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder
-from wsi_ips.results.handoff import ScoreMaps
+from wsi_ips.results.handoff.maps import ScoreMaps
 from wsi_ips.results.parametric_map import MapFacts, parametric_maps
+from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.slides.dicom_source import read_dicom_source
 from wsi_ips.slides.source import is_url
 
@@ -84,7 +86,7 @@ def to_export(run: Run, names: Sequence[str]) -> tuple[list[SlideRecord], dict[s
 
 
 def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
-    """Write ``<to>/<slide_id>/probability_0.dcm``, ``attention_0.dcm`` and their coarser levels.
+    """Write ``<to>/<slide_id>/<map>_0.dcm`` and the coarser levels of every map of the recipe.
 
     Parameters
     ----------
@@ -126,7 +128,7 @@ def _export(run: Run, record: SlideRecord, to: Path, model_id: str) -> tuple[lis
             f"but {index.size_px0.width} x {index.size_px0.height} were tiled; tile the slide again"
         )
     scores = slide_scores(run, record)
-    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=scores.fingerprint)
+    maps = score_maps(run.recipe, index, MapSource(record, scores, model_id, scores.fingerprint))
     found = slide_maps(maps, source)
     with atomic_folder(to / record.slide_id) as folder:
         for name, level in found.items():
@@ -135,13 +137,10 @@ def _export(run: Run, record: SlideRecord, to: Path, model_id: str) -> tuple[lis
 
 
 def slide_maps(maps: ScoreMaps, source: DicomSource) -> dict[str, ParametricMap]:
-    """Probability and attention of a slide, every level, by file name."""
-    meanings = {
-        "probability": f"probability of {maps.class_name}, each tile alone",
-        "attention": "attention, rank within the slide",
-    }
+    """Return every level of every map of a slide, by file name."""
     found: dict[str, ParametricMap] = {}
-    for kind, meaning in meanings.items():
+    for kind in maps.scores:
+        meaning = SCORE_MAPS[kind].explanation.format(class_name=maps.class_name)
         facts = MapFacts(kind, meaning, maps.model_id, __version__, maps.fingerprint)
         levels = parametric_maps(maps.rasters[kind], source, facts)
         found |= {f"{kind}_{number}.dcm": level for number, level in enumerate(levels)}

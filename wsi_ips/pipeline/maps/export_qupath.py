@@ -16,13 +16,13 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.maps.export_dicom import Exported, to_export
 from wsi_ips.pipeline.maps.handoff import handoff_fingerprint, score_maps
-from wsi_ips.pipeline.maps.heatmap import tissue_region
+from wsi_ips.pipeline.maps.heatmap import MapSource, tissue_region
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, slide_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder
 from wsi_ips.results.frame import probability_text
-from wsi_ips.results.handoff import find_lesions, not_analysed
-from wsi_ips.results.handoff.qupath import chosen_tiles, write_geojson
+from wsi_ips.results.handoff.content import Material, PackageContent
+from wsi_ips.results.handoff.qupath_geojson import chosen_tiles, write_geojson
 from wsi_ips.results.qupath_project import OBJECTS, PROJECT, QuPathImage, write_project
 from wsi_ips.slides import read_area
 from wsi_ips.slides.source import is_url
@@ -78,13 +78,12 @@ def _image(run: Run, record: SlideRecord, aside: Path, model_id: str) -> QuPathI
         raise UnsupportedSlideError(f"slide {record.slide_id}: behind a URL, which QuPath's OpenSlide does not open")
     index, calibration = run.index(record), model_calibration(run)
     scores = slide_scores(run, record, calibration)
-    made_from = handoff_fingerprint(run, scores, calibration)
-    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=made_from)
-    tissue = tissue_region(run, record, index)
+    source = MapSource(record, scores, model_id, handoff_fingerprint(run.recipe, scores, calibration))
+    tissue = tissue_region(run.folder.tissue_outline(record.slide_id), index, run.progress.note)
+    content = PackageContent.of(score_maps(run.recipe, index, source), Material(tissue=tissue))
     objects = aside / f"{record.slide_id}.geojson.gz"
-    lesions = find_lesions(maps)
-    tiles = chosen_tiles(maps, every=run.recipe.handoff.every_tile)
-    write_geojson(objects, maps, lesions, tiles, None if tissue is None else not_analysed(tissue, maps))
+    every_tile = "geojson-all-tiles" in run.recipe.handoff.formats
+    write_geojson(objects, content, content.maps.best_first() if every_tile else chosen_tiles(content.maps))
     with run.opener(record)() as reader:
         pixels, _ = read_area(reader, index.bounds, 1.0, THUMBNAIL_PX)
     thumbnail = BytesIO()
@@ -99,7 +98,7 @@ def _image(run: Run, record: SlideRecord, aside: Path, model_id: str) -> QuPathI
         thumbnail=thumbnail.getvalue(),
         facts={
             f"{scores.classes[-1]} probability": probability_text(scores.probability[-1]),
-            "lesions": str(len(lesions)),
+            "lesions": str(len(content.lesions)),
             "model": model_id,
         },
     )

@@ -1,112 +1,84 @@
-"""Stage ``handoff``: what pathologists get of each drawn slide, in the formats of their programs; no torch."""
+"""Stage ``handoff``: write a package for each drawn slide, in the formats of pathologists' programs. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from wsi_ips.config import Recipe
 from wsi_ips.inference import SlideScores
-from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
-from wsi_ips.pipeline.maps.heatmap import heatmap_fingerprint, tissue_region, to_draw
-from wsi_ips.pipeline.maps.layers import ALWAYS, map_kinds, map_scores
+from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.maps.heatmap import MapSource, heatmap_fingerprint, tissue_region, to_draw
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, slide_scores
 from wsi_ips.pipeline.run import Run
-from wsi_ips.provenance import atomic_write_text, fingerprint
-from wsi_ips.results.handoff import (
-    Material,
-    ScoreMaps,
-    choose_tiles,
-    draw_gallery,
-    joined,
-    stored_package,
-    write_package,
-)
-from wsi_ips.results.handoff.package import SCHEMA_VERSION
-from wsi_ips.tiles import TileIndex, read_tiles
+from wsi_ips.provenance import fingerprint
+from wsi_ips.results.handoff.content import Material
+from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.handoff.package import SCHEMA_VERSION, stored_package, write_package
+from wsi_ips.tiles import SlideTiles, TileIndex, read_tiles
 
 
 def handoff_stage(run: Run, names: Sequence[str] = ()) -> int:
-    """Write the packages that are not up to date, and the tables of all; the number of slides worked on."""
-    if not run.recipe.handoff.formats:
+    """Write the packages that are not up to date and the tables of all slides; return the number of packages."""
+    recipe, folder = run.recipe, run.folder
+    if not recipe.handoff.formats:
         return 0
     model_id, calibration = read_card(checkpoint_folder(run)).model_id, model_calibration(run)
     due = []
     for record in to_draw(run, names):
         if run.states[record.slide_id].state == "failed" and run.states[record.slide_id].stage == "heatmap":
-            continue  # it has no pictures, and its state says why
+            continue  # it has no pictures; its state gives the reason
         scores = slide_scores(run, record, calibration)
-        wanted = handoff_fingerprint(run, scores, calibration)
-        stored = stored_package(run.folder.handoff(record.slide_id))
-        if stored is None or stored["fingerprint"] != wanted:
-            due.append((record, scores, wanted))
+        source = MapSource(record, scores, model_id, handoff_fingerprint(recipe, scores, calibration))
+        stored = stored_package(folder.handoff(record.slide_id))
+        if stored is None or stored["fingerprint"] != source.fingerprint:
+            due.append(source)
     if due:
         with run.progress.stage("hand-off packages", len(due), "slides") as advance:
-            for record, scores, wanted in due:
-                pack = partial(_pack, run, record, scores, wanted, model_id)
-                run.states.fence(record.slide_id, "handoff", pack)
+            for source in due:
+                pack = partial(_pack, partial(run.tiles, source.record), source, recipe, folder, run.progress.note)
+                run.states.fence(source.record.slide_id, "handoff", pack)
                 advance(1)
         run.states.save()
-        write_tables(run)
+        for name in recipe.handoff.formats:
+            HANDOFF_FORMATS[name].join(folder.handoffs, [record.slide_id for record in run.records])
     return len(due)
 
 
-def handoff_fingerprint(run: Run, scores: SlideScores, calibration: Calibration) -> str:
-    """Fingerprint that the package of a slide must have to be up to date."""
-    return fingerprint("handoff", SCHEMA_VERSION, run.recipe.handoff, heatmap_fingerprint(run, scores, calibration))
+def handoff_fingerprint(recipe: Recipe, scores: SlideScores, calibration: Calibration) -> str:
+    """Return the fingerprint that an up-to-date package of a slide has."""
+    drawn = heatmap_fingerprint(recipe.heatmap, scores, calibration)
+    return fingerprint("handoff", SCHEMA_VERSION, recipe.handoff, drawn)
 
 
-def score_maps(run: Run, index: TileIndex, scores: SlideScores, *, model_id: str, fingerprint: str) -> ScoreMaps:
-    """Our own model's scores of a slide, ready to be handed over: the maps that have a score for every tile.
-
-    Lesions are cut from the probability of single tiles, whichever map is drawn first: the threshold is one of it.
-    """
-    kinds = [*ALWAYS, *(kind for kind in map_kinds(run.recipe.heatmap) if kind not in (*ALWAYS, "leave-one-out"))]
-    return ScoreMaps(
-        slide_id=index.slide_id,
-        class_name=scores.classes[-1],
-        probability=scores.probability[-1],
-        model_id=model_id,
-        fingerprint=fingerprint,
-        x=index.x,
-        y=index.y,
-        scores={str(kind): map_scores(scores, kind)[1] for kind in kinds},
-        threshold=run.recipe.handoff.threshold,
-        size_px0=index.size_px0,
-        bounds=index.bounds,
-        grid=index.grid,
-        stride_px0=index.stride_px0,
-        footprint_px0=index.plan.footprint_px0,
-        mpp=index.mpp,
+def score_maps(recipe: Recipe, index: TileIndex, source: MapSource) -> ScoreMaps:
+    """Return the maps of a recipe for one slide, ready to hand over."""
+    return ScoreMaps.of(
+        index,
+        source.scores,
+        names=recipe.heatmap.maps,
+        threshold=recipe.handoff.threshold,
+        model_id=source.model_id,
+        fingerprint=source.fingerprint,
     )
 
 
-def write_tables(run: Run) -> None:
-    """Write ``lesions.csv``: the lesions of all packages, slides in the order of the manifest."""
-    if "lesions" not in run.recipe.handoff.formats:
-        return
-    paths = [run.folder.handoff(r.slide_id) / f"{r.slide_id}_lesions.csv" for r in run.records]
-    tables = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-    atomic_write_text(run.folder.handoffs / "lesions.csv", joined(tables))
-
-
-def _pack(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
-    section, index = run.recipe.handoff, run.index(record)
-    maps = score_maps(run, index, scores, model_id=model_id, fingerprint=wanted)
-    gallery = None
-    if "gallery" in section.formats and run.recipe.heatmap.top_tiles:
-        choice = choose_tiles(maps, run.recipe.heatmap.top_tiles)
-        gallery = draw_gallery(maps, choice, read_tiles(run.tiles(record).only(choice.tiles)))
+def _pack(
+    read: Callable[[], SlideTiles],
+    source: MapSource,
+    recipe: Recipe,
+    folder: RunFolder,
+    note: Callable[[str], None],
+) -> None:
+    """Write the package of a slide, whose tiles are read with ``read``."""
+    tiles, slide_id = read(), source.record.slide_id
     material = Material(
-        overlays=[run.folder.overlay(record.slide_id, kind) for kind in map_kinds(run.recipe.heatmap)],
-        gallery=gallery,
-        tissue=tissue_region(run, record, index),
+        overlays=[folder.overlay(slide_id, kind) for kind in recipe.heatmap.maps],
+        read_tiles=lambda rows: read_tiles(tiles.only(rows)),
+        tissue=tissue_region(folder.tissue_outline(slide_id), tiles.index, note),
     )
-    write_package(
-        run.folder.handoff(record.slide_id),
-        maps,
-        material,
-        formats=section.formats,
-        every_tile=section.every_tile,
-    )
+    maps = score_maps(recipe, tiles.index, source)
+    write_package(folder.handoff(slide_id), maps, material, formats=recipe.handoff.formats)

@@ -1,163 +1,117 @@
-"""Stage ``heatmap``: probability and attention of predicted slides over their H&E; no torch."""
+"""Stage ``heatmap``: draw the score maps of predicted slides over their H&E. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import shapely
-from numpy.typing import NDArray
-from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import read_annotation, read_geojson
-from wsi_ips.errors import AnnotationError, EvaluationError
-from wsi_ips.geometry import Box, Point
+from wsi_ips.annotations import read_geojson
+from wsi_ips.config import HeatmapSection
+from wsi_ips.errors import AnnotationError
+from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
-from wsi_ips.pipeline.maps.layers import ALWAYS, map_kinds, map_scores
+from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
-from wsi_ips.results import Caption, View, draw_overlay, sidecar, tile_raster, write_overlay
-from wsi_ips.results.alignment import alignment_correlation
-from wsi_ips.results.overlay import Kind, mask_in
-from wsi_ips.slides import read_area
-from wsi_ips.tiles import TileIndex, read_tiles
+from wsi_ips.results.overlay import Caption, write_overlay
+from wsi_ips.results.slide_heatmaps import SlideHeatmaps, best_tiles, lesion_outlines, view_of
+from wsi_ips.tiles import SlideTiles, TileIndex, read_tiles
 
-SCHEMA_VERSION = 2
-KINDS = ALWAYS
-ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
-MARGIN = 0.06
-"""Share of the tiled area shown around it."""
+SCHEMA_VERSION = 3
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """A predicted slide to draw or to hand over: its scores, their model, and the fingerprint of what is written."""
+
+    record: SlideRecord
+    scores: SlideScores
+    model_id: str
+    fingerprint: str
 
 
 def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
-    """Predicted slides to draw: the named ones, else those of the recipe's splits and those without one."""
+    """Return the predicted slides to draw: the named ones, else those of the recipe's splits or without a split."""
     wanted = (*run.recipe.heatmap.splits, None)
     return [r for r in predicted(run) if (r.slide_id in names if names else r.split in wanted)]
 
 
 def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
-    """Draw all slides whose pictures are not up to date; the number of slides worked on."""
-    model_id = read_card(checkpoint_folder(run)).model_id
+    """Draw all slides whose pictures are not up to date and return their number."""
+    section, folder, note = run.recipe.heatmap, run.folder, run.progress.note
+    model_id, calibration = read_card(checkpoint_folder(run)).model_id, model_calibration(run)
     due = []
-    calibration = model_calibration(run)
     for record in to_draw(run, names):
         scores = slide_scores(run, record, calibration)
-        wanted = heatmap_fingerprint(run, scores, calibration)
-        if not all(_drawn_from(run, record, kind) == wanted for kind in map_kinds(run.recipe.heatmap)):
-            due.append((record, scores, wanted))
+        source = MapSource(record, scores, model_id, heatmap_fingerprint(section, scores, calibration))
+        pictures = [folder.overlay(record.slide_id, kind) for kind in section.maps]
+        if not all(_drawn_from(picture) == source.fingerprint for picture in pictures):
+            due.append(source)
     if due:
         with run.progress.stage("heatmaps", len(due), "slides") as advance:
-            for record, scores, wanted in due:
-                draw = partial(_draw, run, record, scores, wanted, model_id)
-                run.states.fence(record.slide_id, "heatmap", draw)
+            for source in due:
+                draw = partial(_draw, partial(run.tiles, source.record), source, section, folder, note)
+                run.states.fence(source.record.slide_id, "heatmap", draw)
                 advance(1)
         run.states.save()
     return len(due)
 
 
-def heatmap_fingerprint(run: Run, scores: SlideScores, calibration: Calibration) -> str:
-    """Fingerprint that the pictures of a slide must have to be up to date."""
-    return fingerprint("heatmap", SCHEMA_VERSION, run.recipe.heatmap, scores.fingerprint, calibration.hash)
+def heatmap_fingerprint(section: HeatmapSection, scores: SlideScores, calibration: Calibration) -> str:
+    """Return the fingerprint that up-to-date pictures of a slide have."""
+    return fingerprint("heatmap", SCHEMA_VERSION, section, scores.fingerprint, calibration.hash)
 
 
-def tissue_region(run: Run, record: SlideRecord, index: TileIndex) -> BaseGeometry | None:
-    """Tissue that tiling found, level-0 pixels; None where its outline is gone or cannot be read."""
-    path, origin = run.folder.tissue_outline(record.slide_id), Point(index.bounds.x, index.bounds.y)
+def tissue_region(outline: Path, index: TileIndex, note: Callable[[str], None]) -> BaseGeometry | None:
+    """Return the tissue that tiling found, level-0 pixels; None where its outline is missing or cannot be read."""
     try:
-        return shapely.union_all([area.region for area in read_geojson(path, bounds_origin=origin)])
+        areas = read_geojson(outline, bounds_origin=Point(index.bounds.x, index.bounds.y))
     except AnnotationError:
-        run.progress.note(f"slide {record.slide_id}: no outline of its tissue; what was not analysed is not shown")
+        note(f"slide {index.slide_id}: no outline of its tissue; tissue that was not analysed is not shown")
         return None
+    return shapely.union_all([area.region for area in areas])
 
 
-def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
-    section, index = run.recipe.heatmap, run.index(record)
-    with run.opener(record)() as reader:
-        area = tiled_area(index)
-        pixels, mpp = read_area(reader, area, section.mpp, section.max_side_px)
-    tissue = tissue_region(run, record, index)
-    view = View(pixels, area, mpp)
-    if tissue is not None:
-        view = replace(view, tissue=mask_in(view, tissue))
+def _draw(
+    read: Callable[[], SlideTiles],
+    source: MapSource,
+    section: HeatmapSection,
+    folder: RunFolder,
+    note: Callable[[str], None],
+) -> None:
+    """Draw all maps of a slide, whose tiles are read with ``read``."""
+    tiles, scores, record = read(), source.scores, source.record
+    tissue = tissue_region(folder.tissue_outline(record.slide_id), tiles.index, note)
+    with tiles.open() as reader:
+        view = view_of(reader, tiles.index, section.mpp, tissue)
     caption = Caption(
         slide_id=record.slide_id,
         class_name=scores.classes[-1],
         probability=scores.probability[-1],
-        model_id=model_id,
-        outlines=_outlines(record, index.bounds),
+        model_id=source.model_id,
+        outlines=lesion_outlines(record.annotation, tiles.index.bounds),
     )
-    for kind in map_kinds(section):
-        tiles, values = map_scores(scores, kind)
-        raster = tile_raster(
-            index.x[tiles],
-            index.y[tiles],
-            values,
-            bounds=index.grid,
-            stride_px0=index.stride_px0,
-            footprint_px0=index.plan.footprint_px0,
-        )
-        # On this map tissue without a colour was analysed and not kept; its title says so.
-        shown = replace(view, tissue=None) if kind == "leave-one-out" else view
-        picture = draw_overlay(shown, raster, caption, kind=kind, opacity=section.opacity)
-        facts = sidecar(shown, raster, caption, kind=kind, fingerprint=wanted)
-        plain = picture
-        if caption.outlines:  # they would cover texture
-            plain = draw_overlay(shown, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
-        facts["alignment"] = _alignment(run, record, scores, plain, facts)
-        write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
+    best = best_tiles(scores)
+    heatmaps = SlideHeatmaps(tiles.index, scores, view, caption, best, read_tiles(tiles.only(best)), note)
+    for kind in section.maps:
+        picture, facts = heatmaps.draw(kind, source.fingerprint)
+        write_overlay(folder.overlay(record.slide_id, kind), picture, facts)
 
 
-def tiled_area(index: TileIndex) -> Box:
-    """Box around all tiles with a margin, cut to the slide."""
-    width, height = index.plan.footprint_px0
-    margin = int(max(np.ptp(index.x) + width, np.ptp(index.y) + height) * MARGIN)
-    left, top = max(0, int(index.x.min()) - margin), max(0, int(index.y.min()) - margin)
-    right = min(index.size_px0.width, int(index.x.max() + width) + margin)
-    bottom = min(index.size_px0.height, int(index.y.max() + height) + margin)
-    return Box(left, top, right - left, bottom - top)
-
-
-def _alignment(
-    run: Run, record: SlideRecord, scores: SlideScores, picture: Image.Image, facts: dict[str, Any]
-) -> float | None:
-    """Self-test: the most suspicious tiles, read again, against what the picture shows at their place.
-
-    About 1 where the map lies on its tissue; None where nothing can be compared.
-    """
-    index = run.index(record)
-    best = np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES]
-    patches = read_tiles(run.tiles(record).only(best.astype(np.int32)))
+def _drawn_from(picture: Path) -> str | None:
+    """Return the fingerprint of a stored picture, None where the picture or its sidecar is missing."""
     try:
-        found = alignment_correlation(np.asarray(picture), facts, patches, index.x[best], index.y[best])
-    except EvaluationError as error:
-        run.progress.note(str(error))
-        return None
-    if found < LEAST_ALIGNMENT:
-        run.progress.note(f"slide {record.slide_id}: the map may be off its tissue (alignment {found:.2f}); report it")
-    return round(found, 4)
-
-
-def _outlines(record: SlideRecord, bounds: Box) -> tuple[NDArray[np.float64], ...]:
-    """Outer rings of the annotated lesions."""
-    if record.annotation is None:
-        return ()
-    regions = read_annotation(record.annotation, bounds_origin=Point(bounds.x, bounds.y))
-    return tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in regions.lesions())
-
-
-def _drawn_from(run: Run, record: SlideRecord, kind: Kind) -> str | None:
-    path = run.folder.overlay(record.slide_id, kind)
-    try:
-        stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        stored = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return str(stored.get("fingerprint")) if path.exists() else None
+    return str(stored.get("fingerprint")) if picture.exists() else None

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import EvaluationError, ScoresError
-from wsi_ips.pipeline.maps.heatmap import ALIGNMENT_TILES, LEAST_ALIGNMENT, tiled_area
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.alignment import alignment_correlation
-from wsi_ips.results.handoff import Material, ScoreMaps, choose_tiles, draw_gallery, write_package
-from wsi_ips.results.overlay import Kind
-from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide, read_area
+from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
+from wsi_ips.results.handoff.content import Material
+from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.handoff.package import write_package
+from wsi_ips.results.slide_heatmaps import view_of
+from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide
 from wsi_ips.slides.source import slide_name
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.tiles.interop import PlacedScores, place_scores, plan_footprint, read_scored, with_footprint
@@ -33,7 +35,6 @@ ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
 """Attention is no probability, also where a softmax has brought it to 0-1."""
 READ_PX = 256
 """Side at which tiles are read again, for the self-test and the gallery."""
-OUTLINES = frozenset({"geojson", "asap", "lesions"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class DrawnMap:
     """
 
     column: str
-    kind: Kind
+    kind: str
     path: Path
     package: Path | None
     alignment: float | None
@@ -118,10 +119,8 @@ def draw_other_scores(
         placed = placed_scores(wanted, reader.info)
         for text in placed.notes:
             note(f"{wanted.scores.name}: {text}")
-        area = tiled_area(placed.index)
-        pixels, mpp = read_area(reader, area, pictures.mpp, pictures.max_side_px)
         names = picture_names(placed.columns, placed.index.slide_id)
-        page = _Page(wanted, View(pixels, area, mpp), placed, pictures, handoff, reader, note)
+        page = _Page(wanted, view_of(reader, placed.index, pictures.mpp, None), placed, pictures, handoff, reader, note)
         return [page.draw(column, output, names[column]) for column in placed.columns]
 
 
@@ -137,7 +136,7 @@ def placed_scores(wanted: OtherScores, info: SlideInfo) -> PlacedScores:
     return place_scores(scored, info, slide_id=stem, fingerprint=made_from)
 
 
-def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> Kind:
+def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> str:
     """How a column is drawn.
 
     Raises
@@ -200,7 +199,7 @@ class _Page:
             title=f"{column}: " + ("as it is, 0 to 1" if kind == "probability" else "rank within this slide"),
             meaning=f"{column} of each tile" if kind == "probability" else f"rank of {column} within this slide",
         )
-        picture = draw_overlay(self.view, maps.raster, caption, kind=kind, opacity=self.pictures.opacity)
+        picture = draw_overlay(self.view, maps.raster, caption, kind=kind)
         made_from = fingerprint(maps.fingerprint, self.pictures)
         facts = sidecar(self.view, maps.raster, caption, kind=kind, fingerprint=made_from)
         facts |= {"score_range": [float(values.min()), float(values.max())], "source": self.wanted.scores.name}
@@ -241,17 +240,12 @@ class _Page:
             mpp=index.mpp,
         )
 
-    def _package(self, folder: Path, maps: ScoreMaps, kind: Kind, overlay: Path) -> Path | None:
-        formats = [f for f in self.handoff.formats if kind == "probability" or f not in OUTLINES]
+    def _package(self, folder: Path, maps: ScoreMaps, kind: str, overlay: Path) -> Path | None:
+        formats = [f for f in self.handoff.formats if kind == "probability" or not HANDOFF_FORMATS[f].outlines]
         if not formats:
             return None
-        gallery = None
-        if "gallery" in formats and self.pictures.top_tiles and len(self.whole):
-            seen = replace(maps, x=maps.x[self.whole], y=maps.y[self.whole], scores=_rows(maps, self.whole))
-            choice = choose_tiles(seen, self.pictures.top_tiles)
-            gallery = draw_gallery(seen, choice, self._read(self.whole[choice.tiles]))
-        material = Material(overlays=[overlay], gallery=gallery)
-        write_package(folder, maps, material, formats=formats, every_tile=self.handoff.every_tile)
+        material = Material(overlays=[overlay], read_tiles=self._read, readable=self.whole)
+        write_package(folder, maps, material, formats=formats)
         return folder
 
     def _alignment(self, picture: RGB, facts: dict[str, Any], column: str) -> float | None:
@@ -275,7 +269,3 @@ class _Page:
         return read_tiles(
             SlideTiles(0, index.slide_id, replace(index, plan=plan), lambda: nullcontext(self.reader), tiles)
         )
-
-
-def _rows(maps: ScoreMaps, tiles: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
-    return {name: values[tiles] for name, values in maps.scores.items()}

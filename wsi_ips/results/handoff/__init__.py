@@ -1,29 +1,5 @@
-"""Hand-off packages: everything of one slide for the programs of pathologists, each file checked on the disk.
+"""Hand-off packages: the files of one slide for the programs of pathologists, each read back and checked.
 
-A module per format; all are made from :class:`ScoreMaps`, whoever scored the tiles.
+One module per format; :data:`wsi_ips.results.handoff.formats.HANDOFF_FORMATS` lists them. All are written from
+:class:`wsi_ips.results.handoff.maps.ScoreMaps`, whichever model made the scores.
 """
-
-from wsi_ips.results.handoff.gallery import Choice, choose_tiles, draw_gallery
-from wsi_ips.results.handoff.lesions import Lesion, covered_region, find_lesions, not_analysed
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.handoff.package import MANIFEST, Format, Material, stored_package, write_package
-from wsi_ips.results.handoff.table import COLUMNS, joined, lesion_table
-
-__all__ = [
-    "COLUMNS",
-    "MANIFEST",
-    "Choice",
-    "Format",
-    "Lesion",
-    "Material",
-    "ScoreMaps",
-    "choose_tiles",
-    "covered_region",
-    "draw_gallery",
-    "find_lesions",
-    "joined",
-    "lesion_table",
-    "not_analysed",
-    "stored_package",
-    "write_package",
-]

@@ -1,4 +1,4 @@
-"""From a map to outlines: what lies together and reaches the threshold. Pure geometry."""
+"""Lesions: connected areas of a score map from the threshold on, and their outlines. Pure geometry."""
 
 from __future__ import annotations
 
@@ -12,57 +12,44 @@ from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.geometry import Box
 from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.heatmap import Raster
+from wsi_ips.results.score_raster import Raster
 from wsi_ips.tiles.recall import longest_diameter_um
 
 Bools = NDArray[np.bool_]
 TOUCHING = np.ones((3, 3), bool)
-"""Cells that meet at a corner belong together."""
+"""Cells that touch at a corner belong together."""
 WHOLE = 1e-6
-"""Cells by which a tile may miss a whole number of cells."""
+"""Tolerance for a tile that spans a whole number of cells, in cells."""
 GRAIN_PX0 = 0.01
-"""Coordinates of outlines are rounded to this, level-0 pixels."""
+"""Grid to which coordinates of outlines are rounded, level-0 pixels."""
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """What a model calls one lesion.
+    """One lesion according to a model."""
 
-    Attributes
-    ----------
-    number
-        From 1 on, largest first.
-    region
-        The tiles' area, level-0 pixels of the full slide; several polygons where tiles meet at corners only, or
-        do not meet.
-    area_um2, diameter_um
-        Area, and largest distance between two points of the outline.
-    mean, highest
-        Scores of its cells.
-    box_px0
-        Smallest box around it, level-0 pixels.
-    """
-
-    number: int
+    number: int  # Number from 1, largest first
+    # Area of its tiles, level-0 pixels of the full slide; several polygons where tiles touch at corners only, or not at
+    # all
     region: BaseGeometry
-    area_um2: float
+    area_um2: float  # area_um2, diameter_um: Area, and the largest distance between two points of the outline
     diameter_um: float
-    mean: float
+    mean: float  # mean, highest: Mean and highest score of its cells
     highest: float
-    box_px0: Box
+    box_px0: Box  # Smallest box around it, level-0 pixels
 
     @property
     def centroid_px0(self) -> tuple[float, float]:
-        """Centre of its area; of a bent lesion it may lie outside."""
+        """Centre of its area; it may lie outside a curved lesion."""
         centre = self.region.centroid
         return float(centre.x), float(centre.y)
 
 
 def find_lesions(maps: ScoreMaps) -> list[Lesion]:
-    """Connected parts of the first map from the threshold on, largest first.
+    """Return the connected parts of the first map from the threshold on, largest first.
 
-    Where a tile is no whole number of cells (it overlaps unevenly, or the grid leaves gaps), only what tiles cover
-    counts.
+    Where a tile does not span a whole number of cells (uneven overlap, or gaps between tiles), only the area that tiles
+    cover counts.
     """
     raster = maps.raster
     labels, count = ndimage.label(np.nan_to_num(raster.values, nan=-1.0) >= maps.threshold, structure=TOUCHING)
@@ -81,17 +68,17 @@ def find_lesions(maps: ScoreMaps) -> list[Lesion]:
 
 
 def covered_region(raster: Raster) -> BaseGeometry:
-    """Everything that tiles cover, level-0 pixels."""
+    """Return the area that tiles cover, level-0 pixels."""
     return _region(raster, np.isfinite(raster.values), 0, 0)
 
 
 def not_analysed(tissue: BaseGeometry, maps: ScoreMaps) -> BaseGeometry:
-    """Tissue that no tile covers, level-0 pixels."""
+    """Return the tissue that no tile covers, level-0 pixels."""
     return shapely.difference(tissue, covered_region(maps.raster))
 
 
 def simplified(region: BaseGeometry, maps: ScoreMaps) -> BaseGeometry:
-    """An outline with fewer points, nowhere further than a quarter of a tile from the true one, and valid."""
+    """Return a valid outline with fewer points, at most a quarter of a tile from the exact one."""
     return shapely.make_valid(shapely.simplify(region, maps.quarter_tile_px0))
 
 
@@ -110,7 +97,7 @@ def _lesion(number: int, region: BaseGeometry, mean: float, highest: float, maps
 
 
 def _region(raster: Raster, cells: Bools, first_row: int, first_column: int) -> BaseGeometry:
-    """Area of some cells, as far as tiles cover them; ``cells`` is a window of the raster."""
+    """Return the area of some cells, as far as tiles cover them; ``cells`` is a window of the raster."""
     reach = np.array(raster.tile_px0) / np.array(raster.cell_px0)
     region = _union(raster, cells, first_row, first_column, raster.cell_px0)
     if (np.abs(reach - np.rint(reach)) > WHOLE).any():
@@ -122,11 +109,11 @@ def _region(raster: Raster, cells: Bools, first_row: int, first_column: int) -> 
 def _union(
     raster: Raster, cells: Bools, first_row: int, first_column: int, size_px0: tuple[float, float]
 ) -> BaseGeometry:
-    """Boxes of a size at the corners of some cells, as one region; runs of whole cells become one box each."""
+    """Return the union of boxes of a size at the corners of some cells; a run of whole cells becomes one box."""
     rows, starts, ends = _runs(cells) if tuple(size_px0) == tuple(raster.cell_px0) else _single(cells)
     left = raster.origin_px0.x + (starts + first_column) * raster.cell_px0.x
     top = raster.origin_px0.y + (rows + first_row) * raster.cell_px0.y
-    if tuple(size_px0) == tuple(raster.cell_px0):  # from the grid itself, so that neighbours share their edge exactly
+    if tuple(size_px0) == tuple(raster.cell_px0):  # computed from the grid, so that neighbours share their edge
         right = raster.origin_px0.x + (ends + first_column) * raster.cell_px0.x
         bottom = raster.origin_px0.y + (rows + 1 + first_row) * raster.cell_px0.y
     else:
@@ -137,7 +124,7 @@ def _union(
 def _tiles_over(
     raster: Raster, cells: Bools, first_row: int, first_column: int, reach: NDArray[np.float64]
 ) -> BaseGeometry:
-    """Area of the tiles that cover one of the cells."""
+    """Return the area of all tiles that cover one of the cells."""
     wide, high = (int(np.ceil(side - WHOLE)) - 1 for side in reach)  # cells left of and above a cell
     grown = np.zeros((cells.shape[0] + high, cells.shape[1] + wide), bool)
     for dy in range(high + 1):
@@ -152,7 +139,7 @@ def _tiles_over(
 
 
 def _runs(cells: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Row, first column and column after the last, of each run of True."""
+    """Return row, first column and end column of each run of True."""
     edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)
     _, ends = np.nonzero(edges == -1)

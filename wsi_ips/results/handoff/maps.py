@@ -1,67 +1,90 @@
-"""What every file of a hand-off package is made from: the scores of one slide's tiles and their place. Pure."""
+"""Scores and positions of the tiles of one slide, from which hand-off files are written. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.results.heatmap import Raster, tile_raster
+from wsi_ips.results.score_maps import LESION_MAP, SCORE_MAPS, TileScores
+from wsi_ips.results.score_raster import Raster, tile_raster
+from wsi_ips.tiles import TileIndex
+
+
+class SlideResult(TileScores, Protocol):
+    """Scores of a slide and its verdict; :class:`wsi_ips.inference.SlideScores` provides it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, the positive one last."""
+        ...
+
+    @property
+    def probability(self) -> tuple[float, ...]:
+        """Probability of each class for the whole slide."""
+        ...
 
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """Scores of the tiles of one slide, of our model or of another.
+    """Scores of the tiles of one slide, from our model or another."""
 
-    Attributes
-    ----------
-    slide_id
-        Identity of the slide; the files are called after it.
-    class_name
-        What a high score of the first map means, e.g. ``tumor``.
-    probability
-        Of that class, for the whole slide; None where the model says nothing of whole slides.
-    model_id
-        Which model.
-    fingerprint
-        Of everything the files are made from; ids of objects come from it.
-    x, y
-        Top-left corners of the tiles, level-0 pixels of the full slide, shape (N,).
-    scores
-        Name of a map and its score per tile, shape (N,), 0-1. Lesions are cut from the first.
-    threshold
-        Tiles from this score of the first map on are called positive.
-    size_px0
-        Size of level 0.
-    bounds
-        Scanned part of the slide, level-0 pixels: QuPath begins to count at its corner.
-    grid
-        Box whose corner is that of the tile grid.
-    stride_px0, footprint_px0
-        Step between tiles and size of a tile, level-0 pixels.
-    mpp
-        µm per level-0 pixel.
-    """
-
-    slide_id: str
-    class_name: str
-    probability: float | None
-    model_id: str
-    fingerprint: str
-    x: NDArray[np.integer]
+    slide_id: str  # Identity of the slide; file names begin with it
+    class_name: str  # Meaning of a high score of the first map, for example ``tumor``
+    probability: float | None  # Probability of that class for the whole slide; None where it is not known
+    model_id: str  # Identity of the model
+    fingerprint: str  # Fingerprint of everything the files are made from; object ids are derived from it
+    x: NDArray[np.integer]  # x, y: Top-left corners of the tiles, level-0 pixels of the full slide, shape (N,)
     y: NDArray[np.integer]
+    # Score per tile, shape (N,), 0-1, by name of the map. Lesions are outlined on the first map
     scores: Mapping[str, NDArray[np.float32]]
-    threshold: float
-    size_px0: Size
-    bounds: Box
-    grid: Box
-    stride_px0: Scale
+    threshold: float  # Tiles with at least this score on the first map are positive
+    size_px0: Size  # Size of level 0
+    bounds: Box  # Scanned part of the slide, level-0 pixels; its corner is the origin of coordinates in QuPath
+    grid: Box  # Box whose top-left corner is the origin of the tile grid
+    stride_px0: Scale  # stride_px0, footprint_px0: Step between tiles and size of a tile, level-0 pixels
     footprint_px0: Scale
-    mpp: Scale
+    mpp: Scale  # µm per level-0 pixel
+
+    @classmethod
+    def of(
+        cls,
+        index: TileIndex,
+        scores: SlideResult,
+        *,
+        names: Sequence[str],
+        threshold: float,
+        model_id: str,
+        fingerprint: str,
+    ) -> Self:
+        """Collect the named score maps of a slide; the first one is always the map that lesions are outlined on."""
+        return cls(
+            slide_id=index.slide_id,
+            class_name=scores.classes[-1],
+            probability=scores.probability[-1],
+            model_id=model_id,
+            fingerprint=fingerprint,
+            x=index.x,
+            y=index.y,
+            scores={name: SCORE_MAPS[name].values(scores) for name in dict.fromkeys((LESION_MAP, *names))},
+            threshold=threshold,
+            size_px0=index.size_px0,
+            bounds=index.bounds,
+            grid=index.grid,
+            stride_px0=index.stride_px0,
+            footprint_px0=index.plan.footprint_px0,
+            mpp=index.mpp,
+        )
+
+    def only(self, tiles: NDArray[np.integer]) -> Self:
+        """Return the same for some tiles, given their rows."""
+        scores = {name: values[tiles] for name, values in self.scores.items()}
+        return replace(self, x=self.x[tiles], y=self.y[tiles], scores=scores)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -93,7 +116,7 @@ class ScoreMaps:
 
     @property
     def bounds_origin(self) -> Point:
-        """Where QuPath begins to count, level-0 pixels."""
+        """Origin of coordinates in QuPath, level-0 pixels."""
         return Point(self.bounds.x, self.bounds.y)
 
     @property
@@ -108,9 +131,9 @@ class ScoreMaps:
 
     @property
     def quarter_tile_px0(self) -> float:
-        """A quarter of a tile's shorter side, level-0 pixels: what outlines are simplified by."""
+        """A quarter of a tile's shorter side, level-0 pixels: the tolerance of simplified outlines."""
         return min(self.footprint_px0) / 4
 
     def best_first(self) -> NDArray[np.int64]:
-        """Tiles by falling score of the first map; equal ones in the order of the tiles."""
+        """Return the tiles by falling score of the first map; equal scores stay in tile order."""
         return np.argsort(-self.score, kind="stable")

@@ -1,4 +1,4 @@
-// What the page asks of its server, and nothing else.
+// All requests of the page to its server.
 
 const path = (slide) => `/slides/${encodeURIComponent(slide)}`;
 

@@ -1,17 +1,15 @@
-// Choice of the layer of a pane, with opacity, threshold and legend.
+// Choice of a pane's layer, with opacity, threshold and legend.
 
 import { element } from "./format.js";
 
-const KEYS = { "": "1", probability: "2", attention: "3", truth: "4", tissue: "5", evidence: "6", "leave-one-out": "6" };
-
 export class Controls {
   /**
-   * @param name   what the group is called
-   * @param id     makes ids of elements unique
-   * @param told   functions: choose(kind), change() after opacity or threshold
+   * @param name      title of the group
+   * @param id        makes element ids unique
+   * @param listener  functions: choose(kind), change() after opacity or threshold
    */
-  constructor(name, id, told) {
-    this.told = told;
+  constructor(name, id, listener) {
+    this.listener = listener;
     this.id = id;
     this.kind = "";
     this.layers = [];
@@ -48,10 +46,16 @@ export class Controls {
     this.kind = kind;
     for (const input of this.choices.querySelectorAll("input")) input.checked = input.value === kind;
     this.draw();
-    this.told.choose(kind);
+    this.listener.choose(kind);
   }
 
-  /** Move the threshold or the opacity by so many hundredths. */
+  /** Choose a layer by its digit on the keyboard; 1 is H&E alone. */
+  chooseKey(digit) {
+    const layer = this.layers.find((one) => one.key === digit);
+    if (digit === 1 || layer) this.choose(layer?.kind ?? "");
+  }
+
+  /** Move the threshold or the opacity by a number of hundredths. */
   nudge(name, by) {
     const { input } = this[name];
     if (!this.layer) return;
@@ -72,17 +76,16 @@ export class Controls {
     this.legend.setAttribute("aria-label", `Colours of ${layer.title}, from ${layer.legend.join(", ")}`);
     this.marks.replaceChildren(...layer.legend.map((text) => element("span", {}, text)));
     const area = layer.area(this.mpp);
-    const name = layer.kind === "attention" ? "Relative within this slide. " : "";
-    const verb = { truth: "Annotated", tissue: "Tiled" }[layer.kind] ?? "Coloured";
-    this.found.textContent = area === null ? name : `${name}${verb}: ${area < 10 ? area.toFixed(2) : area.toFixed(1)} mm²`;
+    const scale = layer.comparable ? "" : "Relative within this slide. ";
+    this.found.textContent = area === null ? scale : `${scale}${layer.verb}: ${area < 10 ? area.toFixed(2) : area.toFixed(1)} mm²`;
   }
 
   #choice(kind) {
-    const title = kind ? this.layers.find((layer) => layer.kind === kind).title : "H&E";
+    const { title, key } = this.layers.find((layer) => layer.kind === kind) ?? { title: "H&E", key: 1 };
     const attributes = { type: "radio", name: `layer-${this.id}`, value: kind, onchange: () => this.choose(kind) };
     const input = element("input", attributes);
     input.checked = kind === this.kind;
-    return element("label", { title: `${title} (${KEYS[kind]})` }, input, element("span", {}, title));
+    return element("label", { title: `${title} (${key})` }, input, element("span", {}, title));
   }
 
   #slider(title, name, change) {
@@ -92,7 +95,7 @@ export class Controls {
     input.addEventListener("input", () => {
       change();
       this.draw();
-      this.told.change();
+      this.listener.change();
     });
     const label = element("label", { for: id }, title);
     return { input, output, node: element("div", { class: "slider" }, label, input, output) };

@@ -1,4 +1,4 @@
-// Numbers as people read them, and small makers of elements.
+// Number formats for people, and a function that makes elements.
 
 export function probability(value) {
   if (value === null || value === undefined) return "";
@@ -13,7 +13,7 @@ export function length(um) {
 
 const STEPS = [1, 2, 5];
 
-/** The longest round length, in µm, that is no longer than so many pixels. */
+/** The longest round length, in µm, that fits into a number of pixels. */
 export function roundLength(umPerPx, roomPx) {
   const room = umPerPx * roomPx;
   const power = 10 ** Math.floor(Math.log10(room));

@@ -1,10 +1,9 @@
-// The tiles of the highest score, as the model saw them; a click flies there.
+// Tiles with the highest scores, as the model sees them; a click moves the view there.
 
 import * as api from "./api.js";
 import { element, probability } from "./format.js";
 
 const COUNT = 24;
-const TITLES = { probability: "probability", attention: "attention", truth: "annotation" };
 
 export class Gallery {
   /** @param chosen  called with a tile */
@@ -20,11 +19,11 @@ export class Gallery {
 
   fill(id, version, table) {
     Object.assign(this, { id, version, table, current: -1 });
-    const kinds = Object.keys(TITLES).filter((kind) => table?.columns[kind]);
-    this.section.hidden = !kinds.length;
+    this.ranked = table?.shown.filter((column) => column.ranked) ?? [];
+    this.section.hidden = !this.ranked.length;
     const before = this.by.value;
-    this.by.replaceChildren(...kinds.map((kind) => element("option", { value: kind }, TITLES[kind])));
-    if (kinds.includes(before)) this.by.value = before;
+    this.by.replaceChildren(...this.ranked.map(({ name, title }) => element("option", { value: name }, title)));
+    if (this.ranked.some(({ name }) => name === before)) this.by.value = before;
     this.draw();
   }
 
@@ -34,7 +33,7 @@ export class Gallery {
     this.list.replaceChildren(...this.tiles.map((tile, rank) => this.#item(tile, rank)));
   }
 
-  /** Go to the next or previous one. */
+  /** Go to the next or previous tile. */
   step(by) {
     if (!this.tiles.length) return;
     this.#choose((this.current + by + this.tiles.length) % this.tiles.length);
@@ -50,12 +49,13 @@ export class Gallery {
   }
 
   #item(tile, rank) {
-    const value = this.table.columns[this.by.value][tile];
-    const shown = this.by.value === "attention" ? `#${rank + 1}` : probability(value);
+    const column = this.ranked.find(({ name }) => name === this.by.value);
+    const value = this.table.columns[column.name][tile];
+    const shown = column.shown_as === "rank" ? `#${rank + 1}` : probability(value);
     const [width, height] = this.table.patchPx;
     const image = element("img", { src: api.patchUrl(this.id, this.version, tile), alt: "", width, height, loading: "lazy" });
     const { x, y } = this.table.columns;
-    const label = `Tile ${rank + 1}, ${TITLES[this.by.value]} ${probability(value)}, at ${x[tile]}, ${y[tile]}`;
+    const label = `Tile ${rank + 1}, ${column.title} ${probability(value)}, at ${x[tile]}, ${y[tile]}`;
     const attributes = { type: "button", "aria-label": label, "aria-pressed": false, "data-tile": tile, title: label };
     const button = element("button", { ...attributes, onclick: () => this.#choose(rank) }, image, element("span", {}, shown));
     button.setAttribute("aria-pressed", "false");

@@ -1,16 +1,6 @@
-// A map over the slide: 8-bit values from the server, coloured here; threshold and opacity ask nobody.
+// A map over the slide: 8-bit values from the server, coloured here; threshold and opacity need no request.
 
 const TISSUE_TONE = [232, 207, 223]; // below the colours of the legend
-
-/** Opacity of a score before the slider: the H&E stays readable where little is found. */
-const STRENGTH = {
-  probability: (score) => score,
-  attention: (score) => score * score,
-  evidence: (score) => score,
-  "leave-one-out": (score) => score,
-  truth: (score) => 0.25 + 0.75 * score,
-  tissue: (score) => 0.2 + 0.35 * score,
-};
 
 export class Layer {
   constructor(described, values) {
@@ -27,10 +17,15 @@ export class Layer {
     this.colour();
   }
 
-  /** First value that is coloured. A score of exactly 0 is never "found", whatever the threshold. */
+  /** Lowest value that is coloured. */
   get least() {
-    const zero = this.kind === "truth" ? 2 : 1;
-    return Math.max(zero, 1 + Math.ceil(this.threshold * 254 - 1e-9));
+    return Math.max(this.lowest, 1 + Math.ceil(this.threshold * 254 - 1e-9));
+  }
+
+  /** Opacity of a score before the slider: H&E stays readable where scores are low. */
+  opacityOf(score) {
+    const [base, scale, power] = this.strength;
+    return base + scale * score ** power;
   }
 
   setThreshold(threshold) {
@@ -41,7 +36,7 @@ export class Layer {
   colourOf(value) {
     const score = (value - 1) / 254;
     const entry = 3 * Math.round(score * 255);
-    const alpha = value >= this.least ? STRENGTH[this.kind](score) : 0;
+    const alpha = value >= this.least ? this.opacityOf(score) : 0;
     return [...this.palette.slice(entry, entry + 3), alpha];
   }
 
@@ -62,12 +57,12 @@ export class Layer {
     this.edge = null;
   }
 
-  /** Area of what is coloured, mm². */
+  /** Coloured area, mm². */
   area(mpp) {
     return mpp === null ? null : (this.shown * this.cell_px0[0] * mpp[0] * this.cell_px0[1] * mpp[1]) / 1e6;
   }
 
-  /** Edge of what is coloured, as a path in cells; runs of cells are one line. */
+  /** Edge of the coloured area as a path in cells; a run of cells becomes one line. */
   contour() {
     if (this.edge) return this.edge;
     const path = new Path2D();
@@ -92,7 +87,7 @@ export class Layer {
     return path;
   }
 
-  /** The legend: colours at the present opacity over the tone of tissue. */
+  /** Draw the legend: colours at the current opacity over the tone of tissue. */
   drawLegend(canvas) {
     const context = canvas.getContext("2d");
     const image = context.createImageData(256, 1);
@@ -109,14 +104,14 @@ export class Layer {
     context.putImageData(image, 0, 0);
   }
 
-  /** What the threshold means, in words. */
+  /** The threshold in words. */
   thresholdText() {
-    if (this.kind === "attention") return `top ${Math.round(100 - this.threshold * 100)} %`;
+    if (!this.comparable) return `top ${Math.round(100 - this.threshold * 100)} %`;
     return `from ${this.threshold.toFixed(2)}`;
   }
 }
 
-/** Stretches of positions for which something holds, as [first, one after the last]. */
+/** Yield runs of positions for which a condition holds, as [first, one after the last]. */
 function* runs(count, holds) {
   let start = -1;
   for (let at = 0; at <= count; at++) {

@@ -1,4 +1,4 @@
-// Deep links: #slide=ID&x=…&y=…&zoom=…&layer=…&right=…; x and y are the middle of the view in level-0 pixels, zoom is
+// Deep links: #slide=ID&x=…&y=…&zoom=…&layer=…&right=…; x and y are the centre of the view in level-0 pixels, zoom is
 // screen pixels per level-0 pixel.
 
 export function read() {

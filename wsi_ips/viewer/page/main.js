@@ -12,7 +12,7 @@ import { TileTable } from "./tiles.js";
 import { Worklist } from "./worklist.js";
 
 const $ = (id) => document.getElementById(id);
-const TILE_ON_SCREEN_PX = 220; // side of a tile that was flown to
+const TILE_ON_SCREEN_PX = 220; // side of a tile after moving to it
 const LINK_DELAY_MS = 250;
 
 const state = { run: null, slide: null, layers: [], table: null, side: false, opening: 0, leader: null };
@@ -21,7 +21,7 @@ const announce = (text) => {
   $("announce").textContent = text;
 };
 
-const told = {
+const listener = {
   lead: (pane) => {
     state.leader = pane;
   },
@@ -36,14 +36,14 @@ const told = {
       if (other.hovered !== null) other.mark(null);
       return;
     }
-    other.hovered = tile; // the frame in both, the numbers under the pointer only
+    other.hovered = tile; // the frame in both panes, the numbers only under the pointer
     other.tip.hidden = true;
     other.redraw();
   },
   failed: (url) => explainTile(url),
 };
 
-const panes = [new Pane("Slide", told), new Pane("Slide, right", told)];
+const panes = [new Pane("Slide", listener), new Pane("Slide, right", listener)];
 const controls = panes.map(
   (pane, number) =>
     new Controls(number ? "Right" : "Layer", number ? "b" : "a", {
@@ -88,7 +88,7 @@ async function begin() {
   await follow();
 }
 
-/** Show what the address says; without a slide, the first of the list. */
+/** Show what the URL says; without a slide, the first of the list. */
 async function follow() {
   const wanted = link.read();
   const id = wanted.slide ?? worklist.shown[0]?.slide_id;
@@ -129,11 +129,11 @@ async function show(id, wanted = null) {
     problem(`${id} cannot be shown: ${error.message}`);
     return;
   }
-  if (opening !== state.opening) return; // another slide was chosen meanwhile
+  if (opening !== state.opening) return; // another slide was chosen in the meantime
   keepSettings(layers);
   Object.assign(state, { slide, table, layers, version: entry.version });
-  const first = layers.find((layer) => !["truth", "tissue"].includes(layer.kind))?.kind ?? "probability"; // `heatmap.score`
-  const kinds = [wanted ? wanted.layer : controls[0].kind || first, wanted?.right || controls[1].kind || "attention"];
+  const [first = "", second = ""] = layers.filter((layer) => layer.from_model).map((layer) => layer.kind);
+  const kinds = [wanted ? wanted.layer : controls[0].kind || first, wanted?.right || controls[1].kind || second];
   if (wanted && !wanted.layer && wanted.x === null) kinds[0] = first;
   controls.forEach((one, number) => one.fill(layers, slide.mpp, kinds[number]));
   describe(entry, slide);
@@ -151,7 +151,7 @@ async function show(id, wanted = null) {
   announce(`${id} is shown.`);
 }
 
-/** Thresholds and opacities stay when the slide changes. */
+/** Keep thresholds and opacities when the slide changes. */
 function keepSettings(layers) {
   for (const layer of layers) {
     const before = state.layers.find((one) => one.kind === layer.kind);
@@ -249,7 +249,7 @@ async function openRight() {
   panes[1].follow(panes[0]);
 }
 
-/** Why a tile did not come: the server says it, an image does not. */
+/** Ask the server why a tile failed; an image element does not tell. */
 async function explainTile(url) {
   if (!url) return;
   try {
@@ -279,12 +279,12 @@ function remember(how) {
   link.write({ slide: state.slide.slide_id, ...panes[0].place(), layer, right }, how);
 }
 
-/** Numbers of the tile in the middle, for those who do not point. */
+/** Show the numbers of the tile at the centre, for keyboard users. */
 function tellMiddle() {
   const place = panes[0].place(true);
   const tile = place && state.table?.at(place.x, place.y);
   if (tile === null || tile === undefined) {
-    announce("No tile in the middle of the view.");
+    announce("No tile at the centre of the view.");
     return;
   }
   const { clientWidth, clientHeight } = panes[0].node;
@@ -345,14 +345,13 @@ function showTab(name) {
 }
 
 const SHORTCUTS = [
-  ["1 – 5", "H&E, probability, attention, annotation, tissue and tiles"],
-  ["6", "evidence or leave-one-out, where the recipe asks for it"],
+  ["1 – 9", "H&E and the layers, in the order of the list"],
   ["J  K", "next and previous slide"],
   ["N  P", "next and previous top tile"],
   ["[  ]", "lower and higher threshold"],
   ["{  }", "less and more opacity"],
   ["Arrows  +  −  0", "move, zoom, whole slide (in the slide view)"],
-  ["M", "numbers of the tile in the middle"],
+  ["M", "numbers of the tile at the centre"],
   ["S", "two layers side by side"],
   ["O  C", "lesion outlines, contour at the threshold"],
   ["G  X", "agree, disagree"],
@@ -361,14 +360,7 @@ const SHORTCUTS = [
 ];
 
 const active = () => controls[state.side && state.leader === panes[1] ? 1 : 0];
-const choose = (kind) => () => active().choose(kind);
 const ACTIONS = {
-  1: choose(""),
-  2: choose("probability"),
-  3: choose("attention"),
-  4: choose("truth"),
-  5: choose("tissue"),
-  6: () => ["evidence", "leave-one-out"].forEach((kind) => active().choose(kind)), // at most one of them is there
   j: () => step(1),
   k: () => step(-1),
   n: () => gallery.step(1),
@@ -416,15 +408,16 @@ function connect() {
     const typing = event.target.closest("textarea, select, input:not([type=range], [type=radio], [type=checkbox])");
     if (event.key === "Escape" && typing) event.target.blur();
     if (typing || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-    const inSlide = event.target.closest(".osd") && ["+", "-", "0"].includes(event.key); // OpenSeadragon's own
-    const action = ACTIONS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    const inSlide = event.target.closest(".osd") && ["+", "-", "0"].includes(event.key); // OpenSeadragon handles them
+    const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : 0;
+    const action = digit ? () => active().chooseKey(digit) : ACTIONS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action || inSlide) return;
     event.preventDefault();
     action();
   });
 }
 
-/** For tests and for the curious: where the view is, and what is shown. */
+/** For tests: where the view is, and what is shown. */
 window.wsiIps = { state, panes, controls };
 
 begin();

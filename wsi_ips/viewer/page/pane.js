@@ -1,4 +1,4 @@
-// One view of the slide: OpenSeadragon below, a canvas with map, outlines and hovered tile above.
+// One view of a slide: OpenSeadragon, with a canvas above it for map, outlines and hovered tile.
 
 import * as api from "./api.js";
 import { element, length, magnification, probability, roundLength } from "./format.js";
@@ -7,8 +7,8 @@ const OpenSeadragon = window.OpenSeadragon;
 const CALM = window.matchMedia("(prefers-reduced-motion: reduce)");
 const MOVES = ["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "+", "=", "-", "_", "0"];
 
-// OpenSeadragon writes a rule about focus outlines into a style element, which our content security policy forbids, unless
-// it finds one that is marked. This one is marked and means nothing; style.css has the rule.
+// OpenSeadragon adds a style element about focus outlines, which our content security policy forbids, unless it finds one
+// that is marked. This empty element is marked; style.css has the rule.
 const marked = document.createElementNS("urn:wsi-ips", "style");
 marked.setAttribute("data-openseadragon-mobile-css", "true");
 document.head.append(marked);
@@ -19,11 +19,11 @@ const LEAST_GRID_PX = 10; // tiles smaller than this on the screen get no lines
 
 export class Pane {
   /**
-   * @param name  what screen readers call it
-   * @param told  functions: lead(pane), moved(pane), hover(pane, tile), failed(message)
+   * @param name      name for screen readers
+   * @param listener  functions: lead(pane), moved(pane), hover(pane, tile), failed(url)
    */
-  constructor(name, told) {
-    this.told = told;
+  constructor(name, listener) {
+    this.listener = listener;
     this.layer = null;
     this.hovered = null;
     this.slide = null;
@@ -65,13 +65,13 @@ export class Pane {
     this.context = this.canvas.getContext("2d");
     this.viewer.canvas.append(this.canvas); // above the slide, below the navigator
     for (const event of ["open", "update-viewport", "resize"]) this.viewer.addHandler(event, () => this.redraw());
-    this.viewer.addHandler("viewport-change", () => this.told.moved(this));
+    this.viewer.addHandler("viewport-change", () => this.listener.moved(this));
     this.viewer.addHandler("canvas-key", (event) => {
       event.preventDefaultAction = !MOVES.includes(event.originalEvent.key);
     });
-    this.viewer.addHandler("tile-load-failed", (event) => this.told.failed(event.tile?.getUrl?.() ?? null));
+    this.viewer.addHandler("tile-load-failed", (event) => this.listener.failed(event.tile?.getUrl?.() ?? null));
     for (const event of ["pointerdown", "wheel", "keydown", "focusin", "pointerenter"]) {
-      this.node.addEventListener(event, () => this.told.lead(this), { passive: true });
+      this.node.addEventListener(event, () => this.listener.lead(this), { passive: true });
     }
     this.surface.addEventListener("pointermove", (event) => this.#point(event));
     this.surface.addEventListener("pointerleave", () => this.#unpoint());
@@ -120,7 +120,7 @@ export class Pane {
     });
   }
 
-  /** As large as the pane has room for, in the form of the slide. */
+  /** Size the navigator to the pane and the shape of the slide. */
   sizeNavigator() {
     const [width, height] = this.slide.size;
     const side = Math.min(NAVIGATOR_PX, this.node.clientWidth * 0.3) / Math.max(width, height);
@@ -145,14 +145,14 @@ export class Pane {
     return this.viewer.world.getItemAt(0);
   }
 
-  /** Middle of the view in level-0 pixels, and screen pixels per level-0 pixel. */
+  /** Centre of the view in level-0 pixels, and screen pixels per level-0 pixel. */
   place(current = false) {
     if (!this.image) return null;
     const middle = this.image.viewportToImageCoordinates(this.viewer.viewport.getCenter(current));
     return { x: middle.x, y: middle.y, zoom: this.image.viewportToImageZoom(this.viewer.viewport.getZoom(current)) };
   }
 
-  /** Move to a middle (level-0 pixels) and a zoom (screen pixels per level-0 pixel). */
+  /** Move to a centre (level-0 pixels) and a zoom (screen pixels per level-0 pixel). */
   goTo({ x, y, zoom }, immediately = false) {
     const { viewport } = this.viewer;
     const now = immediately || CALM.matches;
@@ -172,7 +172,7 @@ export class Pane {
     this.viewer.viewport.zoomBy(factor, null, CALM.matches);
   }
 
-  /** Take over the view of another pane of the same size. */
+  /** Copy the view of another pane of the same size. */
   follow(other) {
     const { viewport } = this.viewer;
     viewport.zoomTo(other.viewer.viewport.getZoom(true), null, true);
@@ -213,12 +213,12 @@ export class Pane {
     const tile = this.table.at(position.x, position.y);
     if (tile === null && this.hovered === null) return;
     this.mark(tile, x, y);
-    this.told.hover(this, tile);
+    this.listener.hover(this, tile);
   }
 
   #unpoint() {
     if (this.hovered !== null) this.mark(null);
-    this.told.hover(this, null);
+    this.listener.hover(this, null);
   }
 
   redraw() {
@@ -241,8 +241,8 @@ export class Pane {
     const zoom = this.image.viewportToImageZoom(this.viewer.viewport.getZoom(true));
     const view = { scale: zoom * ratio, x: corner.x * ratio, y: corner.y * ratio, width, height, ratio };
     if (this.layer) this.#drawLayer(view);
-    if (this.layer?.kind === "tissue") this.#drawGrid(view);
-    if (this.outlines && (this.options.outlines || this.layer?.kind === "truth")) {
+    if (this.layer?.draws === "grid") this.#drawGrid(view);
+    if (this.outlines && (this.options.outlines || this.layer?.draws === "outlines")) {
       this.#stroke(this.outlines, view, 0, 0, view.scale, view.scale);
     }
     if (this.hovered !== null) this.#drawHovered(view);
@@ -254,7 +254,7 @@ export class Pane {
     const [x0, y0] = layer.origin_px0;
     const [cellX, cellY] = layer.cell_px0.map((cell) => cell * view.scale); // screen pixels
     const [left, top] = [view.x + x0 * view.scale, view.y + y0 * view.scale];
-    // Only the cells on the screen: far in, the whole map would be a picture of a million pixels a side.
+    // Only the cells on the screen: when zoomed in, the whole map would be a million pixels wide.
     const first = [Math.max(0, Math.floor(-left / cellX)), Math.max(0, Math.floor(-top / cellY))];
     const last = [
       Math.min(layer.columns, Math.ceil((view.width - left) / cellX)),
@@ -262,7 +262,7 @@ export class Pane {
     ];
     const [columns, rows] = [last[0] - first[0], last[1] - first[1]];
     if (columns <= 0 || rows <= 0) return;
-    context.imageSmoothingEnabled = cellX < 1; // no colours between tiles that no tile has
+    context.imageSmoothingEnabled = cellX < 1; // no blended colours between tiles
     context.globalAlpha = layer.opacity * fading(this.table.footprint[0] * this.place(true).zoom);
     context.drawImage(
       layer.canvas,
@@ -273,7 +273,7 @@ export class Pane {
     if (this.options.contour) this.#stroke(layer.contour(), view, x0, y0, cellX, cellY);
   }
 
-  /** A path whose unit is so many screen pixels, black with a light edge: seen on dark and on pale tissue. */
+  /** Draw a path with a unit of unitX x unitY screen pixels, black with a light edge: visible on dark and pale tissue. */
   #stroke(path, view, x0, y0, unitX, unitY) {
     const { context } = this;
     const scaled = new Path2D();
@@ -335,7 +335,7 @@ export class Pane {
   }
 }
 
-/** Far in, where tiles are large on the screen, colours fade: there cells are looked at. */
+/** Opacity factor by tile size: colours fade when tiles are large on the screen, where people look at cells. */
 function fading(tilePx) {
   const share = (tilePx - FADES_FROM_PX) / (FADED_AT_PX - FADES_FROM_PX);
   return 1 - (1 - FADED) * Math.min(1, Math.max(0, share));
@@ -350,19 +350,21 @@ function outlinePath(lesions) {
   return path;
 }
 
-/** A tile's numbers as rows of names and values. */
+const FORMATS = {
+  number: probability,
+  rank: (value) => {
+    const top = Math.max(0.1, 100 * (1 - value));
+    return `top ${top < 10 ? top.toFixed(1) : Math.round(top)} %`;
+  },
+  share: (value) => `${Math.round(100 * value)} % of the tile`,
+  times: (value) => `${value.toPrecision(2)} ×`,
+};
+
+/** Numbers of a tile as rows of title and text. */
 export function numbersOf(table, tile) {
-  const value = (name) => table.columns[name]?.[tile];
-  const rows = [];
-  if (value("probability") !== undefined) rows.push(["Probability", probability(value("probability"))]);
-  if (value("attention") !== undefined) {
-    const top = Math.max(0.1, 100 * (1 - value("attention")));
-    rows.push(["Attention", `top ${top < 10 ? top.toFixed(1) : Math.round(top)} %, ${value("weight").toPrecision(2)} × mean`]);
-  }
-  if (value("truth") !== undefined) rows.push(["Annotated", `${Math.round(100 * value("truth"))} % of the tile`]);
-  rows.push(["Tissue", `${Math.round(100 * value("tissue"))} %`]);
-  rows.push(["Tile", `${tile} at ${value("x")}, ${value("y")}`]);
-  return rows;
+  const { x, y } = table.columns;
+  const rows = table.shown.map(({ name, title, shown_as }) => [title, FORMATS[shown_as](table.columns[name][tile])]);
+  return [...rows, ["Tile", `${tile} at ${x[tile]}, ${y[tile]}`]];
 }
 
 function tileNumbers(table, tile) {

@@ -1,9 +1,9 @@
-// What the reviewer says of a slide; kept at once.
+// Review form of a slide; saved at once.
 
 import * as api from "./api.js";
 
 export class ReviewForm {
-  /** @param kept  called with the slide's id and its review as it was kept */
+  /** @param kept  called with the slide's id and its review as stored */
   constructor(kept) {
     this.kept = kept;
     this.queue = Promise.resolve();
@@ -34,7 +34,7 @@ export class ReviewForm {
     this.saved.textContent = review ? said(review) : "Not reviewed yet.";
   }
 
-  /** A verdict; the same once more takes it back. */
+  /** Set a verdict; the same verdict again removes it. */
   say(verdict) {
     if (this.section.hidden) return;
     this.verdict = this.verdict === verdict ? "" : verdict;
@@ -51,7 +51,7 @@ export class ReviewForm {
     this.saved.textContent = "Saving …";
     const reviewer = this.reviewer.value.trim();
     this.waiting += 1;
-    this.queue = this.queue.then(() => this.#send(id, { ...given, reviewer })); // one after the other: the last counts
+    this.queue = this.queue.then(() => this.#send(id, { ...given, reviewer })); // in order, so that the last one wins
   }
 
   async #send(id, given) {
@@ -61,7 +61,7 @@ export class ReviewForm {
       if (id === this.id && this.waiting === 1) this.saved.textContent = said(review);
     } catch (error) {
       if (id === this.id) {
-        this.last = { verdict: null, note: null }; // so that Save tries again
+        this.last = { verdict: null, note: null }; // Save tries again
         this.saved.textContent = `Not saved: ${error.message}`;
       }
     }

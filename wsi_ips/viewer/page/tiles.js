@@ -1,4 +1,4 @@
-// The tile table of a slide: typed arrays, and which tile lies where.
+// The tile table of a slide: typed arrays, and look-up of tiles by position.
 
 export class TileTable {
   constructor(grid, buffer) {
@@ -8,6 +8,7 @@ export class TileTable {
     this.footprint = grid.footprint_px0;
     this.patchPx = grid.patch_px;
     this.patchMpp = grid.patch_mpp;
+    this.shown = grid.shown;
     this.columns = {};
     grid.columns.forEach(([name, type], number) => {
       const Kind = type === "i4" ? Int32Array : Float32Array;
@@ -23,7 +24,7 @@ export class TileTable {
     return Math.round((y - this.origin[1]) / this.stride[1]) * 0x100000 + column;
   }
 
-  /** The tile at a level-0 position; where several overlap, the one whose middle is nearest. Or null. */
+  /** The tile at a level-0 position, or null; where tiles overlap, the one with the nearest centre. */
   at(x, y) {
     const [width, height] = this.footprint;
     const tile = this.places.get(this.#cell(x - width / 2, y - height / 2));
@@ -43,7 +44,7 @@ export class TileTable {
     return { x: box.x + box.width / 2, y: box.y + box.height / 2 };
   }
 
-  /** Tiles of the highest values, best first; equal ones in their order. */
+  /** Tiles with the highest values, best first; equal values stay in tile order. */
   best(name, count) {
     const values = this.columns[name];
     const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b);

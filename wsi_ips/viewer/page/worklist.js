@@ -1,4 +1,4 @@
-// The list of slides: sorted by what is clicked, searched by what is typed.
+// The list of slides, with sorting and search.
 
 import { element, probability } from "./format.js";
 
@@ -44,7 +44,7 @@ export class Worklist {
     return this.slides.find((slide) => slide.slide_id === id) ?? null;
   }
 
-  /** Id of the slide so many rows below the current one, as the list is now. */
+  /** Id of the slide a number of rows below the current one in the shown list. */
   beside(step) {
     const at = this.shown.findIndex((slide) => slide.slide_id === this.current);
     return this.shown[at < 0 ? 0 : at + step]?.slide_id ?? null;

@@ -1,17 +1,17 @@
-"""The server: worklist, slides, tiles, maps and reviews over HTTP.
+"""HTTP routes of the viewer: worklist, slides, tiles, maps and reviews.
 
-Slides are asked for by id, never by path; ids are looked up, numbers are checked, and nothing of a request reaches the
-file system. The only thing that can be written is a review.
+Requests name slides by id, never by path; ids are looked up, numbers are checked, and no part of a request is used as
+a path. Reviews are the only thing that can be written.
 
 ===========================================  ==========================================================
-``GET /``                                    the page; ``/assets/NAME`` what it loads
+``GET /``                                    the page; ``/assets/NAME`` its files
 ``GET /api/worklist``                        title, classes, slides, reviews, downloads
 ``GET /api/slides/ID``                       size, scale, grid, layers, outlines, downloads
-``GET /api/slides/ID/tiles``                 tile table: columns one after the other, little-endian
+``GET /api/slides/ID/tiles``                 tile table, column after column, little-endian
 ``GET /api/slides/ID/layers/KIND``           a map, uint8 (rows, columns)
 ``GET /slides/ID/dz/LEVEL/COLUMN_ROW.jpg``   Deep Zoom tile
 ``GET /slides/ID/patches/TILE.jpg``          a tile as the model sees it
-``GET /downloads/NAME``                      file of the run; ``/slides/ID/downloads/NAME`` of a slide
+``GET /downloads/NAME``                      a file of the run; ``/slides/ID/downloads/NAME``: of a slide
 ``GET /reviews.csv``                         newest review of every slide
 ``PUT /api/slides/ID/review``                verdict, note, reviewer
 ===========================================  ==========================================================
@@ -40,30 +40,20 @@ from wsi_ips.viewer.assets import MEDIA_TYPES, page_files
 from wsi_ips.viewer.collection import Collection, Detail, Download, Entry, TileTable
 from wsi_ips.viewer.deepzoom import TILE_PX
 from wsi_ips.viewer.guard import is_same_origin
-from wsi_ips.viewer.pixels import Pixels
 from wsi_ips.viewer.reviews import Review, ReviewStore
+from wsi_ips.viewer.tile_jpegs import Pixels
 
 T = TypeVar("T")
 MOST_BODY = 64 * 1024
 """Longest review, bytes."""
 WRITE_HEADER = "x-wsi-ips"
-"""A header that a form or an image of a foreign page cannot send."""
+"""Header that a form or an image on a foreign page cannot send."""
 KEEP = {"cache-control": "private, max-age=86400, immutable"}
-"""For what has the slide's version in its address."""
+"""Headers of responses whose URL contains the slide's version."""
 
 
 class Viewer:
-    """Answers of the server.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    library
-        OpenSeadragon.
-    threads, cache_mb
-        As of :class:`wsi_ips.viewer.pixels.Pixels`.
-    """
+    """Request handlers; ``library`` is the path of OpenSeadragon."""
 
     def __init__(self, collection: Collection, library: Path, *, threads: int, cache_mb: int) -> None:
         self._collection = collection
@@ -72,7 +62,7 @@ class Viewer:
         self._assets = {**page_files(), "openseadragon.js": library}
 
     def application(self) -> Starlette:
-        """The routes; :class:`wsi_ips.viewer.guard.Guard` belongs around them."""
+        """Return the routes, to be wrapped in :class:`wsi_ips.viewer.guard.Guard`."""
         slide = "/slides/{slide}"
         return Starlette(
             routes=[
@@ -90,10 +80,10 @@ class Viewer:
                 Route("/reviews.csv", self._reviews_csv),
             ],
             exception_handlers={
-                HTTPException: _told,
-                SlideError: _file_error,
-                RunDatabaseError: _file_error,
-                ClientDisconnect: _gone,
+                HTTPException: _http_error,
+                SlideError: _stored_file_error,
+                RunDatabaseError: _stored_file_error,
+                ClientDisconnect: _disconnected,
             },
             lifespan=self._lifespan,
         )
@@ -165,7 +155,7 @@ class Viewer:
     async def _tile(self, request: Request) -> Response:
         place = re.fullmatch(r"(\d{1,7})_(\d{1,7})", request.path_params["place"], re.ASCII)
         if place is None:
-            raise HTTPException(404, "a tile is COLUMN_ROW")
+            raise HTTPException(404, "a tile is named COLUMN_ROW")
         level = _number(request.path_params["level"])
         return await self._jpeg(self._pixels.tile(request.path_params["slide"], level, int(place[1]), int(place[2])))
 
@@ -181,29 +171,32 @@ class Viewer:
         return FileResponse(found.path, filename=found.name, content_disposition_type="attachment")
 
     async def _reviews_csv(self, _: Request) -> Response:
-        if self._reviews is None:
-            raise HTTPException(404, "reviews need a run: `wsi-ips view RUN`")
-        text = await self._pixels.run(self._reviews.csv)
+        text = await self._stored(self._review_store().csv)
         headers = {"content-disposition": 'attachment; filename="reviews.csv"'}
         return Response(text, media_type="text/csv", headers=headers)
 
     async def _review(self, request: Request) -> Response:
-        """Keep a review. Only a page of this server can send it: origin, content type and a header of our own."""
+        """Store a review; origin, content type and our header show that a page of this server sent it."""
         if not is_same_origin(request.headers) or WRITE_HEADER not in request.headers:
             raise HTTPException(403, "reviews are written from the viewer's own page only")
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "a review is JSON")
-        if self._reviews is None:
-            raise HTTPException(404, "reviews need a run: `wsi-ips view RUN`")
-        given = _review_of(await _body(request))
+        store, given = self._review_store(), _review_of(await _body(request))
         slide_id = request.path_params["slide"]
         entries = await self._pixels.run(self._collection.entries)
         entry = next((e for e in entries if e.slide_id == slide_id), None)
         if entry is None:
             raise HTTPException(404, "no such slide")
         review = Review(slide_id, probability=entry.probability, model_id=self._collection.model_id, **given)
-        store = self._reviews
-        return JSONResponse(asdict(await self._pixels.run(lambda: store.add(review))))
+        return JSONResponse(asdict(await self._stored(lambda: store.add(review))))
+
+    def _review_store(self) -> ReviewStore:
+        if self._reviews is None:
+            raise HTTPException(404, "reviews need a run: `wsi-ips view RUN`")
+        return self._reviews
+
+    async def _stored(self, work: Callable[[], T]) -> T:
+        return await self._pixels.run(work)
 
     async def _detail(self, request: Request) -> Detail:
         return await self._known(lambda: self._collection.detail(request.path_params["slide"]))
@@ -230,18 +223,15 @@ def _offer(download: Download) -> dict[str, str]:
 
 
 def _described(detail: Detail) -> dict[str, Any]:
-    """A slide's tiles, layers and outlines without the long arrays."""
+    """Return a slide's tiles, layers and outlines as JSON, without the long arrays."""
     layers = [
         {
-            "kind": layer.kind,
-            "title": layer.title,
-            "legend": list(layer.legend),
+            **asdict(layer.look),
             "columns": layer.values.shape[1],
             "rows": layer.values.shape[0],
             "origin_px0": list(layer.origin_px0),
             "cell_px0": list(layer.cell_px0),
             "palette": layer.palette.reshape(-1).tolist(),
-            "threshold": layer.threshold,
         }
         for layer in detail.layers
     ]
@@ -259,6 +249,7 @@ def _grid(tiles: TileTable) -> dict[str, Any]:
     return {
         "count": len(tiles),
         "columns": [[name, "i4" if values.dtype.kind == "i" else "f4"] for name, values in tiles.columns.items()],
+        "shown": [asdict(column) for column in tiles.shown],
         "origin_px0": list(tiles.origin_px0),
         "stride_px0": list(tiles.stride_px0),
         "footprint_px0": list(tiles.footprint_px0),
@@ -273,14 +264,14 @@ def _ring(ring: NDArray[np.float64]) -> list[list[float]]:
 
 
 def _number(text: str) -> int:
-    """A number of a path; one of many digits is none, for Python would not even read it."""
+    """Parse a number in a path; very long ones are refused because Python would not parse them."""
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise HTTPException(404, "not a number of this slide")
     return int(text)
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body, refused as soon as it is too long."""
+    """Return the body of a request; refuse it as soon as it is too long."""
     body = b""
     async for part in request.stream():
         body += part
@@ -296,13 +287,13 @@ def _review_of(body: bytes) -> dict[str, str]:
         raise HTTPException(400, "not JSON") from error
     names = ("verdict", "note", "reviewer")
     if not isinstance(given, dict) or not all(isinstance(given.get(name, ""), str) for name in names):
-        raise HTTPException(400, "a review has the texts verdict, note and reviewer")
+        raise HTTPException(400, "a review has the strings verdict, note and reviewer")
     review = {name: given.get(name, "") for name in names}
     try:
         "".join(review.values()).encode()
         Review("", **review)
     except UnicodeEncodeError as error:
-        raise HTTPException(400, "a text of the review is no Unicode") from error
+        raise HTTPException(400, "a string of the review is not valid Unicode") from error
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
     return review
@@ -312,18 +303,18 @@ def _binary(data: bytes) -> Response:
     return Response(data, media_type="application/octet-stream")
 
 
-async def _told(_: Request, error: Exception) -> Response:
+async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
-async def _file_error(_: Request, error: Exception) -> Response:
-    """Answer with our own message, which does not name the folder, where a slide or the database cannot be used."""
+async def _stored_file_error(_: Request, error: Exception) -> Response:
+    """Report a missing or damaged slide or database with our own message, without its folder."""
     assert isinstance(error, WsiIpsError)
     if isinstance(error, SlideNotFoundError):
-        return JSONResponse({"error": "the slide's file is not there; see `wsi-ips status`"}, 404)
+        return JSONResponse({"error": "the slide's file is missing; see `wsi-ips status`"}, 404)
     return JSONResponse({"error": str(error)}, 503)
 
 
-async def _gone(_: Request, __: Exception) -> Response:
+async def _disconnected(_: Request, __: Exception) -> Response:
     return PlainTextResponse("", 499)

@@ -1,59 +1,84 @@
-"""The tiles with the highest and the lowest scores on one page: what is looked at first."""
+"""Pictures of a hand-off package: copies of the overlays, and a gallery of the highest and lowest tiles."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from wsi_ips.results.frame import HAIRLINE, INK, PAPER, RESEARCH, SOFT_INK, fitted, font, probability_text
+from wsi_ips.results.handoff.content import PackageContent, PackageFile
 from wsi_ips.results.handoff.maps import ScoreMaps
 from wsi_ips.slides import RGB
 
+GALLERY_TILES = 12
+"""Highest tiles of a gallery, and as many lowest ones."""
 COLUMNS, TILE_PX, GAP_PX, TEXT_PX, TITLE_PX, HEADER_PX = 6, 200, 14, 42, 40, 92
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Tiles of a gallery.
+    """Choice of tiles for a gallery."""
 
-    Attributes
-    ----------
-    top, bottom
-        Rows of the tiles, the most extreme first; no tile is in both.
-    """
-
-    top: NDArray[np.int64]
+    top: NDArray[np.int64]  # top, bottom: Rows of the tiles, most extreme first; no tile is in both
     bottom: NDArray[np.int64]
 
     @property
     def tiles(self) -> NDArray[np.int32]:
-        """All of them, top first."""
+        """Rows of all tiles, top first."""
         return np.concatenate([self.top, self.bottom]).astype(np.int32)
 
 
+def write_overlays(folder: Path, content: PackageContent) -> list[PackageFile]:
+    """Copy the overlays and their sidecars."""
+    files = []
+    for picture in content.material.overlays:
+        for source, what in (
+            (picture, "picture of a map over the tissue"),
+            (picture.with_suffix(".json"), "places the picture on level 0"),
+        ):
+            shutil.copyfile(source, folder / source.name)
+            files.append(PackageFile(folder / source.name, what))
+    return files
+
+
+def check_overlay(path: Path, content: PackageContent) -> dict[str, Any] | None:  # noqa: ARG001 - as all checks
+    """Return the figure of the self-test that was made when the picture was drawn; None for its sidecar."""
+    if path.suffix == ".json":
+        return None
+    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return {"correlation_with_tiles_read_again": facts.get("alignment")}
+
+
+def write_gallery(folder: Path, content: PackageContent) -> list[PackageFile]:
+    """Write ``<slide_id>_gallery.png``; nothing where no tile can be read."""
+    maps, material = content.maps, content.material
+    rows = np.arange(len(maps), dtype=np.int32) if material.readable is None else material.readable
+    if material.read_tiles is None or not len(rows):
+        return []
+    seen = maps.only(rows)
+    choice = choose_tiles(seen, GALLERY_TILES)
+    path = folder / f"{maps.slide_id}_gallery.png"
+    draw_gallery(seen, choice, material.read_tiles(rows[choice.tiles])).save(path, "PNG")
+    return [PackageFile(path, "tiles with the highest and the lowest scores")]
+
+
 def choose_tiles(maps: ScoreMaps, count: int) -> Choice:
-    """The ``count`` tiles of the highest and of the lowest score of the first map; of few tiles, the top has more."""
+    """Choose the ``count`` highest and lowest tiles of the first map; where tiles are few, the top gets more."""
     order = maps.best_first()
     top = order[:count]
     return Choice(top, order[len(top) :][::-1][:count])
 
 
 def draw_gallery(maps: ScoreMaps, choice: Choice, patches: NDArray[np.uint8]) -> Image.Image:
-    """The page.
-
-    Parameters
-    ----------
-    maps
-        The slide.
-    choice
-        What is shown.
-    patches
-        Pixels of ``choice.tiles``, read from the slide, uint8, shape (k, h, w, 3).
-    """
+    """Return the page; ``patches`` are the pixels of ``choice.tiles``, uint8, shape (k, h, w, 3)."""
     top, bottom = patches[: len(choice.top)], patches[len(choice.top) :]
     score_name = next(iter(maps.scores))
     parts = (
@@ -90,12 +115,7 @@ def _header(page: Image.Image, maps: ScoreMaps) -> None:
 
 
 def _rows(
-    page: Image.Image,
-    top: int,
-    maps: ScoreMaps,
-    tiles: NDArray[np.int64],
-    pixels: Sequence[RGB] | NDArray[np.uint8],
-    ranks: range,
+    page: Image.Image, top: int, maps: ScoreMaps, tiles: NDArray[np.int64], pixels: Sequence[RGB] | RGB, ranks: range
 ) -> None:
     draw, letters = ImageDraw.Draw(page), font(12)
     for place, (tile, patch, rank) in enumerate(zip(tiles.tolist(), pixels, ranks, strict=True)):

@@ -1,4 +1,4 @@
-"""Slides to look at without a run: just files."""
+"""A collection of slide files, to view slides without a run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SlideFiles:
     Parameters
     ----------
     paths
-        Files or URLs. A slide's id is its file name; where two are the same, the later ones get a number.
+        Files or URLs. The id of a slide is its file name; equal names get a number.
 
     Raises
     ------
     ViewerError
-        There is no slide.
+        No slide is given.
     """
 
     title = "Slides"
@@ -45,11 +45,11 @@ class SlideFiles:
         self._pool = SlidePool()
 
     def entries(self) -> list[Entry]:
-        """See :class:`Collection`; a slide that cannot be opened is ``failed``, with the reason."""
+        """Return the worklist; a slide that cannot be opened is ``failed``, with the reason."""
         return [self._entry(slide_id) for slide_id in self._paths]
 
     def open(self, slide_id: str) -> AbstractContextManager[SlideReader]:
-        """See :class:`Collection`."""
+        """Open a slide for a ``with`` block."""
         path = self._paths[slide_id]
 
         def opened(cache: TileCache) -> SlideReader:
@@ -58,23 +58,23 @@ class SlideFiles:
         return self._pool.lease(slide_id, opened)
 
     def detail(self, slide_id: str) -> Detail:
-        """See :class:`Collection`; there is nothing but the slide."""
+        """Return an empty detail: only the slide is known."""
         if slide_id not in self._paths:
             raise KeyError(slide_id)
         return Detail()
 
-    def patch(self, slide_id: str, tile: int) -> RGB:  # noqa: ARG002 - of the protocol
-        """See :class:`Collection`; there are no tiles."""
+    def patch(self, slide_id: str, tile: int) -> RGB:  # noqa: ARG002 - part of the protocol
+        """Raise IndexError: there are no tiles."""
         raise IndexError(tile)
 
     def downloads(self, slide_id: str | None = None) -> list[Download]:
-        """See :class:`Collection`; there are none."""
+        """Return no files."""
         if slide_id is not None and slide_id not in self._paths:
             raise KeyError(slide_id)
         return []
 
     def close(self) -> None:
-        """See :class:`Collection`."""
+        """Close all slides."""
         self._pool.close()
 
     def _entry(self, slide_id: str) -> Entry:
@@ -88,7 +88,7 @@ class SlideFiles:
 
 
 def slide_version(path: Path | str) -> str:
-    """Changes with place, size or time of a slide's file; nothing is read."""
+    """Return a text that changes with the path, size or time of a slide's file, without reading it."""
     if is_url(path):
         return fingerprint(str(path))
     try:

@@ -1,4 +1,4 @@
-"""Encoded tiles of all slides: a bounded cache in front of a bounded pool of threads."""
+"""JPEG tiles of all slides: a bounded cache in front of a bounded thread pool."""
 
 from __future__ import annotations
 
@@ -18,31 +18,25 @@ from wsi_ips.viewer.deepzoom import DeepZoomTiles
 T = TypeVar("T")
 QUALITY = 88
 SLIDES_KNOWN = 64
-"""Slides whose Deep Zoom geometry is kept."""
+"""Slides whose Deep Zoom geometry is cached."""
 
 
 class BoundedCache:
-    """Byte strings, at most so many bytes of them; the least recently used go first. For one thread.
-
-    Parameters
-    ----------
-    max_bytes
-        Bytes kept at most.
-    """
+    """Least-recently-used cache of byte strings, bounded by their total size. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self.bytes_held = max_bytes, 0
         self._values: OrderedDict[Hashable, bytes] = OrderedDict()
 
     def get(self, key: Hashable) -> bytes | None:
-        """The value, or None."""
+        """Return the value, or None."""
         value = self._values.get(key)
         if value is not None:
             self._values.move_to_end(key)
         return value
 
     def put(self, key: Hashable, value: bytes) -> None:
-        """Keep a value; what is least recently used makes room."""
+        """Add a value and drop the least recently used ones until all fit."""
         self.bytes_held += len(value) - len(self._values.pop(key, b""))
         self._values[key] = value
         while self.bytes_held > self._max_bytes:
@@ -52,17 +46,8 @@ class BoundedCache:
 class Pixels:
     """Tiles and patches as JPEG.
 
-    Its coroutines belong to one event loop, so the cache needs no lock; only reading, shrinking and encoding run in
-    threads. A tile that several ask for at a time is made once.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    threads
-        Tiles that are made at a time.
-    cache_mb
-        Encoded tiles kept, MiB.
+    All coroutines run in one event loop, so the cache needs no lock; reading, shrinking and encoding run in threads. A
+    tile that several requests want at the same time is made once. ``cache_mb`` is the size of the cache, MiB.
     """
 
     def __init__(self, collection: Collection, *, threads: int, cache_mb: int) -> None:
@@ -73,14 +58,14 @@ class Pixels:
         self._slides: OrderedDict[str, DeepZoomTiles] = OrderedDict()
 
     async def tile(self, slide_id: str, level: int, column: int, row: int) -> bytes:
-        """One tile.
+        """Return a Deep Zoom tile.
 
         Raises
         ------
         KeyError
-            No such slide.
+            The slide is unknown.
         IndexError
-            No such tile.
+            The tile does not exist.
         SlideError
             The slide cannot be opened or read.
         """
@@ -95,11 +80,11 @@ class Pixels:
         return await self._made((slide_id, level, column, row), make)
 
     async def patch(self, slide_id: str, tile: int) -> bytes:
-        """One tile of the model, as it saw it; errors as of :meth:`tile`."""
+        """Return a tile as the model sees it; raises as :meth:`tile`."""
         return await self._made((slide_id, tile), lambda: encoded(self._collection.patch(slide_id, tile)))
 
     async def slide(self, slide_id: str) -> DeepZoomTiles:
-        """Deep Zoom geometry of a slide, which is opened for it; errors as of :meth:`tile`."""
+        """Return the Deep Zoom geometry of a slide; raises as :meth:`tile`."""
 
         def geometry() -> DeepZoomTiles:
             with self._collection.open(slide_id) as reader:
@@ -107,7 +92,7 @@ class Pixels:
 
         if slide_id not in self._slides:
             made = await self.run(geometry)
-            self._slides.setdefault(slide_id, made)  # another request may have been faster
+            self._slides.setdefault(slide_id, made)  # another request may have stored it first
         found = self._slides[slide_id]
         self._slides.move_to_end(slide_id)
         while len(self._slides) > SLIDES_KNOWN:
@@ -115,11 +100,11 @@ class Pixels:
         return found
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do something in one of the threads."""
+        """Run a function in the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
-        """Drop what is waiting, and wait for what is being made."""
+        """Cancel waiting work and wait for running work."""
         self._pool.shutdown(cancel_futures=True)
 
     async def _made(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
@@ -130,7 +115,7 @@ class Pixels:
         if making is None:
             making = asyncio.ensure_future(self._make(key, make))
             self._making[key] = making
-        return await asyncio.shield(making)  # who asked first may leave; the others still want it
+        return await asyncio.shield(making)  # a request that is cancelled must not cancel the others
 
     async def _make(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
         try:
@@ -142,5 +127,5 @@ class Pixels:
 
 
 def encoded(pixels: RGB) -> bytes:
-    """Pixels as JPEG."""
+    """Encode pixels as JPEG."""
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorspace="RGB"))

@@ -1,0 +1,99 @@
+"""Registry of score maps: how each is computed from a slide's scores, drawn, explained and exported.
+
+To add one, write a function that takes :class:`TileScores` and returns a value per tile, in a file of its own, and add
+an entry to :data:`SCORE_MAPS`. Recipes, pictures, sidecars, OME-TIFF, DICOM and the viewer read everything from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.registry import Entry, Registry
+
+OWN_CODES = "99WSIIPS"
+"""DICOM coding scheme for concepts that the standard does not define."""
+
+
+class TileScores(Protocol):
+    """What maps may use of a slide's scores; :class:`wsi_ips.inference.SlideScores` provides it."""
+
+    @property
+    def attention(self) -> NDArray[np.float64]:
+        """Attention of each tile, shape (N,); sums to 1."""
+        ...
+
+    @property
+    def positive_probability(self) -> NDArray[np.float32]:
+        """Probability of the positive class of each tile alone, shape (N,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreMap(Entry):
+    """A score map; ``home`` names the function from :class:`TileScores` to a value per tile."""
+
+    legend: str = ""  # Meaning of the colours, below the picture and in its sidecar
+    # Texts along the colour bar, evenly spaced, lowest first
+    marks: tuple[str, ...] = ("0", "0.25", "0.5", "0.75", "1")
+    colours: str = "viridis"  # Matplotlib colour map for values 0 to 1
+    # True: values mean the same on every slide. False: values are ranks within the slide, 0 to 1
+    comparable: bool = True
+    opacity_power: int = 1  # The opacity of a value is proportional to this power of it
+    first_threshold: float = 0.0  # The viewer colours values from here on when it opens
+    # Meaning of the numbers in DICOM, at most 64 characters; ``{class_name}`` stands for the positive class
+    explanation: str = ""
+    # DICOM code of the quantity: value, coding scheme, meaning
+    concept: tuple[str, str, str] = ("tile-score", OWN_CODES, "Tile score")
+
+    @property
+    def picture_title(self) -> str:
+        """Title of a picture of the map."""
+        return f"{self.title} map" + ("" if self.comparable else ", relative within this slide")
+
+    def values(self, scores: TileScores) -> NDArray[np.float32]:
+        """Return the value of each tile, 0-1, shape (N,).
+
+        Raises
+        ------
+        ScoresError
+            A score is not finite.
+        """
+        return np.asarray(self.load()(scores), np.float32)
+
+
+LESION_MAP = "probability"
+"""Lesions are outlined on this map: `handoff.threshold` is a probability."""
+
+SCORE_MAPS = Registry(
+    "score map",
+    (
+        ScoreMap(
+            "probability",
+            "wsi_ips.results.score_values:probability",
+            "probability of the positive class, each tile alone; comparable between slides",
+            "Tumour probability",
+            legend="tumour probability of each tile alone",
+            explanation="probability of {class_name}, each tile alone",
+            concept=("122157", "DCM", "Probability"),
+        ),
+        ScoreMap(
+            "attention",
+            "wsi_ips.results.score_values:attention",
+            "rank of a tile's attention within its slide; not comparable between slides",
+            "Attention",
+            legend="attention rank, relative within this slide",
+            marks=("least", "median", "most"),
+            colours="cividis",
+            comparable=False,
+            opacity_power=2,
+            first_threshold=0.5,
+            explanation="attention, rank within the slide",
+            concept=("attention-rank", OWN_CODES, "Attention, rank within the slide"),
+        ),
+    ),
+    group="wsi_ips.score_maps",
+)
