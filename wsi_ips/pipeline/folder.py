@@ -9,16 +9,15 @@ from typing import Any, Self
 from wsi_ips.config import Recipe
 
 
-class InRoot(property):
+class InRoot:
     """Path of this name in the root of a run folder."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(lambda folder: folder.root / name)
+        self._name = name
 
     def __get__(self, folder: Any, owner: type | None = None) -> Path:
         """Return the path for a run folder."""
-        path: Path = super().__get__(folder, owner)
-        return path
+        return Path(folder.root / self._name)
 
 
 @dataclass(frozen=True)
