@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest import Splits, read_splits, write_splits
-from wsi_ips.manifest.splits import Member, fixed_parts, held_out_sites, joined_groups, k_folds
+from wsi_ips.manifest.make_splits import SlideToSplit, fixed_splits, held_out_sites, joined_groups, k_folds
 
 
-def cohort(patients: int, *, slides: int = 3, sites: int = 0) -> list[Member]:
+def cohort(patients: int, *, slides: int = 3, sites: int = 0) -> list[SlideToSplit]:
     """Every third patient is positive; a patient's slides have one label and one site."""
     return [
-        Member(f"p{p}s{s}", f"p{p}", "tumor" if p % 3 == 0 else "normal", f"site{p % sites}" if sites else "")
+        SlideToSplit(f"p{p}s{s}", f"p{p}", "tumor" if p % 3 == 0 else "normal", f"site{p % sites}" if sites else "")
         for p in range(patients)
         for s in range(1 + p % slides)
     ]
 
 
-def whole(members: list[Member], fold: dict[str, str]) -> bool:
+def whole(members: list[SlideToSplit], fold: dict[str, str]) -> bool:
     """Whether each group is in one part."""
     parts: dict[str, set[str]] = {}
     for member in members:
@@ -40,7 +40,7 @@ def whole(members: list[Member], fold: dict[str, str]) -> bool:
 )
 def test_patients_are_whole_and_every_slide_has_one_part(patients, slides, seed, fractions):
     members = cohort(patients, slides=slides)
-    fold = fixed_parts(members, fractions, seed=seed).folds[0]
+    fold = fixed_splits(members, fractions, seed=seed).folds[0]
     assert fold.keys() == {m.slide_id for m in members}
     assert whole(members, fold)
     assert {"train", "test"} <= set(fold.values())
@@ -48,7 +48,7 @@ def test_patients_are_whole_and_every_slide_has_one_part(patients, slides, seed,
 
 def test_shares_and_strata_are_met():
     members = cohort(300)
-    fold = fixed_parts(members, (0.7, 0.1, 0.2), seed=3).folds[0]
+    fold = fixed_splits(members, (0.7, 0.1, 0.2), seed=3).folds[0]
     counts = Counter(fold.values())
     for part, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
         assert counts[part] / len(members) == pytest.approx(share, abs=0.03)
@@ -59,7 +59,7 @@ def test_shares_and_strata_are_met():
 
 def test_a_seed_makes_the_same_parts_and_another_makes_others():
     members = cohort(60)
-    one, again, other = (fixed_parts(members, (0.7, 0.1, 0.2), seed=s) for s in (1, 1, 2))
+    one, again, other = (fixed_splits(members, (0.7, 0.1, 0.2), seed=s) for s in (1, 1, 2))
     assert one.hash == again.hash != other.hash
     assert one.folds == again.folds
 
@@ -92,6 +92,9 @@ def test_a_named_site_is_tested_and_no_other():
     assert "val" in fold.values()
 
 
+TORN = [SlideToSplit("a", "p", "", "x"), SlideToSplit("b", "p", "", "y")]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -101,14 +104,14 @@ def test_a_named_site_is_tested_and_no_other():
         ),
         (lambda: k_folds(cohort(3), 5, 0.0, seed=0), "5 folds of 3 patients"),
         (lambda: k_folds(cohort(9, sites=3), 5, 0.0, seed=0), "5 folds of 3 sites"),
-        (lambda: fixed_parts(cohort(1), (0.5, 0.0, 0.5), seed=0), "cannot be divided"),
+        (lambda: fixed_splits(cohort(1), (0.5, 0.0, 0.5), seed=0), "cannot be divided"),
         (lambda: held_out_sites(cohort(9, sites=1), ["site0"], 0.1, seed=0), "nothing is left to train on"),
         (
-            lambda: fixed_parts([Member("a", "p", "", "x"), Member("b", "p", "", "y")], (0.5, 0, 0.5), seed=0),
+            lambda: fixed_splits(TORN, (0.5, 0, 0.5), seed=0),
             r"slides of two sites: p \(x, y\)",
         ),
         (
-            lambda: held_out_sites([Member("a", "p", "", "x"), Member("b", "p", "", "y")], ["x"], 0, seed=0),
+            lambda: held_out_sites(TORN, ["x"], 0, seed=0),
             "held out and in another: p",
         ),
     ],
@@ -137,7 +140,7 @@ def test_groups_are_the_connected_components(pairs):
 @pytest.mark.parametrize("folds", [1, 3])
 def test_written_and_read_back(tmp_path, ending, folds):
     members = cohort(20)
-    splits = k_folds(members, 3, 0.1, seed=1) if folds > 1 else fixed_parts(members, (0.7, 0.1, 0.2), seed=1)
+    splits = k_folds(members, 3, 0.1, seed=1) if folds > 1 else fixed_splits(members, (0.7, 0.1, 0.2), seed=1)
     path = tmp_path / f"splits.{ending}"
     write_splits(path, splits)
     again = read_splits(path)
@@ -170,10 +173,10 @@ def test_a_csv_from_elsewhere(tmp_path):
         ("s.json", "{}", "not made by"),
         ("s.json", "no", "not made by"),
         ("s.json", '{"folds": []}', "no fold"),
-        ("s.json", '{"folds": [{"a": "training"}]}', "`training` is no part"),
+        ("s.json", '{"folds": [{"a": "training"}]}', "`training` is not a split"),
         ("s.csv", "a,b\n1,2\n", "columns `slide_id`"),
-        ("s.csv", "slide_id,split\na,train\na,test\n", "`a` stands there twice"),
-        ("s.csv", "slide_id,split\na,Test\n", "`Test` is no part"),
+        ("s.csv", "slide_id,split\na,train\na,test\n", "`a` is there twice"),
+        ("s.csv", "slide_id,split\na,Test\n", "`Test` is not a split"),
     ],
 )
 def test_files_that_are_no_splits(tmp_path, name, text, message):

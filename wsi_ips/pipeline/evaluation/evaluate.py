@@ -34,7 +34,7 @@ from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.inference.scores import HIGHEST_TILES
 from wsi_ips.labels import Task
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.manifest.table import read_rows
+from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.model.calibration import DEFAULT_THRESHOLD, Calibration, TaskCalibration
 from wsi_ips.pipeline.evaluation.localise import LEGACY_MPP, SIZES, localise, score_raster
 from wsi_ips.pipeline.prediction.calibrate import calibrate

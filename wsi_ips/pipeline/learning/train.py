@@ -20,7 +20,7 @@ from wsi_ips.model.checkpoint import build_net
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.presets import remarks
 from wsi_ips.model.start import put_trunk, take_over
-from wsi_ips.pipeline.checks.leakage import require_no_leak
+from wsi_ips.pipeline.checks.split import require_no_leak
 from wsi_ips.pipeline.learning.encoding import feature_source, plan_encoder
 from wsi_ips.pipeline.learning.feature_source import FeatureSource
 from wsi_ips.pipeline.prediction.preparation import preparation_of, training_facts
