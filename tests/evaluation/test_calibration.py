@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import calibration, fit_temperature, fixed_threshold, reliability, with_temperature
+from wsi_ips.evaluation import calibration_slope, fit_temperature, fixed_threshold, reliability, with_temperature
 
 
 def cohort(count: int, *, sharpened: float = 1.0, shifted: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -19,25 +19,25 @@ def cohort(count: int, *, sharpened: float = 1.0, shifted: float = 0.0) -> tuple
 
 
 def test_a_calibrated_model_has_slope_one_and_intercept_nought():
-    found = calibration(*cohort(40_000))
+    found = calibration_slope(*cohort(40_000))
     assert found.slope == pytest.approx(1, abs=0.03)
     assert found.intercept == pytest.approx(0, abs=0.03)
 
 
 def test_a_model_that_is_too_sure_has_a_small_slope_and_its_temperature_mends_it():
     truth, score = cohort(40_000, sharpened=2.5)
-    assert calibration(truth, score).slope == pytest.approx(1 / 2.5, abs=0.02)
+    assert calibration_slope(truth, score).slope == pytest.approx(1 / 2.5, abs=0.02)
     both = np.stack([1 - score, score], 1)
     temperature = fit_temperature(both, truth)
     assert temperature == pytest.approx(2.5, rel=0.03)
     mended = with_temperature(both, temperature)
     np.testing.assert_allclose(mended.sum(1), 1)
-    assert calibration(truth, mended[:, 1]).slope == pytest.approx(1, abs=0.02)
+    assert calibration_slope(truth, mended[:, 1]).slope == pytest.approx(1, abs=0.02)
     assert (np.argsort(mended[:, 1], kind="stable") == np.argsort(score, kind="stable")).all()
 
 
 def test_a_shift_shows_in_the_intercept():
-    assert calibration(*cohort(40_000, shifted=0.7)).intercept == pytest.approx(-0.7, abs=0.03)
+    assert calibration_slope(*cohort(40_000, shifted=0.7)).intercept == pytest.approx(-0.7, abs=0.03)
 
 
 def test_a_temperature_of_slides_that_are_separated_wholly_stays_within_bounds():
@@ -62,7 +62,7 @@ def test_the_threshold_is_in_the_middle_between_slides():
 
 def test_what_cannot_be_calibrated_is_refused():
     with pytest.raises(EvaluationError, match="separated wholly"):
-        calibration([0, 0, 1], [0.1, 0.2, 0.3])
+        calibration_slope([0, 0, 1], [0.1, 0.2, 0.3])
     with pytest.raises(EvaluationError, match="do not match"):
         fit_temperature(np.ones((2, 2)), np.array([0]))
     with pytest.raises(EvaluationError, match="both"):

@@ -12,14 +12,13 @@ from scipy.special import expit, logit
 
 from tests.faults.slides import recipe_of, write_cohort, write_good
 from tests.pipeline.bundles import write_bundle
+from wsi_ips.evaluation.calibration import CALIBRATION_NAME, LEAST_SLIDES, fit_task
 from wsi_ips.inference import read_scores, write_scores
 from wsi_ips.inference.decision import by_tiles
 from wsi_ips.labels import Task
-from wsi_ips.model.calibration import CALIBRATION_NAME
 from wsi_ips.model.card import CARD_NAME
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluation.evaluate import evaluate_run
-from wsi_ips.pipeline.prediction.calibrate import LEAST_SLIDES, fit_task
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.prediction.scored import model_calibration
 from wsi_ips.pipeline.progress import Silent
@@ -102,7 +101,7 @@ def test_slides_that_are_all_right_fix_a_threshold_and_no_temperature():
     found = fit_task(BINARY, truths, said)
     assert found.temperature == 1
     assert found.thresholds == pytest.approx((0.4,))
-    assert "none that is finite" in found.note
+    assert "no finite one fits" in found.note
 
 
 @pytest.fixture(scope="module")

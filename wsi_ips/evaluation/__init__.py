@@ -1,9 +1,9 @@
 """Evaluation: numbers in, numbers out."""
 
 from wsi_ips.evaluation.calibration import (
-    Calibration,
+    CalibrationSlope,
     ReliabilityBin,
-    calibration,
+    calibration_slope,
     fit_temperature,
     fixed_threshold,
     reliability,
@@ -38,7 +38,7 @@ from wsi_ips.evaluation.staging import node_label, pn_stage, quadratic_kappa
 from wsi_ips.evaluation.tasks import TaskFigures, task_figures
 
 __all__ = [
-    "Calibration",
+    "CalibrationSlope",
     "ClassFigures",
     "Detections",
     "Evaluation",
@@ -59,7 +59,7 @@ __all__ = [
     "TaskFigures",
     "TileFigures",
     "auc_with_interval",
-    "calibration",
+    "calibration_slope",
     "component_detections",
     "effective_tiles",
     "evaluate_slides",

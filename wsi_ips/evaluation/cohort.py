@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation.calibration import (
-    Calibration,
+    CalibrationSlope,
     ReliabilityBin,
-    calibration,
+    calibration_slope,
     fit_temperature,
     fixed_threshold,
     reliability,
@@ -127,9 +127,9 @@ class SlideEvaluation:
     threshold_from: str
     metrics: dict[str, Interval]
     confusion: Confusion
-    calibration: Calibration | None
+    calibration: CalibrationSlope | None
     temperature: float | None
-    calibrated: Calibration | None
+    calibrated: CalibrationSlope | None
     reliability: list[ReliabilityBin]
     roc: tuple[list[float], list[float]]
     precision_recall: tuple[list[float], list[float]]
@@ -235,9 +235,9 @@ def _temperature(validation: Scored, notes: list[str]) -> float | None:
     return fit_temperature(_both(validation.score), validation.truth)
 
 
-def _calibration(truth: NDArray[np.int64], score: Floats, notes: list[str]) -> Calibration | None:
+def _calibration(truth: NDArray[np.int64], score: Floats, notes: list[str]) -> CalibrationSlope | None:
     try:
-        return calibration(truth, score)
+        return calibration_slope(truth, score)
     except EvaluationError as error:
         notes.append(f"no calibration slope: {error}")
         return None

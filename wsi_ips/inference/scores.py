@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.evaluation.calibration import Calibration, DecisionName
 from wsi_ips.inference.decision import LEAST_PROBABILITY, SINGLE_STEP, by_tiles
 from wsi_ips.inference.verdict import Verdict, verdict
 from wsi_ips.labels import Task
-from wsi_ips.model.calibration import Calibration, DecisionName
 from wsi_ips.model.int8_check import Int8Check
 from wsi_ips.model.rules import log_sum_exp, selection_score
 from wsi_ips.provenance import atomic_folder

@@ -95,7 +95,7 @@ class ModelCard:
         sees, as plain JSON; None where the card is too old to say so.
     training
         Facts of the slides and the training, for people; as plain JSON, see
-        :mod:`wsi_ips.pipeline.prediction.preparation`.
+        :mod:`wsi_ips.pipeline.learning.training_facts`.
     evidence
         Whether the slide's logits are a sum over its kept tiles.
     """

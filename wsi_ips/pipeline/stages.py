@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import Recipe
-from wsi_ips.model.calibration import Calibration
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
@@ -23,7 +23,7 @@ from wsi_ips.pipeline.tiling.synth import synth_stage
 from wsi_ips.pipeline.tiling.tile import tile_stage
 
 if TYPE_CHECKING:
-    from wsi_ips.pipeline.prediction.predictions import PredictedSlide
+    from wsi_ips.pipeline.prediction.scored import PredictedSlide
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ def predict_slides(
     """
     from wsi_ips.pipeline.facts import write_facts
     from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
-    from wsi_ips.pipeline.prediction.predictions import predicted_slides
-    from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration
+    from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted_slides
 
     watcher = progress or Silent()
     synth_stage(recipe, watcher)

@@ -26,8 +26,13 @@ from wsi_ips.evaluation import (
     pn_stage,
     quadratic_kappa,
 )
-from wsi_ips.evaluation.calibration import LEAST_PROBABILITY
-from wsi_ips.evaluation.calibration import calibration as calibration_of
+from wsi_ips.evaluation.calibration import (
+    DEFAULT_THRESHOLD,
+    LEAST_PROBABILITY,
+    Calibration,
+    TaskCalibration,
+    calibration_slope,
+)
 from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm
 from wsi_ips.geometry import Scale
 from wsi_ips.inference import SlideScores, read_scores
@@ -35,10 +40,8 @@ from wsi_ips.inference.scores import HIGHEST_TILES
 from wsi_ips.labels import Task
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.manifest_csv import read_rows
-from wsi_ips.model.calibration import DEFAULT_THRESHOLD, Calibration, TaskCalibration
 from wsi_ips.pipeline.evaluation.localise import LEGACY_MPP, SIZES, localise, score_raster
-from wsi_ips.pipeline.prediction.calibrate import calibrate
-from wsi_ips.pipeline.prediction.scored import predicted
+from wsi_ips.pipeline.prediction.scored import calibrate, predicted
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.tiling.sheet import sheet_entries
 from wsi_ips.results.sheet import SheetEntry, recall_figures
@@ -192,7 +195,7 @@ def _frozen(figures: SlideEvaluation, frozen: TaskCalibration, raw: Scored, *, g
     before = None
     if frozen.temperature != 1:
         with suppress(EvaluationError):  # its absence is noted with that of the calibrated one
-            before = calibration_of(raw.truth, raw.score)
+            before = calibration_slope(raw.truth, raw.score)
     return replace(
         figures,
         threshold_from="given" if given else frozen.thresholds_from,

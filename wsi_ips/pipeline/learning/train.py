@@ -13,6 +13,7 @@ from torch import nn
 
 from wsi_ips.config import AugmentSection, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RecipeError, RegionReadError, TrainingError
+from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
 from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint, write_card
@@ -23,7 +24,7 @@ from wsi_ips.model.start import put_trunk, take_over
 from wsi_ips.pipeline.checks.split import require_no_leak
 from wsi_ips.pipeline.learning.encoding import feature_source, plan_encoder
 from wsi_ips.pipeline.learning.feature_source import FeatureSource
-from wsi_ips.pipeline.prediction.preparation import preparation_of, training_facts
+from wsi_ips.pipeline.learning.training_facts import training_facts
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.maps.heatmap import heatmap_fingerprint, tissue_region, to_draw
 from wsi_ips.pipeline.maps.layers import ALWAYS, map_kinds, map_scores

@@ -16,10 +16,10 @@ from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.annotations import read_annotation, read_geojson
 from wsi_ips.errors import AnnotationError, EvaluationError, RecipeError
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Box, Point
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.maps.layers import ALWAYS, map_kinds, map_scores
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
