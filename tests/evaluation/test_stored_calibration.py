@@ -1,4 +1,4 @@
-"""A bundle keeps its calibration beside its card, and what does not fit is refused."""
+"""A bundle keeps its calibration beside its card; one that does not fit the model is refused."""
 
 from __future__ import annotations
 
@@ -91,12 +91,3 @@ def test_a_card_from_before_the_preparation_was_pinned_is_read_and_an_older_one_
     path.write_text(json.dumps(stored | {"schema_version": 1}))
     with pytest.raises(CheckpointError, match="another version"):
         read_card(tmp_path)
-
-
-def test_thresholds_decide_the_answer():
-    binary, several = TASKS[0], TASKS[2]
-    assert binary.answer((0.6, 0.4)) == "normal"
-    assert binary.answer((0.6, 0.4), (0.4,)) == "tumor"
-    assert binary.answer((0.3, 0.7), (0.71,)) == "normal"
-    assert several.answer((0.45, 0.45), (0.4, 0.5)) == "x"
-    assert several.answer((0.45, 0.45)) == "none"
