@@ -38,9 +38,9 @@ class RecipeKey:
     choices: tuple[str, ...]
 
 
-def recipe_keys() -> list[RecipeKey]:
-    """Return every key of a recipe, in the order of the sections."""
-    return list(_keys_of(Recipe, ""))
+def recipe_keys(section: type[Section] = Recipe) -> list[RecipeKey]:
+    """Return every key of a recipe, or of one section, in order."""
+    return list(_keys_of(section, ""))
 
 
 def _keys_of(section: type[Section], prefix: str) -> Iterator[RecipeKey]:

@@ -84,15 +84,14 @@ def require_no_leaks(
     similar: Iterable[tuple[str, str, float]],
     allow: Collection[Leak],
 ) -> None:
-    """Refuse slides of different splits that have the same content or look alike, unless ``allow`` names the reason.
+    """Refuse related slides in different splits, unless ``allow`` names the reason; see :func:`related_slides`.
 
     Raises
     ------
     ManifestError
         Names the slides, their splits and the remedies.
     """
-    found = related_slides(records, contents, similar, across=True)
-    leaks = [pair for pair in found if pair.kind != "patient" and pair.kind not in allow]
+    leaks = [pair for pair in related_slides(records, contents, similar, across=True) if pair.kind not in allow]
     if not leaks:
         return
     splits = {r.slide_id: r.split for r in records}
@@ -100,7 +99,7 @@ def require_no_leaks(
     more = [f"and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
     kinds = ", ".join(dict.fromkeys(pair.kind for pair in leaks))
     raise ManifestError(
-        "slides of different splits are the same, so the model would be measured on what it has learned:\n  "
+        "slides of different splits belong together, so the model would be measured on what it has learned:\n  "
         + "\n  ".join([*lines, *more])
         + f"\nput them into one split (`wsi-ips split` does), or allow it: `split.allow: [{kinds}]`"
     )

@@ -259,24 +259,27 @@ def _key(slide: SlideToSplit, by_site: bool) -> str:
 
 
 def _require_one_site_per_group(slides: Sequence[SlideToSplit]) -> None:
-    sites: dict[str, set[str]] = {}
-    for slide in slides:
-        sites.setdefault(slide.group, set()).add(slide.site)
-    torn = [f"{group} ({', '.join(sorted(found))})" for group, found in sites.items() if len(found) > 1]
+    torn = _torn_groups((s.group, s.site) for s in slides)
     if torn:
+        shown = [f"{group} ({', '.join(sorted(sites))})" for group, sites in sorted(torn.items())[:5]]
         raise ManifestError(
-            f"patients or copies with slides of two sites: {', '.join(sorted(torn)[:5])}; correct the manifest, "
-            "or make the splits without sites"
+            f"patients or copies with slides of two sites: {', '.join(shown)}; correct the manifest, or make the "
+            "splits without sites"
         )
 
 
 def _require_whole_groups(slides: Sequence[SlideToSplit], tested: set[str]) -> None:
-    sides: dict[str, set[bool]] = {}
-    for slide in slides:
-        sides.setdefault(slide.group, set()).add(slide.slide_id in tested)
-    torn = [group for group, found in sides.items() if len(found) > 1]
+    torn = _torn_groups((s.group, str(s.slide_id in tested)) for s in slides)
     if torn:
         raise ManifestError(
             f"patients or copies in a site that is held out and in another: {', '.join(sorted(torn)[:5])}; hold "
             "out all their sites, or correct the manifest"
         )
+
+
+def _torn_groups(values: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Return the groups that have several values, with these values."""
+    found: dict[str, set[str]] = {}
+    for group, value in values:
+        found.setdefault(group, set()).add(value)
+    return {group: several for group, several in found.items() if len(several) > 1}

@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
-from wsi_ips.errors import ManifestError
+from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.labels import Split
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint
@@ -45,51 +45,27 @@ class Splits:
         return Counter(self.folds[fold].values())
 
 
-def with_splits(
-    records: Sequence[SlideRecord], splits: Splits, fold: int, path: Path, *, torn_patients: bool = False
-) -> tuple[SlideRecord, ...]:
-    """Return the records with the splits of a fold; a slide in no split gets None and is only predicted.
-
-    Parameters
-    ----------
-    records
-        Rows of the manifest.
-    splits, fold
-        The splits, and which of their folds.
-    path
-        File of the splits, for messages.
-    torn_patients
-        Whether slides of one patient may be in two splits.
+def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[SlideRecord, ...]:
+    """Return the records with the splits of a file's fold; a slide in no split gets None and is only predicted.
 
     Raises
     ------
     ManifestError
-        The splits name slides that are not in the manifest, or divide a patient.
+        The file cannot be used, or names slides that are not in the manifest.
+    RecipeError
+        There is no such fold.
     """
-    found = splits.folds[fold]
+    folds = read_splits(path).folds
+    if fold >= len(folds):
+        raise RecipeError(f"key `split.fold`: {fold}, but {path} holds {len(folds)} (from 0)")
+    found = folds[fold]
     missing = sorted(found.keys() - {r.slide_id for r in records})
     if missing:
         raise ManifestError(
             f"splits {path}: {len(missing)} slides that are in no row of the manifest: "
             f"{', '.join(missing[:SHOWN])}; make the splits again from this manifest"
         )
-    assigned = tuple(r.model_copy(update={"split": found.get(r.slide_id)}) for r in records)
-    if not torn_patients:
-        _require_whole_patients(assigned, path)
-    return assigned
-
-
-def _require_whole_patients(records: Sequence[SlideRecord], path: Path) -> None:
-    first: dict[str, SlideRecord] = {}
-    for record in records:
-        if record.patient_id is None or record.split is None:
-            continue
-        other = first.setdefault(record.patient_id, record)
-        if other.split != record.split:
-            raise ManifestError(
-                f"splits {path}: patient `{record.patient_id}` is in {other.split} ({other.slide_id}) and in "
-                f"{record.split} ({record.slide_id}); make the splits again, or allow it: `split.allow: [patient]`"
-            )
+    return tuple(r.model_copy(update={"split": found.get(r.slide_id)}) for r in records)
 
 
 def write_splits(path: Path, splits: Splits) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
-from wsi_ips.manifest import Manifest, SlideRecord, discover, read_manifest, read_splits
+from wsi_ips.manifest import Manifest, SlideRecord, discover, read_manifest
+from wsi_ips.manifest.leakage import require_no_leaks
 from wsi_ips.manifest.make_splits import with_validation_share
 from wsi_ips.manifest.splits import with_splits
 from wsi_ips.provenance import atomic_write_text
@@ -37,13 +38,8 @@ def read_cohort(recipe: Recipe) -> Manifest:
     manifest = read_manifest(path, label_column=column, further_columns=further, leaks=leaks)
     records = manifest.records
     if section.file is not None:
-        splits = read_splits(section.file)
-        if section.fold >= len(splits.folds):
-            raise RecipeError(
-                f"key `split.fold`: {section.fold}, but {section.file} holds {len(splits.folds)} (from 0)"
-            )
-        torn = "patient" in section.allow
-        records = with_splits(records, splits, section.fold, section.file, torn_patients=torn)
+        records = with_splits(records, section.file, section.fold)
+        require_no_leaks(records, {}, (), section.allow)  # patients; content is compared once slides are tiled
     if section.val_share and not any(r.split == "val" for r in records):
         labels = {r.slide_id: recipe.labels.meaning(r.label) for r in records}
         records = with_validation_share(records, labels, section.val_share, seed=recipe.seed)

@@ -63,9 +63,8 @@ def split_cohort(
     plan
         How to divide.
     look
-        Whether to open the slides and keep copies and look-alikes together; otherwise only patients are.
-    threads
-        Number of slides opened at a time.
+        Whether to open the slides, ``threads`` at a time, and keep copies and look-alikes together; otherwise only
+        patients are.
     progress
         Progress listener.
 
@@ -95,13 +94,7 @@ def split_cohort(
 
 
 def require_no_leak(run: Run) -> None:
-    """Refuse slides of different splits with the same content or appearance, unless `split.allow` names the reason.
-
-    Raises
-    ------
-    ManifestError
-        Names the slides, their splits and the remedies.
-    """
+    """Refuse tiled slides in different splits that are copies or look alike, unless `split.allow` names the reason."""
     records = [r for r in run.with_tiles() if r.split is not None]
     headers = {r.slide_id: run.header(r) for r in records}
     contents = {name: header.slide_identity for name, header in headers.items()}

@@ -107,7 +107,7 @@ def new_slides(
     content = _recipe_of(card, bundle)
     _require_own_folder(output, content)
     notes: list[str] = []
-    asked = _distinct([row for target in targets for row in _rows(target, notes)])
+    asked = _merged([], [row for target in targets for row in _rows(target, notes)])
     scale = {} if mpp is None else {"mpp": str(mpp)}
     rows = _as_test_slides([_with_known_labels(row, card.tasks, notes) | scale for row in asked], notes)
     _write(output, content, _merged(_known_rows(output), rows), card.tasks)
@@ -157,16 +157,6 @@ def _manifest_rows(path: Path) -> list[Row]:
 
 def _texts(row: Mapping[Any, Any]) -> Row:
     return {str(name): str(value) for name, value in row.items() if value is not None}
-
-
-def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """Return one row per slide, also for a slide that is named twice."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        other = found.setdefault(row["slide_id"], row)
-        if other["path"] != row["path"]:
-            raise _one_name(row["slide_id"], other["path"], row["path"])
-    return list(found.values())
 
 
 def _with_known_labels(row: Row, tasks: Sequence[Task], notes: list[str]) -> Row:
@@ -245,7 +235,7 @@ def _known_rows(output: Path) -> list[Row]:
 
 
 def _merged(known: Sequence[Row], asked: Sequence[Row]) -> list[Row]:
-    """Merge new rows into those of earlier calls; new cells win."""
+    """Return one row per slide: the known rows with the new ones merged in; new cells win."""
     rows = {row["slide_id"]: dict(row) for row in known}
     for row in asked:
         other = rows.setdefault(row["slide_id"], {})
