@@ -171,7 +171,7 @@ def test_a_scale_given_by_hand_is_used(tmp_path, bundle):
         (("good_00.tif", "--checkpoint", "bundle", "-o", "twin"), "holds something else already"),
         (("good_00.tif", "--checkpoint", "bundle", "-o", "."), "is the folder of another run"),
         (("good_00.tif", "twin/good_00.tif", "--checkpoint", "bundle", "-o", "out"), "have the same name"),
-        (("good_00.tif", "--checkpoint", "old", "-o", "out"), "does not say how its slides were tiled"),
+        (("good_00.tif", "--checkpoint", "old", "-o", "out"), "its card pins neither tissue nor tiles"),
         (("good_00.tif", "--checkpoint", "imported", "-o", "out"), "tiles of another tool"),
         (("recipe.yaml", "--mpp", "0.5"), "column `mpp` of the manifest"),
     ],

@@ -50,7 +50,7 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
     known = card.preparation
     if known is None:
         raise CheckpointError(
-            f"checkpoint {card.model_id}: does not say how its slides were tiled; predict with a recipe"
+            f"checkpoint {card.model_id}: its card pins neither tissue nor tiles; predict with a recipe"
         )
     if known["tiles_from"] == IMPORTED:
         raise CheckpointError(
