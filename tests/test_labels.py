@@ -35,7 +35,7 @@ ODD = [(GRADE, "worst"), (GRADE, "low;mid"), (MARKERS, "er;ki67"), (MARKERS, "er
 
 @pytest.mark.parametrize(("task", "text"), ODD)
 def test_what_is_no_class_is_refused_by_name(task, text):
-    with pytest.raises(ValueError, match=r"no class of the recipe \("):
+    with pytest.raises(ValueError, match=r"not a class of the recipe \("):
         task.truth(text)
 
 

@@ -58,7 +58,7 @@ class Task:
             return (False,) * self.width
         odd = [name for name in named if name not in self.classes]
         if odd:
-            raise ValueError(f"`{odd[0]}` is no class of the recipe ({', '.join(self.classes)})")
+            raise ValueError(f"`{odd[0]}` is not a class of the recipe ({', '.join(self.classes)})")
         return self.classes.index(text) if self.kind == "single" else tuple(c in named for c in self.classes)
 
     def text(self, truth: Truth) -> str | None:

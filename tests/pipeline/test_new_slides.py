@@ -110,7 +110,7 @@ def test_a_labelled_manifest_is_predicted_and_evaluated(tmp_path, bundle):
     out = tmp_path / "out"
     result = invoked("predict", tmp_path / "some.csv", "--checkpoint", bundle, "-o", out, "--no-heatmaps", *HERE)
     assert result.exit_code == 0, result.output
-    assert "slide s, column `label`: `unclear` is no class" in result.output
+    assert "slide s, column `label`: `unclear` is not a class" in result.output
     assert "3 labelled slides without a split: they count as test slides" in result.output
     predictions = pd.read_csv(out / "predictions.csv", keep_default_na=False)
     assert predictions["label"].tolist() == ["tumor", "normal", "tumor", ""]
