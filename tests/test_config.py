@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from wsi_ips.config import AugmentSection, Recipe, Section, TrainingSection, load_recipe, planned
+from wsi_ips.config.choices import listed_in
+from wsi_ips.config.keys import RecipeKey, recipe_keys
 from wsi_ips.errors import RecipeError
+from wsi_ips.registry import HOMES, Entry, Registry
 
 LEAST: dict[str, Any] = {"output": "runs/a", "manifest": "manifest.csv"}
 
@@ -129,8 +132,8 @@ def test_what_must_be_there_is_asked_for_without_printing_the_recipe(tmp_path: P
         (b"output: [a\n", "not valid YAML"),
         (b"output: !!python/object:os.system a\n", "not valid YAML"),
         (b"output: \xe4\n", "not UTF-8"),
-        (b"output: a\nmanifest: b\noutput: c\n", "key `output` stands there twice"),
-        (b"output: a\ntiles:\n  mpp: 1\n  mpp: 2\n", "key `mpp` stands there twice"),
+        (b"output: a\nmanifest: b\noutput: c\n", "key `output` is there twice"),
+        (b"output: a\ntiles:\n  mpp: 1\n  mpp: 2\n", "key `mpp` is there twice"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, data: bytes, message: str) -> None:
@@ -217,3 +220,47 @@ def test_what_is_left_open_follows_from_the_slides_and_what_is_said_stays(slides
     others = {"warm_start_epochs", "epochs"}
     assert found.model_dump(exclude=others) == section.model_dump(exclude=others)
     assert planned(found, 3) == found
+
+
+def test_every_key_is_listed_once_with_default_and_description(tmp_path):
+    keys = {key.name: key for key in recipe_keys()}
+    assert len(keys) == len(recipe_keys())
+    assert all(key.description for key in keys.values())
+    assert {name for name, key in keys.items() if key.is_required} == {
+        "output",
+        "manifest",
+        "labels.further.NAME.classes",
+    }
+    assert keys["tiles.mpp"] == RecipeKey("tiles.mpp", 0.5, False, "scale of the patches, µm/px; never upsampled", ())
+    assert keys["tiles.store"].choices == ("zarr", "hdf5")
+    assert keys["tiles.exclude_flags"].choices == ("pen", "blur", "fold", "bubble")
+    assert keys["model.freeze"].choices == ()  # also takes numbers
+    plain = {name: key.default for name, key in keys.items() if "NAME" not in name and not key.is_required}
+    loaded = recipe(tmp_path, {})
+    for name, default in plain.items():
+        value: Any = loaded
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        assert value == default or name.startswith("synth."), name
+
+
+SHADES = Registry("shade", [Entry("dark", "x:y", "little light"), Entry("bright", "x:y", "much")], group="wsi_ips.none")
+
+
+class Painting(Section):
+    """A section with keys that name registry entries."""
+
+    shade: Annotated[str, listed_in("shades")] = Field("dark", description="how light it is")
+    others: tuple[Annotated[str, listed_in("shades")], ...] = Field((), description="more of them")
+
+
+def test_a_registry_gives_a_key_its_choices_and_their_help(monkeypatch):
+    monkeypatch.setitem(HOMES, "shades", f"{__name__}:SHADES")
+    first, second = recipe_keys(Painting)
+    assert first.choices == second.choices == ("dark", "bright")
+    assert first.description == "how light it is: `dark`: little light; `bright`: much"
+    assert Painting(others=("dark", "bright")).others == ("dark", "bright")
+    with pytest.raises(ValidationError, match=r"no shade `drak`; did you mean `dark`\?"):
+        Painting(shade="drak")
+    with pytest.raises(ValidationError, match=r"no shade `x`; choose one of dark, bright"):
+        Painting(others=("x",))

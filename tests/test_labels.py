@@ -8,6 +8,7 @@ from wsi_ips.labels import Task
 
 GRADE = Task("grade", ("low", "mid", "high"))
 MARKERS = Task("markers", ("er", "pr", "her2"), "multi")
+LABEL = Task("label", ("normal", "tumor"))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ ODD = [(GRADE, "worst"), (GRADE, "low;mid"), (MARKERS, "er;ki67"), (MARKERS, "er
 
 @pytest.mark.parametrize(("task", "text"), ODD)
 def test_what_is_no_class_is_refused_by_name(task, text):
-    with pytest.raises(ValueError, match=r"no class of the recipe \("):
+    with pytest.raises(ValueError, match=r"not a class of the recipe \("):
         task.truth(text)
 
 
@@ -54,3 +55,18 @@ def test_positive_is_the_last_class_and_negative_nothing_but_the_first():
     assert MARKERS.is_positive((False, False, True))
     assert MARKERS.is_negative((False, False, False))
     assert not MARKERS.is_negative(None)
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "answer"),
+    [(0.4, None, "normal"), (0.4, 0.4, "tumor"), (0.3999, 0.4, "normal"), (0.7, 0.71, "normal"), (0.71, 0.71, "tumor")],
+)
+def test_the_last_of_two_classes_is_predicted_from_its_threshold_on(probability, threshold, answer):
+    thresholds = () if threshold is None else (threshold,)
+    assert LABEL.answer((1 - probability, probability), thresholds) == answer
+
+
+def test_each_class_of_a_multi_label_task_has_its_own_threshold():
+    assert MARKERS.answer((0.45, 0.45, 0.45), (0.45, 0.46, 0.4)) == "er;her2"
+    assert MARKERS.answer((0.45, 0.45, 0.45)) == "none"
+    assert MARKERS.answer((0.5, 0.499, 0.0)) == "er"

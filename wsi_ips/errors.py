@@ -2,7 +2,7 @@
 
 ::
 
-    WsiIpsError                    catch this to catch them all
+    WsiIpsError                    root: catches all of them
     ├── RecipeError                a recipe: unknown key, value out of range, unreadable YAML
     ├── ManifestError              a manifest: missing column, duplicate slide_id, bad row
     ├── SlideError                 a slide file; the message names the slide
@@ -11,21 +11,21 @@
     │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
     │   └── RegionReadError        opened, but a region could not be read
     ├── AnnotationError            an annotation file
-    ├── TileIndexError             a stored tile index: missing, other schema, damaged
-    ├── FeaturesError              stored features: missing, damaged, or another tool's that fit neither tiles nor slide
-    ├── ScoresError                a stored score table: missing, other schema, damaged
-    ├── HandoffError               a hand-off package that does not say on disk what was scored
+    ├── TileIndexError             a stored tile index: missing, damaged, or of another schema
+    ├── FeaturesError              stored features: missing, damaged, or imported ones that do not match tiles or slide
+    ├── ScoresError                a stored score table: missing, damaged, or of another schema
+    ├── HandoffError               a hand-off package whose files do not contain what was scored
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
-    ├── DeviceMemoryError          the GPU's memory does not even hold one patch's activations
-    ├── TrainingError              training cannot start or go on (one class only)
-    │   └── DivergedError          loss, gradient or scores are not finite any more
+    ├── DeviceMemoryError          GPU memory does not hold the activations of a single patch
+    ├── TrainingError              training cannot start or continue (only one class, for example)
+    │   └── DivergedError          loss, gradient or scores are no longer finite
     ├── RunDatabaseError           ``run.sqlite`` of a run folder cannot be read or written
-    ├── ClusterError               the Dask cluster cannot be reached, is gone, or cannot run this program
-    ├── ViewerError                the viewer cannot start: no page library, port taken, open to others without a flag
-    └── EvaluationError            figures that cannot be computed from the given numbers
+    ├── ClusterError               the Dask cluster cannot be reached, has gone, or cannot run this program
+    ├── ViewerError                the viewer cannot start (page library missing, port in use) or cannot store a review
+    └── EvaluationError            metrics that cannot be computed from the given numbers
 
-Each is also the fitting built-in, so that code which knows nothing of this package can catch it. A
-message names the slide, row or key, says what is wrong, and says what to do.
+Each is also a built-in exception, so code that does not know this package can catch it. A message names the slide, row
+or key, says what is wrong, and says what to do.
 """
 
 
@@ -35,7 +35,7 @@ class WsiIpsError(Exception):
     Attributes
     ----------
     is_told
-        Whether another process of the same training tells people of it.
+        Whether another process of the same training reports it to people.
     """
 
     is_told = False
@@ -71,7 +71,7 @@ class RegionReadError(SlideError, OSError):
     Attributes
     ----------
     slide_id
-        Identity of the slide in its manifest, None where the caller works without one.
+        Name of the slide in its manifest; None without a manifest.
     """
 
     def __init__(self, message: str, *, slide_id: str | None = None) -> None:
@@ -88,12 +88,12 @@ class TileIndexError(WsiIpsError, ValueError):
 
 
 class FeaturesError(WsiIpsError, ValueError):
-    """Stored features are missing or damaged, or those of another tool fit neither the tiles nor the slide.
+    """Stored features are missing or damaged, or imported ones do not match the tiles or the slide.
 
     Attributes
     ----------
     slide_id
-        Identity of the slide in its manifest, None where the caller works without one.
+        Name of the slide in its manifest; None without a manifest.
     """
 
     def __init__(self, message: str, *, slide_id: str | None = None) -> None:
@@ -106,7 +106,7 @@ class ScoresError(WsiIpsError, ValueError):
 
 
 class HandoffError(WsiIpsError, ValueError):
-    """A file of a hand-off package, read back, does not say where and what was scored."""
+    """A file of a hand-off package, read back, does not contain what was scored and where."""
 
 
 class CheckpointError(WsiIpsError, ValueError):
@@ -114,19 +114,19 @@ class CheckpointError(WsiIpsError, ValueError):
 
 
 class DeviceMemoryError(WsiIpsError, MemoryError):
-    """The memory of the device does not hold what a single patch needs."""
+    """Device memory does not hold the activations of a single patch."""
 
 
 class TrainingError(WsiIpsError, RuntimeError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or continue."""
 
 
 class DivergedError(TrainingError):
-    """Loss, gradient or scores of a training are not finite any more."""
+    """Loss, gradient or scores of a training are no longer finite."""
 
 
 class ClusterError(WsiIpsError, RuntimeError):
-    """The Dask cluster cannot be reached, is gone, or cannot run this program."""
+    """The Dask cluster cannot be reached, has gone, or cannot run this program."""
 
 
 class RunDatabaseError(WsiIpsError, OSError):
@@ -134,8 +134,8 @@ class RunDatabaseError(WsiIpsError, OSError):
 
 
 class EvaluationError(WsiIpsError, ValueError):
-    """Figures cannot be computed from the numbers given."""
+    """Metrics cannot be computed from the given numbers."""
 
 
 class ViewerError(WsiIpsError, RuntimeError):
-    """The viewer cannot start, or cannot keep a review."""
+    """The viewer cannot start, or cannot store a review."""

@@ -1,4 +1,4 @@
-"""Questions to a slide and what is known of their answers: numbers and names, no tensors, no files."""
+"""Tasks of a slide and what is known of their labels, and the names of the splits: no tensors, no files."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from typing import Literal, TypeAlias
 
 Kind = Literal["single", "multi"]
 SEPARATOR = ";"
-"""Between the classes of one slide in a multi-label column."""
+"""Separates the classes of one slide in a multi-label column."""
 NONE = "none"
-"""In a multi-label column: no class holds. An empty cell means that it is not known."""
+"""Says in a multi-label column that no class holds. An empty cell says that nothing is known."""
 
 Truth: TypeAlias = int | tuple[bool, ...] | None
-"""What is known of one slide in one task: number of its class, which classes hold, or nothing."""
+"""Known label of one slide in one task: class number, whether each class holds, or None where it is unknown."""
+
+Split = Literal["train", "val", "test"]
+"""Part of a cohort."""
+Leak = Literal["patient", "content", "thumbnail"]
+"""Why two slides must be in the same split: same patient, same file content, similar thumbnail."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One question to a slide.
+    """One classification task.
 
     Attributes
     ----------
     name
-        For messages and columns of figures.
+        Name in messages and in columns of tables.
     classes
-        Names of its classes (C_t).
+        Class names (C_t).
     kind
         ``single``: exactly one class holds (softmax); ``multi``: each class holds or not (sigmoid).
     """
@@ -35,16 +40,16 @@ class Task:
 
     @property
     def width(self) -> int:
-        """Number of its classes (C_t)."""
+        """Number of classes (C_t)."""
         return len(self.classes)
 
     def truth(self, text: str | None) -> Truth:
-        """What a cell of the manifest says; None where it is empty.
+        """Parse a label cell of the manifest; return None for an empty one.
 
         Raises
         ------
         ValueError
-            It names something that is no class.
+            The cell names something that is not a class.
         """
         if not text:
             return None
@@ -53,11 +58,11 @@ class Task:
             return (False,) * self.width
         odd = [name for name in named if name not in self.classes]
         if odd:
-            raise ValueError(f"`{odd[0]}` is no class of the recipe ({', '.join(self.classes)})")
+            raise ValueError(f"`{odd[0]}` is not a class of the recipe ({', '.join(self.classes)})")
         return self.classes.index(text) if self.kind == "single" else tuple(c in named for c in self.classes)
 
     def text(self, truth: Truth) -> str | None:
-        """What a manifest would say; the opposite of :meth:`truth`."""
+        """Return the cell that a manifest would hold; the inverse of :meth:`truth`."""
         if truth is None:
             return None
         if isinstance(truth, int):
@@ -65,22 +70,25 @@ class Task:
         return SEPARATOR.join(c for c, holds in zip(self.classes, truth, strict=True) if holds) or NONE
 
     def is_positive(self, truth: Truth) -> bool:
-        """Whether the last class holds, the positive one of the heatmap."""
+        """Tell whether the last class holds, which is the positive one of the heatmap."""
         return truth == self.width - 1 if isinstance(truth, int) else truth is not None and truth[-1]
 
     def is_negative(self, truth: Truth) -> bool:
-        """Whether it is known that nothing but the first class holds, or no class at all where several may."""
+        """Tell whether the label is known to be the first class, or no class in a multi-label task."""
         return truth == 0 if isinstance(truth, int) else truth is not None and not any(truth)
 
     def answer(self, probability: tuple[float, ...], thresholds: tuple[float, ...] = ()) -> str:
-        """The most probable class; where several may hold, all from 0.5 on, as a manifest has them.
+        """Return the predicted label, written as in a manifest.
+
+        That is the most probable class, or every class from its threshold on in a multi-label task.
 
         Parameters
         ----------
         probability
-            Of each class.
+            Probability of each class.
         thresholds
-            In place of 0.5: one for the last of two classes, or one per class where several may hold.
+            Lowest probability at which a class is predicted: one for the last of two classes, or one per class in a
+            multi-label task, where 0.5 is the default.
         """
         if self.kind == "multi":
             least = thresholds or (0.5,) * self.width

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from wsi_ips.inference.verdict import calibrated, verdict
+from wsi_ips.evaluation.calibration import TaskCalibration, calibrated
+from wsi_ips.inference.verdict import verdict
 from wsi_ips.labels import Task
-from wsi_ips.model.calibration import TaskCalibration
 
 LABEL, GRADE = Task("label", ("normal", "tumor")), Task("grade", ("a", "b", "c"))
 SIGNS = Task("signs", ("x", "y"), "multi")

@@ -9,10 +9,10 @@ import torch
 
 from tests.faults.slides import RECIPE
 from wsi_ips.config import Recipe
+from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.labels import Task
 from wsi_ips.model import ModelCard, encoder_spec, save_checkpoint
 from wsi_ips.model.checkpoint import build_net
-from wsi_ips.pipeline.prediction.preparation import preparation_of
 
 TASKS = (Task("label", ("normal", "tumor")),)
 

@@ -1,4 +1,4 @@
-"""Temperature and thresholds: fitted where slides suffice, frozen in the bundle, used by everything after."""
+"""A run calibrates its model, freezes the calibration in the bundle, and everything after uses it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from scipy.special import expit, logit
 
 from tests.faults.slides import recipe_of, write_cohort, write_good
 from tests.pipeline.bundles import write_bundle
+from wsi_ips.evaluation.calibration import CALIBRATION_NAME
 from wsi_ips.inference import read_scores, write_scores
 from wsi_ips.inference.decision import by_tiles
 from wsi_ips.labels import Task
-from wsi_ips.model.calibration import CALIBRATION_NAME
 from wsi_ips.model.card import CARD_NAME
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.prediction.calibrate import LEAST_SLIDES, fit_task
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.prediction.scored import model_calibration
 from wsi_ips.pipeline.progress import Silent
@@ -36,73 +35,6 @@ class Told(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-
-def simulated(slides: int, temperature: float) -> tuple[list[int], list[tuple[float, float]]]:
-    """Slides whose log-odds the model overstates by this factor."""
-    rng = np.random.default_rng(5)
-    right = rng.normal(0, 2, slides)
-    truth = (rng.random(slides) < expit(right)).astype(int)
-    said = expit(right * temperature)
-    return truth.tolist(), [(1 - p, p) for p in said.tolist()]
-
-
-def test_the_planted_temperature_is_found_and_the_threshold_is_a_calibrated_one():
-    truths, said = simulated(4000, 2.5)
-    found = fit_task(BINARY, [*truths, None], [*said, (0.0, 1.0)])
-    assert found.temperature == pytest.approx(2.5, rel=0.1)
-    assert found.slides == 4000
-    assert found.note == ""
-    assert found.thresholds[0] == pytest.approx(0.5, abs=0.06)  # the highest balanced accuracy of calibrated slides
-
-
-def test_several_classes_have_a_temperature_and_no_threshold():
-    rng = np.random.default_rng(1)
-    logits = rng.normal(0, 2, (3000, 3))
-    chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    truth = [int(rng.choice(3, p=p)) for p in chance]
-    sharp = np.exp(logits * 3) / np.exp(logits * 3).sum(1, keepdims=True)
-    found = fit_task(Task("grade", ("a", "b", "c")), truth, [tuple(p) for p in sharp.tolist()])
-    assert found.temperature == pytest.approx(3, rel=0.1)
-    assert found.thresholds == ()
-
-
-def test_each_class_that_may_hold_has_a_threshold_of_its_own():
-    rng = np.random.default_rng(2)
-    said = rng.random((400, 2))
-    truth = np.stack([said[:, 0] > 0.2, said[:, 1] > 0.7], 1)
-    truth[::10] = ~truth[::10]
-    found = fit_task(Task("signs", ("x", "y"), "multi"), [tuple(t) for t in truth.tolist()], list(map(tuple, said)))
-    scaled = expit(logit(np.array([0.2, 0.7])) / found.temperature)
-    np.testing.assert_allclose(found.thresholds, scaled, atol=0.03)
-
-
-def test_too_few_slides_leave_the_defaults_and_say_so():
-    few = [0] * LEAST_SLIDES + [1] * (LEAST_SLIDES - 1)
-    found = fit_task(BINARY, few, [(0.6, 0.4)] * len(few))
-    assert (found.temperature, found.thresholds) == (1.0, (0.5,))
-    assert "10 normal, 9 tumor; 10 of each are needed" in found.note
-    assert "threshold of `tumor` 0.5: too few" in found.note
-    assert fit_task(BINARY, [None], [(0.6, 0.4)]).note.startswith("no validation slides")
-
-
-def test_decided_by_tiles_a_few_slides_fix_the_threshold_for_the_default_is_worth_nothing():
-    truths, said = [0, 0, 0, 1, 1, 1], [(0.4, 0.6)] * 3 + [(0.1, 0.9)] * 3
-    found = fit_task(BINARY, truths, said, "tiles")
-    assert (found.temperature, found.decision, found.thresholds_from) == (1.0, "tiles", "validation")
-    assert found.thresholds == pytest.approx((0.75,))
-    assert "threshold of `tumor`: from few validation slides, 3 of one kind" in found.note
-    assert fit_task(BINARY, truths[1:], said[1:], "tiles").thresholds == (0.5,)
-    assert fit_task(BINARY, truths, said).thresholds == (0.5,)
-
-
-def test_slides_that_are_all_right_fix_a_threshold_and_no_temperature():
-    truths = [0] * 20 + [1] * 20
-    said = [(0.9, 0.1)] * 20 + [(0.3, 0.7)] * 20
-    found = fit_task(BINARY, truths, said)
-    assert found.temperature == 1
-    assert found.thresholds == pytest.approx((0.4,))
-    assert "none that is finite" in found.note
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from tests.faults.slides import RECIPE, write_cohort, write_good
 from tests.pipeline.bundles import write_bundle
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
+from wsi_ips.evaluation.calibration import Calibration, TaskCalibration, write_calibration
 from wsi_ips.inference import read_scores
 from wsi_ips.labels import Task
 from wsi_ips.model import read_card
-from wsi_ips.model.calibration import Calibration, TaskCalibration, write_calibration
 from wsi_ips.model.card import checkpoint_fingerprint, write_card
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.prediction.new_slides import new_slides
@@ -110,8 +110,8 @@ def test_a_labelled_manifest_is_predicted_and_evaluated(tmp_path, bundle):
     out = tmp_path / "out"
     result = invoked("predict", tmp_path / "some.csv", "--checkpoint", bundle, "-o", out, "--no-heatmaps", *HERE)
     assert result.exit_code == 0, result.output
-    assert "slide s, column `label`: `unclear` is no class" in result.output
-    assert "3 labelled slides without a split: they are taken as test slides" in result.output
+    assert "slide s, column `label`: `unclear` is not a class" in result.output
+    assert "3 labelled slides without a split: they count as test slides" in result.output
     predictions = pd.read_csv(out / "predictions.csv", keep_default_na=False)
     assert predictions["label"].tolist() == ["tumor", "normal", "tumor", ""]
     evaluated = invoked("evaluate", out, "--by", "centre")
@@ -226,4 +226,4 @@ def test_a_recipe_that_shows_the_model_other_pixels_is_refused(tmp_path, bundle,
 def test_files_of_one_dicom_series_are_one_slide(tmp_path, bundle, real_data):
     found = new_slides([str(real_data / "slides" / "dicom_boxes")], bundle, tmp_path / "out")
     assert found.names == ("boxes_0",)
-    assert found.notes == ("boxes_1: of the same DICOM series as boxes_0, one slide with it",)
+    assert found.notes == ("boxes_1: of the same DICOM series as boxes_0, so part of that slide",)

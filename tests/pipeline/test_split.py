@@ -18,9 +18,9 @@ from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.manifest import Splits, read_splits, write_splits
+from wsi_ips.manifest.make_splits import SplitPlan
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.checks.leakage import require_no_leak
-from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
+from wsi_ips.pipeline.checks.split import require_no_leak, split_cohort
 
 
 def invoke(*arguments: object):
@@ -59,13 +59,16 @@ def test_patients_copies_and_look_alikes_are_in_one_part(cohort, seed):
     assert part["s0"] == part["s14"]
     assert part["s1"] == part["s15"]
     assert part["s11"] == part["s12"] == part["s13"]
-    assert {(k.kind, k.first, k.second) for k in outcome.kin} == {("content", "s0", "s14"), ("thumbnail", "s1", "s15")}
+    assert {(k.kind, k.first, k.second) for k in outcome.related} == {
+        ("content", "s0", "s14"),
+        ("thumbnail", "s1", "s15"),
+    }
     assert outcome.without_patient == 1
 
 
 def test_without_a_look_only_patients_are_compared(cohort):
     outcome = split_cohort(cohort / "manifest.csv", SplitPlan(), look=False)
-    assert outcome.kin == ()
+    assert outcome.related == ()
 
 
 def test_the_command_writes_what_the_recipe_reads(cohort, tmp_path):
@@ -171,7 +174,7 @@ def test_copies_within_one_part_are_no_leak(cohort, tmp_path):
 
 def test_a_patient_in_two_parts_of_a_file_is_refused(cohort, tmp_path):
     path = recipe_of(cohort, tmp_path, {"s11": "train", "s12": "test"})
-    with pytest.raises(ManifestError, match=r"patient `p11` is in train \(s11\) and in test \(s12\)"):
+    with pytest.raises(ManifestError, match=r"s11 and s12 are of one patient \(p11\) and are in train and test"):
         Run.open(load_recipe(path))
     Run.open(load_recipe(path, {"split.allow": ["patient"]}))
 

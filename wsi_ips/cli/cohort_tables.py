@@ -147,10 +147,10 @@ def print_splits(outcome: SplitOutcome, path: Path) -> None:
                 str(number) if part == "train" else "", part, str(len(names)), *(str(counts[s]) for s in strata)
             )
     out.print(table)
-    for kin in outcome.kin[:SHOWN]:
-        _say("yellow", "kept together", str(kin))
-    if len(outcome.kin) > SHOWN:
-        out.print(f"and {len(outcome.kin) - SHOWN} more pairs")
+    for pair in outcome.related[:SHOWN]:
+        _say("yellow", "kept together", str(pair))
+    if len(outcome.related) > SHOWN:
+        out.print(f"and {len(outcome.related) - SHOWN} more pairs")
     for name, reason in outcome.unseen.items():
         _say("yellow", f"{name} was not compared", reason)
     if outcome.left_out:

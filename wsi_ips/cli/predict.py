@@ -18,9 +18,9 @@ from wsi_ips.errors import RecipeError
 from wsi_ips.labels import Task
 
 if TYPE_CHECKING:
+    from wsi_ips.evaluation.calibration import Calibration
     from wsi_ips.inference.verdict import Verdict
-    from wsi_ips.model.calibration import Calibration
-    from wsi_ips.pipeline.prediction.predictions import PredictedSlide
+    from wsi_ips.pipeline.prediction.scored import PredictedSlide
     from wsi_ips.pipeline.stages import Predictions
 
 RECIPES = (".yaml", ".yml")

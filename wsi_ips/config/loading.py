@@ -1,4 +1,4 @@
-"""Reading a recipe file: YAML to sections, with errors that name the key and the way out."""
+"""Read a recipe file: YAML to sections, with errors that name the key and the remedy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, get_origin
 import yaml
 from pydantic import ValidationError
 
+from wsi_ips.config.key_types import FOLDER
 from wsi_ips.config.sections import Recipe, Section
 from wsi_ips.errors import RecipeError
 
 RECIPE_NAME = "recipe.yaml"
-"""In a run folder that `wsi-ips predict` made."""
+"""Name of the recipe in a run folder that `wsi-ips predict` made."""
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -22,15 +23,19 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Parameters
     ----------
     path
-        YAML file, or a folder that has it as ``recipe.yaml``. Relative paths in it are relative to its folder.
+        YAML file, or a folder that holds ``recipe.yaml``.
     overrides
-        Dotted keys with values that replace those of the file, e.g. ``{"training.epochs": 3}``.
-        Relative paths among them are relative to the recipe's folder too.
+        Dotted keys with values that replace those of the file, such as ``{"training.epochs": 3}``.
+
+    Returns
+    -------
+    Recipe
+        Relative paths, also those of ``overrides``, are resolved against the folder of the file.
 
     Raises
     ------
     RecipeError
-        No such file, not YAML, a key unknown or there twice, or a value out of range; names the key.
+        The file is missing or not YAML, or a key is unknown, doubled or out of range; names the key.
     """
     if (path / RECIPE_NAME).is_file():
         path = path / RECIPE_NAME
@@ -49,22 +54,19 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     for key, value in (overrides or {}).items():
         _set_dotted(values, key, value)
     try:
-        recipe = Recipe.model_validate(values)
+        return Recipe.model_validate(values, context={FOLDER: path.resolve().parent})
     except ValidationError as error:
         raise RecipeError(f"recipe {path}: {_explain(error)}") from error
-    return recipe.resolved(path.resolve().parent)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice; YAML's own would drop the first in silence."""
+    """Safe loader that refuses a key given twice; YAML would silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key `{key.value}` stands there twice", key.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` is there twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -79,7 +81,7 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line per problem: the dotted key, what is wrong, the nearest known key."""
+    """Describe each problem: the dotted key, what is wrong, and the nearest known key."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
@@ -99,10 +101,10 @@ def _explain(error: ValidationError) -> str:
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the section at a location of the recipe."""
+    """Return the known keys of the section at a location of the recipe."""
     fields, is_name = Recipe.model_fields, False
     for part in location:
-        if is_name:  # within a mapping of sections: the user's own name for one of them
+        if is_name:  # a name that the user chose for a section, as in `labels.further`
             is_name = False
             continue
         annotation: Any = fields[str(part)].annotation

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from wsi_ips.config.choices import listed_in
+from wsi_ips.config.key_types import RecipePath
 from wsi_ips.labels import NONE, SEPARATOR, Task
 from wsi_ips.registry import registry
 
@@ -69,12 +69,12 @@ class TilesSection(Section):
         ("pen",), description="tiles with one of these flags are left out of the index"
     )
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
-    imported: Path | None = Field(
+    imported: RecipePath | None = Field(
         None,
         description="folder with tile coordinates of another tool, used instead of our own tiles; `mpp` and `patch_px` "
         "must be theirs",
     )
-    shared: Path | None = Field(
+    shared: RecipePath | None = Field(
         None, description="another run folder, whose tiles are used and completed instead of making them again"
     )
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
@@ -164,7 +164,7 @@ class LabelsSection(Question):
 class SplitSection(Section):
     """Which slides are learned from and which are only measured."""
 
-    file: Path | None = Field(
+    file: RecipePath | None = Field(
         None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
     )
     fold: Annotated[int, Field(ge=0)] = Field(0, description="which fold of the file, from 0")
@@ -188,7 +188,7 @@ class ModelSection(Section):
         description="what is learned from: `pixels`, and the encoder learns too; `features`, what the encoder as it "
         "comes makes of every tile, computed once and stored, so that training takes minutes",
     )
-    start: Path | None = Field(
+    start: RecipePath | None = Field(
         None,
         description="folder of a trained model that this one starts from: its encoder, projector and pooling, and its "
         "heads where the tasks are the same; so end to end after features. One trained on imported features brings no "
@@ -200,7 +200,7 @@ class ModelSection(Section):
         "`timm:NAME`, `preset:NAME` ...",
     )
     pretrained: bool = Field(False, description="start from published weights (needs the network)")
-    weights: Path | None = Field(
+    weights: RecipePath | None = Field(
         None, description="encoder weights from a local file: .safetensors, or .bin, .pth, .pt that hold tensors only"
     )
     freeze: Literal["none", "all"] | Annotated[int, Field(ge=1)] = Field(
@@ -252,10 +252,10 @@ class ModelSection(Section):
 class FeaturesSection(Section):
     """What an encoder made of every tile: where it is stored, and whose it is."""
 
-    location: Path | None = Field(
+    location: RecipePath | None = Field(
         None, description="folder of the stored features, for several runs together; empty = in the run folder"
     )
-    imported: Path | None = Field(
+    imported: RecipePath | None = Field(
         None,
         description="folder with feature files of CLAM or TRIDENT, taken instead of computing them; their encoder need "
         "not be known here",
@@ -360,7 +360,7 @@ class PredictSection(Section):
     splits: tuple[Split, ...] = Field(
         ("val", "test"), description="slides of these splits; slides without a split always are"
     )
-    checkpoint: Path | None = Field(None, description="folder of a trained model to use instead of training one")
+    checkpoint: RecipePath | None = Field(None, description="folder of a trained model to use instead of training one")
     decision: Literal["pooled", "tiles"] = Field(
         "pooled",
         description="how a slide is classified: `pooled`, as the network learned it, from the tiles it keeps; `tiles`, "
@@ -475,8 +475,8 @@ class Recipe(Section):
     """A whole run. `wsi-ips run RECIPE` executes it."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
-    output: Path = Field(..., description="run folder, relative to the recipe file")
-    manifest: Path = Field(
+    output: RecipePath = Field(..., description="run folder, relative to the recipe file")
+    manifest: RecipePath = Field(
         ...,
         description="manifest CSV, relative to the recipe file; or a folder of slides (also CAMELYON16 or 17), which "
         "each command searches anew",
@@ -510,27 +510,3 @@ class Recipe(Section):
                 f"`compute.scan_backend: {backend}` scans pixels; leave it out with `model.input: features`"
             )
         return self
-
-    def resolved(self, folder: Path) -> Recipe:
-        """Copy with relative paths taken from a folder (that of the recipe file) and ``~`` as the home."""
-
-        def located(path: Path | None) -> Path | None:
-            return None if path is None else folder / path.expanduser()
-
-        return self.model_copy(
-            update={
-                "output": located(self.output),
-                "manifest": located(self.manifest),
-                "model": self.model.model_copy(
-                    update={"weights": located(self.model.weights), "start": located(self.model.start)}
-                ),
-                "features": FeaturesSection(
-                    location=located(self.features.location), imported=located(self.features.imported)
-                ),
-                "split": self.split.model_copy(update={"file": located(self.split.file)}),
-                "tiles": self.tiles.model_copy(
-                    update={"imported": located(self.tiles.imported), "shared": located(self.tiles.shared)}
-                ),
-                "predict": self.predict.model_copy(update={"checkpoint": located(self.predict.checkpoint)}),
-            }
-        )

@@ -1,8 +1,8 @@
 """Evaluation: numbers in, numbers out; no files."""
 
 from wsi_ips.evaluation.calibration import (
-    Calibration,
-    calibration,
+    CalibrationSlope,
+    calibration_slope,
     fit_temperature,
     fixed_threshold,
     reliability,
@@ -37,7 +37,7 @@ from wsi_ips.evaluation.summary import Evaluation
 
 __all__ = [
     "Bootstrap",
-    "Calibration",
+    "CalibrationSlope",
     "Detections",
     "Evaluation",
     "Froc",
@@ -54,7 +54,7 @@ __all__ = [
     "SlideEvaluation",
     "TaskEvaluation",
     "auc_with_interval",
-    "calibration",
+    "calibration_slope",
     "component_detections",
     "effective_tiles",
     "evaluate_slides",

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation.calibration import (
-    Calibration,
+    CalibrationSlope,
     ReliabilityBin,
-    calibration,
+    calibration_slope,
     fit_temperature,
     fixed_threshold,
     reliability,
@@ -96,9 +96,9 @@ class SlideEvaluation:
     metrics: dict[str, Interval]  # metrics with intervals, see :func:`wsi_ips.evaluation.slide_intervals`
     confusion: Confusion  # confusion matrix at the threshold
     # calibration of the uncalibrated scores; None where the classes are perfectly separated
-    calibration: Calibration | None
+    calibration: CalibrationSlope | None
     temperature: float | None  # temperature fitted on the validation slides; None without one
-    calibrated: Calibration | None  # calibration after temperature scaling
+    calibrated: CalibrationSlope | None  # calibration after temperature scaling
     reliability: list[ReliabilityBin]  # predicted against observed frequency
     roc: tuple[list[float], list[float]]  # false and true positive rates over all thresholds
     precision_recall: tuple[list[float], list[float]]  # recall (from 0) and precision over all thresholds
@@ -172,7 +172,7 @@ def with_frozen_temperature(found: SlideEvaluation, raw: Scored, temperature: fl
         return found
     before = None
     with suppress(EvaluationError):  # the calibrated scores have the same reason, and a note on it
-        before = calibration(raw.truth, raw.score)
+        before = calibration_slope(raw.truth, raw.score)
     return replace(
         found,
         calibration=before or found.calibration,
@@ -214,9 +214,9 @@ def _temperature(validation: Scored, notes: list[str]) -> float | None:
     return fit_temperature(_both(validation.score), validation.truth)
 
 
-def _calibration(truth: NDArray[np.int64], score: Floats, notes: list[str]) -> Calibration | None:
+def _calibration(truth: NDArray[np.int64], score: Floats, notes: list[str]) -> CalibrationSlope | None:
     try:
-        return calibration(truth, score)
+        return calibration_slope(truth, score)
     except EvaluationError as error:
         notes.append(f"no calibration slope: {error}")
         return None

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
+from wsi_ips.evaluation.calibration import Calibration, DecisionName
 from wsi_ips.inference.decision import by_tiles
 from wsi_ips.inference.verdict import Verdict, verdict
 from wsi_ips.labels import Task
-from wsi_ips.model.calibration import Calibration, DecisionName
 from wsi_ips.model.scan_backends import ScanCheck
 from wsi_ips.model.selection import selection_score
 from wsi_ips.provenance import atomic_folder

@@ -1,11 +1,10 @@
-"""The manifest: one row per slide, and the folders it can be made from."""
+"""The manifest: one row per slide, the folders it can be made from, and the splits of its slides."""
 
 from wsi_ips.manifest.camelyon import discover_camelyon16, discover_camelyon17
 from wsi_ips.manifest.discovery import discover, discover_folder, discover_slides
-from wsi_ips.manifest.folders import SLIDE_SUFFIXES, Discovery, files_of_folders
-from wsi_ips.manifest.reading import Manifest, read_manifest
-from wsi_ips.manifest.record import SlideRecord
-from wsi_ips.manifest.schema import manifest_schema, write_schema
+from wsi_ips.manifest.folder_files import SLIDE_SUFFIXES, Discovery, files_of_folders
+from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord, manifest_schema, write_schema
 from wsi_ips.manifest.splits import Splits, read_splits, write_splits
 
 __all__ = [

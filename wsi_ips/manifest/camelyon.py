@@ -1,4 +1,4 @@
-"""Manifests of CAMELYON16 and CAMELYON17, in each of the forms in which they are distributed."""
+"""Make manifests of CAMELYON16 and CAMELYON17, in each form in which they are distributed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest.folders import Discovery, all_files, few, slide_table
+from wsi_ips.manifest.folder_files import Discovery, all_files, few, slide_table
 
 CAMELYON16_DUPLICATES = frozenset(["test_049"])
-"""Withdrawn by the organisers; where the file is still there it is left out."""
+"""Slides that the organisers withdrew; left out where the file still exists."""
 
 CAMELYON16_INCOMPLETE = frozenset(
     ["test_114"]
@@ -20,40 +20,39 @@ CAMELYON16_INCOMPLETE = frozenset(
         for number in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
     ]
 )
-"""Not every lesion is outlined: what lies outside the outlines must not count as free of tumour."""
+"""Slides whose outlines miss lesions; their annotations are ignored, as tissue outside may be tumour."""
 
 CAMELYON16_NAME = re.compile(r"(normal|tumor|test)_\d{3}")
 CAMELYON17_NAME = re.compile(r"patient_(\d{3})_node_\d")
 TRAINING_PATIENTS, PATIENTS_PER_CENTRE = 100, 20
-"""Of CAMELYON17: patients 0 to 99 have labels; centre 0 gave patients 0 to 19 and 100 to 119, and so on."""
+"""CAMELYON17: patients 0 to 99 have labels; patients 0 to 19 and 100 to 119 are from centre 0, and so on."""
 
 NODES = ("negative", "itc", "micro", "macro")
 
 
 def is_camelyon16(folder: Path) -> bool:
-    """Whether a folder looks like CAMELYON16: its folders of classes, or `images` with its names."""
+    """Tell whether a folder looks like CAMELYON16: it has its class folders, or `images` with its file names."""
     parts = ("training/normal", "training/tumor", "testing")
     return any((folder / part).is_dir() for part in parts) or _holds(folder / "images", CAMELYON16_NAME)
 
 
 def is_camelyon17(folder: Path) -> bool:
-    """Whether a folder looks like CAMELYON17: slides or archives named by patients."""
+    """Tell whether a folder looks like CAMELYON17: it has slides or archives named after patients."""
     name = re.compile(r"patient_\d{3}(_node_\d)?")
     return any(_holds(place, name) for place in [folder, *folder.glob("*/"), *folder.glob("*/*/")])
 
 
 def discover_camelyon16(folder: Path) -> Discovery:
-    """CAMELYON16 with its own split into training and testing.
+    """Find the slides of CAMELYON16, with its official split into training and testing.
 
-    Slides under ``training/normal``, ``training/tumor`` and ``testing`` (the challenge's own form), or all in
-    ``images`` (the form of AWS), where the name tells the part; labels of test slides from ``reference.csv`` (None
-    without it); outlines from every ``.xml`` named like a slide, except those of `CAMELYON16_INCOMPLETE`. Masks are
-    left out.
+    Slides are in ``training/normal``, ``training/tumor`` and ``testing`` (as the challenge published them), or all in
+    ``images`` (on AWS), where the name tells the split. Labels of test slides come from ``reference.csv`` (None without
+    it), outlines from every ``.xml`` named like a slide, except those of `CAMELYON16_INCOMPLETE`. Masks are left out.
 
     Raises
     ------
     ManifestError
-        No slide is found, outlines are still packed or stand there twice, or ``reference.csv`` misses slides.
+        No slide is found, outlines are still packed or doubled, or ``reference.csv`` misses slides.
     """
     files = all_files(folder)
     root = folder.resolve()
@@ -73,12 +72,12 @@ def discover_camelyon16(folder: Path) -> Discovery:
 
 
 def discover_camelyon17(folder: Path) -> Discovery:
-    """CAMELYON17: five lymph nodes of each patient, from five centres.
+    """Find the slides of CAMELYON17: five lymph nodes of each patient, from five centres.
 
-    Columns ``label`` (negative, itc, micro, macro) and ``stage`` (pN of the patient) from ``stage_labels.csv`` or
-    ``stages.csv``; ``patient_id``; ``center`` (0 to 4) from a folder ``center_N``, else from the patient's number.
-    Labelled slides have split ``train``: whole centres are held out with ``wsi-ips split --by center``. Patients from
-    100 on are the challenge's test, whose labels are not public: no split, they are only predicted.
+    Columns ``label`` (negative, itc, micro, macro) and ``stage`` (pN of the patient) come from ``stage_labels.csv`` or
+    ``stages.csv``; ``center`` (0 to 4) from a folder ``center_N``, else from the patient's number. Labelled slides get
+    split ``train``; hold out whole centres with ``wsi-ips split --by center``. Patients from 100 on are the challenge's
+    test set, whose labels are not public: they get no split and are only predicted.
 
     Raises
     ------
@@ -116,7 +115,7 @@ def discover_camelyon17(folder: Path) -> Discovery:
 
 
 def _camelyon16_slides(files: Sequence[Path], root: Path) -> list[tuple[Path, str | None, str]]:
-    """Slide, label where the place or the name tells it, and part."""
+    """Return each slide with its split, and with its label where folder or name tell it."""
     found: list[tuple[Path, str | None, str]] = []
     for part, label, split in (
         ("training/normal", "normal", "train"),
@@ -152,7 +151,7 @@ def _holds(folder: Path, name: re.Pattern[str]) -> bool:
 
 
 def _centre(file: Path, patient: int) -> str:
-    """Number of the centre: folders are called ``center_0`` or ``centre_0``."""
+    """Return the number of the centre: folders are called ``center_0`` or ``centre_0``."""
     named = [re.fullmatch(r"cent(?:er|re)_(\d)", part.name.lower()) for part in file.parents]
     return next((match[1] for match in named if match), str(patient % TRAINING_PATIENTS // PATIENTS_PER_CENTRE))
 
@@ -166,13 +165,13 @@ def _require_unpacked(files: Iterable[Path], slides: Iterable[Path]) -> None:
     ]
     if packed:
         raise ManifestError(
-            f"{few([str(file) for file in packed])}: unpack them beside themselves first, else these patients are "
+            f"{few([str(file) for file in packed])}: unpack them into the same folder first, else these patients are "
             "missing"
         )
 
 
 def _outlines(files: Sequence[Path], root: Path) -> dict[str, Path]:
-    """Annotation files by lower-case slide name."""
+    """Return the annotation files by lower-case slide name."""
     outlines: dict[str, Path] = {}
     for file in files:
         if file.suffix.lower() != ".xml":
@@ -184,12 +183,12 @@ def _outlines(files: Sequence[Path], root: Path) -> dict[str, Path]:
         if re.fullmatch(r".*annotations.*\.zip", archive.name, re.IGNORECASE):
             unpacked = any(archive.parent in file.parents for file in outlines.values())
             if not unpacked:
-                raise ManifestError(f"{archive}: unpack it beside itself first, else no slide has its outlines")
+                raise ManifestError(f"{archive}: unpack it into the same folder first, else no slide has its outlines")
     return outlines
 
 
 def _label_file(files: Sequence[Path], names: Sequence[str]) -> tuple[Path | None, Mapping[str, tuple[str, ...]]]:
-    """A table of labels, with or without a header: further cells by the first, in lower case and without endings."""
+    """Read a table of labels, with or without a header: the further cells by the first, lower-case, without ending."""
     path = next((f for f in files if f.name.lower() in names), None)
     if path is None:
         return None, {}

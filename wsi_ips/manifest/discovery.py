@@ -1,7 +1,4 @@
-"""Manifests from folders: any folder of slides, CAMELYON16 and CAMELYON17.
-
-What is left out is said, never skipped in silence.
-"""
+"""Make manifests from folders: any folder of slides, CAMELYON16 and CAMELYON17. Files left out are reported."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_ips.manifest.camelyon import discover_camelyon16, discover_camelyon17, is_camelyon16, is_camelyon17
-from wsi_ips.manifest.folders import SLIDE_SUFFIXES, Discovery, all_files, few, slide_table
+from wsi_ips.manifest.folder_files import SLIDE_SUFFIXES, Discovery, all_files, few, slide_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def discover(folder: Path) -> Discovery:
-    """What a folder holds: CAMELYON16 or 17 where it looks like it, else every slide file.
+    """Find the slides of a folder: as CAMELYON16 or 17 where it looks like one of them, else every slide file.
 
     Raises
     ------
@@ -33,18 +30,7 @@ def discover(folder: Path) -> Discovery:
 
 
 def discover_slides(folder: Path) -> pd.DataFrame:
-    """Manifest of a folder, as :func:`discover` finds it; logs what is left out.
-
-    Parameters
-    ----------
-    folder
-        The folder; paths in the result are absolute.
-
-    Raises
-    ------
-    ManifestError
-        No slide is found, or two files would have one slide_id.
-    """
+    """Return the manifest that :func:`discover` makes of a folder, and log the files left out."""
     found = discover(folder)
     if found.left_out:
         kinds = Counter(file.suffix.lower() or "no ending" for file in found.left_out)
@@ -55,7 +41,7 @@ def discover_slides(folder: Path) -> pd.DataFrame:
 
 
 def discover_folder(folder: Path) -> Discovery:
-    """Every slide file of a folder and of the folders in it; the slide_id is the name without its ending.
+    """Find every slide file of a folder and its subfolders; the slide_id is the name without its ending.
 
     Raises
     ------

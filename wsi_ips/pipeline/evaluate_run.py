@@ -26,6 +26,7 @@ from wsi_ips.evaluation import (
     find_lesions,
     node_label,
 )
+from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
 from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE
 from wsi_ips.evaluation.localisation import SIZES, SlideMap, localise, localise_slide, tile_threshold
 from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, group_columns, with_frozen_temperature
@@ -34,10 +35,8 @@ from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.inference.scores import HIGHEST_TILES
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.manifest.table import read_rows
-from wsi_ips.model.calibration import DEFAULT_THRESHOLD, TaskCalibration
-from wsi_ips.pipeline.prediction.calibrate import calibrate
-from wsi_ips.pipeline.prediction.scored import predicted
+from wsi_ips.manifest.manifest_csv import read_rows
+from wsi_ips.pipeline.prediction.scored import calibrate, predicted
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.tiling.sheet import sheet_entries
 from wsi_ips.results import Raster, tile_raster

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run, write_facts
@@ -24,7 +24,7 @@ from wsi_ips.pipeline.states import STATES, SlideState
 from wsi_ips.pipeline.tiling.tile import tile_stage
 
 if TYPE_CHECKING:
-    from wsi_ips.pipeline.prediction.predictions import PredictedSlide
+    from wsi_ips.pipeline.prediction.scored import PredictedSlide
 
 STAGES = ("tile", "features", "train", "predict", "heatmap", "report")
 
@@ -138,8 +138,7 @@ def predict_slides(
     progress
         Progress listener.
     """
-    from wsi_ips.pipeline.prediction.predictions import predicted_slides
-    from wsi_ips.pipeline.prediction.scored import model_calibration
+    from wsi_ips.pipeline.prediction.scored import model_calibration, predicted_slides
 
     with Run.open(recipe, progress) as run:
         records = _tile_and_predict(run, slides)

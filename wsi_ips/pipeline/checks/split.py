@@ -1,77 +1,51 @@
-"""Make the parts of a cohort: patients and copies together, labels in proportion, centres held out where wanted."""
+"""Divide a cohort into splits, and refuse leakage between them: compares the slides' content and appearance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_ips.errors import ManifestError, SlideError
 from wsi_ips.geometry import Box
-from wsi_ips.manifest import SlideRecord, Splits
-from wsi_ips.manifest.reading import read_manifest
-from wsi_ips.manifest.splits import Member, fixed_parts, held_out_sites, joined_groups, k_folds
-from wsi_ips.pipeline.checks.leakage import Kin, kin
+from wsi_ips.manifest import Manifest, SlideRecord, Splits, read_manifest
+from wsi_ips.manifest.leakage import RelatedSlides, related_slides, require_no_leaks
+from wsi_ips.manifest.make_splits import SlideToSplit, SplitPlan, joined_groups, make_splits
 from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.run import Run
 from wsi_ips.slides import content_identity, open_slide, read_area
-from wsi_ips.tissue import look_of
+from wsi_ips.tissue import look_alikes, look_of
 
-LOOK_PX = 512
+__all__ = ["SplitOutcome", "SplitPlan", "require_no_leak", "split_cohort"]
+
+THUMBNAIL_PX = 512
 """Longest side of the thumbnail that is compared."""
 
 
 @dataclass(frozen=True)
-class SplitPlan:
-    """What is wanted.
-
-    Attributes
-    ----------
-    fractions
-        Shares of train, val and test; of `folds`, only val counts, as the share of what is not tested.
-    folds
-        Number of folds; None for fixed parts.
-    stratify
-        Manifest columns kept in proportion; slides where the first is empty are in no part.
-    by
-        Manifest column of the centre: whole centres are tested.
-    hold_out
-        Centres that are tested; empty = chosen by share or fold.
-    seed
-        Of the shuffling.
-    """
-
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    folds: int | None = None
-    stratify: tuple[str, ...] = ("label",)
-    by: str | None = None
-    hold_out: tuple[str, ...] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class SplitOutcome:
-    """Parts, and what is to be said of them.
+    """Splits, and what a person should know of them.
 
     Attributes
     ----------
     splits
-        The parts.
+        The splits.
     strata
         Stratum by slide_id.
-    kin
-        Slides that were kept together for content or look; patients are not listed.
+    related
+        Slides kept together for content or appearance; patients are not listed.
     left_out
-        Slides in no part, for column `stratify[0]` is empty.
+        Slides in no split, because the first column of `stratify` is empty.
     without_patient
-        Slides that count as a patient of their own, for column `patient_id` is empty.
+        Number of slides that count as a patient of their own, because column `patient_id` is empty.
     unseen
-        Slides that could not be opened, with the reason: their content or look was not compared.
+        Slides that could not be opened, with the reason: their content and appearance were not compared.
     """
 
     splits: Splits
     strata: dict[str, str]
-    kin: tuple[Kin, ...]
+    related: tuple[RelatedSlides, ...]
     left_out: tuple[str, ...]
     without_patient: int
     unseen: dict[str, str]
@@ -85,15 +59,14 @@ def split_cohort(
     Parameters
     ----------
     manifest
-        CSV file; its own column ``split`` plays no part.
+        CSV file; its column ``split`` is ignored.
     plan
-        What is wanted.
+        How to divide.
     look
-        Open the slides, and keep copies and look-alikes together; without, only patients are.
-    threads
-        Slides opened at a time.
+        Whether to open the slides, ``threads`` at a time, and keep copies and look-alikes together; otherwise only
+        patients are.
     progress
-        Who watches.
+        Progress listener.
 
     Raises
     ------
@@ -102,75 +75,68 @@ def split_cohort(
     """
     columns = [*plan.stratify, *([plan.by] if plan.by else [])]
     read = read_manifest(manifest, further_columns=columns, leaks=("patient", "content"))
-    records, cells = read.records, read.further
-    sites = {name: values[-1] for name, values in cells.items()} if plan.by else {}
-    strata = {name: " · ".join(values[: len(plan.stratify)]) for name, values in cells.items()}
-    left_out = [r.slide_id for r in records if plan.stratify and not cells[r.slide_id][0]]
-    kept = [r for r in records if r.slide_id not in set(left_out)]
-    if not kept:
-        raise ManifestError(f"manifest {manifest}: column `{plan.stratify[0]}` is empty in all rows; fill it in")
-    homeless = [r.slide_id for r in kept if plan.by and not sites[r.slide_id]]
-    if homeless:
-        raise ManifestError(
-            f"manifest {manifest}: column `{plan.by}` is empty for {', '.join(homeless[:5])}; fill it in, for "
-            "parts are made by it"
-        )
-    facts, unseen = _looked_at(kept, threads, progress or Silent()) if look else ({}, {})
-    found = kin(kept, {n: f[0] for n, f in facts.items()}, {n: f[1] for n, f in facts.items()})
-    groups = joined_groups([r.slide_id for r in kept], [(k.first, k.second) for k in found])
-    members = [Member(r.slide_id, groups[r.slide_id], strata[r.slide_id], sites.get(r.slide_id, "")) for r in kept]
+    kept = _with_strata(read, plan)
+    contents, hashes, unseen = _compared(kept, threads, progress or Silent()) if look else ({}, {}, {})
+    related = related_slides(kept, contents, look_alikes(hashes))
+    groups = joined_groups([r.slide_id for r in kept], [(pair.first, pair.second) for pair in related])
+    strata = {name: " · ".join(cells[: len(plan.stratify)]) for name, cells in read.further.items()}
+    sites = {name: cells[-1] for name, cells in read.further.items()} if plan.by else {}
+    slides = [SlideToSplit(r.slide_id, groups[r.slide_id], strata[r.slide_id], sites.get(r.slide_id, "")) for r in kept]
+    names = {r.slide_id for r in kept}
     return SplitOutcome(
-        splits=_made(members, plan),
+        splits=make_splits(slides, plan),
         strata=strata,
-        kin=tuple(k for k in found if k.kind != "patient"),
-        left_out=tuple(left_out),
+        related=tuple(pair for pair in related if pair.kind != "patient"),
+        left_out=tuple(r.slide_id for r in read.records if r.slide_id not in names),
         without_patient=sum(r.patient_id is None for r in kept),
         unseen=unseen,
     )
 
 
-def _made(members: Sequence[Member], plan: SplitPlan) -> Splits:
-    train, val, _ = plan.fractions
-    val_share = val / (train + val) if train + val else 0.0
-    if plan.hold_out:
-        splits = held_out_sites(members, plan.hold_out, val_share, seed=plan.seed)
-    elif plan.folds is not None:
-        splits = k_folds(members, plan.folds, val_share, seed=plan.seed)
-    else:
-        splits = fixed_parts(members, plan.fractions, seed=plan.seed)
-    settings = {**splits.settings, "stratify": list(plan.stratify), "by": plan.by}
-    return replace(splits, settings=settings)
+def require_no_leak(run: Run) -> None:
+    """Refuse tiled slides in different splits that are copies or look alike, unless `split.allow` names the reason."""
+    records = [r for r in run.with_tiles() if r.split is not None]
+    headers = {r.slide_id: run.header(r) for r in records}
+    contents = {name: header.slide_identity for name, header in headers.items()}
+    hashes = {name: header.look for name, header in headers.items()}
+    require_no_leaks(records, contents, look_alikes(hashes), run.recipe.split.allow)
 
 
-def _looked_at(
+def _with_strata(manifest: Manifest, plan: SplitPlan) -> list[SlideRecord]:
+    """Return the slides that have a value to stratify by, and require a centre of each where splits are made by it."""
+    cells = manifest.further
+    kept = [r for r in manifest.records if not plan.stratify or cells[r.slide_id][0]]
+    if not kept:
+        raise ManifestError(f"manifest {manifest.path}: column `{plan.stratify[0]}` is empty in all rows; fill it in")
+    without_site = [r.slide_id for r in kept if plan.by and not cells[r.slide_id][-1]]
+    if without_site:
+        raise ManifestError(
+            f"manifest {manifest.path}: column `{plan.by}` is empty for {', '.join(without_site[:5])}; fill it in, as "
+            "splits are made by it"
+        )
+    return kept
+
+
+def _compared(
     records: Sequence[SlideRecord], threads: int, progress: Progress
-) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """Content identity and look of each slide that can be read, and why others cannot."""
-    facts, unseen = dict[str, tuple[str, str]](), dict[str, str]()
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Return content identity and perceptual hash of each slide that can be read, and why others cannot."""
+    contents, hashes, unseen = dict[str, str](), dict[str, str](), dict[str, str]()
     with progress.stage("looking at slides", len(records), "slides") as advance, ThreadPoolExecutor(threads) as pool:
-        for record, result in zip(records, pool.map(_fenced(_facts), records), strict=True):
+        for record, found in zip(records, pool.map(_content_and_hash, records), strict=True):
             advance(1)
-            if isinstance(result, Exception):
-                unseen[record.slide_id] = str(result)
+            if isinstance(found, Exception):
+                unseen[record.slide_id] = str(found)
             else:
-                facts[record.slide_id] = result
-    return facts, unseen
+                contents[record.slide_id], hashes[record.slide_id] = found
+    return contents, hashes, unseen
 
 
-def _fenced(
-    work: Callable[[SlideRecord], tuple[str, str]],
-) -> Callable[[SlideRecord], tuple[str, str] | SlideError | OSError]:
-    def done(record: SlideRecord) -> tuple[str, str] | SlideError | OSError:
-        try:
-            return work(record)
-        except (SlideError, OSError) as error:
-            return error
-
-    return done
-
-
-def _facts(record: SlideRecord) -> tuple[str, str]:
-    with open_slide(record.path, mpp_override=record.mpp or 1.0) as reader:  # the scale does not matter here
-        size = reader.info.size_px0
-        thumbnail, _ = read_area(reader, Box(0, 0, *size), max(size) / LOOK_PX, LOOK_PX)
-    return content_identity(record.path), look_of(thumbnail)
+def _content_and_hash(record: SlideRecord) -> tuple[str, str] | SlideError | OSError:
+    try:
+        with open_slide(record.path, mpp_override=record.mpp or 1.0) as reader:  # any scale does: only pixels count
+            size = reader.info.size_px0
+            thumbnail, _ = read_area(reader, Box(0, 0, *size), max(size) / THUMBNAIL_PX, THUMBNAIL_PX)
+        return content_identity(record.path), look_of(thumbnail)
+    except (SlideError, OSError) as error:
+        return error

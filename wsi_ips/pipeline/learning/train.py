@@ -13,16 +13,17 @@ from torch import nn
 
 from wsi_ips.config import AugmentSection, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
+from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
 from wsi_ips.model.card import CARD_NAME, EncoderOrigin, checkpoint_fingerprint
 from wsi_ips.model.checkpoint import add_trunk, build_net, start_from_checkpoint
 from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.model.freezing import add_lora, freeze
-from wsi_ips.pipeline.checks.leakage import require_no_leak
+from wsi_ips.pipeline.checks.split import require_no_leak
 from wsi_ips.pipeline.learning.encoding import feature_source, plan_encoder
 from wsi_ips.pipeline.learning.feature_source import FeatureSource
-from wsi_ips.pipeline.prediction.preparation import preparation_of, training_facts
+from wsi_ips.pipeline.learning.training_facts import training_facts
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from wsi_ips.config import Recipe
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.inference import SlideScores
-from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.maps.heatmap import MapSource, heatmap_fingerprint, tissue_region, to_draw

@@ -14,10 +14,10 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.annotations import read_geojson
 from wsi_ips.config import HeatmapSection
 from wsi_ips.errors import AnnotationError
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.calibration import Calibration
 from wsi_ips.model.card import read_card
 from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores

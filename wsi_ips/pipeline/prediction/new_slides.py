@@ -1,6 +1,6 @@
-"""Slides of a folder, a file or a manifest, predicted with nothing but a bundle: what a recipe says, the bundle pins.
+"""Predict slides of a file, folder or manifest with nothing but a model's folder, which pins the settings.
 
-What comes of it is a run folder like any other, with the recipe and the manifest that were used in it.
+The result is a run folder like any other, with the recipe and the manifest that were used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import yaml
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.config.loading import RECIPE_NAME
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
+from wsi_ips.inference.preparation import pinned_sections
 from wsi_ips.labels import Task
 from wsi_ips.manifest import discover_slides, read_manifest
-from wsi_ips.manifest.table import read_rows
+from wsi_ips.manifest.manifest_csv import FILE_COLUMNS, read_rows
 from wsi_ips.model.card import CARD_NAME, ModelCard, read_card
 from wsi_ips.pipeline.checks.unknown import dicom_series
-from wsi_ips.pipeline.prediction.preparation import pinned_sections
 from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.slides.source import is_url, slide_name
 
@@ -31,18 +31,19 @@ ADJUSTABLE = ("compute.", "heatmap.")
 """Keys that may be set beside a bundle: they change no pixel that the network sees."""
 FILES = ("annotation", "coordinates", "tissue_mask")
 Row = dict[str, str]
+"""Text of a manifest row by column; paths are absolute."""
 
 
 @dataclass(frozen=True)
 class NewSlides:
-    """Slides that were asked for, as a run.
+    """The requested slides as a run.
 
     Attributes
     ----------
     recipe
-        Of the run folder.
+        Recipe of the run folder.
     names
-        slide_ids that were asked for, in order.
+        slide_ids of the requested slides, in order.
     notes
         What a person should know of their rows.
     """
@@ -53,13 +54,13 @@ class NewSlides:
 
 
 def bundle_folder(path: Path) -> Path:
-    """The bundle at a path, which may be a run folder that has one in it."""
+    """Return the model's folder at a path, which may also be the run folder that contains it."""
     inner = path / "model"
     return inner if not (path / CARD_NAME).exists() and (inner / CARD_NAME).exists() else path
 
 
 def default_output(bundle: Path) -> Path:
-    """Where predictions of a bundle go unless told otherwise, beneath the working folder."""
+    """Return the default folder for the predictions of a model, inside the working folder."""
     return Path("runs") / f"predicted-{read_card(bundle).model_id}"
 
 
@@ -71,7 +72,7 @@ def new_slides(
     overrides: Mapping[str, Any] | None = None,
     mpp: float | None = None,
 ) -> NewSlides:
-    """Write recipe and manifest of a run folder for these slides; slides of an earlier call stay in it.
+    """Write recipe and manifest of a run folder for some slides; slides of earlier calls stay in it.
 
     Parameters
     ----------
@@ -80,22 +81,22 @@ def new_slides(
     bundle
         Folder of the model.
     output
-        The run folder: new, empty, or of an earlier call with the same model.
+        Run folder: new, empty, or of an earlier call with the same model.
     overrides
-        Keys of the recipe for this call: those of :data:`ADJUSTABLE`.
+        Recipe keys for this call; only those of :data:`ADJUSTABLE`.
     mpp
-        µm per level-0 pixel of all these slides, where their files do not say it.
+        µm per level-0 pixel of all these slides, for files that do not say it.
 
     Raises
     ------
     CheckpointError
-        The bundle cannot be used without a recipe.
+        The model cannot be used without a recipe.
     ManifestError
         A manifest cannot be used, a folder holds no slide, or two slides would have one name.
     RecipeError
-        The folder holds something else, or a key is pinned by the bundle.
+        The run folder holds something else, or the model pins a key.
     SlideNotFoundError
-        There is nothing at a path.
+        A path does not exist.
     """
     for key in overrides or {}:
         if not key.startswith(ADJUSTABLE):
@@ -106,18 +107,16 @@ def new_slides(
     content = _recipe_of(card, bundle)
     _require_own_folder(output, content)
     notes: list[str] = []
-    asked = _distinct([row for target in targets for row in _rows(target, notes)])
-    rows = [_usable(row, card.tasks, notes) for row in asked]
-    if mpp is not None:
-        rows = [row | {"mpp": str(mpp)} for row in rows]
-    rows = _as_tested(rows, notes)
+    asked = _merged([], [row for target in targets for row in _rows(target, notes)])
+    scale = {} if mpp is None else {"mpp": str(mpp)}
+    rows = _as_test_slides([_with_known_labels(row, card.tasks, notes) | scale for row in asked], notes)
     _write(output, content, _merged(_known_rows(output), rows), card.tasks)
     recipe = load_recipe(output / RECIPE_NAME, dict(overrides or {}))
     return NewSlides(recipe, tuple(row["slide_id"] for row in rows), tuple(notes))
 
 
 def _rows(target: str, notes: list[str]) -> list[Row]:
-    """Rows of one target; paths are absolute."""
+    """Return the rows of one target."""
     if is_url(target):
         return [{"slide_id": PurePosixPath(slide_name(target)).stem, "path": target}]
     path = Path(target).expanduser()
@@ -131,27 +130,27 @@ def _rows(target: str, notes: list[str]) -> list[Row]:
 
 
 def _one_per_series(rows: Sequence[Row], notes: list[str]) -> list[Row]:
-    """Of the files of a DICOM slide the first, which opens all of them."""
+    """Keep the first file of each DICOM slide, which opens all of them."""
     first: dict[str, str] = {}
     found = []
     for row in rows:
         series = dicom_series(Path(row["path"]))
         if series is not None and first.setdefault(series, row["slide_id"]) != row["slide_id"]:
-            notes.append(f"{row['slide_id']}: of the same DICOM series as {first[series]}, one slide with it")
+            notes.append(f"{row['slide_id']}: of the same DICOM series as {first[series]}, so part of that slide")
         else:
             found.append(row)
     return found
 
 
 def _manifest_rows(path: Path) -> list[Row]:
-    """All cells of a manifest, also of columns that only people know, with absolute paths."""
+    """Return all cells of a manifest, unknown columns included, with absolute paths."""
     records = read_manifest(path, leaks=("patient", "content")).records
     cells = {row.cells["slide_id"]: row.cells for row in read_rows(path, label_column="label")}
     rows = []
     for record in records:
         row = {name: text for name, text in cells[record.slide_id].items() if name and text}
         row["path"] = record.path if isinstance(record.path, str) else str(Path(record.path).resolve())
-        row |= {name: str(file.resolve()) for name in FILES if (file := getattr(record, name)) is not None}
+        row |= {name: str(file.resolve()) for name in FILE_COLUMNS if (file := getattr(record, name)) is not None}
         rows.append(row)
     return rows
 
@@ -160,40 +159,30 @@ def _texts(row: Mapping[Any, Any]) -> Row:
     return {str(name): str(value) for name, value in row.items() if value is not None}
 
 
-def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """Rows of different slides; one that is named twice stands there once."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        other = found.setdefault(row["slide_id"], row)
-        if other["path"] != row["path"]:
-            raise _one_name(row["slide_id"], other["path"], row["path"])
-    return list(found.values())
-
-
-def _usable(row: Row, tasks: Sequence[Task], notes: list[str]) -> Row:
-    """The row without labels that mean nothing to the model."""
+def _with_known_labels(row: Row, tasks: Sequence[Task], notes: list[str]) -> Row:
+    """Drop labels that are not classes of the model."""
     kept = dict(row)
     for task in tasks:
         text = row.get(task.name)
         try:
             task.truth(text)
         except ValueError as error:
-            notes.append(f"slide {row['slide_id']}, column `{task.name}`: {error}; it counts as not labelled")
+            notes.append(f"slide {row['slide_id']}, column `{task.name}`: {error}; it counts as unlabelled")
             del kept[task.name]
     return kept
 
 
-def _as_tested(rows: Sequence[Row], notes: list[str]) -> list[Row]:
-    """Labelled slides are test slides where no slide says what it is: the model was not trained on them here."""
+def _as_test_slides(rows: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Make labelled slides test slides where no slide has a split, as this model was not trained on them here."""
     labelled = [row for row in rows if row.get("label")]
     if not labelled or any(row.get("split") for row in rows):
         return list(rows)
-    notes.append(f"{len(labelled)} labelled slides without a split: they are taken as test slides")
+    notes.append(f"{len(labelled)} labelled slides without a split: they count as test slides")
     return [row | {"split": "test"} if row.get("label") else row for row in rows]
 
 
 def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
-    """The recipe that the bundle amounts to, as it is written."""
+    """Return the recipe that predicts with a model, as it is written."""
     label, *further = card.tasks
     labels: dict[str, Any] = {"classes": list(label.classes), "kind": label.kind}
     if further:
@@ -217,24 +206,24 @@ def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
 
 
 def _require_own_folder(output: Path, content: Mapping[str, Any]) -> None:
-    """Predictions never mix with another run's, nor with another model's."""
+    """Refuse a folder with files of another run or predictions of another model."""
     if not output.is_dir():
-        return  # Run.open tells of a file
+        return  # Run.open reports a file
     path = output / RECIPE_NAME
     if not path.exists():
         if any(not entry.name.startswith(".") for entry in output.iterdir()):
-            raise RecipeError(f"--output {output}: holds something else already; give a new folder")
+            raise RecipeError(f"--output {output}: holds something else already; name a new folder")
         return
     text = path.read_text(encoding="utf-8")
     if not text.startswith(MARK):
-        raise RecipeError(f"--output {output}: is the folder of another run; give a new one")
+        raise RecipeError(f"--output {output}: is the folder of another run; name a new one")
     known = yaml.safe_load(text)
-    # The model is known by its name, which holds its fingerprint: the bundle may lie elsewhere now.
+    # The name holds the model's fingerprint, so section `predict` with its path may differ: the folder may have moved.
     other = [name for name in content if name != "predict" and known.get(name) != content[name]]
     if other:
         raise RecipeError(
             f"--output {output}: holds predictions of another model or of other settings ({', '.join(other)} differ); "
-            "give a new folder"
+            "name a new folder"
         )
 
 
@@ -244,7 +233,7 @@ def _known_rows(output: Path) -> list[Row]:
 
 
 def _merged(known: Sequence[Row], asked: Sequence[Row]) -> list[Row]:
-    """Rows of earlier calls with the new ones; a cell that is given anew wins."""
+    """Return one row per slide: the known rows with the new ones merged in; new cells win."""
     rows = {row["slide_id"]: dict(row) for row in known}
     for row in asked:
         other = rows.setdefault(row["slide_id"], {})
@@ -256,8 +245,8 @@ def _merged(known: Sequence[Row], asked: Sequence[Row]) -> list[Row]:
 
 def _one_name(name: str, first: str, second: str) -> ManifestError:
     return ManifestError(
-        f"slide `{name}`: {first} and {second} have the same name; rename one, give them in a manifest with names of "
-        "your own, or use another --output"
+        f"slide `{name}`: {first} and {second} have the same name; rename one, list them in a manifest with your own "
+        "names, or use another --output"
     )
 
 

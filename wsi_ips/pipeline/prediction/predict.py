@@ -1,4 +1,4 @@
-"""Stage ``predict``: label and tile scores of every slide that is to be predicted."""
+"""Stage ``predict``: the label and the tile scores of every slide to predict."""
 
 from __future__ import annotations
 
@@ -9,30 +9,26 @@ from functools import partial
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.errors import ManifestError
 from wsi_ips.inference import stored_fingerprint
+from wsi_ips.inference.preparation import check_preparation
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.checkpoint import require_tasks
 from wsi_ips.model.encoders import encoder_remarks
-from wsi_ips.pipeline.prediction.calibrate import calibrate
-from wsi_ips.pipeline.prediction.predictions import write_predictions
-from wsi_ips.pipeline.prediction.predictor import PREDICT_JOB, Predictor, PredictTask, Told
-from wsi_ips.pipeline.prediction.preparation import check_preparation
-from wsi_ips.pipeline.prediction.scored import checkpoint_folder, predicted, scores_fingerprint
+from wsi_ips.pipeline.prediction.predictor import PREDICT_JOB, Predicted, Predictor, PredictTask
+from wsi_ips.pipeline.prediction.scored import calibrate, checkpoint_folder, scores_fingerprint, write_predictions
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
 from wsi_ips.scanning import choose_device
 
-__all__ = ["checkpoint_folder", "predict_stage", "predicted", "scores_fingerprint", "to_predict", "write_predictions"]
-
 
 def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
-    """Slides to predict: the named ones, else those of the recipe's splits and those without a split.
+    """Return the slides to predict: the named ones, else those of the recipe's splits and those without a split.
 
     Raises
     ------
     ManifestError
-        A name is no slide_id of the manifest.
+        A name is not a slide_id of the manifest.
     """
     if names:
         known = {record.slide_id: record for record in run.records}
@@ -48,12 +44,12 @@ def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
 
 
 def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
-    """Predict all slides whose scores are not up to date; the number of slides worked on.
+    """Predict all slides whose scores are out of date; return the number of slides predicted.
 
     Raises
     ------
     CheckpointError
-        There is no checkpoint, or it was made for other classes, another scale or other tissue.
+        There is no checkpoint, or it was made for other classes, scale or tissue.
     """
     folder = checkpoint_folder(run)
     card = read_card(folder)
@@ -78,13 +74,13 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
 
 
 def _lacks_features(run: Run, record: SlideRecord) -> bool:
-    """Whether the stage before refused the slide's features, and said why."""
+    """Tell whether the stage before refused the slide's features; its reason is in the table of states."""
     row = run.states[record.slide_id]
     return row.state == "failed" and row.stage == "features"
 
 
 def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
-    """One slide after another, in this process on one device."""
+    """Predict one slide after another, in this process and on one device."""
     device = choose_device(run.recipe.compute.device)
     predictor = Predictor(run.recipe, checkpoint_folder(run), model, device, run.progress.note)
     for record in due:
@@ -93,7 +89,7 @@ def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Cal
 
 
 def _predict_spread(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
-    """Slides over processes; each loads the network once. The largest slides come first."""
+    """Predict slides in several processes, each of which loads the network once; start with the largest slides."""
     compute = run.recipe.compute
     threads = max(1, (os.cpu_count() or 1) // compute.predict_workers) if compute.scheduler is None else 1
     tiles = {record.slide_id: run.states[record.slide_id].tiles or 0 for record in due}
@@ -111,16 +107,16 @@ def _predict_spread(run: Run, due: Sequence[SlideRecord], model: str, advance: C
     with spread(compute.model_copy(update={"workers": compute.predict_workers}), jobs) as work:
         for outcome in work.outcomes:
             if outcome is not None:
-                _book(run, outcome)
+                _record(run, outcome)
                 advance(tiles[outcome.job.name])
 
 
-def _book(run: Run, outcome: JobOutcome) -> None:
-    """Write down what came of a slide."""
+def _record(run: Run, outcome: JobOutcome) -> None:
+    """Write the outcome of a slide into the table of states."""
     name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
     before = run.states[name]
     earlier = before.attempts if before.state == "failed" and before.stage == "predict" else 0
-    if not isinstance(result.value, Told):
+    if not isinstance(result.value, Predicted):
         attempts = earlier + outcome.attempts
         run.states.fail(name, "predict", failure_of_job(outcome), seconds=usage.wall_s, attempts=attempts)
         return

@@ -1,4 +1,4 @@
-"""A network on its device, and what it does to a slide of a run: in the command's process or in one of a cluster."""
+"""Predict the slides of a run with a loaded network, in the process of the command or in one of a cluster."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Predictor:
     Parameters
     ----------
     recipe
-        Of the run.
+        Recipe of the run.
     folder
-        Of the checkpoint.
+        Folder of the checkpoint.
     model
         Fingerprint that the checkpoint must have.
     device
-        Where it computes.
+        Device of the network.
     note
-        Told what a person should know.
+        Called with messages for people.
 
     Raises
     ------
     CheckpointError
-        There is none, it was made for other classes, or it is not the one meant.
+        There is no checkpoint, or it was made for other classes, or has changed.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Predictor:
         self._limit = ChunkLimit(recipe.compute.chunk_size, self._tell)
 
     def _tell(self, text: str) -> None:
-        self.note(text)  # whoever listens at that time
+        self.note(text)  # `note` may be replaced between slides
 
     def _input(self, run: Run, record: SlideRecord) -> SlideTiles:
-        """Stored features of a slide where they are up to date, else its pixels, of which a model makes the same.
+        """Return the slide's stored features if they are up to date, else its pixels, which give the same features.
 
         Raises
         ------
         FeaturesError
-            The model knows imported features only, and this slide has none, or those of another encoder.
+            The model takes imported features only, and this slide has none, or those of another encoder.
         """
         encoder = self.card.encoder
         if run.recipe.model.input == "features":
@@ -108,18 +108,18 @@ class Predictor:
 
 @dataclass(frozen=True)
 class PredictTask:
-    """One slide for a process of a cluster.
+    """One slide to predict in another process.
 
     Attributes
     ----------
     recipe, record
-        The run's, and the slide.
+        Recipe of the run, and the slide.
     checkpoint, model
         Folder of the checkpoint and its fingerprint.
     fingerprint
-        Stored with the scores.
+        Fingerprint to store with the scores.
     threads
-        Of the processor, for this process.
+        CPU threads of the process.
     """
 
     recipe: Recipe
@@ -131,19 +131,19 @@ class PredictTask:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of it: seconds, and what a person should know."""
+class Predicted:
+    """Result of a :class:`PredictTask`: seconds taken, and messages for people."""
 
     seconds: float
     notes: tuple[str, ...]
 
 
 _kept: dict[tuple[Any, ...], Predictor] = {}
-"""The network of the last slide: most slides of a process have the same."""
+"""The predictor of the last slide, kept because most slides of a process have the same network."""
 
 
-def predict_job(task: PredictTask) -> Told:
-    """Predict a slide in this process; the network is loaded for the first one and kept for the next."""
+def predict_job(task: PredictTask) -> Predicted:
+    """Predict a slide in this process; load the network for the first slide and keep it for the next."""
     torch.set_num_threads(task.threads)
     notes: list[str] = []
     recipe = task.recipe
@@ -155,11 +155,11 @@ def predict_job(task: PredictTask) -> Told:
         predictor = _kept[key] = Predictor(recipe, task.checkpoint, task.model, device, notes.append)
     predictor.note = notes.append
     with Run.of_slide(recipe, task.record) as run:
-        return Told(predictor(run, task.record, task.fingerprint), tuple(notes))
+        return Predicted(predictor(run, task.record, task.fingerprint), tuple(notes))
 
 
 def own_device(wanted: str) -> torch.device:
-    """The device of this process: where it may choose among GPUs, the one of its number among its siblings."""
+    """Return the device of this process; where it may choose among GPUs, its number among the processes decides."""
     device = choose_device(wanted)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get(NUMBER, "0")) % torch.cuda.device_count())

@@ -1,21 +1,37 @@
-"""One slide of a manifest: its columns and what each may hold."""
+"""A row of a manifest: its columns, the values each may hold, and both as a JSON schema."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 from wsi_ips.geometry import Scale
+from wsi_ips.labels import Split
+from wsi_ips.provenance import atomic_write_json
 
 MAX_NAME_BYTES = 120
-"""Longest slide_id in UTF-8: with what the package adds it stays below the 255 bytes of file systems."""
+"""Longest slide_id in UTF-8. File systems allow 255 bytes, and the package appends to the name."""
 FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'
-"""Characters that some file system does not take in a name."""
+"""Characters that some file systems do not allow in a name."""
 SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
+NUMBER = r"[0-9]*\.?[0-9]+"
+PAIR = rf"(?![0-9]+,[0-9]+$){NUMBER}[,;]{NUMBER}"
+CELL_PATTERNS: dict[str, dict[str, Any]] = {
+    "slide_id": {
+        "minLength": 1,
+        "maxLength": MAX_NAME_BYTES,
+        "pattern": r"^(?![.]|__)[^" + FORBIDDEN[1:-1] + r"]*[^. " + FORBIDDEN[1:-1] + r"]$",
+    },
+    "path": {"minLength": 1},
+    "tissue_min_saturation": {"pattern": r"^(0(\.[0-9]+)?|1(\.0+)?|\.[0-9]+)?$"},
+    "mpp": {"pattern": rf"^({NUMBER}|{PAIR})?$"},
+}
+"""What the JSON schema requires of a cell, beyond being text."""
 
 
 def _folder_name(value: str) -> str:
@@ -37,13 +53,13 @@ def _path_unless_url(value: Path | str) -> Path | str:
 
 
 def _scale(value: object) -> object:
-    """``0.25`` or ``0.25,0.26`` (x, y) as a scale."""
+    """Parse ``0.25``, or ``0.25,0.26`` for x and y."""
     if isinstance(value, int | float):
         return Scale(value, value)
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"\d+,\d+", value):
-        # From `1,25` nobody can tell 1.25 from x = 1, y = 25, and either may be meant.
+        # `1,25` is ambiguous: 1.25 with a decimal comma, or x = 1 and y = 25.
         raise ValueError("may be a decimal comma; write 0.25 with a point, or x,y as 0.25,0.26")
     try:
         parts = [float(part) for part in re.split("[,;]", value)]
@@ -54,17 +70,17 @@ def _scale(value: object) -> object:
     return Scale(parts[0], parts[-1])
 
 
-def _possible(scale: Scale) -> Scale:
+def _plausible(scale: Scale) -> Scale:
     if not all(SMALLEST_MPP <= axis <= LARGEST_MPP for axis in scale):
         raise ValueError(
-            f"no scale of a slide; write µm per level-0 pixel, between {SMALLEST_MPP:g} and {LARGEST_MPP:g} "
+            f"not the scale of a slide; write µm per level-0 pixel, between {SMALLEST_MPP:g} and {LARGEST_MPP:g} "
             "(0.25 is usual at 40x)"
         )
     return scale
 
 
 class SlideRecord(BaseModel):
-    """One row of a manifest. Further columns are kept out of it and never an error."""
+    """One row of a manifest. Columns that it does not name are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -76,11 +92,11 @@ class SlideRecord(BaseModel):
     )
     label: str | None = Field(
         None,
-        description="Slide label, one of the recipe's classes; empty = not known. The recipe may name another column",
+        description="Slide label, one of the recipe's classes; empty = unknown. The recipe may name another column",
     )
     patient_id: str | None = Field(None, description="Slides of one patient stay in one split")
-    split: Literal["train", "val", "test"] | None = Field(None, description="Part of the cohort; empty = predict only")
-    mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_possible)] | None = Field(
+    split: Split | None = Field(None, description="Part of the cohort; empty = predict only")
+    mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_plausible)] | None = Field(
         None, description="µm per level-0 pixel; wins over what the file says; one number or `x,y`"
     )
     annotation: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
@@ -104,4 +120,31 @@ class SlideRecord(BaseModel):
 
 
 REQUIRED = tuple(name for name, info in SlideRecord.model_fields.items() if info.is_required())
-"""Columns that a manifest must have and that no row leaves empty."""
+"""Columns that every manifest has and every row fills in."""
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of a row, in which every cell is text and an empty one is ``""``."""
+    properties = {
+        name: {"type": "string", "description": info.description, **_choices(info), **CELL_PATTERNS.get(name, {})}
+        for name, info in SlideRecord.model_fields.items()
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A row of a wsi-ips manifest",
+        "type": "object",
+        "properties": properties,
+        "required": list(REQUIRED),
+        "additionalProperties": True,
+    }
+
+
+def write_schema(path: Path | str) -> None:
+    """Write :func:`manifest_schema` to a file."""
+    atomic_write_json(Path(path), manifest_schema())
+
+
+def _choices(info: FieldInfo) -> dict[str, Any]:
+    """Return the ``enum`` of a column that takes some words only; empty cells are allowed."""
+    names = [n for part in get_args(info.annotation) if get_origin(part) is Literal for n in get_args(part)]
+    return {"enum": [*names, ""]} if names else {}

@@ -1,4 +1,4 @@
-"""A bundle keeps its calibration beside its card, and what does not fit is refused."""
+"""A bundle keeps its calibration beside its card; one that does not fit the model is refused."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from tests.model.test_checkpoint import CARD
 from wsi_ips.errors import CheckpointError
-from wsi_ips.labels import Task
-from wsi_ips.model import read_card, save_checkpoint
-from wsi_ips.model.calibration import (
+from wsi_ips.evaluation.calibration import (
     CALIBRATION_NAME,
     Calibration,
     TaskCalibration,
     read_calibration,
     write_calibration,
 )
+from wsi_ips.labels import Task
+from wsi_ips.model import read_card, save_checkpoint
 from wsi_ips.model.card import checkpoint_fingerprint, write_card
 from wsi_ips.model.checkpoint import build_net
 

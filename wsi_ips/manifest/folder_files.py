@@ -1,4 +1,4 @@
-"""What lies in a folder, and rows made of it: shared by all ways to make a manifest."""
+"""List the files of a folder and turn them into rows of a manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest.record import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 SLIDE_SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
-"""File names that are taken for slides when a folder is searched."""
+"""Endings of the files that count as slides when a folder is searched."""
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder holds.
+    """What a folder contains.
 
     Attributes
     ----------
     table
         The manifest, one row per slide; paths are absolute.
     left_out
-        Files that are in no row, for a person to look at.
+        Files that are in no row, for a person to check.
     """
 
     table: pd.DataFrame
@@ -40,14 +40,14 @@ class Discovery:
 
 
 def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
-    """All files of some folders, absolute and sorted, but for hidden ones and the parts of a .mrxs.
+    """Return the files of some folders, as :func:`all_files` does; missing folders are skipped.
 
     Parameters
     ----------
     folders
-        Where to look; one that is not there holds nothing.
+        Where to look.
     deep
-        Also in the folders in them.
+        Whether to search subfolders, too.
     """
     found = set[Path]()
     for folder in folders:
@@ -57,7 +57,7 @@ def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """All files, absolute and sorted, but for hidden ones and the parts of a .mrxs (in a folder of its name)."""
+    """Return all files, absolute and sorted, without hidden ones and without the folders of .mrxs slides."""
     if not folder.is_dir():
         raise ManifestError(f"folder {folder}: no such folder")
     return _without_companions(_walk(folder.resolve()))
@@ -70,20 +70,20 @@ def _without_companions(paths: Iterable[Path]) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files of all folders, also of linked ones: slides often lie on another disk. A ring of links is walked once."""
+    """Yield the files of all subfolders; follow links, for slides on other disks, but visit each folder once."""
     seen = set[tuple[int, int]]()
     for place, folders, names in os.walk(folder, followlinks=True):
-        facts = os.stat(place)
-        if (facts.st_dev, facts.st_ino) in seen:
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in names)
 
 
 def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
-    """Rows as a manifest, each checked as if it had been read from a file."""
+    """Return the rows as a manifest; each is checked as if it had been read from a file."""
     if not rows:
         raise ManifestError(f"folder {folder}: no slide in it; known endings: {', '.join(sorted(SLIDE_SUFFIXES))}")
     first: dict[str, Path] = {}
@@ -93,7 +93,7 @@ def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
         if other != path:
             raise ManifestError(
                 f"folder {folder}: {other} and {path} would both be slide `{name}`; rename one, or write a manifest "
-                "with names of your own"
+                "with your own names"
             )
         try:
             SlideRecord.model_validate(row)
@@ -107,6 +107,6 @@ def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names and say how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

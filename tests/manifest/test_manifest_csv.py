@@ -206,11 +206,11 @@ def test_names_that_do(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("again", ["Slide", "slide", "SLIDE"])
 def test_a_name_stands_once_whatever_its_capitals(tmp_path: Path, again: str) -> None:
     text = complaint(tmp_path, f"slide_id,path\nSlide,a.svs\n\n{again},b.svs\n")
-    assert f"row 4, column `slide_id`: `{again}` stands already in row 2" in text
+    assert f"row 4, column `slide_id`: `{again}` is already in row 2" in text
 
 
 def test_one_name_in_two_spellings_of_unicode_is_one(tmp_path: Path) -> None:
-    assert "stands already in row 2" in complaint(tmp_path, "slide_id,path\nm\u00e4rz,a.svs\nma\u0308rz,b.svs\n")
+    assert "is already in row 2" in complaint(tmp_path, "slide_id,path\nm\u00e4rz,a.svs\nma\u0308rz,b.svs\n")
 
 
 def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_file_in_two_splits_is_refused(tmp_path: Path) -> None:
         ("slide_id,path,patientid", "column `patientid`: is it `patient_id`? Rename it"),
         ("slide_id,path,splits", "column `splits`: is it `split`? Rename it"),
         ("slide_id,path,annotations", "column `annotations`: is it `annotation`? Rename it"),
-        ("slide_id,path,label,label", "column `label` stands there 2 times; keep one"),
+        ("slide_id,path,label,label", "column `label` is there 2 times; keep one"),
     ],
 )
 def test_a_misspelt_column_is_never_ignored_in_silence(tmp_path: Path, header: str, hint: str) -> None:

@@ -1,0 +1,88 @@
+"""List every recipe key with its default, description and choices, for ``--help`` and the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from wsi_ips.config.choices import ListedIn
+from wsi_ips.config.sections import Recipe, Section
+from wsi_ips.registry import registry
+
+
+@dataclass(frozen=True)
+class RecipeKey:
+    """One key of a recipe.
+
+    Attributes
+    ----------
+    name
+        Dotted name, such as ``tiles.mpp``; ``NAME`` stands for a name that the user chooses.
+    default
+        Value when the recipe leaves the key out; None for a required key and where empty is the default.
+    is_required
+        Whether every recipe must give it.
+    description
+        Meaning and unit. Where a registry lists the choices, their help follows.
+    choices
+        The names to choose from; empty when the key takes other values too.
+    """
+
+    name: str
+    default: Any
+    is_required: bool
+    description: str
+    choices: tuple[str, ...]
+
+
+def recipe_keys(section: type[Section] = Recipe) -> list[RecipeKey]:
+    """Return every key of a recipe, or of one section, in order."""
+    return list(_keys_of(section, ""))
+
+
+def _keys_of(section: type[Section], prefix: str) -> Iterator[RecipeKey]:
+    for name, field in section.model_fields.items():
+        inner = _section_in(field.annotation)
+        if inner is None:
+            yield _key(f"{prefix}{name}", field)
+        elif get_origin(field.annotation) is dict:  # sections under names of the user's own
+            yield from _keys_of(inner, f"{prefix}{name}.NAME.")
+        else:
+            yield from _keys_of(inner, f"{prefix}{name}.")
+
+
+def _key(name: str, field: FieldInfo) -> RecipeKey:
+    marks = [*field.metadata, *_marks_in(field.annotation)]
+    plural = next((mark.plural for mark in marks if isinstance(mark, ListedIn)), None)
+    description = field.description or ""
+    choices = tuple(registry(plural)) if plural else _literals_in(field.annotation)
+    if plural:
+        description = f"{description}: {registry(plural).described()}"
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return RecipeKey(name, default, field.is_required(), description, choices)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that an annotation holds, also as ``Section | None`` and ``dict[str, Section]``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
+def _marks_in(annotation: Any) -> Iterator[Any]:
+    """Yield the metadata of every ``Annotated`` inside an annotation."""
+    yield from getattr(annotation, "__metadata__", ())
+    for part in get_args(annotation):
+        yield from _marks_in(part)
+
+
+def _literals_in(annotation: Any) -> tuple[str, ...]:
+    """Return the names an annotation allows; nothing where it allows other values than names, too."""
+    if get_origin(annotation) is Literal:
+        return tuple(str(name) for name in get_args(annotation))
+    parts = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]
+    found = [_literals_in(part) for part in parts]
+    return () if not all(found) else tuple(name for names in found for name in names)

@@ -1,0 +1,285 @@
+"""Divide slides into splits or folds: whole patients, labels in proportion, whole centres held out where asked.
+
+scikit-learn's `StratifiedGroupKFold` deals whole groups into K units of about equal size and equal strata. A split of
+share s then takes round(s * K) of the units, with the K up to 20 for which that comes closest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.errors import ManifestError
+from wsi_ips.labels import Split
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.splits import Splits
+
+MOST_UNITS = 20
+CLOSE_ENOUGH = 0.02
+"""Largest error of a share that still counts as met."""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How to divide a cohort.
+
+    Attributes
+    ----------
+    fractions
+        Shares of train, val and test. With ``folds`` only val counts: as its share of the slides not tested.
+    folds
+        Number of folds; None for fixed splits.
+    stratify
+        Manifest columns kept in proportion; slides where the first is empty are in no split.
+    by
+        Manifest column of the centre: whole centres are tested.
+    hold_out
+        Centres to test; empty = chosen by share or fold.
+    seed
+        Seed of the shuffling.
+    """
+
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    folds: int | None = None
+    stratify: tuple[str, ...] = ("label",)
+    by: str | None = None
+    hold_out: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SlideToSplit:
+    """A slide that a split is to be chosen for.
+
+    Attributes
+    ----------
+    slide_id
+        Name of the slide.
+    group
+        Slides of one group (patient, copies) stay together.
+    stratum
+        Value kept in proportion, such as the label.
+    site
+        Centre, scanner or the like that is tested as a whole; empty where splits are not made by site.
+    """
+
+    slide_id: str
+    group: str
+    stratum: str
+    site: str = ""
+
+
+def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
+    """Divide slides as planned; the settings of the result tell the plan.
+
+    Raises
+    ------
+    ManifestError
+        There are too few groups or sites.
+    """
+    train, val, _ = plan.fractions
+    val_share = val / (train + val) if train + val else 0.0
+    if plan.hold_out:
+        splits = held_out_sites(slides, plan.hold_out, val_share, seed=plan.seed)
+    elif plan.folds is not None:
+        splits = k_folds(slides, plan.folds, val_share, seed=plan.seed)
+    else:
+        splits = fixed_splits(slides, plan.fractions, seed=plan.seed)
+    return replace(splits, settings={**splits.settings, "stratify": list(plan.stratify), "by": plan.by})
+
+
+def fixed_splits(slides: Sequence[SlideToSplit], fractions: tuple[float, float, float], *, seed: int) -> Splits:
+    """Divide slides into train, val and test of given shares, which are scaled to a sum of 1.
+
+    Where slides have sites, whole sites are tested; train and val come from the others. The same seed and slides give
+    the same splits.
+
+    Raises
+    ------
+    ManifestError
+        There are too few groups.
+    """
+    train, val, test = (share / sum(fractions) for share in fractions)
+    _require_one_site_per_group(slides)
+    tested = _chosen(slides, test, seed, by_site=_has_sites(slides))
+    rest = [s for s in slides if s.slide_id not in tested]
+    validating = _chosen(rest, val / max(train + val, 1e-9), seed + 1, by_site=False)
+    return Splits((_fold(slides, tested, validating),), {"fractions": [train, val, test], "seed": seed})
+
+
+def held_out_sites(slides: Sequence[SlideToSplit], sites: Sequence[str], val: float, *, seed: int) -> Splits:
+    """Test the named sites; of the other slides a share ``val`` validates.
+
+    Raises
+    ------
+    ManifestError
+        A site has no slide, or nothing is left to train on.
+    """
+    known = Counter(s.site for s in slides)
+    for site in sites:
+        if not known[site]:
+            raise ManifestError(f"no slide of `{site}`; there are: {', '.join(sorted(known))}")
+    tested = {s.slide_id for s in slides if s.site in sites}
+    _require_whole_groups(slides, tested)
+    rest = [s for s in slides if s.slide_id not in tested]
+    if not rest:
+        raise ManifestError("all sites are held out; nothing is left to train on")
+    validating = _chosen(rest, val, seed, by_site=False)
+    return Splits((_fold(slides, tested, validating),), {"sites": sorted(sites), "val": val, "seed": seed})
+
+
+def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int) -> Splits:
+    """Test every slide in exactly one of the folds; of the slides not tested a share ``val`` validates.
+
+    Where slides have sites, a fold tests whole sites: as many folds as sites leave one site out. The same seed and
+    slides give the same folds.
+
+    Raises
+    ------
+    ManifestError
+        There are fewer groups, or sites, than folds.
+    """
+    _require_one_site_per_group(slides)
+    units = _units(slides, folds, seed, by_site=_has_sites(slides))
+    made = []
+    for k in range(folds):
+        tested = {s.slide_id for s, unit in zip(slides, units, strict=True) if unit == k}
+        rest = [s for s in slides if s.slide_id not in tested]
+        made.append(_fold(slides, tested, _chosen(rest, val, seed + 1 + k, by_site=False)))
+    return Splits(tuple(made), {"folds": folds, "val": val, "seed": seed})
+
+
+def with_validation_share(
+    records: Sequence[SlideRecord], labels: Mapping[str, str | None], share: float, *, seed: int
+) -> tuple[SlideRecord, ...]:
+    """Move a share of the labelled training slides to split ``val``: whole patients, labels in proportion.
+
+    Parameters
+    ----------
+    records
+        Rows of the manifest.
+    labels
+        Label by slide_id; None where unknown.
+    share
+        Share of the training slides.
+    seed
+        Seed of the choice.
+
+    Raises
+    ------
+    ManifestError
+        There are fewer than two patients.
+    """
+    train = [
+        SlideToSplit(r.slide_id, r.patient_id or r.slide_id, labels[r.slide_id] or "")
+        for r in records
+        if r.split == "train"
+    ]
+    chosen = _chosen([s for s in train if s.stratum], share, seed, by_site=False)
+    return tuple(r.model_copy(update={"split": "val"}) if r.slide_id in chosen else r for r in records)
+
+
+def joined_groups(slide_ids: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the connected component of each slide, named after its first slide; the pairs are the edges."""
+    order = list(slide_ids)
+    parent = {name: name for name in order}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    rank = {name: position for position, name in enumerate(order)}
+    for first, second in pairs:
+        low, high = sorted((root(first), root(second)), key=rank.__getitem__)
+        parent[high] = low
+    return {name: root(name) for name in order}
+
+
+def _chosen(slides: Sequence[SlideToSplit], share: float, seed: int, *, by_site: bool) -> set[str]:
+    """Choose a share of the slides, in whole groups (or sites), their strata in proportion."""
+    if share <= 0:
+        return set()
+    groups = len({_key(s, by_site) for s in slides})
+    if groups < 2:
+        raise ManifestError(
+            f"{groups} {'site' if by_site else 'patient or group of copies'} cannot be divided; add slides, or ask for "
+            "fewer splits"
+        )
+    units = min(range(2, min(MOST_UNITS, groups) + 1), key=lambda k: (_error(share, k), k))
+    take = min(units - 1, max(1, round(share * units)))
+    dealt = _units(slides, units, seed, by_site=by_site)
+    return {s.slide_id for s, unit in zip(slides, dealt, strict=True) if unit < take}
+
+
+def _error(share: float, units: int) -> float:
+    off = abs(max(1, round(share * units)) / units - share)
+    return 0.0 if off <= CLOSE_ENOUGH else off
+
+
+def _units(slides: Sequence[SlideToSplit], units: int, seed: int, *, by_site: bool) -> NDArray[np.intp]:
+    """Return the number of the unit that each slide is dealt to."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    keys, strata = [_key(s, by_site) for s in slides], [s.stratum for s in slides]
+    if units > len(set(keys)):
+        what = "sites" if by_site else "patients (or slides without one)"
+        raise ManifestError(f"{units} folds of {len(set(keys))} {what}; ask for at most as many")
+    if units > max(Counter(strata).values()):
+        strata = [""] * len(slides)  # the splitter refuses so many units for these strata: only groups count
+    dealt = np.empty(len(slides), np.intp)
+    splitter = StratifiedGroupKFold(units, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        # It warns of strata that have fewer slides than there are units, and spreads them as far as possible.
+        warnings.simplefilter("ignore", UserWarning)
+        for number, (_, chosen) in enumerate(splitter.split(keys, strata, keys)):
+            dealt[chosen] = number
+    return dealt
+
+
+def _fold(slides: Sequence[SlideToSplit], tested: set[str], validating: set[str]) -> dict[str, Split]:
+    def split(slide_id: str) -> Split:
+        return "test" if slide_id in tested else "val" if slide_id in validating else "train"
+
+    return {s.slide_id: split(s.slide_id) for s in slides}
+
+
+def _has_sites(slides: Sequence[SlideToSplit]) -> bool:
+    return any(s.site for s in slides)
+
+
+def _key(slide: SlideToSplit, by_site: bool) -> str:
+    return slide.site if by_site else slide.group
+
+
+def _require_one_site_per_group(slides: Sequence[SlideToSplit]) -> None:
+    torn = _torn_groups((s.group, s.site) for s in slides)
+    if torn:
+        shown = [f"{group} ({', '.join(sorted(sites))})" for group, sites in sorted(torn.items())[:5]]
+        raise ManifestError(
+            f"patients or copies with slides of two sites: {', '.join(shown)}; correct the manifest, or make the "
+            "splits without sites"
+        )
+
+
+def _require_whole_groups(slides: Sequence[SlideToSplit], tested: set[str]) -> None:
+    torn = _torn_groups((s.group, str(s.slide_id in tested)) for s in slides)
+    if torn:
+        raise ManifestError(
+            f"patients or copies in a site that is held out and in another: {', '.join(sorted(torn)[:5])}; hold "
+            "out all their sites, or correct the manifest"
+        )
+
+
+def _torn_groups(values: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Return the groups that have several values, with these values."""
+    found: dict[str, set[str]] = {}
+    for group, value in values:
+        found.setdefault(group, set()).add(value)
+    return {group: several for group, several in found.items() if len(several) > 1}
