@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.learning.features import features_stage
+from wsi_ips.pipeline.learning.features_stage import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.pipeline.prediction.predict import predict_stage
 from wsi_ips.pipeline.report.page import compute_figures

@@ -82,7 +82,6 @@ def test_the_frozen_stage_has_not_learned_and_the_other_has(trained):
         ({"model__freeze": 1, "model__lora_rank": 4}, "freezes the whole encoder"),
         ({"model__freeze": "none", "model__lora_rank": 4}, "has no attention"),
         ({"model__encoder": "preset:none"}, "photographs"),
-        ({"model__batch_statistics": "re-estimated"}, r"model\.batch_statistics.*without weights"),
     ],
 )
 def test_what_does_not_fit_is_a_recipe_error(trained, overrides, message):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.training.test_loop import cohort, trainer
+from tests.training.test_loop import Recorder, cohort, trainer
 from wsi_ips.model import IpsNet, build_encoder, encoder_spec, selection_rule
 
 
@@ -29,9 +29,10 @@ def net_with(**arguments: object) -> IpsNet:
     ids=["abmil", "mean", "max", "evidence", "paper"],
 )
 def test_a_step_teaches_every_part(arguments):
-    net, records = net_with(**arguments), []
+    net, listener = net_with(**arguments), Recorder()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    trainer(net, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2), on_epoch=records.append)
+    trainer(net, listener=listener, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2))
+    records = listener.records
     assert all(math.isfinite(record.loss) for record in records)
     assert math.isfinite(records[-1].val_loss)
     for part in ("encoder", "head") if arguments.get("pooling") == "mean" else ("encoder", "pooling", "head"):

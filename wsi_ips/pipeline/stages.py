@@ -97,8 +97,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None) -> Outcome:
         The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be
         used is no error: it ends as ``failed`` in ``slides.csv``.
     """
-    from wsi_ips.pipeline.learning.together import joined
-    from wsi_ips.pipeline.learning.train import train_stage
+    from wsi_ips.pipeline.learning.train import joined, train_stage
     from wsi_ips.pipeline.maps.handoff import handoff_stage
     from wsi_ips.pipeline.maps.heatmap import heatmap_stage
     from wsi_ips.pipeline.prediction.predict import predict_stage
@@ -186,7 +185,7 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
         if last == "tile":
             tile_stage(run)
         elif last == "features":
-            from wsi_ips.pipeline.learning.features import features_stage
+            from wsi_ips.pipeline.learning.features_stage import features_stage
 
             tile_stage(run, only=set(slides) or None)
             features_stage(run, slides)
@@ -198,8 +197,7 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
 
 
 def _train(recipe: Recipe, watcher: Progress) -> Run:
-    from wsi_ips.pipeline.learning.together import joined
-    from wsi_ips.pipeline.learning.train import train_stage
+    from wsi_ips.pipeline.learning.train import joined, train_stage
 
     with ExitStack() as opened:
         world = opened.enter_context(joined(recipe))
@@ -233,7 +231,7 @@ def _predict(run: Run, slides: Sequence[str]) -> None:
 
 def _features(run: Run, slides: Sequence[str] = ()) -> bool:
     """Store features where the recipe learns from them; whether anything was done."""
-    from wsi_ips.pipeline.learning.features import features_stage
+    from wsi_ips.pipeline.learning.features_stage import features_stage
 
     return run.recipe.model.input == "features" and bool(features_stage(run, slides))
 

@@ -1,15 +1,15 @@
 """Figures of an epoch: sums while it runs, a record when it is done.
 
-The sums are part of the state on disk, so a training that was stopped within an epoch tells the same figures.
+The sums are part of the stored state, so a training that was stopped within an epoch reports the same figures.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,11 +21,6 @@ from wsi_ips.provenance import peak_rss_mb
 TILES_COMPARED = 256
 """Best tiles of a slide that are remembered until its next visit."""
 
-LEAP = 10.0
-"""Factor over the training loss of the first epoch, which is about that of guessing."""
-
-Select = Literal["loss", "auc"]
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -34,13 +29,13 @@ class Cost:
     Attributes
     ----------
     tiles_per_s
-        Tiles read and scored per second of the scan; None in the warm start, which has none.
+        Tiles read and scored per second of the scan; None in a start phase without a scan.
     read_share, scan_share, gradient_share
-        Of the time in steps: waiting for pixels, scoring tiles, learning from those kept.
+        Shares of the time in steps: waiting for pixels, scoring tiles, learning from those kept.
     peak_rss_mb
         Largest resident memory of the process so far, MB.
     peak_gpu_mb
-        Largest memory of tensors on the GPU so far, MB; None without one.
+        Largest memory of tensors on the GPU so far, MB; None without a GPU.
     """
 
     tiles_per_s: float | None
@@ -62,22 +57,22 @@ class EpochRecord:
     loss
         Mean training loss of the slides.
     accuracy
-        Share of the training slides' labels that are most probable, dropout on, mean over tasks.
+        Share of correct answers on the training slides, dropout on, mean over tasks.
     val_loss
-        Mean loss of the validation slides, over tasks; None without any and in the warm start.
+        Mean loss of the validation slides, over tasks; None without any and in the start phase.
     val_auc
-        Mean of their areas under the ROC curve, over classes and tasks; None also where nothing is to be told apart.
+        Mean area under their ROC curve, over classes and tasks; None also where they are of one class.
     learning_rate
         At the end of the epoch.
     gradient_norm, gradient_norm_max
-        Length of the gradient before it is clipped, mean and largest of the steps.
+        Norm of the gradient before clipping, mean and largest of the steps.
     attention_entropy
-        Of the attention over a slide's kept tiles, from 0 (all on one) to 1 (even), mean over slides.
+        Entropy of the attention over a slide's kept tiles, from 0 (all on one) to 1 (even), mean over slides.
     selection_overlap
         Share of a slide's best tiles that were among them at its last visit, mean over slides; with tile dropout at
         most about the share that is scanned. None where no slide was scanned twice.
     seconds
-        Time spent on the training so far, in all its calls.
+        Time spent on the training so far, in all calls.
     cost
         What it cost.
     """
@@ -97,67 +92,42 @@ class EpochRecord:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """From what ``dataclasses.asdict`` gave."""
+        """Build a record from the result of ``dataclasses.asdict``."""
         return cls(**(dict(stored) | {"cost": Cost(**stored["cost"])}))
 
 
-def best_epoch(history: Sequence[EpochRecord], select: Select) -> EpochRecord:
-    """The epoch to keep: the best by the validation slides, the later of equals; without any the last one.
-
-    A training loss says nothing of the best one, but one :data:`LEAP` times that of the first epoch says that training
-    has diverged: such an epoch is not kept. Of equal AUCs the one with the lower loss is better.
-    """
-    validated = [record for record in history if record.val_loss is not None]
-    sane = [record for record in history if record.loss <= LEAP * history[0].loss]
-    return min(reversed(validated), key=lambda r: _merit(r, select)) if validated else sane[-1]
-
-
-def waited(history: Sequence[EpochRecord], select: Select) -> int:
-    """Validated epochs since the best one."""
-    validated = [record for record in history if record.val_loss is not None]
-    return len(validated) - 1 - validated.index(best_epoch(validated, select)) if validated else 0
-
-
-def _merit(record: EpochRecord, select: Select) -> tuple[float, ...]:
-    """Smaller is better."""
-    assert record.val_loss is not None
-    if select == "auc" and record.val_auc is not None:
-        return (-record.val_auc, record.val_loss)
-    return (record.val_loss,)
-
-
 class Meter:
-    """Sums of the epoch at work.
+    """Sums of the running epoch.
 
     Attributes
     ----------
     sums
-        Per name the sum of weighted values, of weights, and the largest value; plain numbers, to be stored as JSON.
+        By name the sum of weighted values, the sum of weights and the largest value; plain numbers, stored as JSON.
     """
 
     def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
         self.sums = {} if sums is None else sums
 
     def add(self, name: str, value: float, weight: float = 1.0) -> None:
-        """Count a value."""
+        """Add a value."""
         total, weights, largest = self.sums.get(name, [0.0, 0.0, value])
         self.sums[name] = [total + value * weight, weights + weight, max(largest, value)]
 
     def mean(self, name: str) -> float | None:
-        """Weighted mean; None where nothing was counted."""
+        """Return the weighted mean; None where nothing was added."""
         return self.sums[name][0] / self.sums[name][1] if name in self.sums else None
 
     def largest(self, name: str) -> float | None:
-        """Largest value; None where nothing was counted."""
+        """Return the largest value; None where nothing was added."""
         return self.sums[name][2] if name in self.sums else None
 
     def total(self, name: str) -> float:
-        """Weighted sum, 0 where nothing was counted."""
+        """Return the weighted sum, 0 where nothing was added."""
         return self.sums.get(name, [0.0])[0]
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Count the seconds of a ``with`` block."""
+        """Add the seconds of a ``with`` block."""
         began = time.perf_counter()
         try:
             yield
@@ -165,7 +135,7 @@ class Meter:
             self.add(name, time.perf_counter() - began)
 
     def cost(self, device: torch.device) -> Cost:
-        """From the clocks ``step``, ``scan``, ``scan_read`` (within it), ``read`` (outside) and ``gradient``."""
+        """Return the cost, from the clocks ``step``, ``scan``, ``scan_read`` (within it), ``read`` and ``gradient``."""
         steps, scan, within = (self.total(name) for name in ("step", "scan", "scan_read"))
         whole = max(steps, 1e-9)
         return Cost(
@@ -179,35 +149,29 @@ class Meter:
 
 
 class LastSelection:
-    """The best tiles of every training slide at its last visit.
-
-    Parameters
-    ----------
-    memory_size
-        Tiles kept per slide (M).
-    """
+    """The best tiles of every training slide at its last visit; ``memory_size`` is the number kept per slide (M)."""
 
     def __init__(self, memory_size: int) -> None:
         self._width = min(memory_size, TILES_COMPARED)
         self._tiles: dict[str, NDArray[np.int32]] = {}
 
     def overlap(self, slide_id: str, best: NDArray[np.integer]) -> float | None:
-        """Share of a slide's best tiles that were among them the last time; None the first time. Remembers them."""
+        """Remember a slide's best tiles; return the share that was among them last time, None the first time."""
         now, before = best[: self._width].astype(np.int32), self._tiles.get(slide_id)
         self._tiles[slide_id] = now
         return None if before is None else float(np.isin(now, before).mean())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What to store."""
+        """Return what to store."""
         return {slide_id: torch.from_numpy(tiles) for slide_id, tiles in self._tiles.items()}
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
-        """Take over what was stored."""
+        """Restore what was stored."""
         self._tiles = {slide_id: tiles.numpy() for slide_id, tiles in stored.items()}
 
 
 def attention_entropy(weights: Tensor, mask: Tensor) -> Tensor:
-    """Entropy of attention over its largest possible value, mean over queries, shape (B,); NaN for a single tile.
+    """Return the entropy of attention over its largest possible value, mean over queries; NaN for a single tile.
 
     Parameters
     ----------
@@ -215,6 +179,11 @@ def attention_entropy(weights: Tensor, mask: Tensor) -> Tensor:
         Attention over the kept tiles, shape (B, K, T), 0 where there is none.
     mask
         bool, shape (B, K).
+
+    Returns
+    -------
+    torch.Tensor
+        Shape (B,).
     """
     entropy: Tensor = torch.special.entr(weights.double()).sum(1).mean(1)  # (B,)
     return entropy / mask.sum(1).double().log()

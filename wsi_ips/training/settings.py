@@ -1,0 +1,84 @@
+"""What a training is given: its settings, its slides, and a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from wsi_ips.config import ComputeSection, PlannedTraining
+from wsi_ips.labels import Truth
+from wsi_ips.tiles import SlideTiles
+
+if TYPE_CHECKING:
+    from wsi_ips.model.net import IpsNet
+    from wsi_ips.training.epoch_records import EpochRecord
+
+
+@dataclass(frozen=True)
+class LabelledSlide:
+    """One slide to learn from.
+
+    Attributes
+    ----------
+    tiles
+        Where its pixels are.
+    truths
+        Its label in each task.
+    view
+        Number of earlier visits in the same epoch; each view has other random tiles and other augmentation.
+    """
+
+    tiles: SlideTiles
+    truths: tuple[Truth, ...]
+    view: int = 0
+
+    @property
+    def slide_id(self) -> str:
+        """Identity of the slide."""
+        return self.tiles.slide_id
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes
+    ----------
+    section, compute
+        Sections ``training`` and ``compute`` of the recipe.
+    memory_size
+        Tiles kept per slide (M).
+    seed
+        Seed of slide order, tile dropout, random tiles and augmentation.
+    continues
+        The network comes from an earlier training, so its embeddings are not standardised again.
+    gradient
+        How a step's gradient is computed; ``auto`` takes one pass where it fits into ``compute.gpu_memory_gb``.
+    micro_batch
+        Patches at a time of the two-pass gradient; fewer where they do not fit.
+    """
+
+    section: PlannedTraining
+    compute: ComputeSection
+    memory_size: int
+    seed: int
+    continues: bool = False
+    gradient: Literal["auto", "plain", "two-pass"] = "auto"
+    micro_batch: int = 64
+
+
+class Listener:
+    """Hears how a training goes. Subclass it and override what you need; this one ignores everything."""
+
+    def on_slides(self, count: int) -> None:
+        """So many more training slides are done; called after each step."""
+
+    def on_epoch(self, record: EpochRecord, net: IpsNet) -> None:
+        """An epoch is done; ``net`` is the network to keep, with the weights of this epoch."""
+
+    def on_resume(self, history: Sequence[EpochRecord]) -> None:
+        """The training goes on after these epochs."""
+
+    def note(self, text: str) -> None:
+        """Say something to the user: the gradient is split into passes, or memory ran out."""
