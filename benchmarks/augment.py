@@ -1,8 +1,8 @@
 """Cost of augmentation per patch, against the encoder's forward pass and torchvision's transforms, on one thread.
 
-The peer is torchvision v2 as it has to be called for numbers of each patch's own: one call per patch, eager. Its
-There is no stain jitter in torchvision, so those rows have none. All ways get the same patches
-in turn, round after round; the median of CPU time counts, in microseconds a patch.
+The peer is torchvision v2 as it has to be called for numbers of each patch's own: one call per patch, eager. It has no
+stain jitter, so those rows have no peer. All ways get the same patches in turn, round after round; the median of CPU
+time counts, in microseconds a patch.
 
     python benchmarks/augment.py [--quick] [--json FILE] [--patch-px 224] [--encoder NAME]
 

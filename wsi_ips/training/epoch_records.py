@@ -24,70 +24,31 @@ TILES_COMPARED = 256
 
 @dataclass(frozen=True)
 class Cost:
-    """What an epoch cost on this machine; the only figures that differ when a training is repeated.
+    """What an epoch cost on this machine; the only figures that differ when a training is repeated."""
 
-    Attributes
-    ----------
-    tiles_per_s
-        Tiles read and scored per second of the scan; None in a start phase without a scan.
-    read_share, scan_share, gradient_share
-        Shares of the time in steps: waiting for pixels, scoring tiles, learning from those kept.
-    peak_rss_mb
-        Largest resident memory of the process so far, MB.
-    peak_gpu_mb
-        Largest memory of tensors on the GPU so far, MB; None without a GPU.
-    """
-
-    tiles_per_s: float | None
-    read_share: float
-    scan_share: float
-    gradient_share: float
-    peak_rss_mb: float
-    peak_gpu_mb: float | None
+    tiles_per_s: float | None  # read and scored per second of the scan; None in a start phase without a scan
+    read_share: float  # of the time in steps: waiting for pixels
+    scan_share: float  # scoring tiles
+    gradient_share: float  # learning from those kept
+    peak_rss_mb: float  # largest resident memory of the process so far
+    peak_gpu_mb: float | None  # largest memory of tensors on the GPU so far; None without a GPU
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Figures of one epoch.
+    """Figures of one epoch."""
 
-    Attributes
-    ----------
-    epoch
-        Counted from 1.
-    loss
-        Mean training loss of the slides.
-    accuracy
-        Share of correct answers on the training slides, dropout on, mean over tasks.
-    val_loss
-        Mean loss of the validation slides, over tasks; None without any and in the start phase.
-    val_auc
-        Mean area under their ROC curve, over classes and tasks; None also where they are of one class.
-    learning_rate
-        At the end of the epoch.
-    gradient_norm, gradient_norm_max
-        Norm of the gradient before clipping, mean and largest of the steps.
-    attention_entropy
-        Entropy of the attention over a slide's kept tiles, from 0 (all on one) to 1 (even), mean over slides.
-    selection_overlap
-        Share of a slide's best tiles that were among them at its last visit, mean over slides; with tile dropout at
-        most about the share that is scanned. None where no slide was scanned twice.
-    seconds
-        Time spent on the training so far, in all calls.
-    cost
-        What it cost.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None
-    val_auc: float | None
-    learning_rate: float
-    gradient_norm: float | None
-    gradient_norm_max: float | None
-    attention_entropy: float | None
-    selection_overlap: float | None
-    seconds: float
+    epoch: int  # counted from 1
+    loss: float  # mean training loss of the slides
+    accuracy: float  # share of correct answers on the training slides, dropout on, mean over tasks
+    val_loss: float | None  # mean over validation slides and tasks; None without any and in the start phase
+    val_auc: float | None  # mean over classes and tasks; None also where validation slides are of one class
+    learning_rate: float  # at the end of the epoch
+    gradient_norm: float | None  # before clipping, mean of the steps
+    gradient_norm_max: float | None  # the largest of the steps
+    attention_entropy: float | None  # over a slide's kept tiles, 0 (all on one) to 1 (even), mean over slides
+    selection_overlap: float | None  # share of a slide's best tiles that were among them at its last visit, mean
+    seconds: float  # spent on the training so far, in all calls
     cost: Cost
 
     @classmethod

@@ -52,16 +52,9 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
     """Add the gradient of a loss to all parameters, in one pass; return the loss, detached.
 
-    Parameters
-    ----------
-    encoder
-        Float patches (n, 3, h, w) to embeddings (n, D).
-    winners
-        What to learn from.
-    prepare
-        Turns uint8 pixels into the encoder's input, always the same for the same tile.
-    loss_of
-        Pooling, head and loss; may be scaled (``GradScaler``), then the gradient is too.
+    ``encoder`` turns float patches (n, 3, h, w) into embeddings (n, D); ``prepare`` makes its input, always the same
+    for the same tile; ``loss_of`` is pooling, head and loss, and may be scaled (``GradScaler``), as the gradient then
+    is.
     """
     embedded = encoder(winners.patches(0, len(winners), prepare))  # (n, D)
     loss = loss_of(*winners.padded(embedded))
@@ -74,16 +67,9 @@ def two_pass_gradient(
 ) -> Tensor:
     """Add the gradient of a loss to all parameters, in two passes; return the loss, detached.
 
-    Memory is that of ``micro_batch`` patches for any M and B. Equal to :func:`plain_gradient` up to rounding
-    (float64: 1e-10) where the encoder draws no random numbers; where it does, equal to one pass through the same
-    micro-batches.
-
-    Parameters
-    ----------
-    encoder, winners, prepare, loss_of
-        As for :func:`plain_gradient`.
-    micro_batch
-        Patches in the encoder at a time.
+    Arguments as for :func:`plain_gradient`; ``micro_batch`` patches are in the encoder at a time. Memory is that of
+    ``micro_batch`` patches for any M and B. Equal to :func:`plain_gradient` up to rounding (float64: 1e-10) where the
+    encoder draws no random numbers; where it does, equal to one pass through the same micro-batches.
 
     Raises
     ------

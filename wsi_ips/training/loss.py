@@ -74,44 +74,20 @@ class SlideLosses(NamedTuple):
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The loss of a step; losses of its parts, also of those in other processes, add up to it.
+    """The loss of a step; the losses of its parts, also of those in other processes, add up to it."""
 
-    Attributes
-    ----------
-    weights
-        Weight of each class, per task.
-    known
-        :func:`known_slides` of the whole step.
-    totals
-        What the slide loss of each task is divided by, of :func:`wsi_ips.model.tasks.label_totals`; None where the
-        slides at hand are the whole step.
-    tile_weight
-        Weight of the loss of single tiles (``training.tile_loss``).
-    evenly
-        All kept tiles of a slide count evenly, because attention means nothing yet.
-    """
-
-    weights: Sequence[Tensor | None]
-    known: Tensor
-    totals: Sequence[Tensor] | None = None
-    tile_weight: float = 1.0
-    evenly: bool = False
+    weights: Sequence[Tensor | None]  # of each class, per task
+    known: Tensor  # `known_slides` of the whole step
+    totals: Sequence[Tensor] | None = None  # `label_totals` of the whole step; None: the slides at hand are all of it
+    tile_weight: float = 1.0  # weight of the loss of single tiles, `training.tile_loss`
+    evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
 
     def __call__(
         self, net: IpsNet, truths: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
     ) -> SlideLosses:
-        """Return the loss of some slides of the step.
+        """Return the loss of some slides of the step, given their kept tiles, (B, K, D), and the mask, (B, K).
 
-        Parameters
-        ----------
-        net
-            Its pooling and heads are used.
-        truths
-            Labels of the slides, per task.
-        embeddings, mask
-            Of their kept tiles, shapes (B, K, D) and (B, K).
-        own
-            The slides that count; None counts all. Random numbers are drawn for all of them.
+        ``own`` are the slides that count, None counts all; random numbers are drawn for all of them.
         """
         logits = net(embeddings, mask)  # (B, C)
         counted = (logits, truths) if own is None else (logits[own], [truth[own] for truth in truths])

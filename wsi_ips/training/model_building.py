@@ -26,22 +26,12 @@ from wsi_ips.training.processes import Processes
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """How the encoder of a recipe is built.
-
-    Attributes
-    ----------
-    spec
-        Architecture, normalisation, projector.
-    pretrained, weights
-        As for :func:`wsi_ips.model.build_encoder`.
-    start
-        Checkpoint whose encoder is taken; None where there is none or it has no encoder.
-    """
+    """How the encoder of a recipe is built."""
 
     spec: EncoderSpec
     pretrained: bool
     weights: Path | None
-    start: Path | None = None
+    start: Path | None = None  # checkpoint whose encoder is taken; None where there is none or it has no encoder
 
     def with_features_of(self, name: str, width: int) -> EncoderPlan:
         """Return the plan for features of this width that another tool's encoder made."""

@@ -48,36 +48,18 @@ class Stateful(Protocol):
 
 @dataclass
 class TrainingState:
-    """All that a training needs to go on from where it stands.
-
-    Attributes
-    ----------
-    net, optimiser, others
-        What learns, and what else has a state, by name.
-    epoch
-        The running epoch, counted from 1.
-    step
-        Steps of it that are done.
-    total
-        Steps done in all epochs.
-    loss, right
-        Sums over the slides of the epoch so far.
-    sums
-        Other figures of the epoch, as :class:`~wsi_ips.training.epoch_records.Meter` keeps them.
-    history
-        Figures of the epochs that are done.
-    """
+    """All that a training needs to go on from where it stands."""
 
     net: IpsNet
     optimiser: torch.optim.Optimizer
-    others: Mapping[str, Stateful] = field(default_factory=dict)
-    epoch: int = 1
-    step: int = 0
-    total: int = 0
-    loss: float = 0.0
-    right: float = 0.0
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    history: list[EpochRecord] = field(default_factory=list)
+    others: Mapping[str, Stateful] = field(default_factory=dict)  # what else has a state, by name
+    epoch: int = 1  # the running one
+    step: int = 0  # steps of the epoch that are done
+    total: int = 0  # steps done in all epochs
+    loss: float = 0.0  # sum over the slides of the epoch so far
+    right: float = 0.0  # the same of correct answers
+    sums: dict[str, list[float]] = field(default_factory=dict)  # other figures of the epoch, see Meter
+    history: list[EpochRecord] = field(default_factory=list)  # the epochs that are done
     _began: float = field(default_factory=time.monotonic)
 
     @property

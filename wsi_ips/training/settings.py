@@ -17,21 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelledSlide:
-    """One slide to learn from.
-
-    Attributes
-    ----------
-    tiles
-        Where its pixels are.
-    truths
-        Its label in each task.
-    view
-        Number of earlier visits in the same epoch; each view has other random tiles and other augmentation.
-    """
+    """One slide to learn from: its tiles and its label in each task."""
 
     tiles: SlideTiles
     truths: tuple[Truth, ...]
-    view: int = 0
+    view: int = 0  # earlier visits in the same epoch; each view has other random tiles and augmentation
 
     @property
     def slide_id(self) -> str:
@@ -41,31 +31,15 @@ class LabelledSlide:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
-
-    Attributes
-    ----------
-    section, compute
-        Sections ``training`` and ``compute`` of the recipe.
-    memory_size
-        Tiles kept per slide (M).
-    seed
-        Seed of slide order, tile dropout, random tiles and augmentation.
-    continues
-        The network comes from an earlier training, so its embeddings are not standardised again.
-    gradient
-        How a step's gradient is computed; ``auto`` takes one pass where it fits into ``compute.gpu_memory_gb``.
-    micro_batch
-        Patches at a time of the two-pass gradient; fewer where they do not fit.
-    """
+    """How to train: sections ``training`` and ``compute`` of the recipe, and what else decides."""
 
     section: PlannedTraining
     compute: ComputeSection
-    memory_size: int
-    seed: int
-    continues: bool = False
-    gradient: Literal["auto", "plain", "two-pass"] = "auto"
-    micro_batch: int = 64
+    memory_size: int  # tiles kept per slide (M)
+    seed: int  # of slide order, tile dropout, random tiles and augmentation
+    continues: bool = False  # an earlier training's network, whose embeddings are not standardised again
+    gradient: Literal["auto", "plain", "two-pass"] = "auto"  # auto: one pass if it fits into `compute.gpu_memory_gb`
+    micro_batch: int = 64  # patches at a time of the two-pass gradient; fewer where they do not fit
 
 
 class Listener:

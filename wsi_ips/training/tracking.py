@@ -103,6 +103,7 @@ class TensorBoard:
             if self._writer is None:
                 from tensorboardX import SummaryWriter
 
+                self._folder.mkdir(parents=True, exist_ok=True)
                 self._writer, self._done = SummaryWriter(str(self._folder), purge_step=1, max_queue=ENDLESS), 0
             for record in history[self._done :]:
                 for name, value in flat_figures(record).items():

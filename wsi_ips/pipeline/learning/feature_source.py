@@ -26,24 +26,12 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Stored features of the slides of a run.
-
-    Attributes
-    ----------
-    run
-        The run.
-    key
-        Folder of the encoder.
-    encoder
-        Fingerprint of the encoder; empty for another tool's encoder.
-    files
-        Feature files of another tool, by slide_id.
-    """
+    """Stored features of the slides of a run."""
 
     run: Run
-    key: str
-    encoder: str
-    files: dict[str, Path] | None = None
+    key: str  # folder of the encoder
+    encoder: str  # fingerprint of the encoder; empty for another tool's encoder
+    files: dict[str, Path] | None = None  # feature files of another tool, by slide_id
 
     @property
     def folder(self) -> Path:
