@@ -184,11 +184,12 @@ def _fit(run: Run, cohort: Cohort, processes: Processes) -> None:
     train, val = (
         [LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (cohort.train, cohort.val)
     )
+    trackers = _trackers(run, cohort.fingerprint) if is_first else []
     for model in (folder.model, folder.last_model) if is_first else ():
         (model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     stop = StopRequest(insistent=processes.is_alone)
     with (
-        Tracking(_trackers(run, cohort.fingerprint) if is_first else [], run.progress.note) as tracking,
+        Tracking(trackers, run.progress.note) as tracking,
         stop.on_signals(),
         run.progress.stage("training", training.epochs * len(train), "slides") as advance,
     ):
