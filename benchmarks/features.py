@@ -30,7 +30,7 @@ from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.learning.features import features_stage
+from wsi_ips.pipeline.learning.features_stage import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.pipeline.prediction.predict import predict_stage
 

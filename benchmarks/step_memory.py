@@ -109,27 +109,24 @@ def measure(case: Case) -> dict[str, float]:
 
     from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
     from wsi_ips.scanning import choose_device
-    from wsi_ips.training import LabelledSlide, Trainer
-    from wsi_ips.training.memory import SavedBytes
+    from wsi_ips.training.gradient import SavedBytes
+    from wsi_ips.training.loop import Trainer
+    from wsi_ips.training.settings import LabelledSlide, Settings
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = choose_device("auto")
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
     net = IpsNet(build_encoder(spec), NetSettings(heads=4, key_width=32)).to(device)
-    trainer = Trainer(
-        net,
+    settings = Settings(
+        PlannedTraining(epochs=2, batch_slides=case.slides, warm_start_epochs=0),
+        ComputeSection(chunk_size=CHUNK, readers=1),
         memory_size=case.kept,
-        section=PlannedTraining(epochs=2, batch_slides=case.slides, warm_start_epochs=0),
-        compute=ComputeSection(
-            chunk_size=CHUNK,
-            micro_batch=MICRO_BATCH,
-            readers=1,
-            gradient="plain" if case.how == "plain" else "two-pass",
-        ),
         seed=0,
-        device=device,
+        gradient="plain" if case.how == "plain" else "two-pass",
+        micro_batch=MICRO_BATCH,
     )
+    trainer = Trainer(net, settings)
     before = resident_mb()
     made = [striped_slide(number, case.tiles) for number in range(case.slides)]
     if case.how == "all tiles in memory":
@@ -137,7 +134,7 @@ def measure(case: Case) -> dict[str, float]:
     batch = [LabelledSlide(slide, (number % 2,)) for number, slide in enumerate(made)]
     optimiser = torch.optim.AdamW(net.parameters())
     weights = [torch.ones(2, device=device)]
-    step: Callable[[], Any] = lambda: trainer._step(batch, 1, weights, optimiser)  # noqa: E731
+    step: Callable[[], Any] = lambda: trainer.step.learn(batch, 1, weights, optimiser)  # noqa: E731
     for _ in range(1 if case.varied == "N" else 2):
         step()
     found = {"rss": peak_rss_mb(), "step": peak_rss_mb() - before}

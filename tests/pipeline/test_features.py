@@ -22,10 +22,11 @@ from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.pipeline import Run, run_pipeline, run_until
-from wsi_ips.pipeline.learning.encoding import feature_source, frozen_encoder
-from wsi_ips.pipeline.learning.features import features_stage
+from wsi_ips.pipeline.learning.feature_source import feature_source
+from wsi_ips.pipeline.learning.features_stage import features_stage
 from wsi_ips.pipeline.learning.train import train_stage
 from wsi_ips.tiles import open_features, read_index
+from wsi_ips.training.model_building import frozen_encoder
 
 ON_FEATURES = {"model.input": "features"}
 
@@ -91,7 +92,7 @@ def test_features_are_those_of_the_encoder_and_in_the_order_of_the_tiles(cohort)
         record = run.records[2]
         source = feature_source(run)
         tiles = source.tiles(record)
-        encoder = frozen_encoder(run.recipe)
+        encoder = frozen_encoder(run.recipe.model, seed=run.recipe.seed, patch_px=run.recipe.tiles.patch_px)
         pixels = torch.from_numpy(run.tiles(record).only(np.array([7, 0, 3], np.int32)).read())
     with torch.inference_mode():
         expected = encoder.embed_raw(pixels.permute(0, 3, 1, 2).float() / 255).numpy()

@@ -19,9 +19,8 @@ from tests.training.test_tracking import read_events
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline.progress import Silent
 from wsi_ips.pipeline.stages import run_until
-from wsi_ips.training.tracking import EVENTS_NAME
 
-TRAINING = {"epochs": 5, "warm_start_epochs": 2, "batch_slides": 1, "weight_average": 0.9, "sampling": "balanced"}
+TRAINING = {"epochs": 5, "warm_start_epochs": 2, "batch_slides": 1, "weight_average": 0.9, "balance": "sampling"}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_killed_at_random_it_ends_with_the_very_model(cohort):
         figures.append([{k: v for k, v in line.items() if k not in ("seconds", "cost")} for line in lines])
     assert figures[0] == figures[1]
     assert not (ours / "training").exists()
-    assert [step for step, _ in read_events(ours / "tensorboard" / EVENTS_NAME)] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in read_events(ours / "tensorboard")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

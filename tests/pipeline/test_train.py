@@ -14,7 +14,6 @@ from tests.pipeline.test_run import SLIDES, write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.cli.app import app
 from wsi_ips.model import load_checkpoint, read_card
-from wsi_ips.training.tracking import EVENTS_NAME
 
 WITH_VALIDATION = replace(SLIDES, split=(0.5, 0.25, 0.25))
 
@@ -68,8 +67,8 @@ def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch
         "patience": 2,
         "select": "auc",
         "weight_average": 0.5,
-        "sampling": "balanced",
-        "augment": {"hed": 0.05, "hue": 0.02, "brightness": 0.1},
+        "balance": "sampling",
+        "augment": {"hed": 0.05, "brightness": 0.1},
     }
     compute = {"slides_at_once": 2, "gradient_precision": "bf16"}
     code, said = run("train", write_recipe(tiled, slides=WITH_VALIDATION, training=training, compute=compute))
@@ -78,7 +77,7 @@ def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     epochs = [line["epoch"] for line in lines]
     assert epochs == list(range(1, len(lines) + 1))
-    assert [step for step, _ in read_events(out / "tensorboard" / EVENTS_NAME)] == epochs
+    assert [step for step, _ in read_events(out / "tensorboard")] == epochs
     validated = [line for line in lines if line["val_auc"] is not None]
     best = min(validated, key=lambda line: (-line["val_auc"], line["val_loss"], -line["epoch"]))
     assert read_card(out / "model").metrics["epoch"] == best["epoch"]

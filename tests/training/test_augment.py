@@ -9,10 +9,10 @@ from skimage.color import hed2rgb, rgb2hed
 from torchvision.transforms.v2 import functional
 
 from wsi_ips.config import AugmentSection
-from wsi_ips.training.augment import _hue_rotation, augment, colour_map, stain_map, tile_keys
+from wsi_ips.training.augment import augment, colour_map, stain_map, tile_keys
 
 NOTHING = AugmentSection.nothing()
-EVERYTHING = AugmentSection(density=0.1, hed=0.1, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)
+EVERYTHING = AugmentSection(hed=0.3, brightness=0.3, saturation=0.4)
 
 
 def keys(**changes):
@@ -53,19 +53,12 @@ def test_all_eight_positions_occur_about_equally():
     assert counts.max() < 80
 
 
-def test_geometry_is_a_turn_or_mirror_and_colour_a_power():
+def test_geometry_is_a_turn_or_mirror():
     patch = torch.linspace(0.1, 0.9, 3 * 4 * 4).view(1, 3, 4, 4)
-    plain = with_only(turns=True)
     for key in keys()[:30]:
-        out = augment(patch, np.array([key]), plain)[0]
+        out = augment(patch, np.array([key]), with_only(turns=True))[0]
         positions = [torch.rot90(p, k, (1, 2)) for k in range(4) for p in (patch[0], patch[0].flip(2))]
         assert any(torch.allclose(out, p) for p in positions)
-    restained = (
-        augment(patch, keys()[:1], with_only(turns=True, density=0.2)).log() / augment(patch, keys()[:1], plain).log()
-    )
-    per_channel = restained[0].flatten(1)
-    torch.testing.assert_close(per_channel, per_channel[:, :1].expand_as(per_channel), rtol=1e-4, atol=1e-4)
-    assert (per_channel - 1).abs().max() <= 0.2 + 1e-4
 
 
 def test_hed_jitter_is_that_of_scikit_images_stains():
@@ -86,30 +79,22 @@ def test_hed_jitter_is_that_of_scikit_images_stains():
     assert np.ptp(spread[0].trace(axis1=1, axis2=2)) > 0.01  # tiles differ
 
 
-def test_brightness_contrast_and_saturation_are_those_of_torchvision():
+def test_brightness_and_saturation_are_those_of_torchvision():
     patches = torch.rand(5, 3, 8, 8) * 0.4 + 0.3
     some = keys()[:5]
-    for name in ("brightness", "contrast", "saturation"):
+    for name in ("brightness", "saturation"):
         strengths = with_only(**{name: 0.3})
-        matrix, contrast = colour_map(some, strengths)
-        factor = {
-            "brightness": matrix[:, 0, 0],
-            "contrast": contrast,
-            "saturation": (matrix[:, 0, 0] - 0.299) / (1 - 0.299),
-        }[name]
+        first = colour_map(some, strengths)[:, 0, 0]
+        factor = {"brightness": first, "saturation": (first - 0.299) / (1 - 0.299)}[name]
         adjust = getattr(functional, f"adjust_{name}")
         expected = torch.stack([adjust(p, f) for p, f in zip(patches, factor, strict=True)])
         torch.testing.assert_close(augment(patches, some, strengths), expected, rtol=1e-3, atol=1e-3)
         assert np.ptp(factor) > 0.1
 
 
-def test_a_third_of_a_turn_of_hue_moves_every_channel_on_and_grey_never_changes():
-    patches = torch.rand(4, 3, 5, 5)
-    third = _hue_rotation(np.array([2 * np.pi / 3]))[0]
-    assert np.allclose(np.sort(third, axis=1), [[0, 0, 1]] * 3)
-    assert not np.allclose(np.diag(third), 1)
-    grey = patches[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(augment(grey, keys()[:4], with_only(hue=0.5)), grey)
+def test_saturation_never_changes_grey():
+    grey = torch.rand(4, 1, 5, 5).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(augment(grey, keys()[:4], with_only(saturation=0.5)), grey)
 
 
 def test_numbers_are_spread_over_their_whole_range_and_not_tied_to_each_other():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cohort import textured_slide
+from tests.training.test_loop import Recorder
 from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.inference import predict_slide
 from wsi_ips.model import EncoderSpec, IpsNet, NetSettings, build_encoder
@@ -17,7 +18,8 @@ from wsi_ips.model.freezing import freeze
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.scanning import ChunkLimit, ScanOptions, embed_tiles
 from wsi_ips.tiles import FeatureTiles, SlideTiles, open_features, write_features
-from wsi_ips.training import LabelledSlide, Trainer
+from wsi_ips.training.loop import Trainer
+from wsi_ips.training.settings import LabelledSlide, Settings
 
 CPU = torch.device("cpu")
 UNCHANGED = AugmentSection.nothing()
@@ -50,12 +52,12 @@ def network(pooling: str, projector: int) -> IpsNet:
 
 
 def trained(net: IpsNet, slides: list[SlideTiles], section: PlannedTraining) -> list[float]:
-    learner = Trainer(net, memory_size=5, section=section, compute=COMPUTE, seed=2, device=CPU)
+    listener = Recorder()
+    learner = Trainer(net, Settings(section, COMPUTE, memory_size=5, seed=2), listener=listener)
     torch.manual_seed(9)
-    losses: list[float] = []
     labelled = [LabelledSlide(tiles, (n % 2,)) for n, tiles in enumerate(slides)]
-    learner.fit(labelled, labelled[:2], on_epoch=lambda record: losses.extend([record.loss, record.val_loss or 0]))
-    return losses
+    learner.fit(labelled, labelled[:2])
+    return [loss for record in listener.records for loss in (record.loss, record.val_loss or 0)]
 
 
 @pytest.mark.parametrize("pooling", list(POOLINGS))
@@ -91,7 +93,7 @@ def test_a_trained_network_is_not_standardised_anew(tmp_path):
     net, slides = network("abmil", 0), [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(2)]
     weight = net.encoder.standardise.weight.detach().clone()
     section = PlannedTraining(epochs=1, warm_start_epochs=1, learning_rate=1e-9, augment=UNCHANGED)
-    for started in (True, False):
-        learner = Trainer(net, memory_size=5, section=section, compute=COMPUTE, seed=2, device=CPU, started=started)
-        learner.fit([LabelledSlide(t, (n,)) for n, t in enumerate(slides)], [], on_epoch=lambda _: None)
-        assert torch.allclose(net.encoder.standardise.weight, weight, atol=1e-3) == started
+    for continues in (True, False):
+        settings = Settings(section, COMPUTE, memory_size=5, seed=2, continues=continues)
+        Trainer(net, settings).fit([LabelledSlide(t, (n,)) for n, t in enumerate(slides)], [])
+        assert torch.allclose(net.encoder.standardise.weight, weight, atol=1e-3) == continues

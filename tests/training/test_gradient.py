@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from wsi_ips.errors import TrainingError
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.scanning import Winners, plain_patches
-from wsi_ips.training.choosing import Kept
 from wsi_ips.training.gradient import (
+    SavedBytes,
     StepGradient,
     activation_bytes,
     plain_gradient,
     two_pass_gradient,
     uses_batch_statistics,
 )
-from wsi_ips.training.memory import SavedBytes
+from wsi_ips.training.tile_choice import Kept
 
 PX = 32
 
@@ -217,7 +217,7 @@ def test_memory_depends_on_neither_the_winners_nor_the_slides():
 def test_live_batch_statistics_are_refused():
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     prepare, kept = plain_patches(torch.device("cpu")), winners(2, 2)
-    with pytest.raises(TrainingError, match=r"compute\.gradient: plain"):
+    with pytest.raises(TrainingError, match=r"model\.norm: auto"):
         two_pass_gradient(encoder.train(), kept, prepare, lambda e, m: e.sum(), micro_batch=2)
     assert not uses_batch_statistics(encoder.eval())
     two_pass_gradient(encoder.eval(), kept, prepare, lambda e, m: e.sum(), micro_batch=2)
@@ -318,7 +318,7 @@ def test_a_second_time_it_is_an_error_that_names_the_keys():
     net, prepare, kept = small_net(), plain_patches(torch.device("cpu")), winners(7, 1, 4)
     OutOfMemoryBelow(net, 2)
     step = StepGradient("two-pass", micro_batch=8, budget_gb=1, note=lambda _: None)
-    with pytest.raises(TrainingError, match=r"`compute\.micro_batch` lower.*`compute\.gpu_memory_gb`"):
+    with pytest.raises(TrainingError, match=r"with 4 patches at a time.*`compute\.gpu_memory_gb`"):
         step(net, kept, prepare, loss_of(net))
 
 
@@ -345,7 +345,8 @@ def test_the_micro_batch_is_brought_within_the_budget():
     step(net, kept, prepare, loss_of(net))
     assert max(calls) == 4
     assert len(notes) == 1
-    assert "`compute.micro_batch`" in notes[0]
+    assert "64 patches at a time would need" in notes[0]
+    assert "4 at a time" in notes[0]
 
 
 class Constant(nn.Module):

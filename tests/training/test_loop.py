@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +16,34 @@ from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.model.tasks import task_losses_each
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import read_tiles
-from wsi_ips.training.choosing import LabelledSlide
+from wsi_ips.training.epoch_records import EpochRecord
 from wsi_ips.training.loop import Trainer
-from wsi_ips.training.schedule import warmup_cosine
-from wsi_ips.training.tile_loss import selection_weights, tile_loss
-from wsi_ips.training.weights import task_weights
+from wsi_ips.training.loss import StepLoss, class_weights, selection_weights
+from wsi_ips.training.optimiser import warmup_cosine
+from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 
 COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
+
+
+class Recorder(Listener):
+    """Keeps what it hears; ``then`` is called after each epoch."""
+
+    def __init__(self, then: Callable[[EpochRecord], object] = lambda _: None) -> None:
+        self.records: list[EpochRecord] = []
+        self.notes: list[str] = []
+        self.then = then
+
+    def on_epoch(self, record: EpochRecord, net: IpsNet) -> None:
+        self.records.append(record)
+        self.then(record)
+
+    def on_resume(self, history: Sequence[EpochRecord]) -> None:
+        self.records.extend(history)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def small_net() -> IpsNet:
@@ -37,23 +56,19 @@ def cohort(count: int) -> list[LabelledSlide]:
     return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), (i % 2,)) for i in range(count)]
 
 
-def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, **section: object) -> Trainer:
+def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, listener: Listener | None = None, **given: Any) -> Trainer:
+    """A trainer for small slides; ``given`` are keys of `training`, ``gradient`` and ``micro_batch``."""
+    inner = {name: given.pop(name) for name in ("gradient", "micro_batch") if name in given}
     defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_epochs": 0, "warm_start_epochs": 0}
-    return Trainer(
-        net,
-        memory_size=5,
-        section=PlannedTraining(**(defaults | section)),
-        compute=compute,
-        seed=3,
-        device=torch.device("cpu"),
-    )
+    settings = Settings(PlannedTraining(**(defaults | given)), compute, memory_size=5, seed=3, **inner)
+    return Trainer(net, settings, listener=listener)
 
 
 def test_learns_to_tell_slides_apart_by_a_few_tiles():
-    net = small_net()
-    records = []
-    light = AugmentSection(hed=0.0, brightness=0.0, saturation=0.0, density=0.1)  # eight slides, a hundred steps
-    trainer(net, epochs=14, warm_start_epochs=7, augment=light).fit(cohort(8), [], on_epoch=records.append)
+    net, listener = small_net(), Recorder()
+    light = AugmentSection(hed=0.05, brightness=0.0, saturation=0.0)  # eight slides, a hundred steps
+    trainer(net, listener=listener, epochs=14, warm_start_epochs=7, augment=light).fit(cohort(8), [])
+    records = listener.records
     assert records[-1].loss < 0.5 * records[0].loss
     prepare = plain_patches(torch.device("cpu"))
     for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), (0,)), *cohort(2)[1:]]:
@@ -64,7 +79,7 @@ def test_learns_to_tell_slides_apart_by_a_few_tiles():
 def test_the_same_seed_gives_the_same_weights():
     nets = [small_net(), small_net()]
     for net in nets:
-        trainer(net, tile_dropout=0.3).fit(cohort(4), [], on_epoch=lambda _: None)
+        trainer(net, tile_dropout=0.3).fit(cohort(4), [])
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -100,16 +115,16 @@ def test_winners_are_embedded_with_gradient_and_a_mask_for_short_slides():
 def test_tile_dropout_draws_other_tiles_each_epoch():
     slide = cohort(1)[0]
     loop = trainer(small_net(), tile_dropout=0.5)
-    first, second = (loop.choice._request(0, slide, epoch).tiles for epoch in (1, 2))
+    first, second = (loop.step.choice._request(0, slide, epoch).tiles for epoch in (1, 2))
     assert len(first) == len(second) == round(len(slide.tiles.index) / 2)
     assert first.tolist() != second.tolist()
-    assert first.tolist() == loop.choice._request(0, slide, 1).tiles.tolist()
+    assert first.tolist() == loop.step.choice._request(0, slide, 1).tiles.tolist()
 
 
 def test_one_class_only_is_refused_with_the_columns_to_check():
     slides = [replace(slide, truths=(1,)) for slide in cohort(3)]
     with pytest.raises(TrainingError, match=r"`label`.*all alike \(normal 0, tumor 3\).*`split`"):
-        trainer(small_net()).fit(slides, [], on_epoch=lambda _: None)
+        trainer(small_net()).fit(slides, [])
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice():
@@ -117,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice():
     with torch.no_grad():
         net.head.bias.fill_(math.nan)
     with pytest.raises(TrainingError, match="learning_rate"):
-        trainer(net).fit(cohort(2), [], on_epoch=lambda _: None)
+        trainer(net).fit(cohort(2), [])
 
 
 def test_validation_loss_is_that_of_the_whole_slide():
@@ -132,7 +147,7 @@ def test_validation_loss_is_that_of_the_whole_slide():
 
 
 def test_class_weights_balance_classes_and_average_to_one():
-    weights = task_weights(torch.tensor([0, 0, 0, 1]), Task("label", ("a", "b")), balanced=True)
+    weights = class_weights(torch.tensor([0, 0, 0, 1]), Task("label", ("a", "b")), balanced=True)
     assert (weights[0] * 3).item() == pytest.approx(weights[1].item())
     assert (weights[0] * 3 + weights[1]).item() / 4 == pytest.approx(1)
 
@@ -154,9 +169,9 @@ def test_selection_weights_sum_to_one_per_slide_and_skip_padding():
 
 
 def test_warm_start_draws_random_tiles_and_does_not_scan(monkeypatch):
-    monkeypatch.setattr("wsi_ips.training.choosing.scan_slides", lambda *_, **__: pytest.fail("scanned"))
+    monkeypatch.setattr("wsi_ips.training.tile_choice.scan_slides", lambda *_, **__: pytest.fail("scanned"))
     loop, slides = trainer(small_net(), warm_start_epochs=2), cohort(1)
-    first, second = (loop.choice.kept(loop.net, slides, epoch, None)[0] for epoch in (1, 2))
+    first, second = (loop.step.choice.kept(loop.net, slides, epoch, {})[0] for epoch in (1, 2))
     assert len(first.tiles) == 4
     assert first.tiles.tolist() != second.tiles.tolist()
     assert first.pixels.shape == (4, PATCH_PX, PATCH_PX, 3)
@@ -167,7 +182,7 @@ def test_exploration_falls_to_nothing_at_the_last_epoch():
     loop = trainer(net, epochs=5, warm_start_epochs=0, exploration=0.8)
     prepare = plain_patches(torch.device("cpu"))
     best = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))[0]
-    kept = [loop.choice._explored(slide, best, epoch) for epoch in range(1, 6)]
+    kept = [loop.step.choice._explored(slide, best, epoch) for epoch in range(1, 6)]
     shared = [len(np.intersect1d(k.tiles, best.tiles)) for k in kept]
     assert shared == [1, 2, 3, 4, 5]
     for entry in kept:
@@ -183,8 +198,8 @@ def test_the_tile_loss_blames_only_attended_tiles_of_positive_slides():
     weights = selection_weights(net.pooling.logits(embeddings), mask)[:, :, 0]
     alone = net.head(net.pooling.alone(embeddings.flatten(0, 1))[:, 0]).log_softmax(1)
     expected = -(alone[:3, 0].mean() + (alone[3:, 1] * weights[1]).sum()) / 2
-    each = partial(task_losses_each, tasks=net.tasks, weights=[None])
-    found = tile_loss(net, embeddings, mask, [torch.tensor([0, 1])], each, evenly=False)
+    loss = StepLoss([None], known=torch.tensor([2]))
+    found = loss.of_tiles(net, [torch.tensor([0, 1])], embeddings, mask)
     torch.testing.assert_close(found, expected)
 
 
@@ -194,9 +209,8 @@ def test_training_in_two_passes_is_training(micro_batch):
     nets = []
     for gradient in ("plain", "two-pass"):
         net = small_net()
-        compute = COMPUTE.model_copy(update={"gradient": gradient, "micro_batch": micro_batch})
         torch.manual_seed(9)
-        trainer(net, compute=compute, epochs=2).fit(cohort(4), [], on_epoch=lambda _: None)
+        trainer(net, epochs=2, gradient=gradient, micro_batch=micro_batch).fit(cohort(4), [])
         nets.append(net)
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from tests.training.test_loop import COMPUTE, cohort, small_net, trainer
+from tests.training.test_loop import COMPUTE, Recorder, cohort, small_net, trainer
 from wsi_ips.errors import DivergedError, RecipeError, TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.training import EpochRecord, LabelledSlide, best_epoch
-from wsi_ips.training.amp import ReducedPrecision
-from wsi_ips.training.record import Cost, LastSelection, attention_entropy, waited
-from wsi_ips.training.schedule import epoch_order, epoch_steps
-from wsi_ips.training.validation import Figures
+from wsi_ips.training.epoch_records import Cost, EpochRecord, LastSelection, attention_entropy
+from wsi_ips.training.optimiser import MixedPrecision
+from wsi_ips.training.sampling import epoch_order, epoch_steps
+from wsi_ips.training.settings import LabelledSlide
+from wsi_ips.training.validation import Figures, best_epoch, epochs_since_best
 
 COST = Cost(None, 0.0, 0.0, 0.0, 0.0, None)
 
@@ -44,7 +44,7 @@ def two_task_slides() -> list[LabelledSlide]:
 @pytest.mark.parametrize("at_once", [1, 2, 4])
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_step_in_parts_is_the_step(at_once, epoch):
-    """Weighted classes, unknown labels, two kinds of task, tile loss and label smoothing; 5 slides in uneven parts."""
+    """Weighted classes, unknown labels, two kinds of task, and tile loss; 5 slides in uneven parts."""
     found = []
     for parts in (None, at_once):
         loop = trainer(
@@ -52,11 +52,10 @@ def test_a_step_in_parts_is_the_step(at_once, epoch):
             COMPUTE.model_copy(update={"slides_at_once": parts}),
             epochs=3,
             warm_start_epochs=1,
-            label_smoothing=0.1,
         )
         optimiser = torch.optim.SGD(loop.net.parameters(), lr=0.0)
         weights = [torch.tensor([0.5, 2.0]), torch.tensor([3.0, 0.7])]
-        loss, right = loop._step(two_task_slides(), epoch, weights, optimiser)
+        loss, right = loop.step.learn(two_task_slides(), epoch, weights, optimiser)
         found.append((loss, right, {n: p.grad for n, p in loop.net.named_parameters() if p.grad is not None}))
     (whole, right, gradients), (in_parts, right_in_parts, others) = found
     assert in_parts == pytest.approx(whole, rel=1e-6)
@@ -68,18 +67,19 @@ def test_a_step_in_parts_is_the_step(at_once, epoch):
 
 def test_the_average_follows_the_weights_by_its_formula():
     net = small_net()
-    loop = trainer(net, epochs=3, weight_average=0.4)
+    losses = []
+    measure = Recorder(lambda r: losses.append((r.val_loss, loop._validate(cohort(2)).loss)))
+    loop = trainer(net, listener=measure, epochs=3, weight_average=0.4)
     seen: list[list[torch.Tensor]] = []
-    plain = loop._step
+    plain = loop.step.learn
 
     def step(*arguments):
         figures = plain(*arguments)
         seen.append([p.detach().clone() for p in net.parameters()])
         return figures
 
-    loop._step = step
-    losses = []
-    loop.fit(cohort(4), cohort(2), on_epoch=lambda r: losses.append((r.val_loss, loop._validate(cohort(2)).loss)))
+    loop.step.learn = step
+    loop.fit(cohort(4), cohort(2))
     expected = seen[0]
     for n, now in enumerate(seen[1:], start=1):
         decay = min(0.4, (1 + n) / (10 + n))
@@ -122,14 +122,15 @@ def test_an_order_that_is_not_balanced_is_every_slide_once():
 
 def test_another_view_of_a_slide_has_other_tiles_and_weights_are_not_balanced_twice():
     slides = [replace(slide, truths=(int(i == 0),)) for i, slide in enumerate(cohort(4))]
-    loop = trainer(small_net(), sampling="balanced", tile_dropout=0.5)
-    first, again = (loop.choice._request(0, replace(slides[0], view=view), 1).tiles.tolist() for view in (0, 1))
+    listener = Recorder()
+    loop = trainer(small_net(), listener=listener, balance="sampling", tile_dropout=0.5)
+    first, again = (loop.step.choice._request(0, replace(slides[0], view=view), 1).tiles.tolist() for view in (0, 1))
     assert first != again
-    assert loop._class_weights(slides)[0].tolist() == [1, 1]
-    assert trainer(small_net())._class_weights(slides)[0].tolist() != [1, 1]
-    records = []
-    loop.fit(slides, [], on_epoch=records.append)
-    assert len(records) == 2
+    assert loop._class_weights(slides, [])[0].tolist() == [1, 1]
+    assert trainer(small_net())._class_weights(slides, [])[0].tolist() != [1, 1]
+    assert trainer(small_net(), balance="none")._class_weights(slides, [])[0].tolist() == [1, 1]
+    loop.fit(slides, [])
+    assert len(listener.records) == 2
 
 
 def test_the_best_epoch_by_loss_and_by_auc():
@@ -140,18 +141,18 @@ def test_the_best_epoch_by_loss_and_by_auc():
     assert best_epoch([record(1), record(2)], "auc").epoch == 2  # nothing to go by: the last
     leapt = [record(1), record(2), replace(record(3), loss=1e9)]
     assert best_epoch(leapt, "loss").epoch == 2  # unless it has diverged
-    assert [waited(history[:n], "loss") for n in range(6)] == [0, 0, 0, 0, 0, 1]
+    assert [epochs_since_best(history[:n], "loss") for n in range(6)] == [0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 4), (2, 7), (None, 8)])
 def test_training_stops_when_patience_runs_out(patience, epochs):
     """Epoch 1 is not validated; epochs 3 and 5 are the best so far."""
     losses = iter([0.9, 0.5, 0.6, 0.4, 0.7, 0.8, 0.9])
-    loop = trainer(small_net(), epochs=8, warm_start_epochs=1, patience=patience)
+    listener = Recorder()
+    loop = trainer(small_net(), listener=listener, epochs=8, warm_start_epochs=1, patience=patience)
     loop._validate = lambda slides: Figures(next(losses), None)
-    records = []
-    loop.fit(cohort(2), cohort(2), on_epoch=records.append)
-    assert len(records) == epochs
+    loop.fit(cohort(2), cohort(2))
+    assert len(listener.records) == epochs
 
 
 @pytest.mark.parametrize(
@@ -164,9 +165,9 @@ def test_training_stops_when_patience_runs_out(patience, epochs):
 )
 def test_what_needs_validation_slides_says_so_before_it_trains(section, val, message):
     loop = trainer(small_net(), **section)
-    loop._step = lambda *_: pytest.fail("trained")
+    loop.step.learn = lambda *_: pytest.fail("trained")
     with pytest.raises(TrainingError, match=message):
-        loop.fit(cohort(2), val, on_epoch=lambda _: None)
+        loop.fit(cohort(2), val)
 
 
 def test_validation_auc_is_scikit_learns():
@@ -182,7 +183,7 @@ def test_bfloat16_learns_nearly_the_same_gradient():
     gradients = []
     for precision in ("fp32", "bf16"):
         loop = trainer(small_net(), COMPUTE.model_copy(update={"gradient_precision": precision}))
-        loop._step(cohort(3), 1, [torch.ones(2)], torch.optim.SGD(loop.net.parameters(), lr=0.0))
+        loop.step.learn(cohort(3), 1, [torch.ones(2)], torch.optim.SGD(loop.net.parameters(), lr=0.0))
         gradients.append(torch.cat([p.grad.flatten() for p in loop.net.parameters() if p.grad is not None]))
     assert gradients[1].dtype == torch.float32
     assert not torch.equal(*gradients)
@@ -197,20 +198,20 @@ def test_float16_is_refused_on_a_cpu():
 def test_float16_leaves_out_a_step_that_overflows_and_goes_on_with_a_smaller_scale():
     """PyTorch scales on CPUs too, so the path is tried here, though the recipe refuses it there."""
     loop = trainer(small_net())
-    loop.precision = ReducedPrecision(torch.device("cpu"), torch.float16)
+    loop.step.precision = MixedPrecision(torch.device("cpu"), torch.float16)
     optimiser = torch.optim.AdamW(loop.net.parameters(), lr=1e-3)
-    loop.precision._scaler._lazy_init_scale_growth_tracker(torch.device("cpu"))
-    loop.precision._scaler.update(2.0**120)
+    loop.step.precision._scaler._lazy_init_scale_growth_tracker(torch.device("cpu"))
+    loop.step.precision._scaler.update(2.0**120)
     before = [p.detach().clone() for p in loop.net.parameters()]
-    loss, _ = loop._step(cohort(2), 1, [torch.ones(2)], optimiser)
+    loss, _ = loop.step.learn(cohort(2), 1, [torch.ones(2)], optimiser)
     assert math.isfinite(loss)
     assert all(torch.equal(a, b) for a, b in zip(loop.net.parameters(), before, strict=True))
-    assert loop.precision._scaler.get_scale() < 2.0**120
-    again = ReducedPrecision(torch.device("cpu"), torch.float16)
-    again.load_state_dict(loop.precision.state_dict())
-    assert again._scaler.state_dict() == loop.precision._scaler.state_dict()
-    loop.precision._scaler.update(2.0**8)
-    loop._step(cohort(2), 1, [torch.ones(2)], optimiser)
+    assert loop.step.precision._scaler.get_scale() < 2.0**120
+    again = MixedPrecision(torch.device("cpu"), torch.float16)
+    again.load_state_dict(loop.step.precision.state_dict())
+    assert again._scaler.state_dict() == loop.step.precision._scaler.state_dict()
+    loop.step.precision._scaler.update(2.0**8)
+    loop.step.learn(cohort(2), 1, [torch.ones(2)], optimiser)
     assert not all(torch.equal(a, b) for a, b in zip(loop.net.parameters(), before, strict=True))
 
 
@@ -219,7 +220,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm():
     before = [p.detach().clone() for p in loop.net.parameters()]
     loop.net.head.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergedError, match=r"gradient is (nan|inf).*learning rate 0\.001.*try 1e-04"):
-        loop.fit(cohort(2), [], on_epoch=lambda _: None)
+        loop.fit(cohort(2), [])
     after = [p for n, p in loop.net.named_parameters() if not n.startswith("encoder.")]
     named = [b for (n, _), b in zip(loop.net.named_parameters(), before, strict=True) if not n.startswith("encoder.")]
     assert all(torch.equal(a, b) for a, b in zip(after, named, strict=True))
@@ -227,12 +228,11 @@ def test_a_gradient_that_is_not_finite_stops_before_it_does_harm():
 
 def test_an_absurd_learning_rate_stops_with_the_rate_and_what_to_try():
     with pytest.raises(DivergedError, match=r"`training.learning_rate` is 1e\+30: try 3e-04"):
-        trainer(small_net(), learning_rate=1e30, epochs=5).fit(cohort(4), [], on_epoch=lambda _: None)
+        trainer(small_net(), learning_rate=1e30, epochs=5).fit(cohort(4), [])
 
 
 def test_a_loss_that_leaps_is_no_error():
     net, losses = small_net(), []
-    loop = trainer(net, epochs=4, learning_rate=1e-5)
 
     def leap(epoch_record: EpochRecord) -> None:
         losses.append(epoch_record.loss)
@@ -240,16 +240,15 @@ def test_a_loss_that_leaps_is_no_error():
             with torch.no_grad():
                 net.head.weight.mul_(1e4)
 
-    loop.fit(cohort(3), [], on_epoch=leap)
+    trainer(net, listener=Recorder(leap), epochs=4, learning_rate=1e-5).fit(cohort(3), [])
     assert len(losses) == 4
     assert losses[1] > 100 * losses[0]
 
 
 def test_figures_of_an_epoch_are_those_of_its_tiles():
-    records = []
-    trainer(small_net(), epochs=3, warm_start_epochs=1, tile_dropout=0.0).fit(
-        cohort(4), cohort(2), on_epoch=records.append
-    )
+    listener = Recorder()
+    trainer(small_net(), listener=listener, epochs=3, warm_start_epochs=1, tile_dropout=0.0).fit(cohort(4), cohort(2))
+    records = listener.records
     warm, first, second = records
     assert warm.cost.tiles_per_s is None
     assert warm.selection_overlap is None

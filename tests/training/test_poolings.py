@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.training.test_loop import cohort, trainer
+from tests.training.test_loop import Recorder, cohort, trainer
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.model.poolings import POOLINGS
 
@@ -17,9 +17,10 @@ def test_a_step_teaches_every_part(pooling):
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
     net = IpsNet(encoder, NetSettings(heads=2, key_width=8, dropout=0.0, pooling=pooling))
-    records = []
+    listener = Recorder()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    trainer(net, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2), on_epoch=records.append)
+    trainer(net, listener=listener, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2))
+    records = listener.records
     assert all(math.isfinite(record.loss) for record in records)
     assert math.isfinite(records[-1].val_loss)
     for part in ("encoder", "pooling", "head"):

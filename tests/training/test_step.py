@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -11,35 +9,42 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.cohort import PATCH_PX, textured_slide
+from tests.training.test_loop import Recorder
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Task, Truth
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.model.tasks import task_losses_each
-from wsi_ips.training import tile_loss
-from wsi_ips.training.choosing import LabelledSlide
-from wsi_ips.training.gradient import uses_batch_statistics
+from wsi_ips.training import loss as training_loss
+from wsi_ips.training.gradient import SavedBytes, uses_batch_statistics
 from wsi_ips.training.loop import Trainer
-from wsi_ips.training.memory import SavedBytes
-from wsi_ips.training.tile_loss import in_parts
+from wsi_ips.training.loss import StepLoss, in_parts
+from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 
 WARM_START, SELECTING = 1, 2
 """Epochs of the trainer below."""
 
 
-def trainer(*, memory_size: int = 6, has_weights: bool = False, notes: list[str] | None = None, **compute) -> Trainer:
+def trainer(
+    *,
+    memory_size: int = 6,
+    has_weights: bool = False,
+    exploration: float = 0.6,
+    listener: Listener | None = None,
+    gradient: str = "auto",
+    micro_batch: int = 64,
+    **compute,
+) -> Trainer:
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=has_weights))
-    return Trainer(
-        IpsNet(encoder, NetSettings(tasks=(Task("label", ("0", "1", "2")),), heads=2, key_width=8, dropout=0.3)),
+    settings = Settings(
+        PlannedTraining(epochs=3, warm_start_epochs=1, exploration=exploration, tile_loss=0.7, tile_dropout=0.1),
+        ComputeSection(device="cpu", chunk_size=16, **compute),
         memory_size=memory_size,
-        section=PlannedTraining(
-            epochs=3, warm_start_epochs=1, exploration=0.6, tile_loss=0.7, label_smoothing=0.1, tile_dropout=0.1
-        ),
-        compute=ComputeSection(device="cpu", chunk_size=16, **compute),
         seed=3,
-        device=torch.device("cpu"),
-        note=[].append if notes is None else notes.append,
+        gradient=gradient,
+        micro_batch=micro_batch,
     )
+    net = IpsNet(encoder, NetSettings(tasks=(Task("label", ("0", "1", "2")),), heads=2, key_width=8, dropout=0.3))
+    return Trainer(net, settings, listener=listener)
 
 
 def slides(count: int) -> list[LabelledSlide]:
@@ -50,15 +55,15 @@ def step(learner: Trainer, batch: list[LabelledSlide], epoch: int) -> tuple[floa
     """Loss and gradients of one step."""
     torch.manual_seed(7)
     optimiser = torch.optim.SGD(learner.net.parameters(), lr=0.0)
-    loss, _ = learner._step(batch, epoch, [torch.tensor([0.5, 1.0, 2.0])], optimiser)
+    loss, _ = learner.step.learn(batch, epoch, [torch.tensor([0.5, 1.0, 2.0])], optimiser)
     return loss, {name: p.grad for name, p in learner.net.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("epoch", [WARM_START, SELECTING])
 @pytest.mark.parametrize("micro_batch", [4, 5])
 def test_one_pass_and_two_give_the_same_gradient(monkeypatch, epoch, micro_batch):
-    """Dropout, tile loss, class weights, label smoothing, exploration and augmentation are on."""
-    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 7)
+    """Dropout, tile loss, class weights, exploration and augmentation are on."""
+    monkeypatch.setattr(training_loss, "ROWS_AT_A_TIME", 7)
     plain_loss, plain = step(trainer(gradient="plain"), slides(3), epoch)
     loss, found = step(trainer(gradient="two-pass", micro_batch=micro_batch), slides(3), epoch)
     assert loss == pytest.approx(plain_loss, rel=1e-6)
@@ -69,11 +74,10 @@ def test_one_pass_and_two_give_the_same_gradient(monkeypatch, epoch, micro_batch
 
 def test_saved_bytes_of_a_step_are_those_of_a_micro_batch(monkeypatch):
     """What remains are tables of embeddings: a few D floats a winner, here 2 kB of the 300 kB of its activations."""
-    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 8)
+    monkeypatch.setattr(training_loss, "ROWS_AT_A_TIME", 8)
 
     def saved(gradient: str, *, memory_size: int, count: int) -> int:
-        learner = trainer(gradient=gradient, micro_batch=4, memory_size=memory_size)
-        learner.section = learner.section.model_copy(update={"exploration": 0.0})
+        learner = trainer(gradient=gradient, micro_batch=4, memory_size=memory_size, exploration=0.0)
         with SavedBytes() as counted:
             step(learner, slides(count), SELECTING)
         return counted.peak
@@ -85,12 +89,13 @@ def test_saved_bytes_of_a_step_are_those_of_a_micro_batch(monkeypatch):
 
 
 def test_an_epoch_says_so_when_it_learns_in_two_passes():
-    notes: list[str] = []
-    learner = trainer(gpu_memory_gb=0.003, notes=notes)
+    listener = Recorder()
+    learner = trainer(gpu_memory_gb=0.003, listener=listener)
     for epoch in (WARM_START, SELECTING, SELECTING):
         step(learner, slides(3), epoch)
+    notes = listener.notes
     assert len(notes) == 2
-    assert "`compute.micro_batch`" in notes[0]
+    assert "64 patches at a time would need" in notes[0]
     assert "12 winners at once" in notes[1]
     assert "learning in two passes" in notes[1]
 
@@ -116,7 +121,7 @@ def test_pretrained_batch_norm_keeps_its_statistics_in_scan_and_learner():
 
 
 def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
-    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 4)
+    monkeypatch.setattr(training_loss, "ROWS_AT_A_TIME", 4)
     rows, weights = torch.randn(10, 5, dtype=torch.float64), torch.rand(10, dtype=torch.float64)
 
     def part(rows: Tensor, weights: Tensor) -> Tensor:
@@ -135,21 +140,21 @@ def test_in_parts_is_the_whole_sum_and_repeats_its_random_numbers(monkeypatch):
 
 def test_the_tile_loss_keeps_activations_of_one_part_only(monkeypatch):
     learner, width = trainer(), 64
-    each = partial(task_losses_each, tasks=learner.net.tasks, weights=[None])
+    loss = StepLoss([None], known=torch.tensor([1]))
 
     def saved(tiles: int) -> int:
         embeddings = torch.randn(1, tiles, width, requires_grad=True)
         mask, truth = torch.ones(1, tiles, dtype=torch.bool), torch.tensor([1])
         with SavedBytes() as counted:
-            tile_loss.tile_loss(learner.net, embeddings, mask, [truth], each, evenly=False).backward()
+            loss.of_tiles(learner.net, [truth], embeddings, mask).backward()
         return counted.peak
 
     def floats_a_tile() -> float:
         return (saved(400) - saved(40)) / 360 / 4
 
-    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 1000)
+    monkeypatch.setattr(training_loss, "ROWS_AT_A_TIME", 1000)
     assert floats_a_tile() > 8 * width
-    monkeypatch.setattr(tile_loss, "ROWS_AT_A_TIME", 20)
+    monkeypatch.setattr(training_loss, "ROWS_AT_A_TIME", 20)
     assert floats_a_tile() < 1.2 * width  # the embeddings themselves
 
 
@@ -160,14 +165,16 @@ def test_tasks_learn_together_each_from_what_is_known_of_it():
     """A slide of which a task knows nothing moves neither that task's query nor its head."""
     torch.manual_seed(0)
     learner = trainer(gradient="two-pass", micro_batch=4)
-    learner.net = IpsNet(learner.net.encoder, NetSettings(tasks=SEVERAL, heads=2, key_width=8, dropout=0.3))
+    learner.step.net = learner.net = IpsNet(
+        learner.net.encoder, NetSettings(tasks=SEVERAL, heads=2, key_width=8, dropout=0.3)
+    )
     tiles = [textured_slide(f"s{i}", label=i % 2, seed=i) for i in range(2)]
     weights = [torch.ones(3), torch.ones(2)]
 
     def gradients(truths: list[tuple[Truth, ...]]) -> dict[str, Tensor]:
         torch.manual_seed(7)
         batch = [LabelledSlide(*pair) for pair in zip(tiles, truths, strict=True)]
-        loss, right = learner._step(batch, SELECTING, weights, torch.optim.SGD(learner.net.parameters(), lr=0.0))
+        loss, right = learner.step.learn(batch, SELECTING, weights, torch.optim.SGD(learner.net.parameters(), lr=0.0))
         assert np.isfinite(loss)
         assert 0 <= right <= 1
         return {"head": learner.net.head.weight.grad, "queries": learner.net.pooling.queries.grad}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import struct
 import time
@@ -13,48 +14,63 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from tests.training.test_options import record
-from wsi_ips.config import TrackingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.training.tracking import (
-    EVENTS_NAME,
     MetricsFile,
     MlflowRun,
-    TensorBoardFile,
+    TensorBoard,
     Tracking,
     flat_figures,
-    mlflow_run,
+    mlflow,
+    tensorboard,
 )
 
 HISTORY = [record(1), record(2, 0.5, 0.75), record(3, 0.4), record(4, 0.3, 1.0)]
 
 
-def read_events(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Step and figures of each record of a TensorBoard file, checksums checked; the first says the version."""
+def read_events(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Step and figures of what TensorBoard shows of a folder: a new session drops earlier steps from its own on."""
+    shown: dict[int, dict[str, float]] = {}
+    for path in sorted(folder.iterdir()):
+        for event in records_of(path):
+            if event.HasField("session_log"):
+                shown = {step: figures for step, figures in shown.items() if step < event.step}
+            for value in event.summary.value:
+                figures = shown.setdefault(event.step, {})
+                assert value.tag not in figures
+                figures[value.tag] = value.simple_value
+    return sorted(shown.items())
+
+
+def records_of(path: Path) -> list[Event]:
+    """The records of an event file, checksums checked; the first says the version. The last one may be torn."""
     data, events = path.read_bytes(), []
-    while data:
+    while len(data) >= 12 and len(data) >= 16 + struct.unpack("<Q", data[:8])[0]:
         (length,), (of_length,) = struct.unpack("<Q", data[:8]), struct.unpack("<I", data[8:12])
         body, (of_body,) = data[12 : 12 + length], struct.unpack("<I", data[12 + length : 16 + length])
         assert (of_length, of_body) == (masked_crc32c(data[:8]), masked_crc32c(body))
         events.append(Event.FromString(body))
         data = data[16 + length :]
-    assert events[0].file_version == "brain.Event:2"
-    return [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events[1:]]
+    assert not events or events[0].file_version == "brain.Event:2"
+    return events
 
 
 def test_each_epoch_once_also_where_epochs_are_done_again(tmp_path):
     for call in range(2):  # the second call begins before the end of the first: epochs 2 and 3 are done again
-        trackers = [MetricsFile(tmp_path / "metrics.jsonl"), TensorBoardFile(tmp_path / "tb")]
+        trackers = [MetricsFile(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path / "tb")]
         tracking = Tracking(trackers, pytest.fail)
         with tracking:
             for count in range(call, len(HISTORY) - 1 + call):
                 tracking.write(HISTORY[: count + 1])
+        (path,) = (tmp_path / "tb").glob("events*")
+        path.rename(path.with_name(f"{call}-{path.name}"))  # names differ by the second only
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
-    events = read_events(tmp_path / "tb" / EVENTS_NAME)
+    events = read_events(tmp_path / "tb")
     assert [step for step, _ in events] == [1, 2, 3, 4]
     assert events[1][1]["val/auc"] == 0.75
     assert "val/auc" not in events[2][1]
-    assert len(list((tmp_path / "tb").iterdir())) == 1
+    assert len(list((tmp_path / "tb").iterdir())) == 2
 
 
 def test_names_say_where_a_figure_is_from():
@@ -70,7 +86,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_catches_up(tmp_path):
     (tmp_path / "tb").write_text("in the way")
     (tmp_path / "metrics.jsonl").mkdir()
     notes: list[str] = []
-    tracking = Tracking([MetricsFile(tmp_path / "metrics.jsonl"), TensorBoardFile(tmp_path / "tb")], notes.append)
+    tracking = Tracking([MetricsFile(tmp_path / "metrics.jsonl"), TensorBoard(tmp_path / "tb")], notes.append)
     tracking.write(HISTORY[:1])
     tracking.write(HISTORY[:2])
     assert len(notes) == 2
@@ -81,31 +97,31 @@ def test_a_tracker_that_fails_is_told_of_once_and_catches_up(tmp_path):
     with tracking:
         tracking.write(HISTORY[:3])
     assert len(notes) == 2
-    assert [step for step, _ in read_events(tmp_path / "tb" / EVENTS_NAME)] == [1, 2, 3]
+    assert [step for step, _ in read_events(tmp_path / "tb")] == [1, 2, 3]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_disk_that_fills_up_stops_nothing(tmp_path):
-    """`/dev/full` takes nothing: every write fails as on a full disk."""
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_fills_up_stops_nothing(tmp_path, monkeypatch):
+    """`/dev/full` takes nothing: every write fails as on a full disk, also in the thread of tensorboardX."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    (tmp_path / EVENTS_NAME).symlink_to("/dev/full")
     notes: list[str] = []
-    tracking = Tracking([TensorBoardFile(tmp_path)], notes.append)
-    for count in range(1, 4):
-        tracking.write(HISTORY[:count])
+    tracking = Tracking([TensorBoard(tmp_path / "tb")], notes.append)
+    with monkeypatch.context() as patch:
+        patch.setattr("tensorboardX.record_writer.open_file", lambda _: Path("/dev/full").open("wb"))  # noqa: SIM115
+        for count in range(1, 4):
+            tracking.write(HISTORY[:count])
     assert len(notes) == 1
     assert "No space left" in notes[0]
-    (tmp_path / EVENTS_NAME).unlink()
+    shutil.rmtree(tmp_path / "tb")
     with tracking:
         tracking.write(HISTORY)
-    assert [step for step, _ in read_events(tmp_path / EVENTS_NAME)] == [1, 2, 3, 4]
+    assert [step for step, _ in read_events(tmp_path / "tb")] == [1, 2, 3, 4]
 
 
 def mlflow_tracker(address: str, training: str = "abc") -> MlflowRun:
-    return MlflowRun(
-        address, experiment="cohort", run_name="small", training=training, parameters={"training.epochs": 4}
-    )
+    return MlflowRun(address, experiment="cohort", training=training, parameters={"training.epochs": 4})
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own, of libraries newer than itself
@@ -123,7 +139,7 @@ def test_mlflow_keeps_each_epoch_once_in_sqlite(tmp_path):
     assert len(runs) == 2
     run = next(r for r in runs if r.data.tags["wsi_ips.training"] == "abc")
     assert run.data.params == {"training.epochs": "4"}
-    assert run.info.run_name == "small"
+    assert run.info.run_name == "cohort"
     steps = {n: [m.step for m in client.get_metric_history(run.info.run_id, n)] for n in ("train/loss", "val/auc")}
     assert steps == {"train/loss": [1, 2, 3, 4], "val/auc": [2, 4]}
 
@@ -144,9 +160,15 @@ def test_an_mlflow_server_that_is_gone_costs_little_and_stops_nothing():
     assert notes[0].startswith(f"MLflow ({address}) cannot be written")
 
 
-def test_mlflow_is_none_unless_asked_for_and_said_to_be_missing(tmp_path, monkeypatch):
-    told = {"name": "run", "folder": tmp_path, "training": "abc", "parameters": {}}
-    assert mlflow_run(TrackingSection(), **told) is None
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
-    with pytest.raises(TrainingError, match=r"`tracking.mlflow: local`.*pip install 'wsi-ips\[mlflow\]'"):
-        mlflow_run(TrackingSection(mlflow="local"), **told)
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
+    described = {"experiment": "run", "training": "abc", "parameters": {}}
+    notes: list[str] = []
+    assert mlflow(None, tmp_path, **described) == []
+    assert [tracker.name for tracker in tensorboard(tmp_path, notes.append)] == ["TensorBoard"]
+    assert notes == []
+    monkeypatch.setattr("wsi_ips.training.tracking.find_spec", lambda _: None)
+    with pytest.raises(TrainingError, match=r"`tracking.mlflow: local`.*pip install 'wsi-ips\[tracking\]'"):
+        mlflow("local", tmp_path, **described)
+    assert tensorboard(tmp_path, notes.append) == []
+    assert len(notes) == 1
+    assert "pip install 'wsi-ips[tracking]'" in notes[0]

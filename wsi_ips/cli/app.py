@@ -310,7 +310,7 @@ def parse_overrides(settings: list[str] | None) -> dict[str, Any]:
 
 def _train_along(recipe: Recipe) -> None:
     """What a process that is not the first does: no word, no file."""
-    from wsi_ips.pipeline.learning.together import train_along
+    from wsi_ips.pipeline.learning.train import train_along
 
     train_along(recipe)
 

@@ -1,4 +1,4 @@
-"""Whether this process is one of several that ``torchrun`` started; asked without loading torch."""
+"""Tell whether ``torchrun`` started this process together with others; loads no torch."""
 
 from __future__ import annotations
 
@@ -8,33 +8,21 @@ from dataclasses import dataclass
 from typing import Self
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What ``torchrun`` sets and :class:`Launch` needs."""
+"""Environment variables that ``torchrun`` sets."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One process among those that work on one training together.
+    """One of the processes that train together."""
 
-    Attributes
-    ----------
-    rank
-        Its number, from 0; process 0 is the first, which alone writes files and talks.
-    size
-        How many there are, on all machines.
-    local_rank
-        Its number on this machine, from 0.
-    together
-        Whether they were started to find each other; of one process alone too, where ``torchrun`` started it.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    together: bool = False
+    rank: int = 0  # its number; process 0 is the first, which alone writes files and reports
+    size: int = 1  # number of processes, on all machines
+    local_rank: int = 0  # its number on this machine
+    together: bool = False  # torchrun started it, perhaps as the only one
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """As the variables of ``torchrun`` say; all of them must be there, or the process is alone."""
+        """Read the variables of ``torchrun``; where one is missing, the process is alone."""
         if not set(VARIABLES) <= environment.keys():
             return cls()
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
@@ -42,11 +30,11 @@ class Launch:
 
     @staticmethod
     def forget(environment: MutableMapping[str, str] = os.environ) -> None:
-        """Be alone from here on, and whatever this process starts."""
+        """Remove the variables, so that this process and those it starts are alone."""
         for name in VARIABLES:
             environment.pop(name, None)
 
     @property
     def is_first(self) -> bool:
-        """Whether it writes files and talks."""
+        """Whether it writes files and reports."""
         return self.rank == 0

@@ -1,4 +1,4 @@
-"""How long a training takes where the recipe leaves it open: that depends on how many slides there are."""
+"""How long a training takes where the recipe leaves it open; that depends on the number of slides."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Annotated
 from pydantic import Field
 
 from wsi_ips.config.sections import TrainingSection
+from wsi_ips.registry import registry
 
 WARM_START_TILES = 4
-"""Random tiles of a slide in an epoch of the warm start."""
+"""Random tiles of a slide in an epoch of the start phase."""
 TILES_SEEN, LEAST_WARM_START = 16_000, 10
-"""Tiles that a warm start shows, and its epochs at least (DECISIONS D83)."""
+"""Tiles that a start phase shows, and its epochs at least (DECISIONS D83)."""
 EPOCHS_WITH_SELECTION = 20
 
 
@@ -24,17 +25,11 @@ class PlannedTraining(TrainingSection):
 
 
 def planned(section: TrainingSection, slides: int) -> PlannedTraining:
-    """Fill in what the recipe leaves open; what it says stays.
-
-    Parameters
-    ----------
-    section
-        Of the recipe.
-    slides
-        To learn from.
-    """
+    """Return the section with what the recipe leaves open filled in for a number of training slides."""
     epochs, warm_start = section.epochs, section.warm_start_epochs
-    if warm_start is None:
+    if not registry("starts")[section.start].has_epochs:
+        warm_start = 0
+    elif warm_start is None:
         warm_start = max(LEAST_WARM_START, math.ceil(TILES_SEEN / (WARM_START_TILES * slides)))
         if epochs is not None:
             warm_start = min(warm_start, epochs * 2 // 3)

@@ -275,13 +275,8 @@ class AugmentSection(Section):
         description="haematoxylin, eosin and the rest are each multiplied by 1 ± this and shifted by ± this (optical "
         "density); another stain or scanner; 0.05 is light, 0.2 strong",
     )
-    density: Jitter = Field(
-        0.0, description="optical density of each colour channel is multiplied by 1 ± this: another staining time"
-    )
     brightness: Jitter = Field(0.1, description="factor 1 ± this")
-    contrast: Jitter = Field(0.0, description="factor 1 ± this, about the tile's mean grey")
     saturation: Jitter = Field(0.2, description="factor 1 ± this, about each pixel's grey")
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="± this turn of the colour circle")
 
     @classmethod
     def nothing(cls) -> Self:
@@ -312,11 +307,13 @@ class TrainingSection(Section):
     tile_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of a slide's tiles left out of the scan, drawn anew each epoch"
     )
+    start: Annotated[str, listed_in("starts")] = Field(
+        "auto", description="what the network learns from before its attention selects tiles"
+    )
     warm_start_epochs: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="first epochs learn from a few random tiles of many slides instead of the best of a few: no "
-        "scan, so they take seconds, and selection starts from an attention that already means something; empty = as "
-        "many as show 16 000 tiles, at least 10, and at most two thirds of `epochs`",
+        description="epochs of the start phase; empty = as many as show 16 000 tiles, at least 10, and at most two "
+        "thirds of `epochs`",
     )
     exploration: Share = Field(
         0.5,
@@ -329,13 +326,12 @@ class TrainingSection(Section):
         "class, which hold nothing else); it teaches the single-tile probability of the heatmap",
     )
     augment: AugmentSection = AugmentSection()
-    class_weights: bool = Field(True, description="weigh classes by inverse frequency")
-    sampling: Literal["all", "balanced"] = Field(
-        "all",
-        description="`all`: each slide once an epoch; `balanced`: as many visits an epoch, spread evenly over the "
-        "classes of the label: slides of rare ones come several times, with other augmentation, and get no weight",
+    balance: Literal["weights", "sampling", "none"] = Field(
+        "weights",
+        description="how rare classes are made up for: `weights` in the loss, inverse to a class's frequency; "
+        "`sampling`, visits of an epoch spread evenly over the classes of the label, so slides of rare classes come "
+        "several times, with other augmentation; `none`",
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.0, description="of the slide label")
     weight_average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="decay per step of a running average of the weights (EMA), which is then validated and saved in "
@@ -352,6 +348,14 @@ class TrainingSection(Section):
     max_missing_share: Share = Field(
         0.1, description="refuse to train when a larger share of the training slides yielded no tile"
     )
+
+    @model_validator(mode="after")
+    def _start_has_epochs(self) -> Self:
+        if self.warm_start_epochs and not registry("starts")[self.start].has_epochs:
+            raise ValueError(
+                f"`start: {self.start}` has no epochs; leave `warm_start_epochs` out, or take another start"
+            )
+        return self
 
 
 class PredictSection(Section):
@@ -407,11 +411,6 @@ class ComputeSection(Section):
         "some three digits",
     )
     scan_backend: Annotated[str, listed_in("scan_backends")] = Field("auto", description="runs the encoder in the scan")
-    gradient: Literal["auto", "plain", "two-pass"] = Field(
-        "auto",
-        description="how a step's gradient is taken: `plain`, all winners at once; `two-pass`, `micro_batch` at a "
-        "time, in memory that does not grow with winners or slides; `auto`, plain where it fits into `gpu_memory_gb`",
-    )
     gradient_precision: Literal["fp32", "auto", "bf16", "fp16"] = Field(
         "fp32",
         description="of the encoder where it learns; weights, attention and loss stay in fp32; `auto`: bf16 on a GPU "
@@ -422,12 +421,10 @@ class ComputeSection(Section):
         description="slides of a step scanned and learned from together; with fewer than `training.batch_slides` the "
         "step's gradient is accumulated, for less memory; empty = all",
     )
-    micro_batch: Annotated[int, Field(ge=1)] = Field(
-        64,
-        description="patches at a time of the two-pass gradient; fewer where so many do not fit into `gpu_memory_gb`",
-    )
     gpu_memory_gb: Positive = Field(
-        4.0, description="memory for the activations of a step with gradient, GB (main memory where there is no GPU)"
+        4.0,
+        description="memory for the activations of a step with gradient, GB (main memory where there is no GPU); a "
+        "step that needs more computes its gradient in two passes, a few patches at a time",
     )
     scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
         None,
@@ -454,21 +451,17 @@ class ComputeSection(Section):
         1800.0,
         description="time a slide may take to be tiled, s; then it fails; in `predict_workers`: for each 1 000 tiles",
     )
-    process_timeout_s: Positive = Field(
-        3600.0, description="with `torchrun`: a process gives up when the others have not answered for so long, s"
-    )
     remote_timeout_s: Positive = Field(30.0, description="slides behind https://: an attempt is given up after it, s")
 
 
 class TrackingSection(Section):
-    """Who is told of each epoch, besides `metrics.jsonl` and TensorBoard; changes no result."""
+    """Where the figures of each epoch go, besides `metrics.jsonl` and TensorBoard; changes no result."""
 
     mlflow: str | None = Field(
         None,
         description="`local`: an SQLite file in the run folder; else an MLflow address such as "
         "`sqlite:////data/mlflow.db` or `http://server:5000` (extra `mlflow`); empty = none",
     )
-    experiment: str | None = Field(None, description="MLflow experiment; empty = the recipe's name")
 
 
 class Recipe(Section):

@@ -160,7 +160,7 @@ def _stages_done(recipe: Recipe, progress: Progress, stages: Sequence[str]) -> I
         world = None
         before, after = tuple(stages), tuple[str, ...]()
         if "train" in stages:
-            from wsi_ips.pipeline.learning.together import joined
+            from wsi_ips.pipeline.learning.train import joined
 
             world = opened.enter_context(joined(recipe))
             at = stages.index("train")
@@ -190,7 +190,8 @@ def _stage(run: Run, name: str, last: str) -> bool:
 
 
 def _features(run: Run, slides: Sequence[str] = ()) -> bool:
-    from wsi_ips.pipeline.learning.features import features_stage
+    """Store the features of slides and return whether anything was done."""
+    from wsi_ips.pipeline.learning.features_stage import features_stage
 
     return bool(features_stage(run, slides))
 

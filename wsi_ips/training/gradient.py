@@ -1,27 +1,26 @@
-"""The gradient of one step, at once or in two passes.
+"""The gradient of one step, in one pass or in two.
 
-At once, the activations of all winners of all slides are kept until the backward pass: memory grows with M·B. In two
-passes they are never kept together:
+In one pass, the activations of all winners of all slides are kept until the backward pass: memory grows with M·B. In
+two passes they are never kept together:
 
 1. embed the winners without gradient, a micro-batch at a time; pool, take the loss, and its gradient with respect to
    the embeddings, dL/dE (a small table);
-2. embed each micro-batch again with gradient and push its rows of dL/dE back into the encoder.
+2. embed each micro-batch again with gradient and propagate its rows of dL/dE back into the encoder.
 
-The sum over micro-batches is the ordinary gradient, for an embedding depends on its own patch only. What random
-numbers the encoder drew in the first pass (dropout, stochastic depth) it draws again in the second. Not possible with
-live batch statistics, which tie the patches of a batch together.
+The sum over micro-batches is the ordinary gradient, because an embedding depends on its own patch only. Random numbers
+that the encoder drew in the first pass (dropout, stochastic depth) are replayed in the second. Live batch statistics
+rule two passes out: they tie the patches of a batch together. The idea is that of gradient caching (Gao et al., 2021),
+with the random state replayed.
 
-The idea is that of gradient caching (Gao et al., 2021), with the random state replayed.
+What still grows with M·B: pixels as uint8 (h·w·3 bytes a winner, in main memory), and the tables of embeddings and
+their gradient (a few D floats a winner).
 
-What still grows with M·B, and is no activation: pixels as uint8 (h·w·3 bytes a winner, in main memory), and the tables
-of embeddings and their gradient (a few D floats a winner).
+Autocast: call these functions within it; forward passes run in it, backward passes outside, as PyTorch asks. A loss
+scaled by ``GradScaler`` scales the whole gradient, that of the encoder through dL/dE: unscale and step as usual. Where
+dL/dE overflows, so does the encoder's gradient, and the scaler skips the step.
 
-Autocast: call these functions within it; passes forward run in it, passes backward outside, as PyTorch asks. A loss
-scaled by ``GradScaler`` gives gradients with that factor everywhere, those of the encoder too, because dL/dE has it:
-unscale and step as usual. Where dL/dE overflows, so does the encoder's gradient, and the scaler skips the step.
-
-Which random numbers an encoder draws depends on how its input is split, so for one that draws some (the Swin
-Transformers of timm have stochastic depth; ResNets draw none) another ``micro_batch`` is like another seed.
+An encoder that draws random numbers (Swin Transformers of timm have stochastic depth; ResNets draw none) draws other
+ones with another ``micro_batch``, as with another seed.
 
 Shapes: K_b winners of slide b, n = sum of K_b, B slides, D width.
 """
@@ -29,40 +28,33 @@ Shapes: K_b winners of slide b, n = sum of K_b, B slides, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import Prepare, Winners
-from wsi_ips.training.memory import SavedBytes
 
 MEASURED_TILES = 2
-"""Winners from which the activations of one are measured."""
+"""Winners from which the memory of one winner's activations is measured."""
 
 SPARE = 1.5
-"""Of the memory of saved activations: what the backward pass needs besides (gradients of activations, workspaces)."""
+"""Factor on the memory of saved activations, for what else the backward pass needs (their gradients, workspaces)."""
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """(embeddings (B, K, D), mask (B, K)) -> scalar loss."""
 
 
 def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
-    """Add the gradient of a loss to all parameters, in one pass; the loss, detached.
+    """Add the gradient of a loss to all parameters, in one pass; return the loss, detached.
 
-    Parameters
-    ----------
-    encoder
-        Float patches (n, 3, h, w) to embeddings (n, D).
-    winners
-        What to learn from.
-    prepare
-        Turns uint8 pixels into the encoder's input; the same pixels for the same tile.
-    loss_of
-        Pooling, head and loss; may be scaled (``GradScaler``), then the gradient is.
+    ``encoder`` turns float patches (n, 3, h, w) into embeddings (n, D); ``prepare`` makes its input, always the same
+    for the same tile; ``loss_of`` is pooling, head and loss, and may be scaled (``GradScaler``), as the gradient then
+    is.
     """
     embedded = encoder(winners.patches(0, len(winners), prepare))  # (n, D)
     loss = loss_of(*winners.padded(embedded))
@@ -73,18 +65,11 @@ def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_
 def two_pass_gradient(
     encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf, *, micro_batch: int
 ) -> Tensor:
-    """Add the gradient of a loss to all parameters, in two passes; the loss, detached.
+    """Add the gradient of a loss to all parameters, in two passes; return the loss, detached.
 
-    Memory is that of ``micro_batch`` patches, whatever M and B. Equal to :func:`plain_gradient` up to rounding
-    (float64: 1e-10) where the encoder draws no random numbers; where it does, equal to one pass that goes through
-    the same micro-batches.
-
-    Parameters
-    ----------
-    encoder, winners, prepare, loss_of
-        As for :func:`plain_gradient`.
-    micro_batch
-        Patches in the encoder at a time.
+    Arguments as for :func:`plain_gradient`; ``micro_batch`` patches are in the encoder at a time. Memory is that of
+    ``micro_batch`` patches for any M and B. Equal to :func:`plain_gradient` up to rounding (float64: 1e-10) where the
+    encoder draws no random numbers; where it does, equal to one pass through the same micro-batches.
 
     Raises
     ------
@@ -100,8 +85,8 @@ def two_pass_gradient(
         for a, b in parts:
             states.append(RandomState(device, like=states[-1] if states else None))
             rows.append(encoder(winners.patches(a, b, prepare)))  # (b - a, D)
-    # Older versions of PyTorch hand weights that autocast has cast without gradient to passes with gradient (its issue
-    # 112583): the encoder would learn nothing, in silence.
+    # Older versions of PyTorch reuse weights that autocast has cast without gradient in passes with gradient (its issue
+    # 112583): the encoder would learn nothing, silently.
     torch.clear_autocast_cache()
     embedded = torch.cat(rows).requires_grad_()  # (n, D)
     rows.clear()
@@ -118,7 +103,7 @@ def two_pass_gradient(
 
 
 def _backward(output: Tensor, gradient: Tensor | None = None) -> None:
-    """Backward pass, outside autocast."""
+    """Run a backward pass outside autocast."""
     with torch.autocast(output.device.type, enabled=False):
         output.backward(gradient)
 
@@ -131,18 +116,18 @@ Kind = Literal["plain", "two-pass"]
 
 
 class StepGradient:
-    """Chooses between the two by a memory budget, and comes down once where memory runs out after all.
+    """Chooses one pass or two by a memory budget, and falls back once where memory runs out all the same.
 
     Parameters
     ----------
     kind
-        ``plain``, ``two-pass``, or ``auto``: plain where its activations fit into the budget.
+        ``plain`` (one pass), ``two-pass``, or ``auto``: plain where its activations fit into the budget.
     micro_batch
-        Patches in the encoder at a time, in two passes; fewer where so many do not fit into the budget.
+        Patches in the encoder at a time, in two passes; fewer where they do not fit into the budget.
     budget_gb
         Memory for activations, GB (1e9 bytes).
     note
-        Told what was chosen, and when it changes.
+        Called with a message when the gradient is split into passes and when that changes.
     """
 
     def __init__(
@@ -156,38 +141,38 @@ class StepGradient:
         self.kind, self.micro_batch, self.budget_gb, self.note = kind, micro_batch, budget_gb, note
         self._tile_gb: float | None = None
         self._last: Kind = "plain"
-        self._told = self._came_down = False
+        self._told = self._fell_back = False
 
     def __call__(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
-        """Add to the gradient of all parameters of ``net``; the loss, detached.
+        """Add to the gradient of all parameters of ``net``; return the loss, detached.
 
         ``loss_of`` is called again where memory runs out.
 
         Raises
         ------
         TrainingError
-            Memory runs out, also with half the micro-batch.
+            Memory runs out even with half the micro-batch.
         """
         earlier = [(parameter, parameter.grad) for parameter in net.parameters() if parameter.grad is not None]
-        net.zero_grad(set_to_none=True)  # what is begun anew where memory runs out
-        loss = self._anew(net, winners, prepare, loss_of)
+        net.zero_grad(set_to_none=True)  # so that a second try starts from nothing
+        loss = self._with_fallback(net, winners, prepare, loss_of)
         for parameter, gradient in earlier:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return loss
 
-    def _anew(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
+    def _with_fallback(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         before = RandomState(next(net.parameters()).device)
         try:
             return self._run(net.encoder, winners, prepare, loss_of)
         except torch.cuda.OutOfMemoryError as error:
-            self._require_a_way_down(net.encoder, error)
-        self._come_down()
+            self._require_fallback(net.encoder, error)
+        self._fall_back()
         for parameter in net.parameters():
             parameter.grad = None
         before.restore()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return self._anew(net, winners, prepare, loss_of)
+        return self._with_fallback(net, winners, prepare, loss_of)
 
     def _run(self, encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         self._last = self._choose(encoder, winners, prepare)
@@ -196,12 +181,12 @@ class StepGradient:
         return two_pass_gradient(encoder, winners, prepare, loss_of, micro_batch=self.micro_batch)
 
     def _choose(self, encoder: nn.Module, winners: Winners, prepare: Prepare) -> Kind:
-        """One pass or two; also brings the micro-batch within the budget."""
+        """Choose one pass or two; also bring the micro-batch within the budget."""
         tied = uses_batch_statistics(encoder)
         if self.kind == "plain" or (tied and self.kind == "auto"):
             return "plain"
         if tied or not _learns(encoder):
-            return "two-pass"  # refuses the one, embeds the other in the first pass and has no second
+            return "two-pass"  # refuses the former, has no second pass for the latter
         if self._tile_gb is None:
             self._tile_gb = SPARE * activation_bytes(encoder, winners, prepare) / 1e9
             self._fit_micro_batch(self._tile_gb)
@@ -220,26 +205,26 @@ class StepGradient:
         fits = max(1, int(self.budget_gb / tile_gb))
         if fits < self.micro_batch:
             self.note(
-                f"{self.micro_batch} patches (`compute.micro_batch`) would need about {self.micro_batch * tile_gb:.1f} "
-                f"GB, the budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
+                f"{self.micro_batch} patches at a time would need about {self.micro_batch * tile_gb:.1f} GB, the "
+                f"budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
             )
             self.micro_batch = fits
 
-    def _require_a_way_down(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
+    def _require_fallback(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
         if uses_batch_statistics(encoder):
             raise TrainingError(
                 "memory ran out, and an encoder with batch statistics cannot be learned in parts: leave `model.norm: "
                 "auto`, or take a smaller `model.memory_size` or `training.batch_slides`"
             ) from error
-        if self._came_down:
+        if self._fell_back:
             raise TrainingError(
-                f"memory ran out again with {self.micro_batch} patches at a time; set `compute.micro_batch` lower, "
-                "or `compute.gpu_memory_gb` to what is free, or take a smaller `model.encoder`"
+                f"memory ran out again with {self.micro_batch} patches at a time; set `compute.gpu_memory_gb` to what "
+                "is free, or take a smaller `model.encoder`"
             ) from error
 
-    def _come_down(self) -> None:
-        """Two passes instead of one, or half the micro-batch; once."""
-        self._came_down = True
+    def _fall_back(self) -> None:
+        """Take two passes instead of one, or half the micro-batch; once."""
+        self._fell_back = True
         if self._last == "two-pass":
             self.micro_batch = max(1, self.micro_batch // 2)
         self.kind = "two-pass"
@@ -247,9 +232,9 @@ class StepGradient:
 
 
 def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> int:
-    """Bytes that the backward pass of one patch needs kept, at least 1.
+    """Return the bytes that are kept for the backward pass of one patch, at least 1.
 
-    Measured on a few winners and on one; the difference is free of weights and of what autocast makes of them.
+    Measured on a few winners and on one; the difference excludes weights and what autocast makes of them.
     """
     before = RandomState(next(encoder.parameters()).device)
     count = min(MEASURED_TILES, len(winners))
@@ -263,7 +248,7 @@ def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> 
 
 
 def uses_batch_statistics(encoder: nn.Module) -> bool:
-    """Whether the embedding of a patch depends on the patches beside it."""
+    """Tell whether the embedding of a patch depends on the other patches of its batch."""
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in encoder.modules())
 
 
@@ -272,14 +257,14 @@ def require_independent_patches(encoder: nn.Module) -> None:
     if uses_batch_statistics(encoder):
         raise TrainingError(
             "the encoder uses batch statistics, so its gradient cannot be taken in parts: leave `model.norm: auto` "
-            "(frozen batch norm, or group norm from scratch), or set `compute.gradient: plain`"
+            "(frozen batch norm, or group norm from scratch)"
         )
 
 
 class RandomState:
-    """Where the generators of the CPU and of one CUDA device stand.
+    """State of the random number generators of the CPU and of one CUDA device.
 
-    One that stands where ``like`` does shares its memory: 5 kB each, and most encoders draw nothing.
+    One that equals ``like`` shares its memory: 5 kB each, and most encoders draw nothing.
     """
 
     def __init__(self, device: torch.device, like: RandomState | None = None) -> None:
@@ -290,7 +275,62 @@ class RandomState:
             self._cpu = like._cpu
 
     def restore(self) -> None:
-        """Let them stand there again."""
+        """Set the generators back to this state."""
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+class SavedBytes:
+    """Counts the bytes that autograd keeps for backward passes while its ``with`` block runs.
+
+    Counted from the tensors themselves, so the figures are the same on every machine. A storage counts once, from the
+    first operation that keeps it until the last one releases it; weights count too, the same for any batch.
+
+    Attributes
+    ----------
+    now
+        Bytes kept at this moment.
+    peak
+        Most bytes kept at any moment.
+    """
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self._holders: dict[int, int] = {}  # address of a storage -> operations that keep it
+        self._hooks = saved_tensors_hooks(lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor)
+
+    def __enter__(self) -> Self:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def keep(self, tensor: Tensor) -> None:
+        """Count one more operation that keeps a tensor."""
+        storage = tensor.untyped_storage()
+        holders = self._holders.get(storage.data_ptr(), 0)
+        self._holders[storage.data_ptr()] = holders + 1
+        self.now += 0 if holders else storage.nbytes()
+        self.peak = max(self.peak, self.now)
+
+    def release(self, tensor: Tensor) -> None:
+        """Count one operation less that keeps a tensor."""
+        storage = tensor.untyped_storage()
+        holders = self._holders.pop(storage.data_ptr()) - 1
+        if holders:
+            self._holders[storage.data_ptr()] = holders
+        else:
+            self.now -= storage.nbytes()
+
+
+class _Kept:
+    """A tensor that one operation of the graph keeps; counted until the operation releases it."""
+
+    def __init__(self, count: SavedBytes, tensor: Tensor) -> None:
+        self._count, self.tensor = count, tensor
+        count.keep(tensor)
+
+    def __del__(self) -> None:
+        self._count.release(self.tensor)

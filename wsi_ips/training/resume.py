@@ -1,8 +1,8 @@
-"""The state of a training on disk, so that it goes on where it was stopped or killed.
+"""The state of a training, saved so that the training goes on where it was stopped or killed.
 
-One safetensors file, replaced whole: weights, what the optimiser (and whoever else is named) remembers, the generators
-of random numbers, and in its header the position and the figures so far. Everything else that is random follows from
-(seed, epoch, slide, tile). On a CPU a training that goes on ends with the very weights of one that was never stopped.
+One safetensors file, replaced as a whole: weights, the state of optimiser and others, the generators of random numbers,
+and in its header the counters and the figures so far. Everything else that is random follows from
+(seed, epoch, slide, tile). On a CPU a resumed training ends with exactly the weights of one that was never stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -25,77 +25,114 @@ from torch import Tensor
 
 from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import atomic_path
-from wsi_ips.training.record import EpochRecord
+from wsi_ips.training.epoch_records import EpochRecord
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SAVE_EVERY_S = 60.0
 STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, a polite kill, and what SLURM sends before time is up (``--signal=USR1@120``)."""
+COUNTERS = ("epoch", "step", "total", "loss", "right", "sums", "seconds")
 
 
 class Stateful(Protocol):
-    """Something else that remembers what training needs; a ``torch.nn.Module`` is one."""
+    """Something else whose state belongs to the training; a ``torch.nn.Module`` is one."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name."""
+        """Return tensors by name."""
         ...
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> object:
-        """Take them over."""
+        """Restore them."""
         ...
 
 
 @dataclass
-class Position:
-    """Where a training stands.
+class TrainingState:
+    """All that a training needs to go on from where it stands."""
 
-    Attributes
-    ----------
-    epoch
-        The one at work, counted from 1.
-    step
-        Steps of it that are done.
-    total
-        Steps done in all.
-    loss, right
-        Sums over the slides of the epoch so far.
-    sums
-        Of other figures, as :class:`Meter` keeps them.
-    seconds
-        Time spent in earlier calls.
-    history
-        Figures of the epochs that are done.
-    """
+    net: IpsNet
+    optimiser: torch.optim.Optimizer
+    others: Mapping[str, Stateful] = field(default_factory=dict)  # what else has a state, by name
+    epoch: int = 1  # the running one
+    step: int = 0  # steps of the epoch that are done
+    total: int = 0  # steps done in all epochs
+    loss: float = 0.0  # sum over the slides of the epoch so far
+    right: float = 0.0  # the same of correct answers
+    sums: dict[str, list[float]] = field(default_factory=dict)  # other figures of the epoch, see Meter
+    history: list[EpochRecord] = field(default_factory=list)  # the epochs that are done
+    _began: float = field(default_factory=time.monotonic)
 
-    epoch: int = 1
-    step: int = 0
-    total: int = 0
-    loss: float = 0.0
-    right: float = 0.0
-    sums: dict[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
-    history: list[EpochRecord] = field(default_factory=list)
+    @property
+    def seconds(self) -> float:
+        """Time spent on the training, in all calls."""
+        return time.monotonic() - self._began
 
-    def after(self, record: EpochRecord, seconds: float) -> Position:
-        """At the start of the next epoch."""
-        return Position(self.epoch + 1, total=self.total, seconds=seconds, history=[*self.history, record])
+    def finish_step(self, loss: float, right: float) -> None:
+        """Count a step, with the sums over its slides."""
+        self.loss += loss
+        self.right += right
+        self.step += 1
+        self.total += 1
+
+    def finish_epoch(self, record: EpochRecord) -> None:
+        """Go to the beginning of the next epoch."""
+        self.history.append(record)
+        self.epoch, self.step, self.loss, self.right, self.sums = self.epoch + 1, 0, 0.0, 0.0, {}
+
+    def counters(self) -> str:
+        """Return all that are no tensors, as JSON."""
+        numbers = {name: getattr(self, name) for name in COUNTERS}
+        return json.dumps(numbers | {"history": [asdict(record) for record in self.history]})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, on the CPU."""
+        found = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        for number, entries in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+        for owner, other in self.others.items():
+            found |= {f"others.{owner}.{name}": tensor for name, tensor in other.state_dict().items()}
+        found["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            found |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+    def restore(self, counters: str, tensors: Mapping[str, Tensor]) -> None:
+        """Bring everything, random numbers too, to a stored state."""
+        stored: dict[str, Any] = json.loads(counters)
+        self._began = time.monotonic() - stored.pop("seconds")
+        self.history = [EpochRecord.from_dict(record) for record in stored.pop("history")]
+        for name, value in stored.items():
+            setattr(self, name, value)
+        self.net.load_state_dict(_below(tensors, "net."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below(tensors, "optimiser.").items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        for owner, other in self.others.items():
+            other.load_state_dict(_below(tensors, f"others.{owner}."))
+        torch.set_rng_state(tensors["random.cpu"])
+        for name, tensor in _below(tensors, "random.cuda.").items():
+            if torch.cuda.is_available() and int(name) < torch.cuda.device_count():
+                torch.cuda.set_rng_state(tensor, int(name))
 
 
 class StateFile:
-    """Saves and loads the state of one training.
+    """The file of the state of one training.
 
     Parameters
     ----------
     path
         The file.
     fingerprint
-        Of the training; the state of another one is not loaded.
+        Fingerprint of the training; the state of another one is not read.
     every_s
         Seconds between saves.
     """
 
     def __init__(self, path: Path, fingerprint: str, *, every_s: float = SAVE_EVERY_S) -> None:
-        self.path, self._fingerprint, self._every_s = path, fingerprint, every_s
+        self.path, self._every_s = path, every_s
+        self._header = {"schema_version": str(SCHEMA_VERSION), "fingerprint": fingerprint}
         self._saved = time.monotonic()
 
     @property
@@ -103,80 +140,32 @@ class StateFile:
         """Whether the last save is long enough ago."""
         return time.monotonic() - self._saved >= self._every_s
 
-    def save(
-        self,
-        net: IpsNet,
-        optimiser: torch.optim.Optimizer,
-        position: Position,
-        also: Mapping[str, Stateful] = MappingProxyType({}),
-    ) -> None:
-        """Write the state, of other things too; a reader finds the old one or this one, whole."""
-        tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-        for number, entries in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{key}": torch.as_tensor(value) for key, value in entries.items()}
-        for owner, other in also.items():
-            tensors |= {f"also.{owner}.{name}": tensor for name, tensor in other.state_dict().items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors |= {f"random.cuda.{n}": state for n, state in enumerate(torch.cuda.get_rng_state_all())}
-        header = {
-            "schema_version": str(SCHEMA_VERSION),
-            "fingerprint": self._fingerprint,
-            "position": json.dumps(asdict(position)),
-        }
+    def save(self, state: TrainingState) -> None:
+        """Write the state; a reader finds the old one or this one, whole."""
         with atomic_path(self.path) as temporary:
-            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, header)
+            save_file(state.tensors(), temporary, self._header | {"counters": state.counters()})
         self._saved = time.monotonic()
 
-    def load(
-        self,
-        net: IpsNet,
-        optimiser: torch.optim.Optimizer,
-        also: Mapping[str, Stateful] = MappingProxyType({}),
-        *,
-        path: Path | None = None,
-    ) -> Position | None:
-        """Bring network, optimiser, random numbers and other things to the stored state, or that of a copy of the file.
-
-        Returns
-        -------
-        Position or None
-            None, and nothing changed, where there is no state of this training that can be read.
-        """
+    def read(self) -> tuple[str, dict[str, Tensor]] | None:
+        """Return what :meth:`TrainingState.restore` takes; None without a readable state of this training."""
         try:
-            with safe_open(path or self.path, framework="pt") as file:
+            with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
-                ours = {"schema_version": str(SCHEMA_VERSION), "fingerprint": self._fingerprint}
-                if not ours.items() <= header.items():
+                if not self._header.items() <= header.items():
                     return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                return header["counters"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError):
             return None
-        stored: dict[str, Any] = json.loads(header["position"])
-        history = [EpochRecord.from_dict(record) for record in stored.pop("history")]
-        net.load_state_dict(_below(tensors, "net."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below(tensors, "optimiser.").items():
-            number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = tensor
-        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        for owner, other in also.items():
-            other.load_state_dict(_below(tensors, f"also.{owner}."))
-        torch.set_rng_state(tensors["random.cpu"])
-        for name, tensor in _below(tensors, "random.cuda.").items():
-            if torch.cuda.is_available() and int(name) < torch.cuda.device_count():
-                torch.cuda.set_rng_state(tensor, int(name))
-        return Position(**stored, history=history)
 
 
 class StopRequest:
-    """Whether somebody asked the training to stop after the step at work.
+    """Whether the user asked the training to stop after the running step.
 
     Parameters
     ----------
     insistent
         A second signal stops at once. Not with ``torchrun``: signals come from the terminal or SLURM and once more from
-        it, and it ends those itself that take too long.
+        it, and it ends processes that take too long itself.
     """
 
     def __init__(self, *, insistent: bool = True) -> None:
@@ -184,9 +173,9 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Take a first signal as a request; where a second one stops at once, what was saved last stays."""
+        """Take a first signal as a request; where a second one stops at once, the last saved state is kept."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # only there signals can be handled
+            yield  # only the main thread can handle signals
             return
         before = {number: signal.signal(number, self._ask) for number in STOPPING_SIGNALS}
         try:
@@ -201,5 +190,5 @@ class StopRequest:
         self.asked = True
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

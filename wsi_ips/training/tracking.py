@@ -1,7 +1,7 @@
-"""Who is told of each epoch: ``metrics.jsonl`` and TensorBoard always, MLflow on request.
+"""Where the figures of each epoch go: ``metrics.jsonl``, TensorBoard where it is installed, MLflow on request.
 
-A tracker is handed all epochs so far and brings its store to that; so a training that goes on writes no epoch twice,
-and what could not be written is written with the next epoch. None of them can stop a training.
+A tracker receives all epochs so far and stores those that are missing. So a resumed training writes no epoch twice, and
+what could not be written is written with the next epoch. No tracker can stop a training.
 """
 
 from __future__ import annotations
@@ -12,50 +12,41 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from wsi_ips.config import TrackingSection
 from wsi_ips.errors import TrainingError
 from wsi_ips.provenance import atomic_write_text
-from wsi_ips.training.record import EpochRecord
+from wsi_ips.training.epoch_records import EpochRecord
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
-    from tensorboardX.record_writer import RecordWriter
-
-EVENTS_NAME = "events.out.tfevents.0.wsi-ips"
-"""TensorBoard looks for ``tfevents``; its own names hold that of the machine."""
+    from tensorboardX import SummaryWriter
 
 RUN_TAG = "wsi_ips.training"
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""With a server that does not answer; MLflow's own values would hold up each epoch for minutes."""
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+"""For a server that does not answer; MLflow's own values would delay each epoch by minutes."""
+ENDLESS = 0
+"""Length of TensorBoard's queue, 0 = no limit: its thread ends where the disk is full, and a full queue would block."""
 
 
 class Tracker(Protocol):
-    """Keeps the figures of all epochs somewhere."""
+    """Stores the figures of all epochs somewhere."""
 
     name: str
 
     def write(self, history: Sequence[EpochRecord]) -> None:
-        """Bring what is kept to these epochs; may fail in any way, and is then called again with more."""
+        """Store these epochs; may raise anything, and is then called again with more epochs."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close what is open."""
         ...
 
 
 class Tracking:
-    """All trackers of a training; one that fails is told of once and tried again with the next epoch.
-
-    Parameters
-    ----------
-    trackers
-        Who is told.
-    note
-        Told of the first failure of each.
-    """
+    """All trackers of a training, in a ``with`` block. ``note`` is called with the first failure of each."""
 
     def __init__(self, trackers: Sequence[Tracker], note: Callable[[str], None]) -> None:
         self._trackers, self._note = trackers, note
@@ -70,21 +61,21 @@ class Tracking:
                 tracker.close()
 
     def write(self, history: Sequence[EpochRecord]) -> None:
-        """Tell all."""
+        """Give all trackers the epochs so far."""
         for tracker in self._trackers:
             try:
                 tracker.write(history)
-            except Exception as error:  # noqa: BLE001 - whatever it is, a training of days must not end by it
+            except Exception as error:  # noqa: BLE001 - no failure of a tracker may end a training of days
                 if tracker.name not in self._failed:
                     self._failed.add(tracker.name)
                     self._note(
-                        f"{tracker.name} cannot be written ({type(error).__name__}: {error}); training goes on, it is "
-                        "tried again with each epoch and not told of again"
+                        f"{tracker.name} cannot be written ({type(error).__name__}: {error}); training continues, "
+                        "each epoch tries again without another message"
                     )
 
 
 class MetricsFile:
-    """A JSON object a line and epoch; the file is replaced whole."""
+    """One JSON object per line and epoch; the file is replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._path = path.name, path
@@ -94,32 +85,34 @@ class MetricsFile:
         atomic_write_text(self._path, "".join(json.dumps(asdict(record)) + "\n" for record in history))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
-class TensorBoardFile:
-    """One file of events in a folder, begun anew by each call of the program.
+class TensorBoard:
+    """Event files in a folder. Each call of the program writes all epochs and makes TensorBoard drop earlier ones."""
 
-    Written record by record: the usual writer does it in a thread, which a full disk ends in silence.
-    """
+    name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
-        self.name, self._folder = "TensorBoard", folder
-        self._writer: RecordWriter | None = None
-        self._done = 0
+        self._folder, self._done = folder, 0
+        self._writer: SummaryWriter | None = None
 
     def write(self, history: Sequence[EpochRecord]) -> None:
-        """Add the epochs that are not there yet."""
+        """Add the epochs that are missing."""
         try:
             if self._writer is None:
-                self._writer, self._done = self._begin(), 0
+                from tensorboardX import SummaryWriter
+
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._writer, self._done = SummaryWriter(str(self._folder), purge_step=1, max_queue=ENDLESS), 0
             for record in history[self._done :]:
-                self._writer.write(_event(record, _time_of(record, history)))
+                for name, value in flat_figures(record).items():
+                    self._writer.add_scalar(name, value, record.epoch, _time_of(record, history))
                 self._done += 1
             self._writer.flush()
         except BaseException:
             with suppress(OSError):
-                self.close()  # what is half written is begun anew
+                self.close()  # the next epoch starts a new file
             raise
 
     def close(self) -> None:
@@ -128,68 +121,39 @@ class TensorBoardFile:
         if writer is not None:
             writer.close()
 
-    def _begin(self) -> RecordWriter:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.record_writer import RecordWriter
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        writer = RecordWriter(str(self._folder / EVENTS_NAME))
-        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        return writer
-
-
-def _event(record: EpochRecord, when: float) -> bytes:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    values = [Summary.Value(tag=name, simple_value=value) for name, value in flat_figures(record).items()]
-    event = Event(wall_time=when, step=record.epoch, summary=Summary(value=values))
-    return bytes(event.SerializeToString())
-
-
-def _time_of(record: EpochRecord, history: Sequence[EpochRecord]) -> float:
-    """When an epoch ended if the last one ends now and nothing was interrupted, s since 1970."""
-    return time.time() - (history[-1].seconds - record.seconds)
-
 
 class MlflowRun:
-    """A run of an MLflow server or file, found again by the fingerprint of its training.
+    """A run on an MLflow server or in an MLflow file; a resumed training finds it by its fingerprint.
 
     Parameters
     ----------
     address
         Tracking address.
-    experiment, run_name
-        What the run is called and where it goes.
+    experiment
+        Name of the experiment and of the run.
     training
         Fingerprint of the training.
     parameters
-        Of the recipe, told once.
+        Keys of the recipe, stored once.
     """
 
-    def __init__(
-        self, address: str, *, experiment: str, run_name: str, training: str, parameters: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, address: str, *, experiment: str, training: str, parameters: Mapping[str, Any]) -> None:
         self.name = f"MLflow ({address})"
-        self._address, self._experiment, self._run_name = address, experiment, run_name
+        self._address, self._experiment = address, experiment
         self._training, self._parameters = training, parameters
         self._client: MlflowClient | None = None
-        self._run_id = ""
-        self._last = 0
+        self._run_id, self._last = "", 0
 
     def write(self, history: Sequence[EpochRecord]) -> None:
-        """Log the epochs that are not there yet."""
+        """Log the epochs that are missing."""
         from mlflow.entities import Metric
 
         try:
-            if self._client is None:
-                self._client = self._connect()
+            self._client = self._client or self._connect()
             for record in history:
                 if record.epoch > self._last:
-                    metrics = [
-                        Metric(name, value, round(1000 * _time_of(record, history)), record.epoch)
-                        for name, value in flat_figures(record).items()
-                    ]
+                    when, figures = round(1000 * _time_of(record, history)), flat_figures(record)
+                    metrics = [Metric(name, value, when, record.epoch) for name, value in figures.items()]
                     self._client.log_batch(self._run_id, metrics)
                     self._last = record.epoch
         except BaseException:
@@ -197,12 +161,13 @@ class MlflowRun:
             raise
 
     def close(self) -> None:
-        """Say that the training is over, or was stopped."""
+        """Mark the run as finished."""
         if self._client is not None:
             self._client.set_terminated(self._run_id)
 
     def _connect(self) -> MlflowClient:
-        for name, value in PATIENCE.items():
+        """Connect and find the run of this training, or create it."""
+        for name, value in MLFLOW_PATIENCE.items():
             os.environ.setdefault(name, value)
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
@@ -213,54 +178,45 @@ class MlflowRun:
         found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self._training}'", max_results=1)
         if found:
             self._run_id = found[0].info.run_id
-            told = client.get_metric_history(self._run_id, "train/loss")
-            self._last = max((metric.step for metric in told), default=0)
+            logged = client.get_metric_history(self._run_id, "train/loss")
+            self._last = max((metric.step for metric in logged), default=0)
             return client
-        run = client.create_run(experiment, tags={RUN_TAG: self._training}, run_name=self._run_name)
+        run = client.create_run(experiment, tags={RUN_TAG: self._training}, run_name=self._experiment)
         self._run_id, self._last = run.info.run_id, 0
         client.log_batch(self._run_id, params=[Param(k, str(v)[:500]) for k, v in self._parameters.items()])
         return client
 
 
-def mlflow_run(
-    section: TrackingSection, *, name: str, folder: Path, training: str, parameters: Mapping[str, Any]
-) -> MlflowRun | None:
-    """The MLflow run a recipe asks for, None where it asks for none.
+def tensorboard(folder: Path, note: Callable[[str], None]) -> list[Tracker]:
+    """Return TensorBoard's tracker; none, with a note, where tensorboardX is not installed."""
+    if find_spec("tensorboardX") is None:
+        note("tensorboardX is not installed, so no TensorBoard files are written: pip install 'wsi-ips[tracking]'")
+        return []
+    return [TensorBoard(folder)]
 
-    Parameters
-    ----------
-    section
-        Section ``tracking``.
-    name
-        Of the recipe.
-    folder
-        Run folder, for ``mlflow: local``.
-    training
-        Fingerprint of the training.
-    parameters
-        Of the recipe.
+
+def mlflow(key: str | None, folder: Path, **described: Any) -> list[Tracker]:
+    """Return the tracker that ``tracking.mlflow`` asks for, none where it is empty.
+
+    ``folder`` is the run folder, for ``mlflow: local``; the rest goes to :class:`MlflowRun`.
 
     Raises
     ------
     TrainingError
         MLflow is not installed.
     """
-    if section.mlflow is None:
-        return None
-    try:
-        import mlflow.tracking  # noqa: F401
-    except ImportError as error:
+    if key is None:
+        return []
+    if find_spec("mlflow") is None:
         raise TrainingError(
-            f"`tracking.mlflow: {section.mlflow}` needs MLflow ({error}); install it with pip install "
-            "'wsi-ips[mlflow]', or leave the key out"
-        ) from error
-    address = f"sqlite:///{folder.absolute() / 'mlflow.db'}" if section.mlflow == "local" else section.mlflow
-    experiment = section.experiment or name
-    return MlflowRun(address, experiment=experiment, run_name=name, training=training, parameters=parameters)
+            f"`tracking.mlflow: {key}` needs MLflow; install it with pip install 'wsi-ips[tracking]', or leave the key "
+            "out"
+        )
+    return [MlflowRun(f"sqlite:///{folder.absolute() / 'mlflow.db'}" if key == "local" else key, **described)]
 
 
 def flat_figures(record: EpochRecord) -> dict[str, float]:
-    """Figures that are there, by name: ``train/...``, ``val/...``, ``cost/...``."""
+    """Return the known figures by name: ``train/...``, ``val/...``, ``cost/...``."""
     figures = asdict(record)
     cost = figures.pop("cost") | {"seconds": figures.pop("seconds")}
     del figures["epoch"]
@@ -269,3 +225,8 @@ def flat_figures(record: EpochRecord) -> dict[str, float]:
         for name, value in figures.items()
     } | {f"cost/{name}": value for name, value in cost.items()}
     return {name: float(value) for name, value in named.items() if value is not None}
+
+
+def _time_of(record: EpochRecord, history: Sequence[EpochRecord]) -> float:
+    """Return when an epoch ended, s since 1970, if the last one ends now and nothing was interrupted."""
+    return time.time() - (history[-1].seconds - record.seconds)

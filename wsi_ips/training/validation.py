@@ -1,4 +1,4 @@
-"""Measuring a network on slides it does not learn from.
+"""Validation: measure a network on slides it does not learn from, choose the epoch to keep, stop early.
 
 Shapes: B slides, C classes of all tasks, C_t of one.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from wsi_ips.config import ComputeSection, TrainingSection
+from wsi_ips.config import TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError, TrainingError
 from wsi_ips.evaluation.multiclass import task_figures
 from wsi_ips.labels import Task, Truth
@@ -19,88 +19,81 @@ from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import Selection
 from wsi_ips.model.tasks import is_known, task_loss, truth_tensors
 from wsi_ips.scanning import ChunkLimit, ScanOptions, plain_patches, scan_slides, slide_logits
-from wsi_ips.tiles import SlideTiles
-from wsi_ips.training.plan import Piece, deal
-from wsi_ips.training.shares import join_shared, piece_requests
-from wsi_ips.training.world import World
+from wsi_ips.training.epoch_records import EpochRecord
+from wsi_ips.training.processes import Piece, Processes, divide, join_shared, piece_requests
+from wsi_ips.training.settings import LabelledSlide, Settings
+
+LEAP = 10.0
+"""Factor over the training loss of the first epoch (about that of guessing) from which an epoch has diverged."""
+
+Select = Literal["loss", "auc"]
 
 
 class Figures(NamedTuple):
-    """Mean loss over tasks, and mean AUC over classes and tasks, None where nothing is to be told apart."""
+    """Mean loss over tasks, and mean AUC over classes and tasks, None where all slides are of one class."""
 
     loss: float
     auc: float | None
 
 
 def validate(
-    net: IpsNet,
-    slides: Sequence[SlideTiles],
-    truths: Sequence[Sequence[Truth]],
-    *,
-    memory_size: int,
-    compute: ComputeSection,
-    limit: ChunkLimit,
-    world: World | None = None,
+    net: IpsNet, slides: Sequence[LabelledSlide], settings: Settings, *, processes: Processes, limit: ChunkLimit
 ) -> Figures:
-    """Loss and AUC of slides, one at a time, all their tiles, without augmentation.
+    """Return loss and AUC of slides, one at a time, all their tiles, without augmentation.
 
-    Several processes share the slides and come to the same figures.
+    Several processes divide the slides and get the same figures.
 
     Raises
     ------
     DivergedError
         The loss is not finite.
     """
-    device = next(net.parameters()).device
-    world, prepare = world or World(device), plain_patches(device)
-    shares = deal([len(slide.index) for slide in slides], world.size)
+    tiles, prepare = [slide.tiles for slide in slides], plain_patches(processes.device)
+    division = divide([len(slide.index) for slide in tiles], processes.size)
     logits = torch.zeros(len(slides), sum(task.width for task in net.tasks))  # (B, C), rows of the others stay 0
 
-    def classify(slide: int, best: Selection) -> None:
-        row = slide_logits(net, [slides[slide]], [best], prepare, chunk_size=limit.patches)
-        logits[slide] = row[0].float().cpu()
+    def classify(best: dict[int, Selection]) -> None:
+        for slide, selection in best.items():
+            row = slide_logits(net, [tiles[slide]], [selection], prepare, chunk_size=limit.patches)
+            logits[slide] = row[0].float().cpu()
 
     def work() -> dict[Piece, Selection]:
-        """Classify the slides that are this process's alone; give its part of the others."""
+        """Classify the slides that are this process's alone; return its pieces of the others."""
         parts = {}
-        for piece in shares.pieces[world.rank]:
-            request = piece_requests([piece], slides)
+        for piece in division.pieces[processes.rank]:
+            request = piece_requests([piece], tiles)
             try:
-                best = scan_slides(net, request, prepare, ScanOptions(memory_size, compute, limit))
+                best = scan_slides(net, request, prepare, ScanOptions(settings.memory_size, settings.compute, limit))
             except ScoresError as error:
                 raise DivergedError(f"validation: {error}") from error
-            if piece.slide in shares.shared:
+            if piece.slide in division.shared:
                 parts[piece] = best[0]
             else:
-                classify(piece.slide, best[0])
+                classify({piece.slide: best[0]})
         return parts
 
-    def classify_all(joined: dict[int, Selection]) -> None:
-        for slide, best in joined.items():
-            classify(slide, best)
-
-    found = world.attempt(work) or {}
-    joined = join_shared(world, shares, found, slides, memory_size=memory_size)
-    world.attempt(lambda: classify_all(joined))
-    together = world.sum_table(logits)
-    known = truth_tensors(truths, net.tasks)
-    loss = float(task_loss(together, known, net.tasks))
+    found = processes.attempt(work) or {}
+    joined = join_shared(processes, division, found, tiles, memory_size=settings.memory_size)
+    processes.attempt(lambda: classify(joined))
+    together = torch.stack([table for table in processes.gather(logits) if table is not None]).sum(0)
+    labels = truth_tensors([slide.truths for slide in slides], net.tasks)
+    loss = float(task_loss(together, labels, net.tasks))
     if not math.isfinite(loss):
         diverged = DivergedError(
             f"validation: the loss is {loss}; training has diverged: lower `training.learning_rate` and train again"
         )
-        diverged.is_told = not world.is_first
+        diverged.is_told = not processes.is_first
         raise diverged
-    return Figures(loss, _auc(net, together, known))
+    return Figures(loss, _auc(net, together, labels))
 
 
 def require_validation(section: TrainingSection, truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> None:
-    """Refuse to choose or stop by slides that are not there.
+    """Refuse to choose or stop by validation slides that are not there.
 
     Raises
     ------
     TrainingError
-        ``patience`` or ``select: auc`` without validation slides, or the latter with nothing to tell apart in them.
+        ``patience`` or ``select: auc`` without validation slides, or the latter with slides of one class only.
     """
     key = "patience" if section.patience is not None else "select" if section.select == "auc" else None
     if key and not truths:
@@ -112,16 +105,42 @@ def require_validation(section: TrainingSection, truths: Sequence[Sequence[Truth
         _tells_apart(*pair) for pair in zip(truth_tensors(truths, tasks), tasks, strict=True)
     ):
         raise TrainingError(
-            "`training.select: auc` needs validation slides of at least two classes, and theirs are all alike; put "
+            "`training.select: auc` needs validation slides of at least two classes, and yours are all alike; put "
             "others into split `val`, or leave `training.select: loss`"
         )
 
 
-def _auc(net: IpsNet, logits: torch.Tensor, truths: Sequence[torch.Tensor]) -> float | None:
-    known = is_known(truths, net.tasks)  # (B, T)
+def best_epoch(history: Sequence[EpochRecord], select: Select) -> EpochRecord:
+    """Return the epoch to keep: the best on the validation slides, the later of equals; without any the last one.
+
+    A training loss does not tell which epoch is best, but an epoch with :data:`LEAP` times the loss of the first has
+    diverged and is not kept. Of equal AUCs the one with the lower loss is better.
+    """
+    validated = [record for record in history if record.val_loss is not None]
+    sane = [record for record in history if record.loss <= LEAP * history[0].loss]
+    return min(reversed(validated), key=lambda r: _merit(r, select)) if validated else sane[-1]
+
+
+def epochs_since_best(history: Sequence[EpochRecord], select: Select) -> int:
+    """Return the number of validated epochs since the best one."""
+    validated = [record for record in history if record.val_loss is not None]
+    return len(validated) - 1 - validated.index(best_epoch(validated, select)) if validated else 0
+
+
+def _merit(record: EpochRecord, select: Select) -> tuple[float, ...]:
+    """Return a key that is smaller for a better epoch."""
+    assert record.val_loss is not None
+    if select == "auc" and record.val_auc is not None:
+        return (-record.val_auc, record.val_loss)
+    return (record.val_loss,)
+
+
+def _auc(net: IpsNet, logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> float | None:
+    """Return the mean AUC over classes and tasks of slides with these logits, (B, C)."""
+    known = is_known(labels, net.tasks)  # (B, T)
     parts = net.probabilities(logits.double()).split([task.width for task in net.tasks], dim=-1)
     aucs = []
-    for number, (task, part, truth) in enumerate(zip(net.tasks, parts, truths, strict=True)):
+    for number, (task, part, truth) in enumerate(zip(net.tasks, parts, labels, strict=True)):
         rows = known[:, number] if task.kind == "single" else ~truth.isnan().any(1)
         if rows.any():
             holds = truth[rows] if task.kind == "single" else truth[rows] > 0
@@ -131,7 +150,7 @@ def _auc(net: IpsNet, logits: torch.Tensor, truths: Sequence[torch.Tensor]) -> f
 
 
 def _tells_apart(truth: torch.Tensor, task: Task) -> bool:
-    """Whether any class holds for some slides and not for others."""
+    """Tell whether any class holds for some slides and not for others."""
     if task.kind == "single":
         return len(torch.unique(truth[truth >= 0])) > 1
     rows = truth[~truth.isnan().any(1)]

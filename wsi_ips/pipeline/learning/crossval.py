@@ -1,4 +1,4 @@
-"""Cross-validation: a run per fold on the same tiles, out-of-fold predictions, and the mean of all models elsewhere."""
+"""Cross-validation: a run per fold on the same tiles, out-of-fold predictions, and an ensemble for all other slides."""
 
 from __future__ import annotations
 
@@ -31,33 +31,21 @@ FOLDS_NAME, OUT_OF_FOLD_NAME, ENSEMBLE_NAME, FIGURES_NAME = (
     "cross_validation.json",
 )
 VALIDATED = 0.1
-"""Share of the slides of a fold that are not tested which validates, where the folds are made here."""
+"""Share of the slides that a fold does not test which validates it, where the folds are made here."""
 
 
 @dataclass(frozen=True)
 class FoldFigures:
-    """What came of one fold.
+    """Figures of one fold."""
 
-    Attributes
-    ----------
-    fold
-        Its number, from 0.
-    tested
-        Slides it tests that have a label.
-    evaluation
-        Figures of its test slides, threshold from its validation slides; None where there is nothing to measure.
-    failed
-        Slides that failed in it.
-    """
-
-    fold: int
-    tested: int
-    evaluation: Evaluation | None
-    failed: int
+    fold: int  # from 0
+    tested: int  # test slides with a label
+    evaluation: Evaluation | None  # of the test slides, threshold from the validation slides; None if nothing is known
+    failed: int  # slides that failed
 
     @property
     def auc(self) -> float | None:
-        """Area under the ROC curve of its test slides, None where they are of one class."""
+        """Area under the ROC curve of the test slides, None where they are of one class."""
         slides = self.evaluation.slides if self.evaluation else None
         return slides.metrics["auc"].value if slides and "auc" in slides.metrics else None
 
@@ -66,21 +54,14 @@ class FoldFigures:
 class CrossValidation:
     """Figures over all folds.
 
-    Attributes
-    ----------
-    folds
-        One after another.
-    pooled
-        Figures of the out-of-fold scores of all slides together, AUC and others by name; None where they are of one
-        class. Scores of different models share no scale, so the mean over folds is the safer figure.
-    out_of_fold, ensemble
-        Files: the row of each tested slide, and the mean of all models for slides in no part (None without any).
+    ``pooled`` are those of the out-of-fold scores of all slides together, None where they are of one class. Scores of
+    different models share no scale, so the mean over folds is the safer figure.
     """
 
     folds: tuple[FoldFigures, ...]
     pooled: dict[str, Interval] | None
-    out_of_fold: Path
-    ensemble: Path | None
+    out_of_fold: Path  # a row per tested slide
+    ensemble: Path | None  # mean of all models for slides in no part; None without any
 
     @property
     def auc_mean_and_spread(self) -> tuple[float, float] | None:
@@ -115,7 +96,7 @@ class CrossValidation:
 def cross_validate(
     recipe: Recipe, *, folds: int | None = None, by: str | None = None, progress: Progress | None = None
 ) -> CrossValidation:
-    """Train and test once per fold; what is up to date is left as it is.
+    """Train and test once per fold; skip what is up to date.
 
     The tiles are made once, in the recipe's run folder; each fold is a run of its own below it (``fold_0`` ...), with
     model, predictions and heatmaps where other commands find them.
@@ -125,16 +106,16 @@ def cross_validate(
     recipe
         The whole recipe. Folds come from ``split.file``; without it they are made here and kept as ``folds.json``.
     folds
-        How many to make: patients and copies together, labels in proportion.
+        Number of folds to make: patients and copies stay together, labels in proportion.
     by
         Manifest column of the centre: a fold tests whole centres.
     progress
-        Who watches.
+        Progress listener.
 
     Raises
     ------
     RecipeError
-        No folds are given, or those of an earlier call were made otherwise.
+        No folds are given, or an earlier call made other ones.
     WsiIpsError
         As :func:`wsi_ips.pipeline.run_pipeline`.
     """
@@ -161,7 +142,7 @@ def cross_validate(
 
 
 def fold_recipe(recipe: Recipe, fold: int) -> Recipe:
-    """The recipe of one fold: a run folder of its own, tiles of the whole."""
+    """Return the recipe of one fold: its own run folder, the tiles of the whole."""
     return recipe.model_copy(
         update={
             "name": f"{recipe.name}-fold{fold}",
@@ -177,7 +158,7 @@ def fold_recipe(recipe: Recipe, fold: int) -> Recipe:
 
 
 def _with_folds(recipe: Recipe, folds: int | None, by: str | None, progress: Progress) -> Recipe:
-    """The recipe with a file of folds, made where it names none."""
+    """Return the recipe with a file of folds, which is made where the recipe names none."""
     if recipe.split.file is not None:
         if folds is not None or by is not None:
             raise RecipeError("key `split.file` names the folds already; leave `--folds` and `--by` out, or the key")
@@ -223,7 +204,7 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
 
 
 def _predictions(recipe: Recipe, fold: int) -> pd.DataFrame:
-    """Rows of a fold's predicted slides, with its number."""
+    """Return the rows of a fold's predicted slides, with its number."""
     with Run.open(fold_recipe(recipe, fold)) as run:
         table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
     table.insert(1, "fold", fold)
@@ -231,7 +212,7 @@ def _predictions(recipe: Recipe, fold: int) -> pd.DataFrame:
 
 
 def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Slides in no part of any fold: mean and spread (sample standard deviation) of each probability over models."""
+    """Return mean and sample standard deviation of each probability over models, for slides in no part of any fold."""
     rows = pd.concat([table[table["split"].isna()] for table in tables])
     if rows.empty:
         return rows
@@ -258,7 +239,7 @@ def _write(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures_of(folds: Sequence[FoldFigures]) -> Iterator[tuple[str, str, str]]:
-    """A row per fold for a table: fold, slides tested, AUC with its interval."""
+    """Yield a table row per fold: fold, slides tested, AUC with its interval."""
     for fold in folds:
         slides = fold.evaluation.slides if fold.evaluation else None
         auc = slides.metrics.get("auc") if slides else None

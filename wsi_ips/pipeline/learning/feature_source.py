@@ -1,18 +1,24 @@
-"""Where the stored features of a run's slides are, and whether they are up to date; no torch."""
+"""Where the stored features of a run's slides are, and whether they are up to date; importing it loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.manifest import SlideRecord
+from wsi_ips.pipeline.cohort import names_of
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles import FeatureTiles, features_fingerprint, open_features, stored_fingerprint
 from wsi_ips.tiles.feature_store import SCHEMA_VERSION
+from wsi_ips.tiles.interop import find_features
+
+if TYPE_CHECKING:
+    from wsi_ips.model.encoder import Encoder
 
 IMPORTED_KEY = "imported"
 SHOWN = 5
@@ -20,24 +26,12 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Stored features of the slides of a run.
-
-    Attributes
-    ----------
-    run
-        The run.
-    key
-        Folder of the encoder.
-    encoder
-        Fingerprint of the encoder; empty where another tool ran it.
-    files
-        Of that tool: feature file by slide_id.
-    """
+    """Stored features of the slides of a run."""
 
     run: Run
-    key: str
-    encoder: str
-    files: dict[str, Path] | None = None
+    key: str  # folder of the encoder
+    encoder: str  # fingerprint of the encoder; empty for another tool's encoder
+    files: dict[str, Path] | None = None  # feature files of another tool, by slide_id
 
     @property
     def folder(self) -> Path:
@@ -45,7 +39,7 @@ class FeatureSource:
         return (self.run.recipe.features.location or self.run.folder.features) / self.key
 
     def wanted(self, record: SlideRecord) -> str:
-        """Fingerprint that a slide's features must have to be up to date.
+        """Return the fingerprint that a slide's features must have to be up to date.
 
         Raises
         ------
@@ -58,7 +52,7 @@ class FeatureSource:
         return fingerprint("imported features", SCHEMA_VERSION, content_identity(self.file(record)), tiles)
 
     def file(self, record: SlideRecord) -> Path:
-        """Feature file of a slide that another tool wrote.
+        """Return the feature file of a slide that another tool wrote.
 
         Raises
         ------
@@ -75,14 +69,14 @@ class FeatureSource:
         return found
 
     def has(self, record: SlideRecord) -> bool:
-        """Whether a slide's features are stored and up to date."""
+        """Tell whether a slide's features are stored and up to date."""
         try:
             return features_fingerprint(self.folder, record.slide_id) == self.wanted(record)
         except (FeaturesError, OSError):
             return False
 
     def tiles(self, record: SlideRecord) -> FeatureTiles:
-        """The slide's tiles at slot 0, with features in place of pixels.
+        """Return the slide's tiles at slot 0, with features in place of pixels.
 
         Raises
         ------
@@ -99,7 +93,7 @@ class FeatureSource:
         return FeatureTiles(tiles.slot, tiles.slide_id, tiles.index, tiles.open, tiles.tiles, features)
 
     def of_one_encoder(self, records: Sequence[SlideRecord]) -> tuple[str, int]:
-        """Name and width of the encoder of all these slides.
+        """Return name and width of the encoder of all these slides.
 
         Raises
         ------
@@ -111,6 +105,17 @@ class FeatureSource:
             features = open_features(self.folder, record.slide_id)
             seen.setdefault((features.encoder, features.width), record.slide_id)
         if len(seen) != 1:
-            told = [f"{slide}: {name}, {width} wide" for (name, width), slide in list(seen.items())[:SHOWN]]
-            raise FeaturesError(f"features of several encoders cannot be learned together ({'; '.join(told)})")
+            found = [f"{slide}: {name}, {width} wide" for (name, width), slide in list(seen.items())[:SHOWN]]
+            raise FeaturesError(f"features of several encoders cannot be learned together ({'; '.join(found)})")
         return next(iter(seen))
+
+
+def feature_source(run: Run, encoder: Encoder | None = None) -> FeatureSource:
+    """Return the features of a run: those of another tool, else of an encoder; None is the recipe's, untrained."""
+    from wsi_ips.training.model_building import encoder_fingerprint, encoder_key, frozen_encoder
+
+    recipe = run.recipe
+    if recipe.features.imported is not None:
+        return FeatureSource(run, IMPORTED_KEY, "", find_features(recipe.features.imported, names_of(run.records)))
+    encoder = encoder or frozen_encoder(recipe.model, seed=recipe.seed, patch_px=recipe.tiles.patch_px)
+    return FeatureSource(run, encoder_key(encoder), encoder_fingerprint(encoder))

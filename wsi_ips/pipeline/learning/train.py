@@ -1,52 +1,88 @@
-"""Stage ``train``: learn from the training slides, keep the best epoch by validation loss."""
+"""Stage ``train``: learn from the training slides, keep the best epoch on the validation slides."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
-import torch
-from torch import nn
+from torch import manual_seed, nn
 
-from wsi_ips.config import AugmentSection, planned
+from wsi_ips.cluster.launch import Launch
+from wsi_ips.config import AugmentSection, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, read_card, save_checkpoint
-from wsi_ips.model.card import CARD_NAME, EncoderOrigin, checkpoint_fingerprint
-from wsi_ips.model.checkpoint import add_trunk, build_net, start_from_checkpoint
+from wsi_ips.model import IpsNet, ModelCard, read_card, save_checkpoint
+from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint
+from wsi_ips.model.checkpoint import add_trunk
 from wsi_ips.model.encoders import encoder_remarks
-from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.pipeline.checks.split import require_no_leak
-from wsi_ips.pipeline.learning.encoding import feature_source, plan_encoder
-from wsi_ips.pipeline.learning.feature_source import FeatureSource
+from wsi_ips.pipeline.learning.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.learning.training_facts import training_facts
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device
-from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer, best_epoch
-from wsi_ips.training.tracking import MetricsFile, TensorBoardFile, Tracker, Tracking, mlflow_run
-from wsi_ips.training.world import World
+from wsi_ips.training.epoch_records import EpochRecord
+from wsi_ips.training.loop import Trainer
+from wsi_ips.training.model_building import build_network, new_card, plan_encoder
+from wsi_ips.training.processes import Processes
+from wsi_ips.training.resume import StateFile, StopRequest
+from wsi_ips.training.settings import LabelledSlide, Listener, Settings
+from wsi_ips.training.tracking import MetricsFile, Tracker, Tracking, mlflow, tensorboard
+from wsi_ips.training.validation import best_epoch
 
-UNCHANGED = AugmentSection.nothing()
-"""Of features: there are no pixels to change."""
 STATE_NAME, BEST_NAME = "state.safetensors", "best"
-"""In the folder of a training at work."""
+"""In the folder of a running training."""
 
 
-def train_stage(run: Run, world: World | None = None) -> bool:
-    """Train unless the checkpoint is up to date, from where an earlier call stopped; whether anything was done.
+def joined(recipe: Recipe) -> AbstractContextManager[Processes]:
+    """Connect the processes that ``torchrun`` started, for a ``with`` block; without it this process is alone."""
+    return Processes.joined(Launch.of(), device=recipe.compute.device)
 
-    A training slide whose tiles cannot be read is marked as failed and training starts again without it.
+
+def train_along(recipe: Recipe) -> None:
+    """Do what every process but the first does: wait until the slides are tiled, then train with the others.
+
+    Raises
+    ------
+    WsiIpsError
+        As in the first process.
+    """
+    with joined(recipe) as processes:
+        with processes.ahead():
+            pass
+        with Run.open(recipe) as run:
+            train_stage(run, processes)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a training learns from: its slides, their stored features (None for pixels), its fingerprint."""
+
+    train: Sequence[SlideRecord]
+    val: Sequence[SlideRecord]
+    features: FeatureSource | None
+    fingerprint: str
+
+    @property
+    def records(self) -> list[SlideRecord]:
+        """All slides."""
+        return [*self.train, *self.val]
+
+
+def train_stage(run: Run, processes: Processes | None = None) -> bool:
+    """Train from where an earlier call stopped; return False where the checkpoint is up to date.
+
+    A training slide whose tiles cannot be read is marked as failed, and training starts again without it.
 
     Parameters
     ----------
     run
-        Of several processes each has its own; only the first writes into the folder.
-    world
+        Each process has its own; only the first writes into the folder.
+    processes
         The processes that train together; None trains alone.
 
     Raises
@@ -54,56 +90,58 @@ def train_stage(run: Run, world: World | None = None) -> bool:
     TrainingError
         Too many training slides yielded no tile, a class has none, or the loss is not finite.
     """
-    if run.recipe.predict.checkpoint is not None:
+    recipe = run.recipe
+    if recipe.predict.checkpoint is not None:
         return False
-    world = world or World(choose_device(run.recipe.compute.device))
-    with world.ahead() as is_first:
+    processes = processes or Processes(choose_device(recipe.compute.device))
+    with processes.ahead() as is_first:
         if is_first:
             require_no_leak(run)
-    features = feature_source(run) if run.recipe.model.input == "features" else None
+    features = feature_source(run) if recipe.model.input == "features" else None
     while True:
-        train, val = (
-            [r for r in _labelled(run, part) if features is None or features.has(r)] for part in ("train", "val")
-        )
-        world.attempt(partial(_check_enough, run, train))
-        wanted = world.same(_fingerprint(run, [*train, *val], features), "training (recipe, labels or tiles)")
-        if world.from_first(_is_trained(run, wanted)):
+        cohort = _cohort(run, features, processes)
+        if processes.from_first(_is_trained(run, cohort)):
             return False
         try:
-            _fit(run, train, val, wanted, world, features)
+            _fit(run, cohort, processes)
         except (RegionReadError, FeaturesError) as error:
             if error.slide_id is None:
                 raise
-            with world.ahead() as is_first:
+            with processes.ahead() as is_first:
                 if is_first:
                     run.states.fail(error.slide_id, "train", error)
                     run.states.save()
             if not is_first:
                 run.read_states()
             run.progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
-            continue
-        return True
+        else:
+            return True
 
 
-def _is_trained(run: Run, wanted: str) -> bool:
-    return (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == wanted
+def _is_trained(run: Run, cohort: Cohort) -> bool:
+    return (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == cohort.fingerprint
 
 
-def _preparation(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:
-    return preparation_of(run.recipe, imported=any(r.coordinates is not None for r in records))
+def _cohort(run: Run, features: FeatureSource | None, processes: Processes) -> Cohort:
+    """Collect the slides to learn from: labelled, with tiles (and features) that no earlier training failed to read."""
 
+    def usable(split: str) -> list[SlideRecord]:
+        tiled = run.with_tiles([r for r in run.records if r.split == split and _has_label(run, r)])
+        readable = [r for r in tiled if run.states[r.slide_id].stage != "train"]
+        return [r for r in readable if features is None or features.has(r)]
 
-def _labelled(run: Run, split: str) -> list[SlideRecord]:
-    """Slides of a split with a label in any task, and tiles that no earlier training failed to read."""
-    chosen = [r for r in run.records if r.split == split and _has_label(run, r)]
-    return [r for r in run.with_tiles(chosen) if run.states[r.slide_id].stage != "train"]
+    train, val = usable("train"), usable("val")
+    processes.attempt(partial(_require_enough, run, train))
+    wanted = _fingerprint(run, [*train, *val], features)
+    return Cohort(train, val, features, processes.same(wanted, "training (recipe, labels or tiles)"))
 
 
 def _has_label(run: Run, record: SlideRecord) -> bool:
     return any(truth is not None for truth in run.truths[record.slide_id])
 
 
-def _check_enough(run: Run, train: Sequence[SlideRecord]) -> None:
+def _require_enough(run: Run, train: Sequence[SlideRecord]) -> None:
+    """Refuse a cohort without training slides, or in which too many of them have no tile."""
     listed = [r for r in run.records if r.split == "train" and _has_label(run, r)]
     if not listed:
         raise TrainingError(
@@ -132,149 +170,122 @@ def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSour
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)
 
 
-def _fit(
-    run: Run,
-    train: Sequence[SlideRecord],
-    val: Sequence[SlideRecord],
-    wanted: str,
-    world: World,
-    features: FeatureSource | None,
-) -> None:
-    recipe, device = run.recipe, world.device
-    torch.manual_seed(recipe.seed)
-    section, training = recipe.model, planned(recipe.training, len(train))
-    plan = plan_encoder(section)
-    spec, origin = plan.spec, plan.origin
-    if features is not None and features.files is not None:
-        name, width = features.of_one_encoder([*train, *val])
-        spec = EncoderSpec(name, "batch", frozen_statistics=True, projector=spec.projector, features=width)
-        origin = EncoderOrigin("imported")
-    card = ModelCard(
-        model_id=f"{recipe.name}-{wanted[:8]}",
-        tasks=recipe.labels.tasks,
-        encoder=spec,
-        heads=section.heads,
-        key_width=section.key_width,
-        dropout=section.dropout,
-        memory_size=section.memory_size,
-        patch_mpp=recipe.tiles.mpp,
-        patch_px=recipe.tiles.patch_px,
-        fingerprint=wanted,
-        pooling=section.pooling,
-        position=section.position,
-        preparation=_preparation(run, [*train, *val]),
-        training=training_facts(run, train, val),
-        origin=origin,
-        input=section.input,
-        freeze="lora" if section.lora_rank else section.freeze,
+def _fit(run: Run, cohort: Cohort, processes: Processes) -> None:
+    """Build the network, train it, and put the checkpoints in their places."""
+    recipe, folder, is_first = run.recipe, run.folder, processes.is_first
+    manual_seed(recipe.seed)
+    card, net, trunk = _build(run, cohort, processes)
+    training = planned(recipe.training, len(cohort.train))
+    if cohort.features is not None:  # there are no pixels to change
+        training = training.model_copy(update={"augment": AugmentSection.nothing()})
+    settings = Settings(
+        training, recipe.compute, recipe.model.memory_size, recipe.seed, continues=recipe.model.start is not None
     )
-    for text in encoder_remarks(spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
-        run.progress.note(text)
-    build = partial(build_net, card, pretrained=plan.pretrained, weights=plan.weights)
-    with world.ahead() as is_first:  # published weights are fetched once
-        built = build() if is_first else None
-    net = built or build()
-    if section.start is not None:
-        start_from_checkpoint(net, section.start)
-    net.encoder.check_patch(recipe.tiles.patch_px)
-    trunk = None
-    if features is not None:  # the trunk has done its work; it goes into the checkpoint again, which then takes pixels
-        trunk = None if features.files is not None else net.encoder.take_trunk()
-        training = training.model_copy(update={"augment": UNCHANGED})
-    freeze(net.encoder, section.freeze)
-    if section.lora_rank:
-        add_lora(net.encoder, section.lora_rank)
-    net.to(device)
-    card = replace(card, encoder=net.encoder.spec)
-    tracking = _tracking(run, wanted) if world.is_first else Tracking([], run.progress.note)
-    keeper = _Keeper(run, card, tracking, training.epochs) if world.is_first else None
-    stop = StopRequest(insistent=world.is_alone)
-    for folder in (run.folder.model, run.folder.last_model) if world.is_first else ():
-        (folder / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    tiles_of = run.tiles if features is None else features.tiles
-    labelled = [[LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (train, val)]
-    total = training.epochs * len(train)
-    with tracking, stop.on_signals(), run.progress.stage("training", total, "slides") as advance:
-        trainer = Trainer(
-            net,
-            memory_size=section.memory_size,
-            section=training,
-            compute=recipe.compute,
-            seed=recipe.seed,
-            device=device,
-            on_slides=advance,
-            note=run.progress.note,
-            world=world,
-            started=section.start is not None,
-        )
-        state = StateFile(run.folder.training / STATE_NAME, wanted)
+    tiles_of = run.tiles if cohort.features is None else cohort.features.tiles
+    train, val = (
+        [LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (cohort.train, cohort.val)
+    )
+    trackers = _trackers(run, cohort.fingerprint) if is_first else []
+    for model in (folder.model, folder.last_model) if is_first else ():
+        (model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
+    stop = StopRequest(insistent=processes.is_alone)
+    with (
+        Tracking(trackers, run.progress.note) as tracking,
+        stop.on_signals(),
+        run.progress.stage("training", training.epochs * len(train), "slides") as advance,
+    ):
+        keeper = CheckpointKeeper(run, card, tracking, advance)
+        if is_first:
+            keeper.begin()
+        trainer = Trainer(net, settings, processes=processes, listener=keeper)
         try:
-            trainer.fit(
-                *labelled,
-                on_epoch=lambda record: keeper(record, trainer.result) if keeper else None,
-                state=state,
-                on_resume=keeper.resume if keeper else lambda _: None,
-                stop=stop,
-            )
+            trainer.fit(train, val, file=StateFile(folder.training / STATE_NAME, cohort.fingerprint), stop=stop)
         except DivergedError as error:
-            if keeper is None:
+            if not is_first:
                 raise
             raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
-    if keeper:
-        keeper.finish(trainer.result, trunk)
+    if is_first:
+        keeper.finish(trainer.result, training.epochs, trunk)
 
 
-def _tracking(run: Run, wanted: str) -> Tracking:
+def _build(run: Run, cohort: Cohort, processes: Processes) -> tuple[ModelCard, IpsNet, nn.Module | None]:
+    """Build the card and the network, and the trunk of an encoder whose stored features are learned from."""
+    recipe, features = run.recipe, cohort.features
+    plan = plan_encoder(recipe.model)
+    if features is not None and features.files is not None:
+        plan = plan.with_features_of(*features.of_one_encoder(cohort.records))
+    card = replace(
+        new_card(recipe.model, recipe.tiles, recipe.labels.tasks, plan),
+        model_id=f"{recipe.name}-{cohort.fingerprint[:8]}",
+        fingerprint=cohort.fingerprint,
+        preparation=preparation_of(recipe, imported=any(r.coordinates is not None for r in cohort.records)),
+        training=training_facts(run, cohort.train, cohort.val),
+    )
+    for text in encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+        run.progress.note(text)
+    net, trunk = build_network(recipe.model, card, plan, processes=processes, on_features=features is not None)
+    return replace(card, encoder=net.encoder.spec), net, trunk
+
+
+def _trackers(run: Run, training: str) -> list[Tracker]:
     recipe, folder = run.recipe, run.folder
     parameters = {
         f"{name}.{key}": value
         for name, section in (("model", recipe.model), ("training", recipe.training))
         for key, value in section.model_dump(mode="json").items()
     }
-    mlflow = mlflow_run(recipe.tracking, name=recipe.name, folder=folder.root, training=wanted, parameters=parameters)
-    trackers: list[Tracker] = [
+    return [
         MetricsFile(folder.metrics),
-        TensorBoardFile(folder.tensorboard),
-        *([mlflow] if mlflow else []),
+        *tensorboard(folder.tensorboard, run.progress.note),
+        *mlflow(recipe.tracking.mlflow, folder.root, experiment=recipe.name, training=training, parameters=parameters),
     ]
-    return Tracking(trackers, run.progress.note)
 
 
-class _Keeper:
-    """Tells of each epoch and keeps the checkpoint of the best, apart until the training is done.
+class CheckpointKeeper(Listener):
+    """Reports each epoch and keeps the checkpoint of the best one, apart until the training is done.
 
-    A checkpoint in the run's folder ``model`` is therefore always that of a whole training.
+    So a checkpoint in the run's folder ``model`` is always that of a complete training.
     """
 
-    def __init__(self, run: Run, card: ModelCard, tracking: Tracking, epochs: int) -> None:
-        self.run, self.card, self.tracking, self.epochs = run, card, tracking, epochs
+    def __init__(self, run: Run, card: ModelCard, tracking: Tracking, advance: Callable[[int], None]) -> None:
+        self.run, self.card, self.tracking, self._advance = run, card, tracking, advance
         self.history: list[EpochRecord] = []
         self.folder = run.folder.training / BEST_NAME
-        run.folder.training.mkdir(parents=True, exist_ok=True)
-        tracking.write(self.history)
 
-    def resume(self, history: Sequence[EpochRecord]) -> None:
-        """Stand where the training stands that goes on."""
+    def begin(self) -> None:
+        """Prepare the folder; trackers forget what another training left there."""
+        self.run.folder.training.mkdir(parents=True, exist_ok=True)
+        self.tracking.write(self.history)
+
+    def note(self, text: str) -> None:
+        """Show a message."""
+        self.run.progress.note(text)
+
+    def on_slides(self, count: int) -> None:
+        """Advance the progress bar."""
+        self._advance(count)
+
+    def on_resume(self, history: Sequence[EpochRecord]) -> None:
+        """Take over the epochs that are done."""
         self.history = list(history)
         self.tracking.write(self.history)
-        self.run.progress.note(f"training goes on in epoch {len(history) + 1}")
+        self.note(f"training goes on in epoch {len(history) + 1}")
 
-    def __call__(self, record: EpochRecord, net: IpsNet) -> None:
+    def on_epoch(self, record: EpochRecord, net: IpsNet) -> None:
+        """Report an epoch; keep its checkpoint if it is the best."""
         self.history.append(record)
         self.tracking.write(self.history)
         auc = "" if record.val_auc is None else f", AUC {record.val_auc:.3f}"
         validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}{auc}"
-        self.run.progress.note(
-            f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}"
-        )
+        self.note(f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}")
         if self._best is record:
             save_checkpoint(self.folder, net, self._card(record))
 
-    def finish(self, net: IpsNet, trunk: nn.Module | None = None) -> None:
-        """Put the best and the last checkpoint in their places, with the trunk of a training on features."""
+    def finish(self, net: IpsNet, epochs: int, trunk: nn.Module | None) -> None:
+        """Put the best and the last checkpoint in their places, complete with the trunk of a training on features."""
         last = self.history[-1]
-        if len(self.history) < self.epochs:
-            self.run.progress.note(
+        if len(self.history) < epochs:
+            self.note(
                 f"stopped after epoch {last.epoch}: none better than epoch {self._best.epoch} in the last "
                 f"{self.run.recipe.training.patience} (`training.patience`)"
             )
@@ -290,7 +301,7 @@ class _Keeper:
         shutil.rmtree(self.run.folder.training)
 
     def what_is_left(self) -> str:
-        """For a training that cannot go on."""
+        """Say which checkpoint remains of a training that cannot go on."""
         if not self.history:
             return "no epoch was finished, so there is no checkpoint"
         return (

@@ -18,8 +18,7 @@ from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import load_checkpoint
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
-from wsi_ips.pipeline.learning.encoding import feature_source
-from wsi_ips.pipeline.learning.feature_source import FeatureSource
+from wsi_ips.pipeline.learning.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
 from wsi_ips.scanning import ChunkLimit, ScanOptions, choose_device
 from wsi_ips.tiles import SlideTiles

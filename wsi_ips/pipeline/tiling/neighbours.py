@@ -134,8 +134,8 @@ def export_run(
 
 def _feature_writer(run: Run, to: Path, kind: str) -> Callable[[SlideRecord, TileIndex], Path | None]:
     """Writes the features of a slide; needs torch."""
-    from wsi_ips.pipeline.learning.encoding import feature_source
-    from wsi_ips.pipeline.learning.feature_files import write_features_of
+    from wsi_ips.pipeline.learning.feature_source import feature_source
+    from wsi_ips.pipeline.learning.features_stage import write_features_of
 
     source = feature_source(run)
     return lambda record, index: write_features_of(to, record, index, source, kind)

@@ -14,11 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.training.test_loop import COMPUTE
-from tests.training.together import fit, keep
+from tests.training.in_processes import fit, keep
 from wsi_ips.cluster.launch import Launch
 from wsi_ips.errors import RecipeError
-from wsi_ips.training.world import World, device_of
+from wsi_ips.training.processes import Processes, device_of
 
 SCENARIOS = ("equal", "parts", "resumed", "stopped", "unreadable", "unlike")
 STOPPED_AFTER = 5
@@ -32,7 +31,7 @@ def start(folder: Path, *scenarios: str, size: int = 2) -> list[subprocess.Popen
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.together", str(folder), *scenarios],
+            [sys.executable, "-m", "tests.training.in_processes", str(folder), *scenarios],
             env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -55,7 +54,7 @@ def ends(processes: list[subprocess.Popen[str]], timeout: float = 600) -> list[t
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes came to; ``by-one`` is the state of a training that one began."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("processes")
     with pytest.raises(KeyboardInterrupt):
         fit(None, state=folder / "by-one", stop_after=STOPPED_AFTER - 1)
     for code, words in ends(start(folder, *SCENARIOS)):
@@ -100,7 +99,7 @@ def test_all_processes_hold_the_very_same_weights_and_the_first_alone_tells(toge
 
 def test_slides_a_part_at_a_time_are_shared_too(together, tmp_path):
     path = tmp_path / "one.safetensors"
-    keep(path, *fit(None, compute=COMPUTE.model_copy(update={"slides_at_once": 2, "gradient": "two-pass"})))
+    keep(path, *fit(None, in_parts=True))
     assert_equal(together / "parts-0.safetensors", path)
 
 
@@ -113,7 +112,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step_and_one_finishes(togethe
     for rank in range(2):
         assert (together / f"stopped-{rank}.said").read_text() == "stopped"
     with safe_open(together / "by-two", framework="pt") as file:
-        assert json.loads(file.metadata()["position"])["total"] == STOPPED_AFTER
+        assert json.loads(file.metadata()["counters"])["total"] == STOPPED_AFTER
     keep(tmp_path / "one.safetensors", *fit(None, state=together / "by-two"))
     assert_equal(tmp_path / "one.safetensors", alone)
     assert_same_figures(tmp_path / "one.safetensors", alone)
@@ -149,12 +148,12 @@ def test_a_process_without_a_gpu_of_its_own_is_told_what_to_do(monkeypatch):
 
 
 def test_alone_nothing_is_sent_and_errors_come_as_they_are():
-    world = World(torch.device("cpu"))
-    assert world.swap(3) == [3]
-    assert world.from_first("x") == "x"
+    processes = Processes(torch.device("cpu"))
+    assert processes.gather(3) == [3]
+    assert processes.from_first("x") == "x"
     with pytest.raises(ZeroDivisionError):
-        world.attempt(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError), world.ahead():
+        processes.attempt(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), processes.ahead():
         _ = 1 / 0
 
 

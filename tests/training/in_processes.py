@@ -1,6 +1,6 @@
-"""What the processes do that ``test_world`` starts: real trainings on small slides, real gloo.
+"""What the processes do that ``test_processes`` starts: real trainings on small slides, real gloo.
 
-Run as ``python -m tests.training.together FOLDER SCENARIO...`` with the variables of ``torchrun``.
+Run as ``python -m tests.training.in_processes FOLDER SCENARIO...`` with the variables of ``torchrun``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import torch
 from safetensors.torch import save_file
 
 from tests.cohort import textured_slide
-from tests.training.test_loop import COMPUTE
+from tests.training.test_loop import COMPUTE, Recorder
 from wsi_ips.cluster.launch import Launch
-from wsi_ips.config import ComputeSection, PlannedTraining
+from wsi_ips.config import PlannedTraining
 from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.tiles import SlideTiles
-from wsi_ips.training import EpochRecord, LabelledSlide, StateFile, StopRequest, Trainer
-from wsi_ips.training.world import World
+from wsi_ips.training.epoch_records import EpochRecord
+from wsi_ips.training.loop import Trainer
+from wsi_ips.training.processes import Processes
+from wsi_ips.training.resume import StateFile, StopRequest
+from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 
 TASKS = (Task("label", ("normal", "tumor")), Task("stain", ("a", "b"), "multi"))
 SETTINGS = {
@@ -35,7 +38,6 @@ SETTINGS = {
     "warm_start_epochs": 1,
     "exploration": 0.5,
     "tile_dropout": 0.2,
-    "label_smoothing": 0.1,
     "weight_average": 0.9,
 }
 STEPS = 7
@@ -60,33 +62,33 @@ def net() -> IpsNet:
     return IpsNet(encoder, NetSettings(tasks=TASKS, heads=2, key_width=8, dropout=0.3))
 
 
-def trainer(world: World | None, compute: ComputeSection = COMPUTE, **changes: object) -> Trainer:
+def trainer(processes: Processes | None, listener: Listener, *, in_parts: bool = False) -> Trainer:
+    """A trainer; ``in_parts`` takes two slides of a step at a time, and their gradient in two passes."""
     torch.manual_seed(0)
     made = net()
-    torch.manual_seed(11 + (world.rank if world else 0))  # aligned by the first when the training begins
-    return Trainer(
-        made,
+    torch.manual_seed(11 + (processes.rank if processes else 0))  # aligned by the first when the training begins
+    settings = Settings(
+        PlannedTraining(**SETTINGS),
+        COMPUTE.model_copy(update={"slides_at_once": 2}) if in_parts else COMPUTE,
         memory_size=5,
-        section=PlannedTraining(**(SETTINGS | changes)),
-        compute=compute,
         seed=3,
-        device=torch.device("cpu"),
-        world=world,
+        gradient="two-pass" if in_parts else "auto",
     )
+    return Trainer(made, settings, processes=processes, listener=listener)
 
 
 def fit(
-    world: World | None,
+    processes: Processes | None,
     *,
     state: Path | None = None,
     stop_after: int | None = None,
-    compute: ComputeSection = COMPUTE,
-    val: bool = True,
+    in_parts: bool = False,
 ) -> tuple[Trainer, list[EpochRecord]]:
     """Train; with ``stop_after`` this process is asked to stop in the step after so many."""
-    learner, records, stop = trainer(world, compute), list[EpochRecord](), StopRequest(insistent=world is None)
+    listener, stop = Recorder(), StopRequest(insistent=processes is None)
+    learner = trainer(processes, listener, in_parts=in_parts)
     file = StateFile(state, "this", every_s=1e9) if state else None
-    plain, done = learner._step, 0
+    plain, done = learner.step.learn, 0
 
     def step(*arguments):
         nonlocal done
@@ -95,13 +97,11 @@ def fit(
         done += 1
         return plain(*arguments)
 
-    learner._step = step
+    learner.step.learn = step
     slides = cohort()
     with stop.on_signals():
-        learner.fit(
-            slides, slides[:3] if val else [], on_epoch=records.append, state=file, on_resume=records.extend, stop=stop
-        )
-    return learner, records
+        learner.fit(slides, slides[:3], file=file, stop=stop)
+    return learner, listener.records
 
 
 def keep(path: Path, learner: Trainer, records: list[EpochRecord]) -> None:
@@ -120,44 +120,46 @@ class Unreadable:
         raise RegionReadError(f"slide {self.slide.slide_id}: gone", slide_id=self.slide.slide_id)
 
 
-def scenario(name: str, world: World, folder: Path) -> None:
-    path = folder / f"{name}-{world.rank}.safetensors"
+def scenario(name: str, processes: Processes, folder: Path) -> None:
+    path = folder / f"{name}-{processes.rank}.safetensors"
     if name == "equal":
-        keep(path, *fit(world))
+        keep(path, *fit(processes))
     elif name == "parts":
-        keep(path, *fit(world, compute=COMPUTE.model_copy(update={"slides_at_once": 2, "gradient": "two-pass"})))
+        keep(path, *fit(processes, in_parts=True))
     elif name == "resumed":
-        keep(path, *fit(world, state=folder / "by-one"))
+        keep(path, *fit(processes, state=folder / "by-one"))
     elif name == "stopped":
         try:
-            fit(world, state=folder / "by-two", stop_after=4 if world.rank == 1 else None)
+            fit(processes, state=folder / "by-two", stop_after=4 if processes.rank == 1 else None)
         except KeyboardInterrupt:
             path.with_suffix(".said").write_text("stopped")
     elif name == "unreadable":
-        learner, slides = trainer(world), cohort()
+        learner, slides = trainer(processes, Recorder()), cohort()
         slides[2] = replace(slides[2], tiles=replace(slides[2].tiles, open=Unreadable(slides[2].tiles)))
         try:
-            learner.fit(slides, [], on_epoch=lambda _: None)
+            learner.fit(slides, [])
         except WsiIpsError as error:
             told = {"type": type(error).__name__, "slide_id": getattr(error, "slide_id", None), "told": error.is_told}
             path.with_suffix(".said").write_text(json.dumps(told))
     elif name == "unlike":
         try:
-            world.same(f"plan {world.rank}", "plan")
+            processes.same(f"plan {processes.rank}", "plan")
         except WsiIpsError as error:
             path.with_suffix(".said").write_text(str(error))
     elif name == "killed":
-        learner = trainer(world)
-        learner.on_slides = lambda count: os.kill(os.getpid(), signal.SIGKILL) if count and world.rank == 1 else None
-        learner.fit(cohort(), [], on_epoch=lambda _: None)
+        learner = trainer(processes, Recorder())
+        learner.listener.on_slides = lambda count: (
+            os.kill(os.getpid(), signal.SIGKILL) if count and processes.rank == 1 else None
+        )
+        learner.fit(cohort(), [])
 
 
 def main() -> None:
     torch.set_num_threads(1)
     folder, names = Path(sys.argv[1]), sys.argv[2:]
-    with World.joined(Launch.of(), device="cpu", timeout_s=300) as world:
+    with Processes.joined(Launch.of(), device="cpu", timeout_s=300) as processes:
         for name in names:
-            scenario(name, world, folder)
+            scenario(name, processes, folder)
 
 
 if __name__ == "__main__":

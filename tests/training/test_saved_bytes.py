@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from wsi_ips.training.memory import SavedBytes
+from wsi_ips.training.gradient import SavedBytes
 
 KILO = 1000 * 4
 """Bytes of a thousand floats."""

@@ -1,0 +1,255 @@
+"""Stage ``features``: store what the untrained encoder, or another tool's encoder, makes of every tile.
+
+Features are computed slide by slide in processes of the cluster (:func:`features_job`). Feature files of CLAM and
+TRIDENT are read and written here too, also CLAM's bare tensors, which need torch.
+"""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.config import ComputeSection, Recipe
+from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.encoder import IMPORTED, Encoder
+from wsi_ips.pipeline.cohort import slide_stem
+from wsi_ips.pipeline.learning.feature_source import FeatureSource, feature_source
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
+from wsi_ips.provenance import atomic_path
+from wsi_ips.scanning import ChunkLimit, choose_device, embed_tiles
+from wsi_ips.tiles import TileIndex, write_features
+from wsi_ips.tiles.interop import (
+    TENSOR,
+    ForeignFeatures,
+    foreign_features,
+    read_foreign,
+    read_foreign_features,
+    rows_of_tiles,
+    write_foreign_features,
+)
+from wsi_ips.training.model_building import encoder_fingerprint, frozen_encoder
+
+FEATURES_JOB = f"{__name__}:features_job"
+
+
+def features_stage(run: Run, names: Sequence[str] = ()) -> int:
+    """Store the features of all slides with tiles (or of some) that are not up to date; return the number worked on.
+
+    Raises
+    ------
+    CheckpointError, RecipeError
+        The encoder cannot be built.
+    FeaturesError
+        The folder of another tool's features cannot be used.
+    ManifestError
+        A name is no slide_id of the manifest.
+    """
+    unknown = sorted(set(names) - {record.slide_id for record in run.records})
+    if unknown:
+        raise ManifestError(f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling")
+    source = feature_source(run)
+    chosen = [record for record in run.with_tiles() if not names or record.slide_id in names]
+    due = [record for record in chosen if not source.has(record)]
+    if due and source.files is not None:
+        _import_files(run, source, due)
+    elif due:
+        _compute(run, source, due)
+    if due:
+        run.states.save()
+    return len(due)
+
+
+def _import_files(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> None:
+    """Bring features of another tool into the order of the tiles; a slide whose file does not fit fails alone."""
+    with run.progress.stage("features of another tool", len(due), "slides") as advance:
+        for record in due:
+
+            def work(record: SlideRecord = record) -> None:
+                # Earlier features came from another file: scores must not rest on them if this file is refused.
+                shutil.rmtree(source.folder / record.slide_id, ignore_errors=True)
+                index = run.index(record)
+                foreign = read_features_of(source.file(record), record)
+                rows = rows_of_tiles(foreign, index)
+                write_features(
+                    source.folder,
+                    record.slide_id,
+                    [foreign.values[rows]],
+                    encoder=f"{IMPORTED}{foreign.encoder}",
+                    fingerprint=source.wanted(record),
+                    tiles=len(index),
+                )
+
+            run.states.fence(record.slide_id, "features", work)
+            advance(1)
+
+
+def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> None:
+    """Have features computed, the largest slides first, by processes that keep their encoder."""
+    recipe, began = run.recipe, time.monotonic()
+    if not (recipe.model.pretrained or recipe.model.weights or recipe.model.start):
+        run.progress.note(
+            f"encoder {recipe.model.encoder} has no weights: these are features of an untrained network; set "
+            "`model.pretrained`, `model.weights` or `model.start`"
+        )
+    ordered = sorted(due, key=lambda record: -(run.states[record.slide_id].tiles or 0))
+    jobs = [
+        Job(
+            record.slide_id,
+            FEATURES_JOB,
+            FeaturesTask(recipe, record, source.key, source.encoder),
+            timeout_s=timeout_s(recipe.compute, run.states[record.slide_id].tiles or 0),
+        )
+        for record in ordered
+    ]
+    tiles = 0
+    with (
+        run.progress.stage("features", len(jobs), "slides") as advance,
+        spread(_one_per_gpu(recipe.compute), jobs) as work,
+    ):
+        for outcome in work.outcomes:
+            if outcome is not None:
+                tiles += _record(run, outcome)
+                advance(1)
+    seconds = time.monotonic() - began
+    run.progress.note(f"features of {tiles} tiles in {seconds:.0f} s, {tiles / max(seconds, 1e-3):.0f} a second")
+
+
+def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
+    """Return settings with one process for each GPU of this machine: several would each need its memory."""
+    device = choose_device(compute.device)
+    if compute.scheduler is not None or compute.workers is not None or device.type != "cuda":
+        return compute
+    return compute.model_copy(update={"workers": torch.cuda.device_count() if device.index is None else 1})
+
+
+def _record(run: Run, outcome: JobOutcome) -> int:
+    """Record the result of a slide; return the number of tiles embedded."""
+    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
+    cost = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
+    if isinstance(result.value, int):
+        done = {"state": "ok", "reason": "", "traceback": ""}
+        run.states.update(
+            name, stage="features", seconds=round(usage.wall_s, 3), attempts=outcome.attempts, **cost, **done
+        )
+        return result.value
+    run.states.fail(name, "features", failure_of_job(outcome), seconds=usage.wall_s, attempts=outcome.attempts)
+    run.states.update(name, **cost)
+    return 0
+
+
+@dataclass(frozen=True)
+class FeaturesTask:
+    """One slide, the recipe for it, and which encoder is meant: the folder of its features and its fingerprint."""
+
+    recipe: Recipe
+    record: SlideRecord
+    key: str
+    encoder: str
+
+
+def features_job(task: FeaturesTask) -> int:
+    """Compute a slide's features unless they are stored already; return the number of tiles embedded."""
+    record = task.record
+    with Run.of_slide(task.recipe, record) as run:
+        source = FeatureSource(run, task.key, task.encoder)
+        if source.has(record):
+            return 0
+        encoder, tiles = _encoder(task), run.tiles(record)
+        limit = ChunkLimit(task.recipe.compute.chunk_size)
+        write_features(
+            source.folder,
+            record.slide_id,
+            embed_tiles(encoder, tiles, compute=task.recipe.compute, limit=limit),
+            encoder=encoder.spec.name,
+            fingerprint=source.wanted(record),
+            tiles=len(tiles.index),
+        )
+        return len(tiles.index)
+
+
+_kept: dict[str, Encoder] = {}
+"""The encoder of this process by its fingerprint, kept for the next slide; one at most."""
+
+
+def _encoder(task: FeaturesTask) -> Encoder:
+    from wsi_ips.pipeline.prediction.predictor import own_device
+
+    if task.encoder not in _kept:
+        _kept.clear()
+        recipe = task.recipe
+        encoder = frozen_encoder(recipe.model, seed=recipe.seed, patch_px=recipe.tiles.patch_px)
+        if encoder_fingerprint(encoder) != task.encoder:
+            raise CheckpointError(
+                f"encoder {encoder.spec.name} has other weights here than where the command runs: install the same "
+                "versions of torch and timm, and the same weights, where the workers run"
+            )
+        _kept[task.encoder] = encoder.to(own_device(recipe.compute.device))
+    return _kept[task.encoder]
+
+
+def read_features_of(path: Path, record: SlideRecord) -> ForeignFeatures:
+    """Read the features of a slide from another tool's file.
+
+    Parameters
+    ----------
+    path
+        ``.h5`` of CLAM or TRIDENT, or ``.pt`` of CLAM, whose rows follow the slide's coordinate file.
+    record
+        The slide.
+
+    Raises
+    ------
+    FeaturesError
+        The file cannot be used.
+    TileIndexError
+        Its coordinates, or those of the coordinate file, cannot be used.
+    """
+    if path.suffix != TENSOR:
+        return read_foreign_features(path)
+    if record.coordinates is None:
+        raise FeaturesError(
+            f"{path}: a bare tensor does not say which row is which tile; import the coordinates too "
+            "(`tiles.imported`), or give CLAM's folder `h5_files`"
+        )
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise FeaturesError(f"{path}: cannot be read as a tensor ({error})") from error
+    if not isinstance(values, torch.Tensor):
+        raise FeaturesError(f"{path}: holds {type(values).__name__}; a bare tensor is expected, as CLAM writes it")
+    return foreign_features(path, values.float().numpy(), read_foreign(record.coordinates).corners_px0)
+
+
+def write_features_of(to: Path, record: SlideRecord, index: TileIndex, source: FeatureSource, kind: str) -> Path | None:
+    """Write a slide's stored features for another tool; return the feature file, None where there is no tile.
+
+    Raises
+    ------
+    FeaturesError
+        They are not stored, or of other tiles.
+    TileIndexError
+        The format cannot say where the tiles are.
+    """
+    if not len(index):
+        return None
+    if not source.has(record):
+        raise FeaturesError(
+            f"slide {record.slide_id}: no features of these tiles; run `wsi-ips features`", slide_id=record.slide_id
+        )
+    features = source.tiles(record).features
+    values = features.rows(np.arange(features.tiles)).astype(np.float32)  # (N, F)
+    path = write_foreign_features(to, index, values, kind=kind, name=slide_stem(record), encoder=source.key)
+    if path is not None and kind == "clam":
+        with atomic_path(path.parent.parent / "pt_files" / path.with_suffix(TENSOR).name) as temporary:
+            torch.save(torch.from_numpy(values), temporary)
+    return path

@@ -1,0 +1,145 @@
+"""The loss of a step: of each slide, and of each kept tile alone, with balanced classes.
+
+The loss of single tiles teaches the single-tile probability of the heatmap.
+
+Shapes: B slides, K kept tiles (padded, masked), k of all kept tiles, T tasks (one query each), C classes of all tasks,
+C_t of one, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from wsi_ips.errors import TrainingError
+from wsi_ips.labels import Task
+from wsi_ips.model.net import IpsNet
+from wsi_ips.model.pooling import selection_weights
+from wsi_ips.model.tasks import UNKNOWN, is_known, is_negative, task_loss, task_losses_each
+from wsi_ips.training.epoch_records import attention_entropy
+
+ROWS_AT_A_TIME = 256
+"""Tiles whose activations are kept at a time."""
+
+
+def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
+    """Return the weights of a task's classes, shape (C_t,); all 1 if not ``balanced``.
+
+    Single-label: inverse to the frequency of a class, 1 on average over slides. Multi-label: slides without the class
+    over slides with it. ``truth`` is that of the training slides, as in :func:`wsi_ips.model.tasks.task_loss`.
+
+    Raises
+    ------
+    TrainingError
+        There is nothing to learn: fewer than two classes occur, or each class holds for all slides or for none.
+    """
+    if task.kind == "single":
+        counts = torch.bincount(truth[truth != UNKNOWN], minlength=task.width).double()
+        weights = counts.sum() / (counts.clamp_min(1) * (counts > 0).sum())
+        told_apart = int((counts > 0).sum()) > 1
+        seen = ", ".join(f"{name} {int(count)}" for name, count in zip(task.classes, counts, strict=True))
+    else:
+        holds, holds_not = (truth == 1).sum(0).double(), (truth == 0).sum(0).double()
+        both = (holds > 0) & (holds_not > 0)
+        weights = torch.where(both, holds_not / holds.clamp_min(1), 1.0)
+        told_apart = bool(both.any())
+        seen = ", ".join(
+            f"{name} {int(a)} of {int(a + b)}" for name, a, b in zip(task.classes, holds, holds_not, strict=True)
+        )
+    if not told_apart:
+        raise TrainingError(
+            f"task `{task.name}`: the training slides are all alike ({seen}), there is nothing to tell apart; check "
+            "its column and column `split` of the manifest"
+        )
+    return weights.float() if balanced else torch.ones(task.width)
+
+
+def known_slides(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+    """Return the number of slides whose label is known, at least 1, per task, shape (T,)."""
+    return is_known(truths, tasks).sum(0).clamp_min(1)
+
+
+class SlideLosses(NamedTuple):
+    """Loss of some slides, a scalar; their class logits, (B, C); entropy of their attention, (B,)."""
+
+    loss: Tensor
+    logits: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of a step; the losses of its parts, also of those in other processes, add up to it."""
+
+    weights: Sequence[Tensor | None]  # of each class, per task
+    known: Tensor  # `known_slides` of the whole step
+    totals: Sequence[Tensor] | None = None  # `label_totals` of the whole step; None: the slides at hand are all of it
+    tile_weight: float = 1.0  # weight of the loss of single tiles, `training.tile_loss`
+    evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
+
+    def __call__(
+        self, net: IpsNet, truths: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
+    ) -> SlideLosses:
+        """Return the loss of some slides of the step, given their kept tiles, (B, K, D), and the mask, (B, K).
+
+        ``own`` are the slides that count, None counts all; random numbers are drawn for all of them.
+        """
+        logits = net(embeddings, mask)  # (B, C)
+        counted = (logits, truths) if own is None else (logits[own], [truth[own] for truth in truths])
+        loss = task_loss(*counted, net.tasks, weights=self.weights, totals=self.totals)
+        if self.tile_weight:
+            loss = loss + self.tile_weight * self.of_tiles(net, truths, embeddings, mask, own)
+        with torch.no_grad():
+            attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
+        return SlideLosses(loss, logits, attention_entropy(attention, mask))
+
+    def of_tiles(
+        self, net: IpsNet, truths: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the loss of each kept tile alone against its slide's labels, mean over tasks and known slides.
+
+        Parameters as for the call. Tiles of a slide of the first class count evenly, for they are all of that class;
+        tiles of other slides count by the attention of the task's query, for only some of them show the finding. The
+        shares carry no gradient and sum to 1 per slide and task.
+        """
+        tasks, counts = net.tasks, mask.sum(1)  # (B,)
+        with torch.no_grad():
+            attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
+        even = is_negative(truths, tasks)[:, None] | self.evenly  # (B, 1, T)
+        share = torch.where(even, (mask / counts[:, None])[:, :, None], attention)  # (B, K, T)
+        if own is not None:
+            share = share * torch.zeros(len(mask), 1, 1, device=share.device).index_fill_(
+                0, torch.tensor(own, dtype=torch.long, device=share.device), 1.0
+            )
+        share = (share / (self.known * len(tasks)))[mask]  # (k, T)
+
+        def part(embeddings: Tensor, share: Tensor, *truths: Tensor) -> Tensor:
+            alone = net.classify(net.pooling.alone(embeddings))  # (k, C)
+            return (task_losses_each(alone, truths, tasks, weights=self.weights) * share).sum()
+
+        return in_parts(part, embeddings[mask], share, *(truth.repeat_interleave(counts, 0) for truth in truths))
+
+
+def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Return the sum of a loss over parts of some rows, in the memory of one part.
+
+    Each part is computed again in the backward pass, with the same random numbers. The size of a part is fixed, because
+    random numbers depend on it and results must not depend on the machine.
+
+    Parameters
+    ----------
+    part
+        Takes the same rows of all tensors and returns a scalar.
+    rows
+        Tensors of the same length.
+    """
+    if len(rows[0]) <= ROWS_AT_A_TIME:
+        return part(*rows)
+    splits = zip(*(tensor.split(ROWS_AT_A_TIME) for tensor in rows), strict=True)
+    parts = [checkpoint(part, *some, use_reentrant=False) for some in splits]
+    return torch.stack(parts).sum()

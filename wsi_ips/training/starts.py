@@ -1,0 +1,80 @@
+"""Registry of training starts: what a network learns from before its attention is good enough to select tiles.
+
+An entry's implementation takes :class:`~wsi_ips.training.settings.Settings` and returns a :class:`Start`, or None for
+no start phase. To add one, write it in a module of its own and list it here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from wsi_ips.training.settings import LabelledSlide, Settings
+
+
+class Start(Protocol):
+    """The first epochs of a training, whose steps learn from given tiles instead of scanning for the best.
+
+    Attributes
+    ----------
+    epochs
+        Number of epochs of the start phase.
+    """
+
+    epochs: int
+
+    def steps(self, slides: int) -> int:
+        """Return the number of steps of an epoch over so many slides."""
+        ...
+
+    def tile_count(self, slide: LabelledSlide) -> int:
+        """Return the number of tiles of a slide to learn from."""
+        ...
+
+    def tiles(self, slide: LabelledSlide, rng: np.random.Generator) -> NDArray[np.integer]:
+        """Return the ids of the tiles to learn from, ascending; ``rng`` differs for each epoch and slide."""
+        ...
+
+
+@dataclass(frozen=True)
+class StartEntry(Entry):
+    """One training start.
+
+    Attributes
+    ----------
+    has_epochs
+        Whether it has epochs of its own (``training.warm_start_epochs``).
+    """
+
+    has_epochs: bool = True
+
+
+def no_start(_: Settings) -> Start | None:
+    """Return None: tiles are selected from the first epoch on."""
+    return None
+
+
+_EPOCHS = ("training.warm_start_epochs",)
+_RANDOM_TILES = "wsi_ips.training.random_tiles:RandomTiles"
+
+STARTS = Registry(
+    "training start",
+    [
+        StartEntry("auto", _RANDOM_TILES, "the start that fits most cohorts, at present `random-tiles`", keys=_EPOCHS),
+        StartEntry(
+            "random-tiles",
+            _RANDOM_TILES,
+            "a few random tiles of many slides; no scan, so an epoch takes seconds, and selection then starts from an "
+            "attention that means something",
+            keys=_EPOCHS,
+        ),
+        StartEntry("none", f"{__name__}:no_start", "tiles are selected from the first epoch on", has_epochs=False),
+    ],
+    group="wsi_ips.starts",
+)

@@ -1,0 +1,273 @@
+"""One step of a training: scan without gradient, learn from the winners with gradient, update the weights.
+
+Shapes: B slides of a step, b own slides of this process, K ≤ M kept tiles (padded to the longest, masked), C classes of
+all tasks, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsi_ips.config import TrainingSection
+from wsi_ips.errors import DivergedError, ScoresError
+from wsi_ips.model.net import IpsNet
+from wsi_ips.model.scan_encoders import scan_dtype
+from wsi_ips.model.tasks import label_totals, share_right, truth_tensors
+from wsi_ips.scanning import ChunkLimit, Winners
+from wsi_ips.training.epoch_records import TILES_COMPARED, LastSelection, Meter
+from wsi_ips.training.gradient import RandomState, StepGradient
+from wsi_ips.training.loss import SlideLosses, StepLoss, known_slides
+from wsi_ips.training.optimiser import MixedPrecision, averaged
+from wsi_ips.training.processes import Processes
+from wsi_ips.training.resume import StopRequest
+from wsi_ips.training.settings import LabelledSlide, Listener, Settings
+from wsi_ips.training.tile_choice import Kept, TileChoice
+
+GRADIENT_NORM = 1.0
+DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
+
+
+class StepFigures:
+    """Figures of the slides of a step, a row per slide; each process fills its own rows, the sum is the whole.
+
+    Attributes
+    ----------
+    table
+        float32, shape (B, 1 + C + 1 + W). Columns: loss (that of slides learned together is in the row of the first),
+        class logits, attention entropy, and the best tiles plus 1, best first, 0 for none (exact below 2^24).
+    """
+
+    def __init__(self, slides: int, *, classes: int, width: int) -> None:
+        self._sizes = (1, classes, 1, width)
+        self.table = torch.zeros(slides, sum(self._sizes))
+
+    def rows(self, part: slice) -> StepFigures:
+        """Return some of the rows, to be filled."""
+        some = StepFigures(0, classes=self._sizes[1], width=self._sizes[3])
+        some.table = self.table[part]
+        return some
+
+    @property
+    def loss(self) -> float:
+        """Sum of the losses."""
+        return float(sum(self.table[:, 0].tolist()))
+
+    @property
+    def logits(self) -> Tensor:
+        """Class logits, shape (B, C)."""
+        return self._columns()[1]
+
+    @property
+    def entropy(self) -> Tensor:
+        """Attention entropy, shape (B,)."""
+        return self._columns()[2][:, 0]
+
+    def add(self, own: Sequence[int], found: SlideLosses, best: Mapping[int, NDArray[np.integer]]) -> None:
+        """Fill the rows of the own slides; logits and entropy in ``found`` are those of all slides."""
+        if own:
+            rows = torch.tensor(own)
+            self.table[own[0], 0] += float(found.loss.detach())
+            self.logits[rows] = found.logits.detach().float().cpu()[rows]
+            self.entropy[rows] = found.entropy.detach().float().cpu()[rows]
+        for slide, tiles in best.items():
+            shown = tiles[: self._sizes[3]]
+            self._columns()[3][slide, : len(shown)] = torch.from_numpy(shown + 1).float()
+
+    def best(self, slide: int) -> NDArray[np.int64]:
+        """Return the best tiles of a slide, best first."""
+        row = self._columns()[3][slide].numpy()
+        return row[row > 0].astype(np.int64) - 1
+
+    def _columns(self) -> tuple[Tensor, ...]:
+        columns: tuple[Tensor, ...] = self.table.split(self._sizes, dim=1)
+        return columns
+
+
+class Step:
+    """Runs the steps of a training.
+
+    Attributes
+    ----------
+    choice
+        Chooses the tiles to learn from.
+    last
+        The best tiles of every slide at its last visit.
+    average
+        Running average of the network, None where none is kept.
+    stop
+        Asked in every step; ``all_stop`` tells after a step whether any process was asked to stop.
+    """
+
+    def __init__(self, net: IpsNet, settings: Settings, processes: Processes, listener: Listener) -> None:
+        section, compute = settings.section, settings.compute
+        self.net, self.settings, self.processes = net, settings, processes
+        self.limit = ChunkLimit(compute.chunk_size, listener.note)
+        self.choice = TileChoice(settings, processes, self.limit)
+        self.last = LastSelection(settings.memory_size)
+        self.gradient = StepGradient(
+            settings.gradient, micro_batch=settings.micro_batch, budget_gb=compute.gpu_memory_gb, note=listener.note
+        )
+        self.average = averaged(net, section.weight_average) if section.weight_average else None
+        dtype = scan_dtype(compute.gradient_precision, processes.device, key="compute.gradient_precision")
+        self.precision = MixedPrecision(processes.device, dtype)
+        self.stop, self.all_stop = StopRequest(), False
+
+    @property
+    def meter(self) -> Meter:
+        """Sums of the running epoch."""
+        return self.choice.meter
+
+    def learn(
+        self,
+        batch: Sequence[LabelledSlide],
+        epoch: int,
+        weights: Sequence[Tensor],
+        optimiser: torch.optim.Optimizer,
+    ) -> tuple[float, float]:
+        """Learn from some slides; return their mean loss and the share of correct answers.
+
+        Raises
+        ------
+        DivergedError
+            A loss, gradient or score is not finite; the weights are those before the step.
+        """
+        tasks, processes = self.net.tasks, self.processes
+        at_once = self.settings.compute.slides_at_once or len(batch)
+        parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
+        truths = [truth.to(processes.device) for truth in truth_tensors([slide.truths for slide in batch], tasks)]
+        # The loss of a part is divided by the labels of the whole step, so that gradients add up to that of the step.
+        is_whole = len(parts) == 1 and processes.is_alone
+        loss = StepLoss(
+            weights,
+            known_slides(truths, tasks),
+            None if is_whole else label_totals(truths, tasks, weights),
+            self.settings.section.tile_loss,
+            evenly=self.choice.start_of(epoch) is not None,
+        )
+        optimiser.zero_grad(set_to_none=True)
+        width = min(self.settings.memory_size, TILES_COMPARED)
+        figures = StepFigures(len(batch), classes=sum(task.width for task in tasks), width=width)
+        try:
+            for part in parts:
+                self._learn_part(batch[part], epoch, loss, figures.rows(part))
+            processes.attempt(lambda: self._require_finite(figures, epoch, optimiser))
+            parameters = list(self.net.parameters())
+            figures.table, self.all_stop = processes.sum_step(parameters, figures.table, stop=self.stop.asked)
+        except ScoresError as error:
+            raise self._diverged(epoch, "attention scores are not finite") from error
+        self._update(epoch, optimiser)
+        self._count(batch, figures)
+        return figures.loss, share_right(figures.logits, [truth.cpu() for truth in truths], tasks)
+
+    def _learn_part(self, batch: Sequence[LabelledSlide], epoch: int, loss: StepLoss, figures: StepFigures) -> None:
+        """Scan some slides of a step and add the gradient of the own ones."""
+        best: dict[int, NDArray[np.int64]] = {}
+        kept = self.choice.kept(self.net, batch, epoch, best)
+
+        def work() -> None:
+            own = self.choice.division(batch, epoch).owned(self.processes.rank)
+            with self.meter.clock("gradient"):
+                found = self._add_gradient(batch, own, kept or [], epoch, loss)
+            figures.add(own, found, best)
+
+        self.processes.attempt(work)
+
+    def _add_gradient(
+        self, batch: Sequence[LabelledSlide], own: list[int], kept: Sequence[Kept], epoch: int, loss: StepLoss
+    ) -> SlideLosses:
+        """Add the gradient of the own slides; return the losses.
+
+        Several processes must draw the same dropout for the slides of the step, whatever their encoders drew for the
+        own slides. So each starts the pooling from the same random state (``before``) and ends with the state that the
+        pooling left (``after``).
+        """
+        self.net.train()
+        truths = truth_tensors([slide.truths for slide in batch], self.net.tasks)
+        truths = [truth.to(self.processes.device) for truth in truths]
+        counts = [self.choice.kept_count(slide, epoch) for slide in batch]
+        before = after = RandomState(self.processes.device)
+        found: SlideLosses
+
+        def scaled(embeddings: Tensor, mask: Tensor) -> Tensor:
+            nonlocal found, after
+            with self.precision.full():
+                if self.processes.is_alone:
+                    found = loss(self.net, truths, embeddings.float(), mask)
+                else:
+                    before.restore()
+                    found = loss(self.net, truths, *among_all(embeddings.float(), own, counts), own)
+                    after = RandomState(self.processes.device)
+                return self.precision.scale(found.loss)
+
+        with self.precision.encoder():
+            if own:
+                slides = [batch[number] for number in own]
+                winners = Winners.of(self.net, [slide.tiles for slide in slides], kept)
+                self.gradient(self.net, winners, self.choice.prepare(slides, epoch), scaled)
+            else:  # draw the random numbers that the others draw
+                with torch.no_grad():
+                    device = self.processes.device
+                    nothing = torch.zeros(0, 1, self.net.encoder.width, device=device)  # (0, 1, D)
+                    scaled(nothing, torch.zeros(0, 1, dtype=torch.bool, device=device))
+            if not self.processes.is_alone:
+                after.restore()
+        return found
+
+    def _update(self, epoch: int, optimiser: torch.optim.Optimizer) -> None:
+        """Clip the gradient, step the optimiser and the average of the weights."""
+        self.precision.unscale(optimiser)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
+        if math.isfinite(norm):
+            self.meter.add("gradient_norm", norm)
+        elif not self.precision.scales:
+            raise self._diverged(epoch, f"the gradient is {norm}", optimiser)
+        self.precision.step(optimiser)
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+
+    def _count(self, batch: Sequence[LabelledSlide], figures: StepFigures) -> None:
+        """Count entropy and overlap of the slides of a whole step."""
+        for number, slide in enumerate(batch):
+            entropy, best = float(figures.entropy[number]), figures.best(number)
+            if math.isfinite(entropy):  # it is not where one tile was kept
+                self.meter.add("attention_entropy", entropy)
+            overlap = self.last.overlap(slide.slide_id, best) if len(best) else None
+            if overlap is not None:
+                self.meter.add("selection_overlap", overlap)
+
+    def _require_finite(self, figures: StepFigures, epoch: int, optimiser: torch.optim.Optimizer) -> None:
+        if not math.isfinite(figures.loss):
+            raise self._diverged(epoch, f"the loss is {figures.loss}", optimiser)
+
+    def _diverged(self, epoch: int, what: str, optimiser: torch.optim.Optimizer | None = None) -> DivergedError:
+        section = self.settings.section
+        rate = section.learning_rate
+        now = "" if optimiser is None else f" at learning rate {optimiser.param_groups[0]['lr']:.3g}"
+        is_fp32 = self.settings.compute.gradient_precision == "fp32"
+        reduced = "" if is_fp32 else ", or `compute.gradient_precision: fp32`"
+        error = DivergedError(
+            f"epoch {epoch}: {what}{now}; training has diverged and was stopped. `training.learning_rate` is {rate:g}: "
+            f"try {min(rate / 10, DEFAULT_RATE):.0e}, more `training.warmup_epochs` (now "
+            f"{section.warmup_epochs:g}){reduced}, and train again"
+        )
+        error.is_told = not self.processes.is_first
+        return error
+
+
+def among_all(embeddings: Tensor, own: Sequence[int], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Put the embeddings of the own slides, (b, K, D), into a table of all slides of the step, zeros elsewhere.
+
+    ``counts`` are the kept tiles of every slide of the step. Returns the table, (B, K, D), and its mask, (B, K).
+    """
+    device = embeddings.device
+    mask = (torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]).to(device)  # (B, K)
+    table = embeddings.new_zeros(*mask.shape, embeddings.shape[2])
+    if own:
+        table[torch.tensor(own, device=device), : embeddings.shape[1]] = embeddings
+    return table, mask
