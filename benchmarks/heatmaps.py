@@ -198,7 +198,6 @@ def plain_geojson(path: Path, maps, tiles) -> None:
 
 def overlay(recipe_file: Path, turns: int) -> tuple[list[float], list[float]]:
     """Seconds of ours and of the loop, in turns, on the same pixels."""
-    from wsi_ips.pipeline.maps.heatmap import tiled_area
     from wsi_ips.results import View, tile_raster
     from wsi_ips.results.overlay import colour_map
     from wsi_ips.slides import read_area
@@ -206,7 +205,7 @@ def overlay(recipe_file: Path, turns: int) -> tuple[list[float], list[float]]:
     maps, run = maps_of(recipe_file)
     index = run.index(run.records[0])
     with run.opener(run.records[0])() as reader:
-        area = tiled_area(index)
+        area = index.shown_area
         view = View(*((pixels_mpp := read_area(reader, area, 4.0, 1600))[0], area, pixels_mpp[1]))
     run.pool.close()
     ours, loop = [], []

@@ -15,6 +15,8 @@ from wsi_ips.slides import RGB
 
 LEAST_PX = 3
 """A tile must be this many picture pixels wide and high to be compared."""
+ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
+"""Tiles to compare, and the least correlation of a map that lies on its tissue."""
 
 
 def page_position(facts: Mapping[str, Any], x_px0: float, y_px0: float) -> tuple[float, float]:

@@ -26,16 +26,13 @@ from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibrat
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, draw_overlay, sidecar, tile_raster, write_overlay
-from wsi_ips.results.alignment import alignment_correlation
+from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
 from wsi_ips.results.overlay import Kind, mask_in
 from wsi_ips.slides import read_area
 from wsi_ips.tiles import TileIndex, read_tiles
 
 SCHEMA_VERSION = 2
 KINDS = ALWAYS
-ALIGNMENT_TILES, LEAST_ALIGNMENT = 16, 0.7
-MARGIN = 0.06
-"""Share of the tiled area shown around it."""
 
 
 def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
@@ -88,7 +85,7 @@ def tissue_region(run: Run, record: SlideRecord, index: TileIndex) -> BaseGeomet
 def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model_id: str) -> None:
     section, index = run.recipe.heatmap, run.index(record)
     with run.opener(record)() as reader:
-        area = tiled_area(index)
+        area = index.shown_area
         pixels, mpp = read_area(reader, area, section.mpp, section.max_side_px)
     tissue = tissue_region(run, record, index)
     view = View(pixels, area, mpp)
@@ -120,16 +117,6 @@ def _draw(run: Run, record: SlideRecord, scores: SlideScores, wanted: str, model
             plain = draw_overlay(shown, raster, replace(caption, outlines=()), kind=kind, opacity=section.opacity)
         facts["alignment"] = _alignment(run, record, scores, plain, facts)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
-
-
-def tiled_area(index: TileIndex) -> Box:
-    """Box around all tiles with a margin, cut to the slide."""
-    width, height = index.plan.footprint_px0
-    margin = int(max(np.ptp(index.x) + width, np.ptp(index.y) + height) * MARGIN)
-    left, top = max(0, int(index.x.min()) - margin), max(0, int(index.y.min()) - margin)
-    right = min(index.size_px0.width, int(index.x.max() + width) + margin)
-    bottom = min(index.size_px0.height, int(index.y.max() + height) + margin)
-    return Box(left, top, right - left, bottom - top)
 
 
 def _alignment(

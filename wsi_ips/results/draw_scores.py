@@ -1,4 +1,4 @@
-"""Maps of scores that another model gave the tiles of a slide: needs the slide and the file, no recipe, no model."""
+"""Draw the scores that another model gave the tiles of a slide, from a file of scores and the slide alone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import EvaluationError, ScoresError
-from wsi_ips.pipeline.maps.heatmap import ALIGNMENT_TILES, LEAST_ALIGNMENT, tiled_area
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.alignment import alignment_correlation
+from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
 from wsi_ips.results.handoff import Material, ScoreMaps, choose_tiles, draw_gallery, write_package
 from wsi_ips.results.overlay import Kind
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide, read_area
@@ -30,28 +29,29 @@ from wsi_ips.tiles.interop.importing import plan_footprint
 
 SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]
+DRAWN_AS: tuple[DrawAs, ...] = get_args(DrawAs)
 ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
-"""Attention is no probability, also where a softmax has brought it to 0-1."""
+"""Attention is not a probability, even if a softmax has brought it to 0-1."""
 READ_PX = 256
-"""Side at which tiles are read again, for the self-test and the gallery."""
+"""Side at which tiles are read again for the self-test and the gallery, px."""
 OUTLINES = frozenset({"geojson", "asap", "lesions"})
 
 
 @dataclass(frozen=True)
-class OtherScores:
-    """What to draw.
+class ScoresToDraw:
+    """A file of scores, its slide, and how to draw them.
 
     Attributes
     ----------
     scores, slide
-        File of scored tiles, and its slide.
+        File of scored tiles, and the slide.
     columns
-        Scores to draw; none = all in the file.
+        Scores to draw; empty = all in the file.
     draw_as
-        ``probability`` on the fixed scale of 0 to 1, ``rank`` within the slide; ``auto``: a probability where all
-        values are 0-1 and the name does not say attention.
+        ``probability``: on the fixed scale of 0 to 1; ``rank``: within the slide; ``auto``: as a probability if all
+        values are 0-1 and the name does not contain "attention".
     tile_px0, patches
-        Size of a tile where the file does not say it, see :func:`wsi_ips.tiles.interop.with_footprint`.
+        Size of a tile if the file does not contain it, see :func:`wsi_ips.tiles.interop.with_footprint`.
     mpp
         µm per level-0 pixel, for slides that do not state it.
     """
@@ -72,15 +72,15 @@ class DrawnMap:
     Attributes
     ----------
     column
-        Whose scores.
+        Name of the scores.
     kind
         ``probability`` or ``attention`` (a rank).
     path
-        The picture; its sidecar lies beside it.
+        The picture; its sidecar is beside it.
     package
-        Folder with the files for other programs; None where no format is asked for.
+        Folder with the files for other programs; None if no format is wanted.
     alignment
-        Self-test, about 1 where the map lies on its tissue; None where nothing could be compared.
+        Self-test: about 1 if the map lies on its tissue; None if nothing could be compared.
     """
 
     column: str
@@ -90,8 +90,13 @@ class DrawnMap:
     alignment: float | None
 
 
-def draw_other_scores(
-    wanted: OtherScores, output: Path, *, pictures: HeatmapSection, handoff: HandoffSection, note: Callable[[str], None]
+def draw_scores(
+    wanted: ScoresToDraw,
+    output: Path,
+    *,
+    pictures: HeatmapSection,
+    handoff: HandoffSection,
+    note: Callable[[str], None],
 ) -> list[DrawnMap]:
     """Draw every column of a file of scores over its slide.
 
@@ -100,13 +105,13 @@ def draw_other_scores(
     wanted
         What to draw.
     output
-        Folder for ``<slide>_<column>.png``, their sidecars, and a package ``<slide>_<column>/`` of each.
+        Folder for ``<slide>_<column>.png``, their sidecars, and a package ``<slide>_<column>/`` for each.
     pictures
         Scale, size and opacity of the pictures.
     handoff
-        What the packages hold; of a rank map no outlines, for a rank does not say where a lesion ends.
+        What the packages contain; a rank map gets no outlines, as a rank does not say where a lesion ends.
     note
-        Who is told what was done to tiles of the file, and of what is odd.
+        Called with what was done to tiles of the file, and with what is odd.
 
     Raises
     ------
@@ -119,15 +124,15 @@ def draw_other_scores(
         placed = placed_scores(wanted, reader.info)
         for text in placed.notes:
             note(f"{wanted.scores.name}: {text}")
-        area = tiled_area(placed.index)
+        area = placed.index.shown_area
         pixels, mpp = read_area(reader, area, pictures.mpp, pictures.max_side_px)
         names = picture_names(placed.columns, placed.index.slide_id)
         page = _Page(wanted, View(pixels, area, mpp), placed, pictures, handoff, reader, note)
         return [page.draw(column, output, names[column]) for column in placed.columns]
 
 
-def placed_scores(wanted: OtherScores, info: SlideInfo) -> PlacedScores:
-    """Read the file and place its scores on the slide; raises as :func:`draw_other_scores`."""
+def placed_scores(wanted: ScoresToDraw, info: SlideInfo) -> PlacedScores:
+    """Read the file and place its scores on the slide; raises as :func:`draw_scores` does."""
     stem = PurePosixPath(slide_name(wanted.slide)).stem
     scored = read_scored(wanted.scores, columns=wanted.columns, slide_names=(stem, slide_name(wanted.slide)))
     scored = with_footprint(scored, tile_px0=wanted.tile_px0, patches=wanted.patches)
@@ -139,18 +144,18 @@ def placed_scores(wanted: OtherScores, info: SlideInfo) -> PlacedScores:
 
 
 def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> Kind:
-    """How a column is drawn.
+    """Decide how to draw a column.
 
     Raises
     ------
     ScoresError
-        A probability was asked for, and the values are none.
+        A probability is wanted, and the values are not in 0-1.
     """
     low, high = float(values.min()), float(values.max())
     within = low >= 0 and high <= 1
     if draw_as == "probability" and not within:
         raise ScoresError(
-            f"`{column}` reaches from {low:.4g} to {high:.4g}: no probability (0 to 1); leave --as out for a rank map"
+            f"`{column}` ranges from {low:.4g} to {high:.4g}: no probability (0 to 1); leave out --as for a rank map"
         )
     if draw_as == "rank" or (draw_as == "auto" and (not within or ATTENTION.search(column))):
         return "attention"
@@ -158,12 +163,12 @@ def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> Kind:
 
 
 def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
-    """File name, without ending, of the map of each column.
+    """Return the file name, without suffix, of the map of each column.
 
     Raises
     ------
     ScoresError
-        Two columns would have one file.
+        Two columns would have the same file name.
     """
     names = {
         column: f"{slide_id}_{re.sub(r'[^0-9A-Za-z._-]+', '-', column).strip('-') or 'score'}" for column in columns
@@ -171,7 +176,7 @@ def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
     twice = [column for column, name in names.items() if list(names.values()).count(name) > 1]
     if twice:
         raise ScoresError(
-            f"columns {', '.join(f'`{c}`' for c in twice)} would have one file name; take one with --column"
+            f"columns {', '.join(f'`{c}`' for c in twice)} would have the same file name; choose one with --column"
         )
     return names
 
@@ -180,7 +185,7 @@ def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
 class _Page:
     """What all maps of a file share."""
 
-    wanted: OtherScores
+    wanted: ScoresToDraw
     view: View
     placed: PlacedScores
     pictures: HeatmapSection
@@ -189,7 +194,7 @@ class _Page:
     note: Callable[[str], None]
 
     def draw(self, column: str, output: Path, name: str) -> DrawnMap:
-        """Picture, sidecar and package of one column."""
+        """Write picture, sidecar and package of one column."""
         values, path = self.placed.columns[column], output / f"{name}.png"
         kind = map_kind(column, values, self.wanted.draw_as)
         maps = self._maps(column, name, values if kind == "probability" else attention_rank(values))
@@ -211,7 +216,7 @@ class _Page:
 
     @cached_property
     def whole(self) -> NDArray[np.int32]:
-        """Tiles that lie wholly in the slide: only those can be read."""
+        """Tiles that lie entirely in the slide; only those can be read."""
         index, foot = self.placed.index, self.placed.index.plan.footprint_px0
         inside = (index.x + foot.x <= index.size_px0.width) & (index.y + foot.y <= index.size_px0.height)
         return np.flatnonzero(inside).astype(np.int32)
