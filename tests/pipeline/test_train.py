@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.pipeline.test_run import SMALL, write_recipe
 from tests.training.test_tracking import read_events
-from wsi_ips.cli.app import app
+from wsi_ips.cli import app
 from wsi_ips.model import load_checkpoint, read_card
 from wsi_ips.training.tracking import EVENTS_NAME
 
