@@ -74,7 +74,8 @@ def write_features_of(
         return None
     if not source.has(record):
         raise FeaturesError(
-            f"slide {record.slide_id}: no features of these tiles; run `wsi-ips features`", slide_id=record.slide_id
+            f"slide {record.slide_id}: no features of these tiles; run `wsi-ips run --until features`",
+            slide_id=record.slide_id,
         )
     features = source.tiles(record).features
     values = features.rows(np.arange(features.tiles)).astype(np.float32)  # (N, F)
