@@ -56,6 +56,9 @@ from wsi_ips.viewer import (
     slide_version,
 )
 
+RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")
+"""Any of these makes a folder a run folder."""
+RECIPES = (".yaml", ".yml")
 DETAILS_KEPT = 8
 """Slides whose maps are kept in memory."""
 MOST_CELLS = 8_000_000
@@ -79,10 +82,7 @@ LEGEND = {
     "tissue": ("none", "half", "whole tile"),
 }
 DRAWN_FROM = {"attention": 0.5}
-"""First threshold of a map, 0 for the others; half of the tiles have less than the median attention."""
-RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")
-"""Any of these makes a folder a run folder."""
-RECIPES = (".yaml", ".yml")
+"""First threshold of a map, 0 for the others; half of all tiles have less than the median attention."""
 
 
 def collection_of(targets: Sequence[str]) -> Collection:
@@ -290,7 +290,7 @@ class RunCollection:
     def _layers(
         self, index: TileIndex, scores: SlideScores | None, values: dict[str, NDArray[np.float32]]
     ) -> tuple[Layer, ...]:
-        """Maps of a slide, the recipe's main map first."""
+        """The maps of a slide, that of the recipe's score first."""
         layers = []
         if scores is not None:
             for kind in map_kinds(self._run.recipe.heatmap):
@@ -315,7 +315,7 @@ class RunCollection:
 
 
 def _values(index: TileIndex, scores: SlideScores | None) -> dict[str, NDArray[np.float32]]:
-    """Scores of the tiles, 0-1, by name of the map."""
+    """What is known of each tile, 0-1, by name of the map."""
     values = {"tissue": np.asarray(index.tissue_fraction, np.float32)}
     if index.tumour_fraction is not None:
         values["truth"] = np.asarray(index.tumour_fraction, np.float32)
@@ -328,11 +328,11 @@ def _values(index: TileIndex, scores: SlideScores | None) -> dict[str, NDArray[n
 def _layer(
     index: TileIndex, kind: str, score: NDArray[np.float32], tiles: NDArray[np.intp] | slice = slice(None)
 ) -> Layer:
-    """Make a layer from the scores of some tiles, by default of all.
+    """The raster of some tiles' scores, by default of all.
 
-    The cells are so small that each lies entirely inside or outside of every tile: step and size of a tile are whole
-    numbers of patch pixels, so cells of their greatest common divisor do. Tiles side by side need one cell each. If
-    that makes too many cells, they are larger and the edges of tiles less exact.
+    It is fine enough that every value is wholly inside or outside of each tile. Step and size of a tile are whole
+    numbers of patch pixels, so cells of their greatest common divisor are: one per tile where tiles lie side by side.
+    Where that would be too many, cells are larger and edges of tiles less exact.
     """
     raster = tile_raster(
         index.x[tiles],
