@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
-from wsi_ips.errors import RegionReadError
 from wsi_ips.pipeline.checks import check_machine as module
 from wsi_ips.pipeline.checks.check_machine import Finding, check_machine
 
@@ -27,9 +26,7 @@ def findings(tmp_path_factory) -> list[Finding]:
 
 def test_this_machine_is_fit_to_run_the_tests(findings):
     assert [f for f in findings if f.verdict == "wrong"] == []
-    assert {"wsi-ips", "libraries", "OpenSlide", "JPEG decoder", "cores", "memory", "output", "self-test"} <= {
-        f.what for f in findings
-    }
+    assert {"wsi-ips", "libraries", "memory, cores", "output"} <= {f.what for f in findings}
 
 
 def test_versions_and_measurements_are_real(findings):
@@ -38,33 +35,24 @@ def test_versions_and_measurements_are_real(findings):
 
     found = {f.what: f.found for f in findings}
     assert f"torch {torch.__version__.split('+')[0]}" in found["libraries"]
-    assert openslide.__library_version__ in found["OpenSlide"]
-    assert "Mpx/s per core" in found["JPEG decoder"]
+    assert f"OpenSlide {openslide.__library_version__}" in found["libraries"]
     assert "GB free" in found["output"]
 
 
 def broken_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """A machine on which every check finds something wrong; returns an output that cannot be used."""
-    import openslide
     import torch
 
-    from wsi_ips import slides
-
-    def refuse(*_: object, **__: object) -> None:
-        raise RegionReadError("cannot be read")
-
     monkeypatch.setattr(module, "requires", lambda _: ["numpy>=99", "nothing-like-it>=1"])
-    monkeypatch.setattr(openslide, "__library_version__", "3.4.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(module, "_nvidia_driver", lambda: "550.1")
-    monkeypatch.setattr(slides, "open_slide", refuse)
     (folder / "out").write_text("a file")
     return folder / "out"
 
 
 def test_everything_that_is_wrong_comes_with_advice(monkeypatch, tmp_path):
     wrong = [f for f in check_machine(broken_machine(monkeypatch, tmp_path)) if f.verdict == "wrong"]
-    assert {f.what for f in wrong} == {"numpy", "nothing-like-it", "OpenSlide", "GPU", "output", "self-test"}
+    assert {f.what for f in wrong} == {"numpy", "nothing-like-it", "GPU", "output"}
     assert [f.what for f in wrong if not f.advice] == []
 
 
@@ -112,6 +100,6 @@ def test_a_library_that_is_too_old_or_missing_is_named(monkeypatch, tmp_path):
 def test_a_broken_library_is_a_finding_and_no_crash(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openslide", None)  # as if the library could not be loaded
     (wrong,) = [f for f in check_machine(tmp_path) if f.verdict == "wrong"]
-    assert wrong.what == "OpenSlide"
+    assert wrong.what == "versions"
     assert "openslide" in wrong.found
     assert wrong.advice

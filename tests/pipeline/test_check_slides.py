@@ -13,16 +13,15 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.manifest.unlisted import unlisted_files
+from wsi_ips.manifest.unlisted import Unlisted, unlisted_files
 from wsi_ips.pipeline.checks import check_slides
 from wsi_ips.pipeline.checks.check_slides import (
-    OPENSLIDE_FACTOR,
     TISSUE_SHARE,
     CheckedSlide,
     CheckReport,
     CheckSettings,
     check_cohort,
-    expected_work,
+    expected_tiles,
     find_target,
 )
 from wsi_ips.slides.base import SlideInfo
@@ -171,7 +170,7 @@ def test_every_real_and_every_malformed_file_ends_in_a_row(real_data, tmp_path):
     assert real_data / "slides" / "CMU-1-Small-Region.svs" not in bad
 
 
-def test_expected_work_is_that_of_the_grid(monkeypatch):
+def test_expected_tiles_are_those_of_the_grid():
     info = SlideInfo(
         "s",
         "openslide",
@@ -182,16 +181,10 @@ def test_expected_work_is_that_of_the_grid(monkeypatch):
         {},
         "openslide",
     )
-    work = expected_work(info, CheckSettings(target_mpp=0.5, patch_px=250, stride_px=250))
-    assert work.tiles == round(8 * 6 * TISSUE_SHARE)
-    assert work.pixels == work.tiles * 500 * 500
-    monkeypatch.setattr(check_slides, "decoding_rate_mpx_s", lambda: 10.0)
-    row = CheckedSlide("s", info=info, work=work)
-    unusable = CheckedSlide("t", info=info, work=work, problem="damaged")
-    report = CheckReport((row, row, unusable), (), unlisted_files([], [], deep=False), CheckSettings())
-    assert report.tiles == 2 * work.tiles
-    seconds = 2 * work.pixels * OPENSLIDE_FACTOR / 10e6 / 1.6  # two threads are 1.6 times as fast as one
-    assert report.hours == pytest.approx(seconds / 3600)
+    settings = CheckSettings(target_mpp=0.5, patch_px=250, stride_px=250)
+    assert expected_tiles(info, settings) == round(8 * 6 * TISSUE_SHARE)
+    good, unusable = CheckedSlide("s", tiles=14), CheckedSlide("t", tiles=14, problem="damaged")
+    assert CheckReport((good, good, unusable), (), Unlisted(), settings).tiles == 28
 
 
 def test_a_fault_of_a_reader_is_a_row(folder, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from wsi_ips.cli.print_states import (
 )
 from wsi_ips.cli.program import COHORT, Debug, Overrides, RecipeFile, Scheduler, Workers, command, read_recipe
 from wsi_ips.errors import RecipeError
+
+if TYPE_CHECKING:
+    from wsi_ips.pipeline.run import Run
 
 
 @command(
@@ -163,25 +166,34 @@ def status(
                 from wsi_ips.pipeline.explain import explain as explanation
 
                 print_explanation(explanation(run, explain))
-            if sheet:
-                from wsi_ips.pipeline.tiling.sheet import sheet_stage
-
-                out.print(f"contact sheet: {sheet_stage(run)}", soft_wrap=True)
-            if report:
-                from wsi_ips.pipeline.report.page import report_stage
-
-                report_stage(run)
-                out.print(f"report: {run.folder.report}", soft_wrap=True)
+            if sheet or report:
+                _write_pages(run, sheet=sheet, report=report)
             if verify:
-                from wsi_ips.pipeline.verify import verify_predictions, verify_tiles
-
-                if print_mismatches(verify_tiles(run), verify_predictions(run)):
-                    raise typer.Exit(EXIT_PARTIAL)
+                _verify(run)
             elif explain is None and not sheet and not report:
                 from wsi_ips.pipeline.tiling.throughput import read_progress
 
                 print_status(run.states)
                 print_running(read_progress(run.folder.progress))
+
+
+def _write_pages(run: Run, *, sheet: bool, report: bool) -> None:
+    if sheet:
+        from wsi_ips.pipeline.tiling.sheet import sheet_stage
+
+        out.print(f"contact sheet: {sheet_stage(run)}", soft_wrap=True)
+    if report:
+        from wsi_ips.pipeline.report.page import report_stage
+
+        report_stage(run)
+        out.print(f"report: {run.folder.report}", soft_wrap=True)
+
+
+def _verify(run: Run) -> None:
+    from wsi_ips.pipeline.verify import verify_predictions, verify_tiles
+
+    if print_mismatches(verify_tiles(run), verify_predictions(run)):
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 def _fractions(text: str) -> tuple[float, float, float]:

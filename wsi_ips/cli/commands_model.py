@@ -23,7 +23,7 @@ from wsi_ips.cli.program import (
     checkpoint_of,
     choice,
     command,
-    parse_overrides,
+    overrides_of,
     read_recipe,
 )
 from wsi_ips.cluster.launch import Launch
@@ -180,14 +180,13 @@ def predict(
         if workers is not None:
             options["compute.predict_workers"] = workers
         by_recipe = Path(targets[0]).suffix.lower() in RECIPES
+        if by_recipe and mpp is not None:
+            raise RecipeError("--mpp: with a recipe, fill column `mpp` of the manifest")
         if by_recipe:
-            if mpp is not None:
-                raise RecipeError("--mpp: with a recipe, fill column `mpp` of the manifest")
             options |= {"predict.checkpoint": checkpoint_of(checkpoint), "output": output and str(output.resolve())}
             recipe, names = read_recipe(Path(targets[0]), settings, options), targets[1:]
         else:
-            given = {key: value for key, value in options.items() if value is not None}
-            recipe, names = _of_bundle(targets, checkpoint, output, parse_overrides(settings) | given, mpp)
+            recipe, names = _of_bundle(targets, checkpoint, output, overrides_of(settings, options), mpp)
         draw = not by_recipe if heatmaps is None else heatmaps
         found = predict_slides(recipe, names, heatmaps=draw, progress=Bars())
         print_predictions(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -95,8 +96,8 @@ def check(
 ) -> None:
     """Check this machine, or slides, before any work.
 
-    Machine: versions, decoders, cores, memory, GPU, disk. Slides: whether and how each can be read, its scale, copies,
-    files in no row, tiles and hours to expect. Of a recipe: also what it needs of the machine. Exit code 2 if
+    Machine: versions, cores, memory, GPU, disk. Slides: whether and how each can be read, its scale, copies, files in
+    no row, tiles to expect. Of a recipe: also what it needs of the machine. Exit code 2 if
     something will not work, 3 if a slide cannot be used.
     """
     with explained(debug=debug):
@@ -104,23 +105,27 @@ def check(
             from wsi_ips.model.presets import PRESETS
 
             print_encoders(list(PRESETS.values()))
-            return
-        from wsi_ips.pipeline.checks.check_machine import check_machine
-        from wsi_ips.pipeline.checks.check_slides import check_cohort, find_target
-        from wsi_ips.pipeline.progress import Silent
-
-        found = find_target(target, write_to=output, folder=folder) if target else None
-        recipe = found.recipe if found else None
-        machine = check_machine(recipe.output if recipe else Path.cwd(), recipe) if recipe or not found else []
-        report = check_cohort(found, Silent() if as_json else Bars()) if found else None
-        if as_json:
-            values = {"machine": [finding.to_dict() for finding in machine], **(report.to_dict() if report else {})}
-            out.print(json.dumps(values, indent=2, ensure_ascii=False), soft_wrap=True, markup=False)
         else:
-            if report:
-                print_report(report)
-            print_findings(machine, only_problems=report is not None)
-        if any(finding.verdict == "wrong" for finding in machine):
-            raise typer.Exit(EXIT_CONFIGURATION)
-        if report and report.unusable:
-            raise typer.Exit(EXIT_PARTIAL)
+            _check(target, output, folder, as_json=as_json)
+
+
+def _check(target: str | None, output: Path | None, folder: Path | None, *, as_json: bool) -> None:
+    from wsi_ips.pipeline.checks.check_machine import check_machine
+    from wsi_ips.pipeline.checks.check_slides import check_cohort, find_target
+    from wsi_ips.pipeline.progress import Silent
+
+    found = find_target(target, write_to=output, folder=folder) if target else None
+    recipe = found.recipe if found else None
+    machine = check_machine(recipe.output if recipe else Path.cwd(), recipe) if recipe or not found else []
+    report = check_cohort(found, Silent() if as_json else Bars()) if found else None
+    if as_json:
+        values = {"machine": [asdict(finding) for finding in machine], **(report.to_dict() if report else {})}
+        out.print(json.dumps(values, indent=2, ensure_ascii=False), soft_wrap=True, markup=False)
+    else:
+        if report:
+            print_report(report)
+        print_findings(machine, only_problems=report is not None)
+    if any(finding.verdict == "wrong" for finding in machine):
+        raise typer.Exit(EXIT_CONFIGURATION)
+    if report and report.unusable:
+        raise typer.Exit(EXIT_PARTIAL)

@@ -42,7 +42,9 @@ def print_findings(findings: Sequence[Finding], *, only_problems: bool) -> None:
 
 
 def print_report(report: CheckReport) -> None:
-    """Print headers, scales, decoders, copies, files in no row, expected work, remarks, problems and counts."""
+    """Print headers, scales, decoders, copies, files in no row, expected tiles, remarks, problems and counts."""
+    from wsi_ips.pipeline.checks.check_slides import TISSUE_SHARE
+
     table = Table("slide", "by", "level 0 px", "lv", "µm/px", "MB", "tiles", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
@@ -58,7 +60,7 @@ def print_report(report: CheckReport) -> None:
             str(len(info.level_sizes)) if info else "",
             f"{info.mpp.x:.4g}" if info and info.mpp else "",
             f"{row.file_bytes / 1e6:.1f}" if row.file_bytes else "",
-            str(row.work.tiles) if row.work else "",
+            "" if row.tiles is None else str(row.tiles),
         )
     out.print(table)
     _print_scales(report)
@@ -66,7 +68,9 @@ def print_report(report: CheckReport) -> None:
     for group in report.copies:
         say("yellow", "copies of one slide", ", ".join(group) + ": keep one, or keep them in one split")
     _print_unlisted(report)
-    _print_work(report)
+    if report.tiles:
+        of = f"{report.settings.patch_px} px at {report.settings.target_mpp:g} µm/px"
+        out.print(f"expected: {report.tiles} tiles of {of} [dim](if {TISSUE_SHARE:.0%} of the area is tissue)[/]")
     for row in report.rows:
         for remark in row.remarks:
             say("yellow", row.slide_id, remark)
@@ -161,17 +165,3 @@ def _print_unlisted(report: CheckReport) -> None:
         kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
         text = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         say("yellow", f"{len(others)} other files in no row", f"{text} ({few([path.name for path in others])})")
-
-
-def _print_work(report: CheckReport) -> None:
-    if not report.tiles:
-        return
-    from wsi_ips.pipeline.checks.check_slides import TISSUE_SHARE
-
-    time = f"{report.hours:.1f} h" if report.hours >= 1 else f"{report.hours * 60:.1f} min"
-    out.print(
-        f"expected: {report.tiles} tiles of {report.settings.patch_px} px at {report.settings.target_mpp:g} µm/px, "
-        f"{time} to read them once [dim](if {TISSUE_SHARE:.0%} of the area is tissue, at the decoding speed measured "
-        "here now; the network's time is extra)[/]",
-        soft_wrap=True,
-    )

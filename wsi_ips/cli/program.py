@@ -103,8 +103,12 @@ def read_recipe(path: Path, settings: Sequence[str] | None, options: Mapping[str
     RecipeError
         The recipe or a setting cannot be used.
     """
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    return load_recipe(path, parse_overrides(settings) | given)
+    return load_recipe(path, overrides_of(settings, options or {}))
+
+
+def overrides_of(settings: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the keys of ``--set`` with those that other options stand for; None = option not given."""
+    return parse_overrides(settings) | {key: value for key, value in options.items() if value is not None}
 
 
 def checkpoint_of(folder: Path | None) -> str | None:

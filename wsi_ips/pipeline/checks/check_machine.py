@@ -5,47 +5,34 @@ Each finding is measured, or asked of the library concerned; none is guessed fro
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from packaging.requirements import Requirement
 
 from wsi_ips.config import Recipe
-from wsi_ips.errors import WsiIpsError
 
 Verdict = Literal["ok", "note", "wrong"]
 
 LEAST_DISK_GB = 5.0
 LEAST_MEMORY_GB = 4.0
-SELF_TEST_PX = (512, 384)
 REINSTALL = "install again: pip install --force-reinstall wsi-ips"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check.
+    """What was checked, the verdict, the result, and what to do (empty if nothing).
 
-    Attributes
-    ----------
-    what
-        What was checked.
-    verdict
-        ``ok``, ``note`` (works, but worth knowing) or ``wrong`` (something will not work).
-    found
-        The result.
-    advice
-        What to do; empty if nothing is to be done.
+    ``note``: it works, but is worth knowing; ``wrong``: something will not work.
     """
 
     what: str
@@ -53,13 +40,9 @@ class Finding:
     found: str
     advice: str = ""
 
-    def to_dict(self) -> dict[str, str]:
-        """Return the finding as plain text, for JSON."""
-        return asdict(self)
-
 
 def check_machine(output: Path, recipe: Recipe | None = None) -> list[Finding]:
-    """Check libraries, processor, memory, GPU, disk and reading.
+    """Check libraries, cores, memory, GPU and disk.
 
     Parameters
     ----------
@@ -70,13 +53,9 @@ def check_machine(output: Path, recipe: Recipe | None = None) -> list[Finding]:
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
-        "OpenSlide": _openslide,
-        "JPEG decoder": _jpeg,
-        "cores": _processor,
-        "memory": _memory,
+        "memory, cores": _memory,
         "GPU": _graphics,
         "output": partial(_disk, output),
-        "self-test": _self_test,
     }
     if recipe is not None:
         checks["recipe"] = partial(_recipe_needs, recipe)
@@ -92,13 +71,16 @@ def _fenced(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
+    import openslide
+
     from wsi_ips import __version__
 
-    yield Finding("wsi-ips", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     needed = _requirements()
     core = needed.pop("", [])
     present = {r.name: found for r in core if (found := _version(r.name))}
-    yield Finding("libraries", "ok", ", ".join(f"{name} {found}" for name, found in present.items()))
+    yield Finding("wsi-ips", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
+    libraries = {"OpenSlide": openslide.__library_version__} | present
+    yield Finding("libraries", "ok", ", ".join(f"{name} {found}" for name, found in libraries.items()))
     for wanted in core:
         advice = f"pip install '{wanted.name}{wanted.specifier}'"
         if wanted.name not in present:
@@ -132,46 +114,19 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _openslide() -> Iterator[Finding]:
-    import openslide
-
-    build = openslide.__library_version__
-    bundled = _version("openslide-bin")
-    where = f"{build} from {f'openslide-bin {bundled}' if bundled else 'the system'}"
-    if int(build.split(".")[0]) < 4:
-        yield Finding("OpenSlide", "wrong", f"{where}: cannot read DICOM", "pip install 'openslide-bin>=4.0'")
-    else:
-        yield Finding("OpenSlide", "ok", where)
-
-
-def _jpeg() -> Iterator[Finding]:
-    from wsi_ips.slides.speed import decoding_rate_mpx_s
-
-    rate = max(decoding_rate_mpx_s(0.1) for _ in range(3))
-    yield Finding("JPEG decoder", "ok", f"simplejpeg {_version('simplejpeg')}: {rate:.0f} Mpx/s per core")
-
-
-def _processor() -> Iterator[Finding]:
-    import torch
-    from dask.system import CPU_COUNT
-
-    host = os.cpu_count() or 1
-    limit = "" if host <= CPU_COUNT else f" of {host} (limited by container or affinity)"
-    yield Finding("cores", "ok", f"{CPU_COUNT}{limit}, PyTorch uses {torch.get_num_threads()}")
-
-
 def _memory() -> Iterator[Finding]:
     import psutil
+    from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
-    total, free = psutil.virtual_memory().total, psutil.virtual_memory().available
-    limited = "" if total - MEMORY_LIMIT < 1e8 else f", limited to {MEMORY_LIMIT / 1e9:.1f} GB by container or ulimit"
-    text = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free{limited}"
-    if min(free, MEMORY_LIMIT) / 1e9 < LEAST_MEMORY_GB:
+    memory = psutil.virtual_memory()
+    limited = "" if memory.total - MEMORY_LIMIT < 1e8 else f", limited to {MEMORY_LIMIT / 1e9:.1f} GB"
+    text = f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free{limited}; {CPU_COUNT} cores"
+    if min(memory.available, MEMORY_LIMIT) / 1e9 < LEAST_MEMORY_GB:
         advice = f"training needs {LEAST_MEMORY_GB:g} GB: close other programs, or lower `compute.chunk_size`"
-        yield Finding("memory", "note", text, advice)
+        yield Finding("memory, cores", "note", text, advice)
     else:
-        yield Finding("memory", "ok", text)
+        yield Finding("memory, cores", "ok", text)
 
 
 def _graphics() -> Iterator[Finding]:
@@ -240,34 +195,6 @@ def _disk(output: Path) -> Iterator[Finding]:
         yield Finding("output", "note", text, advice)
     else:
         yield Finding("output", "ok", text)
-
-
-def _self_test() -> Iterator[Finding]:
-    """Write a slide and read it with each reader."""
-    from wsi_ips.geometry import Point, Size
-    from wsi_ips.slides import open_slide
-    from wsi_ips.slides.aperio import EncodedLevel, tile_counts, write_aperio
-    from wsi_ips.slides.speed import sample_tile
-
-    pixels = []
-    size = Size(*SELF_TEST_PX)
-    with tempfile.TemporaryDirectory(prefix="wsi-ips-") as folder:
-        path = Path(folder) / "self-test.svs"
-        level = EncodedLevel(size, np.zeros(tile_counts(size), np.int32), [sample_tile()])
-        write_aperio(path, [level], thumbnail=np.full((96, 128, 3), 240, np.uint8), mpp=0.5)
-        for name in ("openslide", "tiffslide", "direct"):
-            try:
-                with open_slide(path, reader=name) as reader:
-                    pixels.append(reader.read_region(Point(0, 0), 0, size))
-            except (WsiIpsError, OSError) as error:
-                yield Finding("self-test", "wrong", f"{name}: {error}", REINSTALL)
-                return
-    off = max(float(np.abs(one.astype(int) - pixels[0]).max()) for one in pixels)
-    if off > 2:
-        advice = "two JPEG decoders disagree: report this with the versions above; use `slides.reader: openslide`"
-        yield Finding("self-test", "wrong", f"readers differ by up to {off:.0f} grey levels", advice)
-    else:
-        yield Finding("self-test", "ok", "OpenSlide, TiffSlide and the direct reader read a test slide alike")
 
 
 def _recipe_needs(recipe: Recipe) -> Iterator[Finding]:

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from wsi_ips.config import ComputeSection, Recipe, load_recipe
+from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import ManifestError, ResolutionError
 from wsi_ips.fence import Failure, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
@@ -25,7 +24,6 @@ from wsi_ips.slides import Remote, SlideInfo, SlideReader, content_bytes, conten
 from wsi_ips.slides.opening import PATIENT, ReaderName
 from wsi_ips.slides.scale import trusted_mpp
 from wsi_ips.slides.source import is_url, slide_name
-from wsi_ips.slides.speed import decoding_rate_mpx_s
 from wsi_ips.tiles import tile_grid
 
 THREADS = 8
@@ -35,10 +33,6 @@ UNEQUAL_AXES = 0.01
 CORNER_PX = 16
 TISSUE_SHARE = 0.3
 """Share of the tile grid taken to be tissue, for the estimate of work."""
-OPENSLIDE_FACTOR = 6.0
-"""Time OpenSlide takes over that of the direct reader, tiles of 256 px (benchmarks/RESULTS.md: 3.8 to 8.8)."""
-THREAD_EFFICIENCY = 0.8
-"""Speed of two reading threads over twice that of one (benchmarks/RESULTS.md: 0.79 to 0.87)."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +59,6 @@ class CheckSettings:
     remote: Remote = PATIENT
 
 
-class Work(NamedTuple):
-    """Expected tiles of a slide with tissue on :data:`TISSUE_SHARE` of the grid, and the pixels to decode for them."""
-
-    tiles: int
-    pixels: int
-
-
 @dataclass(frozen=True)
 class CheckedSlide:
     """One slide, or the reason why it cannot be used.
@@ -88,8 +75,8 @@ class CheckedSlide:
         Identity of its content; empty if the file cannot be read.
     series
         Its DICOM series.
-    work
-        Expected work; None if the slide has no scale.
+    tiles
+        Tiles to expect; None if the slide has no scale or is too coarse.
     problem
         Why it cannot be used; empty if it can.
     remarks
@@ -102,7 +89,7 @@ class CheckedSlide:
     file_bytes: int = 0
     content: str = ""
     series: str = ""
-    work: Work | None = None
+    tiles: int | None = None
     problem: str = ""
     remarks: tuple[str, ...] = ()
 
@@ -128,7 +115,7 @@ class CheckedSlide:
             "mpp_source": self.mpp_source,
             "file_bytes": self.file_bytes or None,
             "content": self.content,
-            "expected_tiles": self.work.tiles if self.work else None,
+            "expected_tiles": self.tiles,
             "problem": self.problem,
             "remarks": self.remarks,
         }
@@ -205,18 +192,7 @@ class CheckReport:
     @property
     def tiles(self) -> int:
         """Tiles to expect on the usable slides."""
-        return sum(row.work.tiles for row in self.rows if row.work and not row.problem)
-
-    @cached_property
-    def hours(self) -> float:
-        """Time to read all tiles once with the default reading threads, at the decoding speed measured here now."""
-        pixels = sum(
-            row.work.pixels * (1 if row.info.pixels_by.startswith("direct") else OPENSLIDE_FACTOR)
-            for row in self.rows
-            if row.work and row.info and not row.problem
-        )
-        threads = ComputeSection().readers
-        return pixels / 1e6 / decoding_rate_mpx_s() / (1 if threads == 1 else threads * THREAD_EFFICIENCY) / 3600
+        return sum(row.tiles for row in self.rows if row.tiles and not row.problem)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -234,7 +210,6 @@ class CheckReport:
                 "tissue_share": TISSUE_SHARE,
                 "target_mpp": self.settings.target_mpp,
                 "patch_px": self.settings.patch_px,
-                "reading_hours": round(self.hours, 4),
             },
         }
 
@@ -334,12 +309,17 @@ def scale_bins(mpps: Sequence[float]) -> list[tuple[float, float, int]]:
     return [(group[0], group[-1], len(group)) for group in bins]
 
 
-def expected_work(info: SlideInfo, settings: CheckSettings) -> Work:
-    """Estimate the work on one slide; raises ResolutionError if it has no scale or is coarser than the target."""
+def expected_tiles(info: SlideInfo, settings: CheckSettings) -> int:
+    """Estimate the tiles of a slide with tissue on :data:`TISSUE_SHARE` of its grid.
+
+    Raises
+    ------
+    ResolutionError
+        The slide has no scale, or is coarser than the target.
+    """
     size = Size(settings.patch_px, settings.patch_px)
     plan = plan_read(info.pyramid, target_mpp=settings.target_mpp, patch_size=size)
-    tiles = round(len(tile_grid(info.bounds, plan, stride_px=settings.stride_px)) * TISSUE_SHARE)
-    return Work(tiles, tiles * plan.read_size.width * plan.read_size.height)
+    return round(len(tile_grid(info.bounds, plan, stride_px=settings.stride_px)) * TISSUE_SHARE)
 
 
 def _read_corner(reader: SlideReader) -> None:
@@ -355,7 +335,7 @@ def _with_header(row: CheckedSlide, record: SlideRecord, info: SlideInfo, settin
     if info.mpp is None:
         return row
     try:
-        return replace(row, work=expected_work(info, settings))
+        return replace(row, tiles=expected_tiles(info, settings))
     except ResolutionError as error:
         if settings.must_reach:
             return replace(row, problem=str(error))
