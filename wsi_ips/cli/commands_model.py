@@ -27,7 +27,7 @@ from wsi_ips.cli.program import (
     read_recipe,
 )
 from wsi_ips.cluster.launch import Launch
-from wsi_ips.config import Recipe
+from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -176,15 +176,13 @@ def predict(
     with explained(debug=debug):
         from wsi_ips.pipeline.stages import predict_slides
 
-        options: dict[str, Any] = {"compute.scheduler": scheduler, "compute.predict_workers": 1 if scheduler else None}
-        if workers is not None:
-            options["compute.predict_workers"] = workers
+        options: dict[str, Any] = {"compute.scheduler": scheduler, "compute.predict_workers": workers}
+        if workers is None and scheduler:
+            options["compute.predict_workers"] = 1
         by_recipe = Path(targets[0]).suffix.lower() in RECIPES
-        if by_recipe and mpp is not None:
-            raise RecipeError("--mpp: with a recipe, fill column `mpp` of the manifest")
         if by_recipe:
             options |= {"predict.checkpoint": checkpoint_of(checkpoint), "output": output and str(output.resolve())}
-            recipe, names = read_recipe(Path(targets[0]), settings, options), targets[1:]
+            recipe, names = _of_recipe(targets, overrides_of(settings, options), mpp)
         else:
             recipe, names = _of_bundle(targets, checkpoint, output, overrides_of(settings, options), mpp)
         draw = not by_recipe if heatmaps is None else heatmaps
@@ -234,9 +232,15 @@ def _train_along(recipe: Recipe) -> None:
     train_along(recipe)
 
 
+def _of_recipe(targets: Sequence[str], values: dict[str, Any], mpp: float | None) -> tuple[Recipe, Sequence[str]]:
+    if mpp is not None:
+        raise RecipeError("--mpp: with a recipe, fill column `mpp` of the manifest")
+    return load_recipe(Path(targets[0]), values), targets[1:]
+
+
 def _of_bundle(
     targets: Sequence[str], checkpoint: Path | None, output: Path | None, values: dict[str, Any], mpp: float | None
-) -> tuple[Recipe, list[str]]:
+) -> tuple[Recipe, Sequence[str]]:
     """Make the recipe of a call without a recipe, and list its slides."""
     from wsi_ips.pipeline.prediction.new_slides import bundle_folder, default_output, new_slides
 
@@ -249,4 +253,4 @@ def _of_bundle(
     found = new_slides(targets, bundle, output or default_output(bundle), overrides=values, mpp=mpp)
     for text in found.notes:
         out.print(text, soft_wrap=True, markup=False)
-    return found.recipe, list(found.names)
+    return found.recipe, found.names
