@@ -160,10 +160,7 @@ def predict(
     mpp: Annotated[
         float | None, typer.Option("--mpp", help="Without a recipe: µm per level-0 pixel of slides that lack it.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=0, help="Slides predicted in parallel, in processes that share out the GPUs."),
-    ] = None,
+    workers: Workers = None,
     scheduler: Scheduler = None,
     settings: Overrides = None,
     debug: Debug = False,
@@ -171,7 +168,7 @@ def predict(
     """Label slides and score every tile with a trained model.
 
     Without a recipe the model determines scale, tissue, tiles, temperature and threshold. All other commands accept
-    the run folder: view, status, evaluate ... Run it again to continue.
+    the run folder: view, status, evaluate ... Parallel slides share out the GPUs. Run it again to continue.
     """
     with explained(debug=debug):
         from wsi_ips.pipeline.stages import predict_slides
