@@ -168,7 +168,7 @@ def predict(
     """Label slides and score every tile with a trained model.
 
     Without a recipe the model determines scale, tissue, tiles, temperature and threshold. All other commands accept
-    the run folder: view, status, evaluate ... Parallel slides share out the GPUs. Run it again to continue.
+    the run folder: view, status, evaluate ... Slides in parallel share out the GPUs. Run it again to continue.
     """
     with explained(debug=debug):
         from wsi_ips.pipeline.stages import predict_slides
