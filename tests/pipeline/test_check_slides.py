@@ -90,7 +90,7 @@ def test_json_holds_every_row_and_the_figures(folder):
     rows = report["rows"]
     assert [row["slide_id"] for row in rows] == ["good", "copy", "direct", "broken", "gone"]
     assert rows[0]["content"] == rows[1]["content"] != ""
-    assert (rows[0]["size_px0"], rows[3]["size_px0"]) == ([1030, 772], None)
+    assert (rows[0]["size_px0"], rows[3]["size_px0"]) == ([1031, 773], None)
     assert report["machine"] == []
 
 
