@@ -86,12 +86,7 @@ DRAWN_FROM = {"attention": 0.5}
 
 
 def collection_of(targets: Sequence[str]) -> Collection:
-    """Collect the slides that ``wsi-ips view`` was asked for.
-
-    Parameters
-    ----------
-    targets
-        One run folder or recipe, or slides: files, folders of slides, URLs.
+    """Return the slides of a run (folder or recipe), or of files, folders of slides and URLs.
 
     Raises
     ------
@@ -107,12 +102,7 @@ def collection_of(targets: Sequence[str]) -> Collection:
 
 
 def view_recipe(target: Path) -> Recipe:
-    """Return the recipe of a run.
-
-    Parameters
-    ----------
-    target
-        Run folder, or recipe file.
+    """Return the recipe of a run folder, or of a recipe file.
 
     Raises
     ------
@@ -140,13 +130,7 @@ def view_recipe(target: Path) -> Recipe:
 
 
 class RunCollection:
-    """A :class:`wsi_ips.viewer.Collection` over a run; reads, and never writes.
-
-    Parameters
-    ----------
-    run
-        The run.
-    """
+    """A :class:`wsi_ips.viewer.Collection` over a run; it only reads."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
