@@ -101,7 +101,7 @@ def test_what_is_odd_is_one_message_and_nothing_is_drawn(tmp_path):
         ([table, "--output", tmp_path / "o"], "Missing argument 'SLIDE'"),
         ([*there, "--output", tmp_path / "o", "--as", "colour"], "choose one of auto, probability, rank"),
         ([*there, "--output", tmp_path / "o", "--as", "probability"], "ranges from 0.5 to 2: no probability"),
-        ([*there, "--output", tmp_path / "o", "--set", "tiles.mpp=1"], "only takes keys of sections heatmap and handoff"),
+        ([*there, "--output", tmp_path / "o", "--set", "tiles.mpp=1"], "only takes keys of sections heatmap"),
     ):
         code, text = run(*arguments)
         assert code == 2, text

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from wsi_ips.tiles.interop.importing import plan_footprint
 
 SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]
-DRAWN_AS: tuple[DrawAs, ...] = get_args(DrawAs)
 ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
 """Attention is not a probability, even if a softmax has brought it to 0-1."""
 READ_PX = 256
