@@ -37,17 +37,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Verified:
-    """Result of a verification.
-
-    Attributes
-    ----------
-    checked
-        Number of slides or predictions checked.
-    mismatches
-        What was found, in the order of the manifest.
-    off
-        Largest difference of a recomputed probability.
-    """
+    """Number of things checked, what was found, and the largest difference of a recomputed probability."""
 
     checked: int
     mismatches: tuple[Mismatch, ...]

@@ -66,20 +66,10 @@ class ScoresToDraw:
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """One finished map.
+    """Picture and package of one column; ``kind`` attention = drawn as a rank.
 
-    Attributes
-    ----------
-    column
-        Name of the scores.
-    kind
-        ``probability`` or ``attention`` (a rank).
-    path
-        The picture; its sidecar is beside it.
-    package
-        Folder with the files for other programs; None if no format is wanted.
-    alignment
-        Self-test: about 1 if the map lies on its tissue; None if nothing could be compared.
+    ``package`` is None if no format is wanted, ``alignment`` (about 1 if the map lies on its tissue) if nothing could
+    be compared.
     """
 
     column: str

@@ -37,19 +37,7 @@ TISSUE_SHARE = 0.3
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How the slides would be read.
-
-    Attributes
-    ----------
-    reader
-        As in the recipe.
-    target_mpp, patch_px, stride_px
-        Scale, size and step of the tiles.
-    must_reach
-        Reject slides that are coarser than the target; otherwise only remark on it.
-    remote
-        Timeout and attempts for slides behind a URL.
-    """
+    """How the slides would be read, see the recipe; ``must_reach`` rejects slides that are coarser than the target."""
 
     reader: ReaderName = "auto"
     target_mpp: float = 0.5
@@ -65,22 +53,16 @@ class CheckedSlide:
 
     Attributes
     ----------
-    slide_id, path
-        As in the manifest.
     info
-        Its header, without properties; None if it cannot be opened.
+        Header without properties; None if the slide cannot be opened.
     file_bytes
-        Size of its file (for MRXS including the folder).
-    content
-        Identity of its content; empty if the file cannot be read.
-    series
-        Its DICOM series.
+        Size of the file (for MRXS including the folder).
+    content, series
+        Identity of the content, and DICOM series; empty if the file cannot be read, or is not DICOM.
     tiles
         Tiles to expect; None if the slide has no scale or is too coarse.
     problem
         Why it cannot be used; empty if it can.
-    remarks
-        What is odd about it.
     """
 
     slide_id: str
@@ -122,22 +104,9 @@ class CheckedSlide:
 
 
 class Target(NamedTuple):
-    """What to check.
+    """What to check: rows, how to read them, and (see :func:`unlisted_files`) where to look for files in no row.
 
-    Attributes
-    ----------
-    records
-        Rows.
-    settings
-        How they would be read.
-    recipe
-        The recipe, if that is what was named.
-    folders
-        Where files may lie that no row names.
-    deep
-        Search subfolders of these too.
-    own
-        Files that belong to the cohort without being slides: manifest, recipe.
+    ``recipe`` is None unless a recipe was named.
     """
 
     records: Sequence[SlideRecord]
@@ -150,19 +119,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of checking a cohort.
-
-    Attributes
-    ----------
-    rows
-        Every slide, in the order of the manifest.
-    copies
-        Groups of slides with the same content, or of the same DICOM series.
-    unlisted
-        Files that no row names.
-    settings
-        How the slides would be read.
-    """
+    """Every slide in the order of the manifest, groups of copies (same content or DICOM series), and unlisted files."""
 
     rows: tuple[CheckedSlide, ...]
     copies: tuple[tuple[str, ...], ...]

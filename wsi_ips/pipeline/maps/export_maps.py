@@ -42,17 +42,7 @@ THUMBNAIL_PX = 512
 
 @dataclass
 class ExportedMaps:
-    """Files written for another program.
-
-    Attributes
-    ----------
-    written
-        Files by slide_id.
-    refused
-        Reason by slide_id.
-    notes
-        What the slide's own file lacks, by slide_id.
-    """
+    """Files written for another program, reasons for refusals, and what a slide's own file lacks, by slide_id."""
 
     written: dict[str, Sequence[Path]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -62,14 +52,7 @@ class ExportedMaps:
 def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
     """Write ``<to>/<slide_id>/probability_0.dcm``, ``attention_0.dcm`` and their coarser levels.
 
-    Parameters
-    ----------
-    run
-        A run with predictions.
-    to
-        Folder to write to; the folder of a slide is replaced.
-    names
-        slide_ids; empty = all predicted slides.
+    Only the named slides; none = all that are predicted. The folder of a slide is replaced.
 
     Raises
     ------
@@ -96,19 +79,12 @@ def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
 def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
     """Write a QuPath project into a new folder: an image per slide, with lesions and tiles to load.
 
-    Parameters
-    ----------
-    run
-        A run with predictions.
-    to
-        Folder of the project. It must not exist or be empty: what people drew in a project is never replaced.
-    names
-        slide_ids; empty = all predicted slides.
+    Only the named slides; none = all that are predicted. What people drew in a project is never replaced.
 
     Raises
     ------
     RecipeError
-        The folder is not empty.
+        The folder exists and is not empty.
     ManifestError
         A name is in no row of the manifest.
     ScoresError

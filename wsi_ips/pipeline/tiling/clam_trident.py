@@ -19,15 +19,7 @@ from wsi_ips.tiles.interop import FORMATS, ExportFormat, write_foreign
 
 @dataclass(frozen=True)
 class ImportedTiles:
-    """What a run took from another tool.
-
-    Attributes
-    ----------
-    methods
-        The tool, the number of tiles and remarks, by slide_id; only slides with tiles.
-    unknown
-        Coordinate files that belong to no slide of the manifest.
-    """
+    """Tool, tiles and remarks by slide_id, and coordinate files that belong to no slide of the manifest."""
 
     methods: Mapping[str, str]
     unknown: tuple[Path, ...]
@@ -35,17 +27,7 @@ class ImportedTiles:
 
 @dataclass(frozen=True)
 class ExportedTiles:
-    """Files written for another tool.
-
-    Attributes
-    ----------
-    written
-        File by slide_id; None if the format has no file for a slide without tiles.
-    refused
-        Reason by slide_id.
-    tables
-        Further files.
-    """
+    """File (None: the format has none for a slide without tiles) or refusal by slide_id, and further tables."""
 
     written: Mapping[str, Path | None]
     refused: Mapping[str, str]
@@ -65,18 +47,7 @@ def export_tiles(
 ) -> ExportedTiles:
     """Write the tiles of a run for another tool, and on request their features.
 
-    Parameters
-    ----------
-    run
-        The run; its slides must have been tiled.
-    kind
-        Format to write.
-    to
-        Folder to write to.
-    slides
-        Only these; none = all.
-    features
-        Write the stored features too.
+    Only the named slides; none = all that are tiled.
 
     Raises
     ------
