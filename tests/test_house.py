@@ -46,7 +46,7 @@ LIGHT = [
     "wsi_ips.pipeline.maps.handoff",
     "wsi_ips.cluster",
     "wsi_ips.pipeline.tiling.tile",
-    "wsi_ips.pipeline.tiling.verify",
+    "wsi_ips.pipeline.verify",
     "wsi_ips.cli",
 ]
 """Modules that work, and start fast, where PyTorch is not installed."""
@@ -124,7 +124,7 @@ def test_every_path_named_is_there(path: Path) -> None:
 
 
 def commands() -> dict[str, click.Command]:
-    from wsi_ips.cli.app import app
+    from wsi_ips.cli import app
 
     return cast("click.Group", typer.main.get_command(app)).commands
 

@@ -84,7 +84,7 @@ def test_corrupt_files_fail_by_name_and_the_rest_is_done(tmp_path):
         assert name in states[name].reason
         assert states[name].attempts == 1
         assert "Traceback" in (tmp_path / "out" / states[name].traceback).read_text()
-    again = CliRunner().invoke(app, ["retry", str(tmp_path / "recipe.yaml"), "--failed", "--reason", "no READER"])
+    again = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--retry", "--reason", "no READER"])
     assert again.exit_code == 3
     assert "1 of 1 slides" in again.output or "2 of 2 slides" in again.output
     assert states_of(tmp_path)["text"].attempts == 2

@@ -137,10 +137,10 @@ def test_the_command_prints_and_writes_what_it_found(done, tmp_path):  # noqa: F
     assert stored["slides"]["metrics"]["auc"]["positives"] == 2
     assert stored["localisation"]["lesions_by_peaks"]["sensitivity"][0] == 0
     table = done / "out" / "predictions.csv"
-    result = CliRunner().invoke(app, ["evaluate", "--predictions", str(table), "--output", str(tmp_path / "e.json")])
+    result = CliRunner().invoke(app, ["score", "--predictions", str(table), "--output", str(tmp_path / "e.json")])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "e.json").read_text())["localisation"] is None
-    assert CliRunner().invoke(app, ["evaluate"]).exit_code == 2
+    assert CliRunner().invoke(app, ["score"]).exit_code == 2
 
 
 def test_slides_that_are_in_no_figure_are_named_with_their_state(done, tmp_path):  # noqa: F811

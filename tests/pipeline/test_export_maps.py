@@ -51,7 +51,7 @@ def predicted_synthetic(recipe: Path) -> list[str]:
 
 def test_a_dicom_slide_gets_both_maps_and_other_slides_are_refused(a_run, tmp_path):
     other = predicted_synthetic(a_run)[0]
-    code, text = run("export", "dicom", a_run, "node", other, "--to", tmp_path / "d")
+    code, text = run("export", "dicom", a_run, "node", other, "--output", tmp_path / "d")
     assert code == 3
     assert f"{other}: slide {other}.svs: no DICOM file" in text
     assert "1 slides written" in text
@@ -72,7 +72,7 @@ def test_a_dicom_slide_gets_both_maps_and_other_slides_are_refused(a_run, tmp_pa
 
 
 def test_the_project_holds_the_predicted_slides_with_lesions_in_its_coordinates(a_run, tmp_path):
-    code, text = run("export", "qupath", a_run, "--to", tmp_path / "q")
+    code, text = run("export", "qupath", a_run, "--output", tmp_path / "q")
     assert code == 0, text
     stored = json.loads((tmp_path / "q" / "project.qpproj").read_text())
     slides = [entry["metadata"]["wsi-ips slide"] for entry in stored["images"]]
@@ -96,7 +96,7 @@ def test_the_project_holds_the_predicted_slides_with_lesions_in_its_coordinates(
 
 def test_a_folder_with_something_in_it_is_never_replaced(a_run, tmp_path):
     (tmp_path / "data.qpdata").write_text("drawn by a person")
-    code, text = run("export", "qupath", a_run, "--to", tmp_path)
+    code, text = run("export", "qupath", a_run, "--output", tmp_path)
     assert code == 2
     assert "may hold what people have drawn" in text
     assert [p.name for p in tmp_path.iterdir()] == ["data.qpdata"]
@@ -104,24 +104,16 @@ def test_a_folder_with_something_in_it_is_never_replaced(a_run, tmp_path):
 
 def test_what_cannot_be_exported_says_why(a_run, tmp_path):
     for arguments, code, message in (
-        (["export", "dicom", a_run], 2, "--to: name the folder to write to"),
-        (["export", "dicom", a_run, "nobody", "--to", tmp_path / "d"], 2, "no slide `nobody`"),
-        (["export", "dicom", a_run, "node", "gone", "--to", tmp_path / "d"], 3, "slide gone: not predicted"),
-        (["export", "qupath", a_run, "gone", "--to", tmp_path / "q"], 2, "none of the slides is predicted"),
-        (["export", "qupath", a_run.parent, "--to", tmp_path / "q"], 2, "no finished run"),
+        (["export", "dicom", a_run], 2, "Missing option '--output'"),
+        (["export", "dicom", a_run, "nobody", "--output", tmp_path / "d"], 2, "no slide `nobody`"),
+        (["export", "dicom", a_run, "node", "gone", "--output", tmp_path / "d"], 3, "slide gone: not predicted"),
+        (["export", "qupath", a_run, "gone", "--output", tmp_path / "q"], 2, "none of the slides is predicted"),
+        (["export", "qupath", a_run.parent, "--output", tmp_path / "q"], 2, "no finished run"),
     ):
         found, text = run(*arguments)
         assert (found, message in text) == (code, True), text
 
 
 def test_a_run_folder_does_as_well_as_its_recipe(run_to_view, tmp_path):
-    assert run("export", "qupath", run_to_view, "--to", tmp_path / "q")[0] == 0
+    assert run("export", "qupath", run_to_view, "--output", tmp_path / "q")[0] == 0
     assert (tmp_path / "q" / "project.qpproj").exists()
-
-
-def test_export_of_tiles_still_goes_without_its_name(a_run, tmp_path):
-    for name, arguments in (("a", ["export", a_run, "node"]), ("b", ["export", "tiles", a_run, "node"])):
-        code, text = run(*arguments, "--format", "trident", "--to", tmp_path / name)
-        assert code == 0, text
-        assert len(list((tmp_path / name).rglob("*_patches.h5"))) == 1
-    assert "DICOM maps" in run("export", "--help")[1]

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.pipeline.test_neighbours import SIZE, flat, invoke
+from tests.pipeline.test_clam_trident import SIZE, flat, invoke
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
 from tests.tissue.test_perceptual_hash import node
@@ -121,14 +121,14 @@ def test_only_what_changed_is_computed_again(cohort):
 def test_a_slide_that_cannot_be_embedded_fails_alone_and_is_left_out(cohort):
     shutil.rmtree(next((cohort / "out" / "features.zarr").iterdir()) / "s2")
     (cohort / "slides" / "file2.tif").rename(cohort / "slides" / "gone.tif")
-    result = invoke("features", cohort / "recipe.yaml", "s2", "--set", "model.input=features")
+    result = invoke("run", cohort / "recipe.yaml", "s2", "--until", "features", "--set", "model.input=features")
     assert result.exit_code == 3, result.output
     state = next(s for s in Run.open(of(cohort)).states if s.slide_id == "s2")
     assert state.state == "failed"
     run = Run.open(of(cohort, training__max_missing_share=0.5))
     assert train_stage(run)
     (cohort / "slides" / "gone.tif").rename(cohort / "slides" / "file2.tif")
-    result = invoke("features", cohort / "recipe.yaml", "--set", "model.input=features")
+    result = invoke("run", cohort / "recipe.yaml", "--until", "features", "--set", "model.input=features")
     assert result.exit_code == 0, result.output
     assert next(s for s in Run.open(of(cohort)).states if s.slide_id == "s2").state == "ok"
 
@@ -179,14 +179,16 @@ def test_what_cannot_be_is_said_before_any_work(cohort, overrides, error, messag
 
 
 def test_names_of_no_slide_are_refused(cohort):
-    result = invoke("features", cohort / "recipe.yaml", "nobody")
+    result = invoke("run", cohort / "recipe.yaml", "nobody", "--until", "features")
     assert result.exit_code == 2
     assert "no slide_id nobody" in flat(result.output)
 
 
 @pytest.mark.parametrize("kind", ["clam", "trident"])
 def test_features_go_to_another_tool_and_come_back(cohort, kind):
-    result = invoke("export", cohort / "recipe.yaml", "--format", kind, "--to", cohort / "there", "--features")
+    result = invoke(
+        "export", "tiles", cohort / "recipe.yaml", "--format", kind, "--output", cohort / "there", "--features"
+    )
     assert result.exit_code == 0, result.output
     folder = next((cohort / "out" / "features.zarr").iterdir())
     ours = open_features(folder, "s4").rows(np.arange(12)).astype(np.float32)
@@ -194,8 +196,8 @@ def test_features_go_to_another_tool_and_come_back(cohort, kind):
         tensor = torch.load(cohort / "there" / "pt_files" / "file4.pt", weights_only=True)
         assert tensor.dtype == torch.float32
         np.testing.assert_array_equal(tensor[:12].numpy(), ours)
-    back = ("--features", cohort / "there", "--set", "output=back")
-    result = invoke("import", cohort / "recipe.yaml", cohort / "there", *back)
+    back = ("--features-from", cohort / "there", "--set", "output=back")
+    result = invoke("tile", cohort / "recipe.yaml", "--from", cohort / "there", *back)
     assert result.exit_code == 0, result.output
     stored = open_features(cohort / "back" / "features.zarr" / "imported", "s4")
     np.testing.assert_array_equal(stored.rows(np.arange(12)).astype(np.float32), ours)
@@ -203,7 +205,7 @@ def test_features_go_to_another_tool_and_come_back(cohort, kind):
 
 
 def test_a_model_of_imported_features_runs_to_the_end_and_says_what_it_needs(cohort):
-    invoke("export", cohort / "recipe.yaml", "--format", "clam", "--to", cohort / "clam", "--features")
+    invoke("export", "tiles", cohort / "recipe.yaml", "--format", "clam", "--output", cohort / "clam", "--features")
     shutil.rmtree(cohort / "clam" / "h5_files")  # bare tensors are enough with the coordinates
     recipe = of(cohort, output="foreign", tiles__imported="clam/patches", features__imported="clam", model__projector=8)
     assert run_pipeline(recipe).failed == 0
@@ -224,12 +226,14 @@ def test_a_model_of_imported_features_runs_to_the_end_and_says_what_it_needs(coh
 
 
 def test_a_file_that_contradicts_fails_its_slide_alone(cohort):
-    invoke("export", cohort / "recipe.yaml", "--format", "trident", "--to", cohort / "t", "--features")
+    invoke("export", "tiles", cohort / "recipe.yaml", "--format", "trident", "--output", cohort / "t", "--features")
     folder = next((cohort / "t").glob("*/features_*"))
     with h5py.File(folder / "file3.h5", "r+") as file:
         file["coords"].attrs["level0_width"] = 9999
     (folder / "file4.h5").unlink()
-    result = invoke("import", cohort / "recipe.yaml", cohort / "t", "--features", folder, "--set", "output=back")
+    result = invoke(
+        "tile", cohort / "recipe.yaml", "--from", cohort / "t", "--features-from", folder, "--set", "output=back"
+    )
     assert result.exit_code == 3
     text = flat(result.output)
     assert "s3: failed:" in text
@@ -260,7 +264,7 @@ def test_real_feature_files_of_clam_and_trident(real_data, tmp_path):
         folder.mkdir()
         shutil.copy(peers / features, folder / f"CMU-1-Small-Region{Path(features).suffix}")
         values = ["--set", f"output={tmp_path / f'out_{tool}'}"]
-        result = invoke("import", tmp_path / "recipe.yaml", peers / coords, "--features", folder, *values)
+        result = invoke("tile", tmp_path / "recipe.yaml", "--from", peers / coords, "--features-from", folder, *values)
         assert result.exit_code == 0, result.output
         index = read_index(tmp_path / f"out_{tool}" / "tiles.zarr", "cmu")
         stored = open_features(tmp_path / f"out_{tool}" / "features.zarr" / "imported", "cmu")

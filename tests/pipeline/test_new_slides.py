@@ -63,13 +63,13 @@ def test_a_folder_with_a_broken_file_and_a_real_slide(tmp_path, bundle, real_dat
     assert invoked(*call, "--no-heatmaps").exit_code == 3
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert "1 failed" in invoked("status", out).output
-    assert "no reader opens it" in invoked("explain", out / "recipe.yaml", "broken").output
-    verified = invoked("verify", out, *HERE)
+    assert "no reader opens it" in invoked("status", out / "recipe.yaml", "--explain", "broken").output
+    verified = invoked("status", out, "--verify", *HERE)
     assert verified.exit_code == 0, verified.output
     assert "3 predictions computed again" in verified.output
     mended = slides / "broken.svs"
     shutil.copy(slides / "good_00.tif", mended)
-    assert invoked("retry", out, *HERE).exit_code == 0
+    assert invoked("run", out, "--retry", *HERE).exit_code == 0
     assert invoked("predict", mended, "--checkpoint", bundle, "-o", out, "--no-heatmaps").exit_code == 0
     assert len(pd.read_csv(out / "predictions.csv")) == 4
     shown = Run.open(load_recipe(out))
@@ -142,7 +142,7 @@ def test_temperature_threshold_and_further_tasks_come_from_the_bundle(tmp_path):
     assert row["predicted"] == "normal"
     assert row["signs_predicted"] == "x"
     assert "temperature 30, from 40 validation slides" in result.output
-    assert "`tumor` is called from 0.999 on" in result.output
+    assert "`tumor` is called from a probability of 0.999 on" in result.output
     facts = json.loads((out / "heatmaps" / "good_00_probability.json").read_text())
     assert facts["slide_probability"] == pytest.approx(row["probability_tumor"], abs=1e-5)
     write_calibration(bundle, Calibration.default(tasks), checkpoint_fingerprint(bundle))

@@ -34,7 +34,7 @@ def test_the_command_makes_the_report_anew_and_keeps_what_the_run_cost(finished)
     out = finished / "out"
     before = json.loads((out / "summary.json").read_text())
     (out / "report" / "index.html").unlink()
-    result = CliRunner().invoke(app, ["report", str(finished / "recipe.yaml")])
+    result = CliRunner().invoke(app, ["status", str(finished / "recipe.yaml"), "--report"])
     assert result.exit_code == 0, result.output
     after = json.loads((out / "summary.json").read_text())
     assert after["seconds"] == before["seconds"]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from wsi_ips.cli.app import app
+from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference import read_scores

@@ -72,7 +72,7 @@ def test_without_a_look_only_patients_are_compared(cohort):
 
 
 def test_the_command_writes_what_the_recipe_reads(cohort, tmp_path):
-    result = invoke("split", cohort / "manifest.csv", "--folds", 3, "--to", tmp_path / "splits.json", "--seed", 4)
+    result = invoke("split", cohort / "manifest.csv", "--folds", 3, "--output", tmp_path / "splits.json", "--seed", 4)
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert "kept together: s0 and s14 have the same content" in text
@@ -87,7 +87,7 @@ def test_the_command_writes_what_the_recipe_reads(cohort, tmp_path):
 
 
 def test_by_centre_whole_centres_are_tested(cohort, tmp_path):
-    arguments = ["split", cohort / "manifest.csv", "--by", "centre", "--no-look", "--to", tmp_path / "s.csv"]
+    arguments = ["split", cohort / "manifest.csv", "--by", "centre", "--no-look", "--output", tmp_path / "s.csv"]
     result = invoke(*arguments, "--holdout", "centre2")
     assert result.exit_code == 2  # patient p11 has slides at three centres
     assert "held out and in another: s11" in " ".join(result.output.split())
@@ -106,7 +106,7 @@ def test_by_centre_whole_centres_are_tested(cohort, tmp_path):
         (["--fractions", "0.5,0.5"], "three numbers"),
         (["--fractions", "0,0.5,0.5"], "something to train on"),
         (["--stratify", "grade"], "grade"),
-        (["--to", "splits.txt", "--no-look"], ".json or .csv"),
+        (["--output", "splits.txt", "--no-look"], ".json or .csv"),
         (["--folds", "40", "--no-look"], "40 folds of"),
     ],
 )

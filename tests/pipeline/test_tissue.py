@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from wsi_ips.annotations import geojson_of, write_asap
-from wsi_ips.cli.app import app
+from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.geometry import Point, Size
 from wsi_ips.pipeline import Run, run_until
@@ -117,7 +117,7 @@ def test_the_sheet_is_made_anew_by_its_command(cohort):
     run_until(recipe_of(cohort), "tile")
     page = Run.open(recipe_of(cohort)).folder.tissue / "index.html"
     page.unlink()
-    done = CliRunner().invoke(app, ["sheet", str(cohort / "recipe.yaml")])
+    done = CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--sheet"])
     assert done.exit_code == 0, done.output
     assert page.read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 2
 

@@ -140,6 +140,6 @@ def test_an_error_of_the_recipe_is_told_once(cohort):
 
 
 def test_other_commands_are_those_of_the_first_process_alone(cohort):
-    process = start([*TORCHRUN, "--nproc-per-node", "2", "-m", "wsi_ips", "encoders"], cohort)
+    process = start([*TORCHRUN, "--nproc-per-node", "2", "-m", "wsi_ips", "check", "--encoders"], cohort)
     assert ends(process) == 0
     assert (cohort / "said").read_text().count("h-optimus-0") == 1

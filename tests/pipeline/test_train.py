@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.pipeline.test_run import SLIDES, write_recipe
 from tests.training.test_tracking import read_events
-from wsi_ips.cli.app import app
+from wsi_ips.cli import app
 from wsi_ips.model import load_checkpoint, read_card
 
 WITH_VALIDATION = replace(SLIDES, split=(0.5, 0.25, 0.25))

@@ -1,4 +1,4 @@
-"""verify, explain and retry on a small cohort of real files."""
+"""`status --verify`, `status --explain` and `run --retry` on a small cohort of real files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from wsi_ips.cli import app
 from wsi_ips.database import transaction
 from wsi_ips.errors import ManifestError
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.tiling.explain import explain
-from wsi_ips.pipeline.tiling.retry import retry
-from wsi_ips.pipeline.tiling.verify import geometry_mismatches, verify
+from wsi_ips.pipeline.explain import explain
+from wsi_ips.pipeline.retry import retry
+from wsi_ips.pipeline.verify import Verified, verify_tiles
 from wsi_ips.tiles import read_index, stored_row, write_index
+from wsi_ips.tiles.index_check import geometry_mismatches
 
 
 @pytest.fixture
@@ -44,12 +45,12 @@ def changed(folder, name, **changes) -> None:
 
 
 def found(folder, **overrides) -> dict[str, str]:
-    return {entry.slide_id: entry.what for entry in verify(opened(folder, **overrides))[1]}
+    return {entry.slide_id: entry.what for entry in verify_tiles(opened(folder, **overrides)).mismatches}
 
 
 def test_nothing_is_found_where_nothing_is_wrong(cohort):
-    assert verify(opened(cohort)) == (3, [])
-    assert CliRunner().invoke(app, ["verify", str(cohort / "recipe.yaml")]).exit_code == 0
+    assert verify_tiles(opened(cohort)) == Verified(3, ())
+    assert CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--verify"]).exit_code == 0
 
 
 def test_each_mismatch_is_told_by_name_with_exit_code_3(cohort):
@@ -66,7 +67,7 @@ def test_each_mismatch_is_told_by_name_with_exit_code_3(cohort):
     assert "not those that were written" in what["good_01"]
     assert "not the one that was tiled" in what["good_02"]
     assert "no row of the manifest" in what["stray"]
-    result = CliRunner().invoke(app, ["verify", str(cohort / "recipe.yaml")], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--verify"], env={"COLUMNS": "200"})
     assert result.exit_code == 3
     assert "4 mismatches" in result.output
 
@@ -108,11 +109,11 @@ def test_explain_tells_what_is_known_and_what_to_do(cohort):
     lines = dict(explain(opened(cohort), "text"))
     assert lines["state"] == "failed"
     assert "no reader opens it" in lines["reason"]
-    assert "wsi-ips retry" in lines["what to do"]
+    assert "wsi-ips run --retry" in lines["what to do"]
     assert "UnsupportedSlideError" in lines["traceback"]
     with pytest.raises(ManifestError, match="nobody"):
         explain(opened(cohort), "nobody")
-    result = CliRunner().invoke(app, ["explain", str(cohort / "recipe.yaml"), "text"])
+    result = CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--explain", "text"])
     assert result.exit_code == 0
     assert "no reader opens it" in " ".join(result.output.split())
 
@@ -120,7 +121,7 @@ def test_explain_tells_what_is_known_and_what_to_do(cohort):
 def test_explain_says_when_a_file_does_not_answer(cohort, monkeypatch):
     (cohort / "good_00.tif").unlink()
     os.mkfifo(cohort / "good_00.tif")
-    monkeypatch.setattr("wsi_ips.pipeline.tiling.explain.PATIENCE_S", 0.3)
+    monkeypatch.setattr("wsi_ips.pipeline.explain.PATIENCE_S", 0.3)
     assert "does not answer" in dict(explain(opened(cohort), "good_00"))["index"]
     with contextlib.suppress(BrokenPipeError):  # whoever waited for the file may have it open only for a moment
         (cohort / "good_00.tif").write_bytes(b"let it go")
@@ -167,5 +168,5 @@ def test_the_index_may_lie_behind_a_url(cohort):
     run = run_until(recipe_of(cohort, tiles__location=where), "tile")
     assert run.states.count("ok") == 3
     assert json.loads(fsspec.filesystem("memory").cat_file("/bucket/cohort.zarr/good_00/zarr.json"))["attributes"]
-    assert verify(run)[1] == []
+    assert verify_tiles(run).mismatches == ()
     fsspec.filesystem("memory").store.clear()

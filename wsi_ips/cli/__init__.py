@@ -1,9 +1,10 @@
 """The command line: parse, call, print."""
 
-from wsi_ips.cli import crossval as _crossval  # noqa: F401 - its command
-from wsi_ips.cli import evaluate as _evaluate  # noqa: F401 - its command
-from wsi_ips.cli import predict as _predict  # noqa: F401 - its command
-from wsi_ips.cli import states as _states  # noqa: F401 - its commands
-from wsi_ips.cli.app import app, main
+from wsi_ips.cli import commands_start as _start  # noqa: I001, F401 - the order of commands in the help
+from wsi_ips.cli import commands_cohort as _cohort  # noqa: F401
+from wsi_ips.cli import commands_model as _model  # noqa: F401
+from wsi_ips.cli import commands_results as _results  # noqa: F401
+from wsi_ips.cli import commands_other_tools as _other_tools  # noqa: F401
+from wsi_ips.cli.program import app, main
 
 __all__ = ["app", "main"]

@@ -1,8 +1,8 @@
-"""Progress bars, error messages and exit codes of all commands."""
+"""The terminal: progress bars, error messages and exit codes of all commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -25,10 +25,22 @@ EXIT_UNEXPECTED, EXIT_CONFIGURATION, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 1
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+FEW = 10
+
+
+def say(colour: str, who: str, what: str) -> None:
+    """Print one line about a slide, file or part."""
+    out.print(f"[{colour}]{escape(who)}[/]: {escape(what)}", soft_wrap=True)
+
+
+def few(names: Sequence[str]) -> str:
+    """Join names; of many only the first."""
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return ", ".join(names[:FEW]) + more
 
 
 class Bars:
-    """Progress of the stages as bars; off a terminal one line per stage and note."""
+    """Progress of the stages as bars; without a terminal, one line per stage and note."""
 
     @contextmanager
     def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -56,12 +68,11 @@ class Bars:
 
 @contextmanager
 def explained(*, debug: bool) -> Iterator[None]:
-    """Turn whatever goes wrong into one clear message and an exit code.
+    """Turn any error into one clear message and an exit code.
 
-    Of several processes of one training the first tells what all ended with; the others end with 0, so that
-    ``torchrun`` does not kill the first while it does.
-
-    2: recipe, manifest, checkpoint or training cannot be used; 1: a fault of the program; 130: Ctrl-C.
+    2: recipe, manifest, checkpoint or training cannot be used; 1: a bug in the program; 130: Ctrl-C. If several
+    processes train together, the first reports the error of all and the others exit with 0, so that ``torchrun`` does
+    not kill the first while it does.
     """
     try:
         yield
@@ -73,14 +84,14 @@ def explained(*, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if not Launch.of().is_first:
             raise typer.Exit from None
-        err.print("\nStopped. What was finished is kept; the same command goes on from here.")
+        err.print("\nStopped. Finished work is kept; the same command goes on from here.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # noqa: BLE001
         _tell(f"Unexpected {type(error).__name__}", error, debug)
         if not debug:
-            err.print("This is a fault of wsi-ips: run again with --debug and report what it prints.")
+            err.print("This is a bug in wsi-ips: run again with --debug and report what it prints.")
         raise typer.Exit(EXIT_UNEXPECTED) from None
 
 

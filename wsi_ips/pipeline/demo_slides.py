@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from wsi_ips.errors import RecipeError
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.provenance import atomic_write_json, fingerprint
 from wsi_ips.slides.synthetic import SCHEMA_VERSION
@@ -59,6 +64,23 @@ def make_slides(
         )
     atomic_write_json(folder / RECORD_NAME, {"fingerprint": wanted})
     return manifest
+
+
+def changed_plan(values: Mapping[str, Any]) -> CohortPlan:
+    """Return the demo's plan with other values, checked as those of a recipe are.
+
+    Raises
+    ------
+    RecipeError
+        There is no such property, or a value does not fit.
+    """
+    unknown = values.keys() - asdict(DEMO).keys()
+    if unknown:
+        raise RecipeError(f"`{min(unknown)}` is no property of the slides; they are {', '.join(asdict(DEMO))}")
+    try:
+        return TypeAdapter(CohortPlan).validate_python(asdict(DEMO) | dict(values))
+    except ValidationError as error:
+        raise RecipeError(f"properties of the slides: {error}") from error
 
 
 def is_synthetic(manifest: Path) -> bool:

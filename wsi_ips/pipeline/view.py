@@ -1,11 +1,11 @@
-"""A run as something to look at: what ``wsi-ips view RUN`` shows."""
+"""What ``wsi-ips view`` shows: the slides of a run with maps, tiles and annotations, or plain slide files."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,19 @@ from pydantic import ValidationError
 
 from wsi_ips.annotations import read_annotation
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.errors import AnnotationError, CheckpointError, RecipeError, ScoresError, SlideError, TileIndexError
+from wsi_ips.errors import (
+    AnnotationError,
+    CheckpointError,
+    RecipeError,
+    ScoresError,
+    SlideError,
+    SlideNotFoundError,
+    TileIndexError,
+    ViewerError,
+)
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest import SlideRecord, discover_slides
 from wsi_ips.model import read_card
 from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.pipeline.folder import RunFolder
@@ -31,27 +40,42 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.states import read_states
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.slides import RGB, SlideReader, read_patch
+from wsi_ips.slides.source import is_url
 from wsi_ips.tiles import TileIndex, read_index, stored_fingerprint
-from wsi_ips.viewer import Detail, Download, Entry, slide_version
+from wsi_ips.viewer import Collection, Detail, Download, Entry, SlideFiles, slide_version
 
+RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")
+"""Any of these makes a folder a run folder."""
+RECIPES = (".yaml", ".yml")
 DETAILS_KEPT = 8
 """Slides whose maps are kept in memory."""
 OUTLINE_TOLERANCE_PX0 = 1.0
-"""Outlines are simplified by so little that nobody sees it: a lesion has tens of thousands of points."""
+"""Tolerance when simplifying outlines, too small to see; a lesion has tens of thousands of points."""
+
+
+def collection_of(targets: Sequence[str]) -> Collection:
+    """Return the slides of a run (folder or recipe), or of files, folders of slides and URLs.
+
+    Raises
+    ------
+    WsiIpsError
+        A run cannot be read, a file does not exist, or a run is mixed with other things.
+    """
+    runs = [target for target in targets if _is_run(target)]
+    if runs and len(targets) > 1:
+        raise ViewerError(f"{runs[0]} is a run: view one run at a time, without further slides")
+    if runs:
+        return RunCollection(Run.open(view_recipe(Path(runs[0]))))
+    return SlideFiles([path for target in targets for path in _slide_files(target)])
 
 
 def view_recipe(target: Path) -> Recipe:
-    """Recipe of a run to look at.
-
-    Parameters
-    ----------
-    target
-        Run folder, or recipe file.
+    """Return the recipe of a run folder, or of a recipe file.
 
     Raises
     ------
     RecipeError
-        It is neither, or the folder's run has not come to its end and only the recipe says what it was.
+        It is neither, or the run in the folder is not finished, so that only its recipe file can describe it.
     """
     if not target.is_dir():
         return load_recipe(target)
@@ -69,18 +93,12 @@ def view_recipe(target: Path) -> Recipe:
         ) from error
     moved = {"output": target.resolve()}
     if not recipe.manifest.exists() and recipe.manifest.is_relative_to(recipe.output):
-        moved["manifest"] = target.resolve() / recipe.manifest.relative_to(recipe.output)  # the folder was moved
+        moved["manifest"] = target.resolve() / recipe.manifest.relative_to(recipe.output)  # the run folder was moved
     return recipe.model_copy(update=moved)
 
 
 class RunCollection:
-    """A :class:`wsi_ips.viewer.Collection` over a run; reads, and never writes.
-
-    Parameters
-    ----------
-    run
-        The run.
-    """
+    """A :class:`wsi_ips.viewer.Collection` over a run; it only reads."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -100,7 +118,7 @@ class RunCollection:
             return ""
 
     def entries(self) -> list[Entry]:
-        """See :class:`wsi_ips.viewer.Collection`; read anew, for the run may still be going on."""
+        """See :class:`wsi_ips.viewer.Collection`; read again, as the run may still be going on."""
         folder = self._run.folder
         states = {state.slide_id: state for state in read_states(folder.database)}
         predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")
@@ -179,14 +197,14 @@ class RunCollection:
         )
 
     def _stored_state(self, slide_id: str) -> tuple[object, ...]:
-        """Changes when the tiles, scores or annotation of a slide do."""
+        """Value that changes when the tiles, scores or annotation of a slide change."""
         folder, record = self._run.folder, self._records[slide_id]
         paths = [folder.scores / slide_id / "zarr.json", *([record.annotation] if record.annotation else [])]
         written = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
         return (stored_fingerprint(folder.tiles, slide_id), *written)
 
     def _origin(self, record: SlideRecord, index: TileIndex | None) -> Point:
-        """Corner of the scanned part, from which QuPath counts where a slide says its bounds."""
+        """Corner of the scanned part; QuPath counts from it if a slide states its bounds."""
         if index is not None:
             return Point(index.bounds.x, index.bounds.y)
         with self._run.opener(record)() as reader:
@@ -221,7 +239,7 @@ class RunCollection:
         except CheckpointError:
             return scores
         if scores.fingerprint != scores_fingerprint(self._run, record, model):
-            notes.append("the maps are of an older model or older tiles; run `wsi-ips predict` again")
+            notes.append("the maps come from an older model or older tiles; run `wsi-ips predict` again")
         return scores
 
 
@@ -235,7 +253,7 @@ def _outlines(annotation: Path, origin: Point) -> tuple[tuple[NDArray[np.float64
 
 
 def _or_note(notes: list[str], read: Callable[[], Any]) -> Any:
-    """What is read, or None and a note why it cannot be."""
+    """Return what ``read`` returns, or None and add a note why it cannot be read."""
     try:
         return read()
     except (AnnotationError, SlideError, TileIndexError, ScoresError) as error:
@@ -244,7 +262,7 @@ def _or_note(notes: list[str], read: Callable[[], Any]) -> Any:
 
 
 def _predictions(path: Path, column: str) -> dict[str, tuple[float, str]]:
-    """Slide to its probability of the positive class and its predicted class; empty where nothing was predicted."""
+    """Probability of the positive class and predicted class by slide_id; empty if nothing was predicted."""
     try:
         table = pd.read_csv(path, dtype={"slide_id": str, "predicted": str}, keep_default_na=False)
     except (OSError, ValueError):
@@ -257,3 +275,21 @@ def _predictions(path: Path, column: str) -> dict[str, tuple[float, str]]:
 def _picture(path: Path, title: str, slide_id: str) -> Download:
     name = path.name if path.name != f"{slide_id}.png" else f"{slide_id}_tissue.png"
     return Download(name, f"{title} ({path.suffix[1:].upper()})", path)
+
+
+def _is_run(target: str) -> bool:
+    if is_url(target):
+        return False
+    path = Path(target)
+    return path.suffix in RECIPES or (path.is_dir() and any((path / mark).exists() for mark in RUN_MARKS))
+
+
+def _slide_files(target: str) -> list[Path | str]:
+    if is_url(target):
+        return [target]
+    path = Path(target)
+    if path.is_dir():
+        return [Path(str(found)) for found in discover_slides(path)["path"]]
+    if not path.exists():
+        raise SlideNotFoundError(f"{target}: no such slide, folder or recipe")
+    return [path]

@@ -17,6 +17,8 @@ from wsi_ips.slides import SlideInfo
 from wsi_ips.tissue import TissueMask
 
 SCHEMA_VERSION = 1
+MARGIN = 0.06
+"""Share of the tiled area that maps show around it."""
 COLUMNS = {
     "x": np.int32,
     "y": np.int32,
@@ -119,6 +121,16 @@ class TileIndex:
             return self.bounds
         left, top = int(self.x.min()), int(self.y.min())
         return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
+
+    @property
+    def shown_area(self) -> Box:
+        """Box around all tiles with a margin, cut to the slide: the part of it that maps show."""
+        width, height = self.plan.footprint_px0
+        margin = int(max(np.ptp(self.x) + width, np.ptp(self.y) + height) * MARGIN)
+        left, top = max(0, int(self.x.min()) - margin), max(0, int(self.y.min()) - margin)
+        right = min(self.size_px0.width, int(self.x.max() + width) + margin)
+        bottom = min(self.size_px0.height, int(self.y.max() + height) + margin)
+        return Box(left, top, right - left, bottom - top)
 
     def flagged(self, flags: NDArray[np.uint8], *, exclude: int) -> Self:
         """Return the index with flags, uint8 (N,), without the tiles that have one of the bits ``exclude``."""

@@ -1,4 +1,4 @@
-"""Look at many files at a time, without being held up by one that does not answer."""
+"""Look at many files in parallel without waiting forever for one that hangs."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ PATIENCE_S = 30.0
 def survey(
     items: Sequence[T], look: Callable[[T], V], *, otherwise: V, patience_s: float = PATIENCE_S, threads: int = THREADS
 ) -> list[V]:
-    """What ``look`` says of each item, in order; ``otherwise`` for those that do not answer.
+    """Call ``look`` on each item in threads and return the answers in order.
 
     Parameters
     ----------
     items
         What to look at.
     look
-        Must not raise. May hang, as reading from a dead mount does: its thread is then left behind.
+        Must not raise. It may hang, as reading from a dead mount does; its thread is then abandoned.
     otherwise
-        Said of those that hang, and of those that were not come to because of them.
+        Answer for items that hang, and for those that were never reached because of them.
     patience_s
-        It is over when so many seconds pass without an answer.
+        Give up after this many seconds without any answer.
     threads
-        Looks at a time.
+        Items looked at in parallel.
     """
     found: dict[int, V] = {}
     waiting, answered = queue.SimpleQueue[int](), queue.SimpleQueue[int]()
     for number in range(len(items)):
         waiting.put(number)
 
-    def looking() -> None:
+    def work() -> None:
         while True:
             try:
                 number = waiting.get_nowait()
@@ -48,7 +48,7 @@ def survey(
             answered.put(number)
 
     for _ in range(min(threads, len(items))):
-        threading.Thread(target=looking, daemon=True).start()
+        threading.Thread(target=work, daemon=True).start()
     last = time.monotonic()
     for _ in items:
         try:

@@ -20,8 +20,8 @@ from wsi_ips.inference.preparation import pinned_sections
 from wsi_ips.labels import Task
 from wsi_ips.manifest import discover_slides, read_manifest
 from wsi_ips.manifest.manifest_csv import FILE_COLUMNS, read_rows
+from wsi_ips.manifest.unlisted import dicom_series
 from wsi_ips.model.card import CARD_NAME, ModelCard, read_card
-from wsi_ips.pipeline.checks.unknown import dicom_series
 from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.slides.source import is_url, slide_name
 

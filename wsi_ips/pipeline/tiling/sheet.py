@@ -1,4 +1,4 @@
-"""Contact sheet of the tissue and table of the lesions, made from what tiling left for each slide."""
+"""Contact sheet of the tissue and table of the lesions, from the files that tiling wrote for each slide."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LESION_COLUMNS = (
 
 
 def sheet_stage(run: Run) -> Path:
-    """Write the contact sheet and ``tissue_recall.csv``; the page to open."""
+    """Write the contact sheet and ``tissue_recall.csv``; returns the page to open."""
     entries = sheet_entries(run)
     pages = render_sheet(run.recipe.name, entries)
     for name, text in pages.items():
         atomic_write_text(run.folder.tissue / name, text)
     number = len(pages) + 1
-    while (old := run.folder.tissue / page_name(number)).exists():  # of a larger cohort
+    while (old := run.folder.tissue / page_name(number)).exists():  # left by a larger cohort
         old.unlink()
         number += 1
     atomic_write_text(run.folder.tissue_recall, _lesion_table(entries))
@@ -41,7 +41,7 @@ def sheet_stage(run: Run) -> Path:
 
 
 def sheet_entries(run: Run) -> list[SheetEntry]:
-    """What is known of every slide of the manifest."""
+    """Collect state, preview and facts of every slide of the manifest."""
     entries = []
     for record in run.records:
         state = run.states[record.slide_id]
@@ -54,7 +54,7 @@ def sheet_entries(run: Run) -> list[SheetEntry]:
 
 
 def recall_summary(run: Run) -> dict[str, Any]:
-    """Figures for the summary of a run; None where nothing is annotated."""
+    """Return the lesion figures for the summary of a run; recalls are None if nothing is annotated."""
     figures = recall_figures(sheet_entries(run))
     known = figures["lesions"] > 0
     return {

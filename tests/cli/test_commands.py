@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.pyramids import gradient_pyramid, write_pyramid
+from wsi_ips import __version__
 from wsi_ips.cli import app
 from wsi_ips.model.presets import PRESETS
-from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
-COMMANDS = ("demo", "check", "tile", "train", "predict", "heatmap", "run", "status", "synth", "encoders")
+PANELS = {
+    "Start": ("demo", "check"),
+    "Cohort": ("split", "tile", "status"),
+    "Model": ("run", "train", "cross-validate", "predict"),
+    "Results": ("heatmap", "evaluate", "view", "export"),
+    "Other tools": ("draw", "score"),
+}
+COMMANDS = [
+    *(command for commands in PANELS.values() for command in commands if command != "export"),
+    *("export tiles", "export qupath", "export dicom"),
+]
 
 
 def invoke(*arguments: object):
@@ -29,14 +39,30 @@ def flat(text: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command):
-    result = invoke(command, "--help")
+def test_every_command_explains_itself_with_examples_that_parse(command):
+    result = invoke(*command.split(), "--help")
     assert result.exit_code == 0
-    assert len(flat(result.output)) > 150
+    explanation = flat(result.output.partition("Examples:")[0])
+    assert len(explanation) > 150
+    calls = [line.split() for line in result.output.partition("Examples:")[2].splitlines() if line.strip()]
+    assert calls
+    for call in calls:
+        at = call.index("wsi-ips" if "wsi-ips" in call else "wsi_ips") + 1
+        assert call[at : at + len(command.split())] == command.split()
+        assert {word for word in call[at:] if word.startswith("--")} <= set(re.findall(r"--[a-z0-9-]+", explanation))
 
 
-def test_no_command_shows_the_list():
-    assert all(command in invoke().output for command in COMMANDS)
+def test_the_list_of_commands_is_divided_into_panels():
+    text = invoke().output
+    assert len(COMMANDS) - 2 == 15
+    for panel, commands in PANELS.items():
+        shown = text.partition(f"─ {panel} ─")[2].partition("╰")[0]
+        assert tuple(re.findall(r"^│ ([a-z][a-z-]*)", shown, re.MULTILINE)) == commands
+
+
+def test_the_version_is_printed():
+    result = invoke("--version")
+    assert (result.exit_code, result.output.strip()) == (0, __version__)
 
 
 @pytest.fixture
@@ -133,16 +159,33 @@ def test_run_without_training_slides_says_what_to_fill_in(cohort):
     assert "split `train`" in flat(result.output)
 
 
-def test_synthetic_slides_are_accepted_by_check(tmp_path):
-    sizes = {"size_px0": (4096, 3072), "tissue_mm2": (0.5, 0.6), "lesion_mm": (0.2, 0.3)}
-    plan = replace(DEMO, slides=2, blur=1.0, pen=1.0, **sizes)
-    result = invoke("check", make_slides(tmp_path / "cohort", plan, seed=3))
+def test_stages_can_be_named_one_by_one(cohort):
+    pd.read_csv(cohort / "manifest.csv").head(1).to_csv(cohort / "manifest.csv", index=False)
+    result = invoke("run", cohort / "recipe.yaml", "--until", "tile", "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert (cohort / "out" / "tiles.zarr" / "good").exists()
+    for arguments, message in (
+        (["--until", "paint"], "choose one of tile, features, train, predict, heatmap"),
+        (["good"], "good: slides can only be named with --retry or --until"),
+        (["--reason", "memory"], "--reason: only with --retry"),
+    ):
+        result = invoke("run", cohort / "recipe.yaml", *arguments)
+        assert result.exit_code == 2
+        assert message in flat(result.output)
+
+
+def test_the_demo_can_make_slides_only_and_check_accepts_them(tmp_path):
+    settings = ["size_px0=[4096,3072]", "tissue_mm2=[0.5,0.6]", "lesion_mm=[0.2,0.3]", "blur=1.0", "pen=1.0"]
+    arguments = [a for s in settings for a in ("--set", s)]
+    made = invoke("demo", "--slides-only", tmp_path / "cohort", "--slides", 2, "--seed", 3, *arguments)
+    assert made.exit_code == 0, made.output
+    result = invoke("check", tmp_path / "cohort" / "manifest.csv")
     assert result.exit_code == 0
     assert "2 usable" in result.output
 
 
-def test_encoders_lists_every_preset_with_licence_and_access():
-    result = invoke("encoders")
+def test_check_lists_every_encoder_preset_with_licence_access_and_reason():
+    result = invoke("check", "--encoders")
     assert result.exit_code == 0, result.output
     rows = {line.split()[0]: line for line in result.output.splitlines() if line.strip()}
     assert set(PRESETS) <= rows.keys()
@@ -155,6 +198,6 @@ def test_a_folder_becomes_a_manifest(cohort):
     folder = cohort / "slides"
     folder.mkdir()
     write_pyramid(folder / "one.tif", gradient_pyramid())
-    result = invoke("check", folder, "--write", cohort / "found.csv")
+    result = invoke("check", folder, "--output", cohort / "found.csv")
     assert result.exit_code == 0
     assert pd.read_csv(cohort / "found.csv")["slide_id"].tolist() == ["one"]

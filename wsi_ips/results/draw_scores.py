@@ -1,4 +1,4 @@
-"""Maps of scores that another model gave the tiles of a slide: needs the slide and the file, no recipe, no model."""
+"""Draw the scores that another model gave the tiles of a slide, from a file of scores and the slide alone."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ from wsi_ips.tiles.interop import PlacedScores, place_scores, plan_footprint, re
 SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]
 ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
-"""Attention is no probability, also where a softmax has brought it to 0-1."""
+"""Attention is not a probability, even if a softmax has brought it to 0-1."""
 READ_PX = 256
-"""Side at which tiles are read again, for the self-test and the gallery."""
+"""Side at which tiles are read again for the self-test and the gallery, px."""
+OUTLINES = frozenset({"geojson", "asap", "lesions"})
 
 
 @dataclass(frozen=True)
-class OtherScores:
-    """What to draw.
+class ScoresToDraw:
+    """A file of scores, its slide, and how to draw them.
 
     Attributes
     ----------
     scores, slide
-        File of scored tiles, and its slide.
+        File of scored tiles, and the slide.
     columns
-        Scores to draw; none = all in the file.
+        Scores to draw; empty = all in the file.
     draw_as
-        ``probability`` on the fixed scale of 0 to 1, ``rank`` within the slide; ``auto``: a probability where all
-        values are 0-1 and the name does not say attention.
+        ``probability``: on the fixed scale of 0 to 1; ``rank``: within the slide; ``auto``: as a probability if all
+        values are 0-1 and the name does not contain "attention".
     tile_px0, patches
-        Size of a tile where the file does not say it, see :func:`wsi_ips.tiles.interop.with_footprint`.
+        Size of a tile if the file does not contain it, see :func:`wsi_ips.tiles.interop.with_footprint`.
     mpp
         µm per level-0 pixel, for slides that do not state it.
     """
@@ -67,20 +68,10 @@ class OtherScores:
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """One finished map.
+    """Picture and package of one column; ``kind`` attention = drawn as a rank.
 
-    Attributes
-    ----------
-    column
-        Whose scores.
-    kind
-        ``probability`` or ``attention`` (a rank).
-    path
-        The picture; its sidecar lies beside it.
-    package
-        Folder with the files for other programs; None where no format is asked for.
-    alignment
-        Self-test, about 1 where the map lies on its tissue; None where nothing could be compared.
+    ``package`` is None if no format is wanted, ``alignment`` (about 1 if the map lies on its tissue) if nothing could
+    be compared.
     """
 
     column: str
@@ -90,8 +81,13 @@ class DrawnMap:
     alignment: float | None
 
 
-def draw_other_scores(
-    wanted: OtherScores, output: Path, *, pictures: HeatmapSection, handoff: HandoffSection, note: Callable[[str], None]
+def draw_scores(
+    wanted: ScoresToDraw,
+    output: Path,
+    *,
+    pictures: HeatmapSection,
+    handoff: HandoffSection,
+    note: Callable[[str], None],
 ) -> list[DrawnMap]:
     """Draw every column of a file of scores over its slide.
 
@@ -100,13 +96,13 @@ def draw_other_scores(
     wanted
         What to draw.
     output
-        Folder for ``<slide>_<column>.png``, their sidecars, and a package ``<slide>_<column>/`` of each.
+        Folder for ``<slide>_<column>.png``, their sidecars, and a package ``<slide>_<column>/`` for each.
     pictures
         Scale, size and opacity of the pictures.
     handoff
-        What the packages hold; of a rank map no outlines, for a rank does not say where a lesion ends.
+        What the packages contain; a rank map gets no outlines, as a rank does not say where a lesion ends.
     note
-        Who is told what was done to tiles of the file, and of what is odd.
+        Called with what was done to tiles of the file, and with what is odd.
 
     Raises
     ------
@@ -124,8 +120,8 @@ def draw_other_scores(
         return [page.draw(column, output, names[column]) for column in placed.columns]
 
 
-def placed_scores(wanted: OtherScores, info: SlideInfo) -> PlacedScores:
-    """Read the file and place its scores on the slide; raises as :func:`draw_other_scores`."""
+def placed_scores(wanted: ScoresToDraw, info: SlideInfo) -> PlacedScores:
+    """Read the file and place its scores on the slide; raises as :func:`draw_scores` does."""
     stem = PurePosixPath(slide_name(wanted.slide)).stem
     scored = read_scored(wanted.scores, columns=wanted.columns, slide_names=(stem, slide_name(wanted.slide)))
     scored = with_footprint(scored, tile_px0=wanted.tile_px0, patches=wanted.patches)
@@ -137,18 +133,18 @@ def placed_scores(wanted: OtherScores, info: SlideInfo) -> PlacedScores:
 
 
 def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> str:
-    """How a column is drawn.
+    """Decide how to draw a column.
 
     Raises
     ------
     ScoresError
-        A probability was asked for, and the values are none.
+        A probability is wanted, and the values are not in 0-1.
     """
     low, high = float(values.min()), float(values.max())
     within = low >= 0 and high <= 1
     if draw_as == "probability" and not within:
         raise ScoresError(
-            f"`{column}` reaches from {low:.4g} to {high:.4g}: no probability (0 to 1); leave --as out for a rank map"
+            f"`{column}` ranges from {low:.4g} to {high:.4g}: no probability (0 to 1); leave out --as for a rank map"
         )
     if draw_as == "rank" or (draw_as == "auto" and (not within or ATTENTION.search(column))):
         return "attention"
@@ -156,12 +152,12 @@ def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> str:
 
 
 def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
-    """File name, without ending, of the map of each column.
+    """Return the file name, without suffix, of the map of each column.
 
     Raises
     ------
     ScoresError
-        Two columns would have one file.
+        Two columns would have the same file name.
     """
     names = {
         column: f"{slide_id}_{re.sub(r'[^0-9A-Za-z._-]+', '-', column).strip('-') or 'score'}" for column in columns
@@ -169,7 +165,7 @@ def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
     twice = [column for column, name in names.items() if list(names.values()).count(name) > 1]
     if twice:
         raise ScoresError(
-            f"columns {', '.join(f'`{c}`' for c in twice)} would have one file name; take one with --column"
+            f"columns {', '.join(f'`{c}`' for c in twice)} would have the same file name; choose one with --column"
         )
     return names
 
@@ -178,7 +174,7 @@ def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
 class _Page:
     """What all maps of a file share."""
 
-    wanted: OtherScores
+    wanted: ScoresToDraw
     view: View
     placed: PlacedScores
     pictures: HeatmapSection
@@ -187,7 +183,7 @@ class _Page:
     note: Callable[[str], None]
 
     def draw(self, column: str, output: Path, name: str) -> DrawnMap:
-        """Picture, sidecar and package of one column."""
+        """Write picture, sidecar and package of one column."""
         values, path = self.placed.columns[column], output / f"{name}.png"
         kind = map_kind(column, values, self.wanted.draw_as)
         maps = self._maps(column, name, values if kind == "probability" else attention_rank(values))
@@ -209,7 +205,7 @@ class _Page:
 
     @cached_property
     def whole(self) -> NDArray[np.int32]:
-        """Tiles that lie wholly in the slide: only those can be read."""
+        """Tiles that lie entirely in the slide; only those can be read."""
         index, foot = self.placed.index, self.placed.index.plan.footprint_px0
         inside = (index.x + foot.x <= index.size_px0.width) & (index.y + foot.y <= index.size_px0.height)
         return np.flatnonzero(inside).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Before any work: every slide a row, every file named, copies and scales seen, work with its basis."""
+"""Checking slides before any work: a row for every slide, every file named, copies, scales, expected work."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from tests.pyramids import gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.pipeline.checks.check import CheckSettings, check_cohort, find_target
-from wsi_ips.pipeline.checks.estimate import OPENSLIDE_FACTOR, estimate, slide_work
-from wsi_ips.pipeline.checks.unknown import unknown_files
+from wsi_ips.manifest.unlisted import Unlisted, unlisted_files
+from wsi_ips.pipeline.checks import check_slides
+from wsi_ips.pipeline.checks.check_slides import (
+    TISSUE_SHARE,
+    CheckedSlide,
+    CheckReport,
+    CheckSettings,
+    check_cohort,
+    expected_tiles,
+    find_target,
+)
 from wsi_ips.slides.base import SlideInfo
 
 
@@ -53,11 +60,11 @@ def test_every_slide_is_a_row_and_every_file_is_named(folder):
     assert "5 slides: 3 usable, 2 not" in text
     assert "broken: no reader opens it" in text
     assert "gone.svs: no such file" in text
-    assert "one and the same: good, copy" in text
+    assert "copies of one slide: good, copy" in text
     assert f"in no row, but named like a slide: {folder / 'stray.svs'}" in text
     assert "1 other files in no row: 1 .txt (notes.txt)" in text
     assert "copy: the manifest says 0.5 µm/px, the file 0.25" in text
-    assert "taken: tissue on 30%" in text
+    assert "30% of the area is tissue" in text
     assert "Traceback" not in text
 
 
@@ -68,22 +75,39 @@ def test_the_table_fits_80_columns(folder):
     assert {line.split()[0] for line in table[1:]} == {"good", "copy", "direct", "broken", "gone"}
 
 
-def test_json_and_csv_hold_the_same_rows(folder, tmp_path):
-    result = invoke("check", folder / "manifest.csv", "--json", "--csv", tmp_path / "rows.csv")
+def test_json_holds_every_row_and_the_figures(folder):
+    result = invoke("check", folder / "manifest.csv", "--json")
     report = json.loads(result.output)
     assert result.exit_code == 3
     assert report["usable"] == 3
     assert report["copies"] == [["good", "copy"]]
-    assert [Path(p).name for p in report["unknown_slides"]] == ["stray.svs"]
+    assert [Path(p).name for p in report["unlisted_slides"]] == ["stray.svs"]
     assert report["scales"] == [
         {"mpp_from": pytest.approx(0.25, rel=1e-3), "mpp_to": pytest.approx(0.25, rel=1e-3), "slides": 1},
         {"mpp_from": 0.5, "mpp_to": 0.5, "slides": 2},
     ]
     assert report["mpp_sources"]["manifest"] == 1
-    with (tmp_path / "rows.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["slide_id"] for row in rows] == [row["slide_id"] for row in report["rows"]]
+    rows = report["rows"]
+    assert [row["slide_id"] for row in rows] == ["good", "copy", "direct", "broken", "gone"]
     assert rows[0]["content"] == rows[1]["content"] != ""
+    assert (rows[0]["size_px0"], rows[3]["size_px0"]) == ([1031, 773], None)
+    assert report["machine"] == []
+
+
+def test_a_slide_file_is_checked_alone(folder):
+    result = invoke("check", folder / "good.tif")
+    assert result.exit_code == 0, result.output
+    assert "1 slides: 1 usable" in result.output
+    assert "in no row" not in result.output
+    assert invoke("check", folder / "gone.svs").exit_code == 3
+
+
+def test_a_recipe_is_checked_against_the_machine_too(folder):
+    (folder / "recipe.yaml").write_text("output: manifest.csv\nmanifest: manifest.csv\ntiles: {patch_px: 64}\n")
+    result = invoke("check", folder / "recipe.yaml")
+    assert result.exit_code == 2
+    assert "manifest.csv is a file" in " ".join(result.output.split())
+    assert "5 slides: 3 usable" in result.output
 
 
 def test_a_good_cohort_exits_0_and_a_bad_manifest_2(folder, tmp_path):
@@ -109,10 +133,10 @@ def test_another_folder_is_searched_to_the_bottom(folder, tmp_path):
     deep.mkdir(parents=True)
     (deep / "forgotten.ndpi").touch()
     target = find_target(folder / "manifest.csv", folder=tmp_path / "archive")
-    assert [path.name for path in check_cohort(target).unknown.slides] == ["forgotten.ndpi"]
+    assert [path.name for path in check_cohort(target).unlisted.slides] == ["forgotten.ndpi"]
 
 
-def test_parts_of_a_slide_are_not_unknown(tmp_path):
+def test_parts_of_a_slide_are_not_unlisted(tmp_path):
     from wsi_ips.manifest import SlideRecord
 
     (tmp_path / "a").mkdir()
@@ -120,9 +144,9 @@ def test_parts_of_a_slide_are_not_unknown(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "b.vms").write_text("[Virtual Microscope Specimen]\nImageFile=b-1.jpg\nOther=5\n")
     records = [SlideRecord(slide_id=n, path=tmp_path / n) for n in ("a.mrxs", "b.vms")]
-    unknown = unknown_files([tmp_path], records, deep=True)
-    assert [p.name for p in unknown.slides] == ["c.svs"]
-    assert [p.name for p in unknown.others] == ["stray.jpg"]
+    unlisted = unlisted_files([tmp_path], records, deep=True)
+    assert [p.name for p in unlisted.slides] == ["c.svs"]
+    assert [p.name for p in unlisted.others] == ["stray.jpg"]
 
 
 def test_files_of_one_real_dicom_series_belong_together(real_data, tmp_path):
@@ -130,7 +154,7 @@ def test_files_of_one_real_dicom_series_belong_together(real_data, tmp_path):
         shutil.copy(real_data / "slides" / "dicom_boxes" / name, tmp_path)
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("slide_id,path\nboxes,boxes_0.dcm\n")
-    assert check_cohort(find_target(manifest)).unknown.slides == ()
+    assert check_cohort(find_target(manifest)).unlisted.slides == ()
     both = check_cohort(find_target(tmp_path))
     assert both.copies == (("boxes_0", "boxes_1"),)
 
@@ -146,7 +170,7 @@ def test_every_real_and_every_malformed_file_ends_in_a_row(real_data, tmp_path):
     assert real_data / "slides" / "CMU-1-Small-Region.svs" not in bad
 
 
-def test_expected_work_is_that_of_the_grid(tmp_path):
+def test_expected_tiles_are_those_of_the_grid():
     info = SlideInfo(
         "s",
         "openslide",
@@ -157,30 +181,17 @@ def test_expected_work_is_that_of_the_grid(tmp_path):
         {},
         "openslide",
     )
-    work = slide_work(info, target_mpp=0.5, patch_px=250, stride_px=250, file_bytes=10_000, tissue_share=0.5)
-    assert work.grid_tiles == 8 * 6
-    assert work.tiles == 24
-    assert work.decoded_bytes == 24 * 500 * 500 * 3
-    assert work.read_bytes == round(10_000 * 0.5 * 12_000_000 / 12_750_000)
-    dense = slide_work(info, target_mpp=0.5, patch_px=250, stride_px=125, file_bytes=10_000, tissue_share=0.5)
-    assert dense.read_bytes == work.read_bytes  # neighbours come from the cache
-    total = estimate([work, work], mpx_per_s=10.0, threads=1)
-    assert total.hours == pytest.approx(2 * 6e6 * OPENSLIDE_FACTOR / 10e6 / 3600)
-    assert estimate([work], mpx_per_s=10.0, threads=2).hours == pytest.approx(total.hours / 2 / 1.6)
+    settings = CheckSettings(target_mpp=0.5, patch_px=250, stride_px=250)
+    assert expected_tiles(info, settings) == round(8 * 6 * TISSUE_SHARE)
+    good, unusable = CheckedSlide("s", tiles=14), CheckedSlide("t", tiles=14, problem="damaged")
+    assert CheckReport((good, good, unusable), (), Unlisted(), settings).tiles == 28
 
 
 def test_a_fault_of_a_reader_is_a_row(folder, monkeypatch):
-    import wsi_ips.pipeline.checks.check as module
-
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("in a library")
 
-    monkeypatch.setattr(module, "open_slide", broken)
+    monkeypatch.setattr(check_slides, "open_slide", broken)
     report = check_cohort(find_target(folder / "manifest.csv"))
     assert all(row.problem for row in report.rows)
     assert "ZeroDivisionError: in a library" in report.rows[0].problem
-
-
-def test_settings_without_a_recipe():
-    assert (CheckSettings().target_mpp, CheckSettings().must_reach) == (0.5, False)
-    assert np.isfinite(CheckSettings().tissue_share)

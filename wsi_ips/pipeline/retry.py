@@ -1,9 +1,9 @@
-"""Failed slides again."""
+"""Work on failed slides again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wsi_ips.errors import ManifestError, TileIndexError
 from wsi_ips.pipeline.run import Run
@@ -12,43 +12,34 @@ from wsi_ips.pipeline.tiling.tile import tile_stage
 from wsi_ips.tiles import stored_row
 
 
-@dataclass(frozen=True)
-class Retried:
-    """What was tried again.
-
-    Attributes
-    ----------
-    tiled
-        Slides that had failed while they were tiled; worked on again.
-    restored
-        Slides that had failed later; their state is that of their tiles, and the next call of the stage tries them.
-    """
+class Retried(NamedTuple):
+    """Slides that were tiled again, and slides that failed later and got back the state of their tiles."""
 
     tiled: tuple[str, ...]
     restored: tuple[str, ...]
 
 
 def retry(run: Run, reason: str | None = None, names: Sequence[str] = ()) -> Retried:
-    """Work again on failed slides.
+    """Tile failed slides again; those that failed after tiling become ready for the stage that failed.
 
     Parameters
     ----------
     run
         The run.
     reason
-        Only slides whose reason holds this text, in capitals or not.
+        Only slides whose reason contains this text; case does not matter.
     names
-        Only these slides; none: all that failed.
+        Only these slide_ids; empty = all failed slides.
 
     Raises
     ------
     ManifestError
-        A name is no slide_id of the manifest.
+        A name is not a slide_id of the manifest.
     """
     unknown = sorted(set(names) - {record.slide_id for record in run.records})
     if unknown:
         raise ManifestError(
-            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; see `wsi-ips status` for them"
+            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; `wsi-ips status` lists them"
         )
     chosen = [
         row
@@ -66,7 +57,7 @@ def retry(run: Run, reason: str | None = None, names: Sequence[str] = ()) -> Ret
 
 
 def _restore(run: Run, row: SlideState) -> bool:
-    """Give a slide the state that its tiles have; whether it has any."""
+    """Give a slide the state of its tiles; returns whether it has any."""
     try:
         stored = stored_row(run.folder.tiles, row.slide_id)
     except TileIndexError:

@@ -57,10 +57,10 @@ def cohort(tmp_path: Path) -> Path:
 )
 def test_exported_and_imported_are_the_same_tiles(cohort, kind, pattern):
     assert invoke("tile", cohort / "recipe.yaml").exit_code == 0
-    result = invoke("export", cohort / "recipe.yaml", "--format", kind, "--to", cohort / "there")
+    result = invoke("export", "tiles", cohort / "recipe.yaml", "--format", kind, "--output", cohort / "there")
     assert result.exit_code == 0, result.output
     assert len(list((cohort / "there").glob(pattern))) == 5
-    result = invoke("import", cohort / "recipe.yaml", cohort / "there", "--set", "output=back")
+    result = invoke("tile", cohort / "recipe.yaml", "--from", cohort / "there", "--set", "output=back")
     assert result.exit_code == 0, result.output
     for n in range(1, 6):
         ours, back = (read_index(cohort / out / "tiles.zarr", f"s{n}") for out in ("out", "back"))
@@ -72,7 +72,7 @@ def test_exported_and_imported_are_the_same_tiles(cohort, kind, pattern):
 
 def test_clam_gets_its_tables(cohort):
     invoke("tile", cohort / "recipe.yaml")
-    invoke("export", cohort / "recipe.yaml", "--format", "clam", "--to", cohort / "clam")
+    invoke("export", "tiles", cohort / "recipe.yaml", "--format", "clam", "--output", cohort / "clam")
     assert (cohort / "clam" / "dataset.csv").read_text().splitlines()[:2] == [
         "case_id,slide_id,label",
         "p1,file1,tumor",
@@ -88,7 +88,9 @@ def test_clam_gets_its_tables(cohort):
 def test_an_export_that_cannot_be_is_a_row_and_exit_code_3(cohort):
     override = ["--set", "tiles.mpp=0.9", "--set", "tiles.patch_px=32"]
     assert invoke("tile", cohort / "recipe.yaml", *override).exit_code == 0
-    result = invoke("export", cohort / "recipe.yaml", *override, "--format", "clam", "--to", cohort / "clam")
+    result = invoke(
+        "export", "tiles", cohort / "recipe.yaml", *override, "--format", "clam", "--output", cohort / "clam"
+    )
     assert result.exit_code == 3
     assert "s1: slide s1: CLAM reads whole levels" in flat(result.output)
     assert "5 slides refused" in result.output
@@ -97,14 +99,15 @@ def test_an_export_that_cannot_be_is_a_row_and_exit_code_3(cohort):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "x"], "--format (not given): write one of clam, trident"),
-        (["--format", "clam"], "--to: name the folder"),
-        (["--format", "clam", "--to", "x"], "no slide is tiled yet"),
-        (["nobody", "--format", "clam", "--to", "x"], "no slide `nobody`"),
+        (["--output", "x"], "Missing option '--format'"),
+        (["--format", "qupath", "--output", "x"], "--format qupath: write one of clam, trident"),
+        (["--format", "clam"], "Missing option '--output'"),
+        (["--format", "clam", "--output", "x"], "no slide is tiled yet"),
+        (["nobody", "--format", "clam", "--output", "x"], "no slide `nobody`"),
     ],
 )
 def test_what_is_missing_is_said(cohort, arguments, message):
-    result = invoke("export", cohort / "recipe.yaml", *arguments)
+    result = invoke("export", "tiles", cohort / "recipe.yaml", *arguments)
     assert result.exit_code == 2
     assert message in flat(result.output)
 
@@ -123,7 +126,7 @@ def test_a_slide_that_fails_does_not_stop_the_others(cohort):
         foreign(cohort / "clam" / f"file{n}.h5", PIECES)
     foreign(cohort / "clam" / "file4.h5", [[2000, 0]])
     (cohort / "clam" / "file9.h5").write_bytes(b"stranger")
-    result = invoke("import", cohort / "recipe.yaml", cohort / "clam")
+    result = invoke("tile", cohort / "recipe.yaml", "--from", cohort / "clam")
     text = flat(result.output)
     assert result.exit_code == 3
     assert f"s1: {len(PIECES)} of {len(PIECES)} tiles of clam" in text
@@ -136,7 +139,7 @@ def test_a_slide_that_fails_does_not_stop_the_others(cohort):
 def test_two_files_of_one_slide_are_a_question_for_people(cohort):
     foreign(cohort / "clam" / "a" / "file1.h5", PIECES)
     foreign(cohort / "clam" / "b" / "file1.h5", PIECES)
-    result = invoke("import", cohort / "recipe.yaml", cohort / "clam")
+    result = invoke("tile", cohort / "recipe.yaml", "--from", cohort / "clam")
     assert result.exit_code == 2
     assert "2 files of slide s1: a/file1.h5, b/file1.h5; keep one" in flat(result.output)
 
@@ -174,7 +177,7 @@ def test_real_runs_of_clam_and_trident(real_data, tmp_path):
     (tmp_path / "recipe.yaml").write_text("output: out\nmanifest: manifest.csv\n")
     for tool in ("clam", "trident"):
         result = invoke(
-            "import", tmp_path / "recipe.yaml", real_data / "peers" / f"{tool}_run", "--set", f"output={tool}"
+            "tile", tmp_path / "recipe.yaml", "--from", real_data / "peers" / f"{tool}_run", "--set", f"output={tool}"
         )
         assert result.exit_code == 0, result.output
         assert "3 imported, 0 failed" in flat(result.output)
@@ -184,7 +187,7 @@ def test_the_tools_own_way_of_reading_finds_the_coordinates(cohort):
     """What CLAM and TRIDENT do with their files: dataset ``coords`` and its attributes, nothing else."""
     invoke("tile", cohort / "recipe.yaml")
     for kind in ("clam", "trident"):
-        invoke("export", cohort / "recipe.yaml", "--format", kind, "--to", cohort / kind)
+        invoke("export", "tiles", cohort / "recipe.yaml", "--format", kind, "--output", cohort / kind)
         for path in (cohort / kind).rglob("*.h5"):
             with h5py.File(path) as file:
                 stated = file["coords"].attrs

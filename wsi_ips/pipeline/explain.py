@@ -1,4 +1,4 @@
-"""Everything that is known of one slide."""
+"""Everything a run knows about one slide."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Lines = list[tuple[str, str]]
 
 
 def explain(run: Run, slide_id: str) -> Lines:
-    """What is known of a slide, as names and values.
+    """Collect what is known about a slide, and what to do next, as names and values.
 
-    Nothing is worked on; a file that does not answer within ten seconds is said to.
+    Changes nothing. A file that does not answer within ten seconds is reported as such.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def explain(run: Run, slide_id: str) -> Lines:
 
 
 def _state_lines(state: SlideState) -> Lines:
-    last = f"stage {state.stage}, {state.attempts} attempts" if state.stage else "nothing worked on it yet"
+    last = f"stage {state.stage}, {state.attempts} attempts" if state.stage else "not worked on yet"
     took = [
         f"{value:g} {unit}"
         for value, unit in ((state.seconds, "s"), (state.cpu_seconds, "s of CPU"), (state.rss_mb, "MB resident"))
@@ -60,7 +60,7 @@ def _manifest_lines(record: SlideRecord) -> Lines:
         ("label", record.label or ""),
         ("split", record.split or ""),
         ("patient", record.patient_id or ""),
-        ("mpp of the manifest", "" if record.mpp is None else f"{record.mpp.x:g} x {record.mpp.y:g} µm/px"),
+        ("mpp in the manifest", "" if record.mpp is None else f"{record.mpp.x:g} x {record.mpp.y:g} µm/px"),
         ("annotation", str(record.annotation or "")),
     ]
     return [line for line in values if line[1]]
@@ -78,7 +78,7 @@ def _file_facts(record: SlideRecord) -> str:
         changed = datetime.fromtimestamp(facts.st_mtime).astimezone().isoformat(timespec="seconds")
         return f"{facts.st_size / 1e6:.1f} MB, changed {changed}"
 
-    return survey([Path(record.path)], look, otherwise="does not answer: look at the mount", patience_s=PATIENCE_S)[0]
+    return survey([Path(record.path)], look, otherwise="does not answer: check the mount", patience_s=PATIENCE_S)[0]
 
 
 def _index_lines(run: Run, record: SlideRecord) -> Lines:
@@ -113,16 +113,16 @@ def _is_current(run: Run, record: SlideRecord, stored: str) -> str:
         wanted = run.tiles_fingerprint(record)
     except (OSError, SlideError) as error:
         return f"cannot be compared ({error})"
-    return "up to date" if wanted == stored else "slide, annotation or recipe changed since: will be tiled again"
+    return "up to date" if wanted == stored else "slide, annotation or recipe changed since; it will be tiled again"
 
 
 def _advice(run: Run, state: SlideState) -> str:
     if state.state == "pending":
         return "run `wsi-ips tile`"
     if state.state == "failed":
-        return "do what the reason says, then `wsi-ips retry`"
+        return "do what the reason says, then `wsi-ips run --retry`"
     if state.state == "empty":
-        return f"look at {run.folder.tissue_picture(state.slide_id)}; it is left out of training"
+        return f"look at {run.folder.tissue_picture(state.slide_id)}; the slide is left out of training"
     return "nothing"
 
 
@@ -131,4 +131,4 @@ def _traceback_lines(run: Run, state: SlideState) -> Lines:
     if not state.traceback or not path.is_file():
         return []
     tail = path.read_text(encoding="utf-8").rstrip().splitlines()[-TRACEBACK_LINES:]
-    return [("traceback", f"{path}, its end:\n" + "\n".join(tail))]
+    return [("traceback", f"{path}, last lines:\n" + "\n".join(tail))]

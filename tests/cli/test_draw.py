@@ -1,4 +1,4 @@
-"""`wsi-ips heatmap --scores`: another model's scores over the real slide, from the command line."""
+"""`wsi-ips draw`: another model's scores over the real slide, from the command line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.errors import ScoresError
-from wsi_ips.pipeline.maps.other_scores import map_kind, picture_names
 from wsi_ips.results.alignment import page_position
+from wsi_ips.results.draw_scores import map_kind, picture_names
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    found = CliRunner().invoke(app, ["heatmap", *map(str, arguments)])
+    found = CliRunner().invoke(app, ["draw", *map(str, arguments)])
     return found.exit_code, " ".join(found.output.split())
 
 
@@ -39,7 +39,7 @@ def blockmap(tmp_path, real_data) -> Path:
 def test_the_highest_tile_of_a_blockmap_is_seen_at_its_place(tmp_path, real_data, blockmap):
     patches = real_data / "peers" / "clam_run" / "CMU-1-Small-Region.h5"
     slide = real_data / "slides" / "CMU-1-Small-Region.svs"
-    code, text = run("--scores", blockmap, "--slide", slide, "--output", tmp_path / "maps", "--patches", patches)
+    code, text = run(blockmap, slide, "--output", tmp_path / "maps", "--patches", patches)
     assert code == 0, text
     assert "attention_scores rank" in text
     package = json.loads((tmp_path / "maps" / "CMU-1-Small-Region_attention_scores" / "package.json").read_text())
@@ -66,7 +66,7 @@ def test_the_highest_tile_of_a_blockmap_is_seen_at_its_place(tmp_path, real_data
 def test_wsinfers_probabilities_are_drawn_as_they_are(tmp_path, real_data):
     output, table = tmp_path / "maps", real_data / "peers" / "other" / "wsinfer_purple.csv"
     slide = real_data / "slides" / "demo_tumor_slide.tif"
-    code, text = run("--scores", table, "--slide", slide, "--output", output, "--column", "prob_Tumor")
+    code, text = run(table, slide, "--output", output, "--column", "prob_Tumor")
     assert code == 0, text
     assert sorted(p.name for p in output.iterdir()) == [
         "demo_tumor_slide_prob_Tumor",
@@ -84,7 +84,7 @@ def test_a_slide_without_scale_needs_one(tmp_path, real_data):
     table = tmp_path / "s.csv"
     table.write_text("x,y,p\n0,0,0.5\n512,512,0.25\n")
     slide = real_data / "slides" / "TCGA-CR-7395-01A-01-TS1.svs"
-    arguments = ["--scores", table, "--slide", slide, "--output", tmp_path, "--tile-px0", 512]
+    arguments = [table, slide, "--output", tmp_path, "--tile-px0", 512]
     code, text = run(*arguments)
     assert code == 2
     assert "no µm/px" in text
@@ -95,15 +95,13 @@ def test_what_is_odd_is_one_message_and_nothing_is_drawn(tmp_path):
     slide = write_pyramid(tmp_path / "s.tif", gradient_pyramid())
     table = tmp_path / "s.csv"
     table.write_text("x,y,p\n0,0,0.5\n128,0,2\n")
-    there = ["--scores", table, "--slide", slide, "--tile-px0", 128]
+    there = [table, slide, "--tile-px0", 128]
     for arguments, message in (
-        ([*there], "name the folder for the pictures with --output"),
-        (["--scores", table, "--output", tmp_path / "o"], "name the slide they belong to with --slide"),
-        ([*there, "--output", tmp_path / "o", "--as", "colour"], "one of auto, probability, rank"),
-        ([*there, "--output", tmp_path / "o", "--as", "probability"], "reaches from 0.5 to 2: no probability"),
-        ([*there, "--output", tmp_path / "o", "--set", "tiles.mpp=1"], "only keys of sections heatmap and handoff"),
-        ([tmp_path / "r.yaml", *there, "--output", tmp_path / "o"], "leave RECIPE and --checkpoint out"),
-        ([], "name the RECIPE of a run, or a file of scores with --scores"),
+        ([*there], "Missing option '--output'"),
+        ([table, "--output", tmp_path / "o"], "Missing argument 'SLIDE'"),
+        ([*there, "--output", tmp_path / "o", "--as", "colour"], "choose one of auto, probability, rank"),
+        ([*there, "--output", tmp_path / "o", "--as", "probability"], "ranges from 0.5 to 2: no probability"),
+        ([*there, "--output", tmp_path / "o", "--set", "tiles.mpp=1"], "only takes keys of sections heatmap"),
     ):
         code, text = run(*arguments)
         assert code == 2, text
@@ -118,7 +116,7 @@ def test_tiles_that_hang_over_the_edge_and_overlap_are_drawn_and_handed_over(tmp
     rows = "\n".join(f"{a},{b},{(a + b) / 2000:.4f}" for a, b in zip(x, y, strict=True))
     table = tmp_path / "s.csv"
     table.write_text(f"x,y,p\n{rows}\n")
-    code, text = run("--scores", table, "--slide", slide, "--tile-px0", 128, "--output", tmp_path / "o")
+    code, text = run(table, slide, "--tile-px0", 128, "--output", tmp_path / "o")
     assert code == 0, text
     assert "tiles hang over the slide's edge" in text
     facts = json.loads((tmp_path / "o" / "s_p.json").read_text())
@@ -137,5 +135,5 @@ def test_attention_is_never_drawn_as_a_probability_unless_asked():
 
 def test_names_of_columns_make_safe_and_different_file_names():
     assert picture_names(["P(tumour)/µ", "b"], "s") == {"P(tumour)/µ": "s_P-tumour", "b": "s_b"}
-    with pytest.raises(ScoresError, match="would have one file name"):
+    with pytest.raises(ScoresError, match="would have the same file name"):
         picture_names(["a b", "a/b"], "s")

@@ -1,4 +1,4 @@
-"""Tiles that come from other tools, and tiles that go to them."""
+"""Tiles from other tools, and tiles of a run as CLAM and TRIDENT files."""
 
 from __future__ import annotations
 
@@ -8,128 +8,71 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from wsi_ips.config import Recipe
 from wsi_ips.errors import FeaturesError, ManifestError, RecipeError, TileIndexError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.cohort import coordinate_files, slide_stem
-from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.stages import run_until
-from wsi_ips.pipeline.states import SlideState
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.tiles import TileIndex
-from wsi_ips.tiles.interop import write_foreign
+from wsi_ips.tiles.interop import TILE_FORMATS, write_foreign
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What an import came to.
+class ImportedTiles:
+    """Tool, tiles and remarks by slide_id, and coordinate files that belong to no slide of the manifest."""
 
-    Attributes
-    ----------
-    states
-        State of every slide.
-    methods
-        Of each slide with tiles: whose they are, how many, and what is to be said of them.
-    unknown
-        Coordinate files that belong to no slide of the manifest.
-    """
-
-    states: tuple[SlideState, ...]
     methods: Mapping[str, str]
     unknown: tuple[Path, ...]
 
-    @property
-    def failed(self) -> int:
-        """Slides whose tiles were not taken."""
-        return sum(state.state == "failed" for state in self.states)
-
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export came to.
-
-    Attributes
-    ----------
-    written
-        File by slide_id; None where the format has no file for a slide without tiles.
-    refused
-        Why, by slide_id.
-    tables
-        Further files.
-    """
+class ExportedTiles:
+    """File (None: the format has none for a slide without tiles) or refusal by slide_id, and further tables."""
 
     written: Mapping[str, Path | None]
     refused: Mapping[str, str]
     tables: tuple[Path, ...]
 
 
-def import_stage(recipe: Recipe, progress: Progress | None = None) -> Imported:
-    """Tile all slides with the coordinates in `tiles.imported`, and take the features in `features.imported` if given.
+def imported_tiles(run: Run) -> ImportedTiles:
+    """Return what a run tiled with `tiles.imported` took from the folder of the other tool."""
+    if run.recipe.tiles.imported is None:
+        raise RecipeError("key `tiles.imported`: name the folder with the coordinate files")
+    methods = {r.slide_id: run.header(r).tissue_method for r in run.with_tiles()}
+    return ImportedTiles(methods, coordinate_files(run.recipe.tiles.imported, run.records).unknown)
+
+
+def export_tiles(run: Run, kind: str, to: Path, slides: Sequence[str] = (), *, features: bool = False) -> ExportedTiles:
+    """Write the tiles of a run for another tool, and on request their features.
+
+    Only the named slides; none = all that are tiled.
 
     Raises
     ------
     RecipeError
-        The folder cannot be used.
-    ManifestError
-        The manifest cannot be used.
-    """
-    if recipe.tiles.imported is None:
-        raise RecipeError("key `tiles.imported`: name the folder with the coordinate files")
-    run = run_until(recipe, "features" if recipe.features.imported else "tile", progress)
-    methods = {r.slide_id: run.header(r).tissue_method for r in run.with_tiles()}
-    return Imported(tuple(run.states), methods, coordinate_files(recipe.tiles.imported, run.records).unknown)
-
-
-def export_run(
-    recipe: Recipe,
-    kind: str,
-    to: Path,
-    slides: Sequence[str] = (),
-    progress: Progress | None = None,
-    *,
-    features: bool = False,
-) -> Exported:
-    """Write the tiles of a run for another tool, and on request their features.
-
-    Parameters
-    ----------
-    recipe
-        Of the run; its slides must have been tiled.
-    kind
-        Whose form.
-    to
-        Folder to write to.
-    slides
-        Only these; none = all.
-    progress
-        Who watches.
-    features
-        Write the stored features too.
-
-    Raises
-    ------
+        There is no such format.
     ManifestError
         A slide is not in the manifest, or two slides' files have one name.
     TileIndexError
         Nothing is tiled yet.
     """
-    watcher = progress or Silent()
-    with Run.open(recipe, watcher) as run:
-        chosen = _chosen(run, slides)
-        write = _feature_writer(run, to, kind) if features else None
-        written, refused = dict[str, Path | None](), dict[str, str]()
-        with watcher.stage(f"export as {kind}", len(chosen), "slides") as advance:
-            for record in chosen:
-                try:
-                    index = run.index(record)
-                    path = write_foreign(to, index, kind=kind, name=slide_stem(record))
-                    written[record.slide_id] = path if write is None else write(record, index)
-                except (TileIndexError, FeaturesError) as error:
-                    refused[record.slide_id] = str(error)
-                advance(1)
+    if not TILE_FORMATS[kind].writes:
+        writable = ", ".join(entry.name for entry in TILE_FORMATS.values() if entry.writes)
+        raise RecipeError(f"--format {kind}: write one of {writable}")
+    chosen = _chosen(run, slides)
+    write = _feature_writer(run, to, kind) if features else None
+    written, refused = dict[str, Path | None](), dict[str, str]()
+    with run.progress.stage(f"export as {kind}", len(chosen), "slides") as advance:
+        for record in chosen:
+            try:
+                index = run.index(record)
+                path = write_foreign(to, index, kind=kind, name=slide_stem(record))
+                written[record.slide_id] = path if write is None else write(record, index)
+            except (TileIndexError, FeaturesError) as error:
+                refused[record.slide_id] = str(error)
+            advance(1)
     tables = _clam_tables(to, [r for r in chosen if r.slide_id in written]) if kind == "clam" else ()
-    return Exported(written, refused, tuple(tables))
+    return ExportedTiles(written, refused, tuple(tables))
 
 
 def _feature_writer(run: Run, to: Path, kind: str) -> Callable[[SlideRecord, TileIndex], Path | None]:
@@ -146,8 +89,7 @@ def _chosen(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
     strange = [name for name in slides if name not in known]
     if strange:
         raise ManifestError(f"manifest {run.recipe.manifest}: no slide `{strange[0]}`")
-    states = {s.slide_id: s.state for s in run.states}
-    chosen = [r for r in run.records if (r.slide_id in slides if slides else states[r.slide_id] != "pending")]
+    chosen = [r for r in run.records if (r.slide_id in slides if slides else run.states[r.slide_id].state != "pending")]
     if not chosen:
         raise TileIndexError(f"run {run.folder.root}: no slide is tiled yet; run `wsi-ips tile` first")
     names: dict[str, str] = {}
@@ -155,14 +97,14 @@ def _chosen(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
         other = names.setdefault(slide_stem(record), record.slide_id)
         if other != record.slide_id:
             raise ManifestError(
-                f"slides {other} and {record.slide_id}: files of one name in two folders, which other tools "
+                f"slides {other} and {record.slide_id}: files with the same name in two folders, which other tools "
                 "cannot tell apart; rename one, or export them one by one"
             )
     return chosen
 
 
 def _clam_tables(to: Path, records: Sequence[SlideRecord]) -> list[Path]:
-    """CLAM's table of labels, and its split where there is one; slides are named by their files."""
+    """Write CLAM's table of labels, and its split if there is one; slides are named by their files."""
     tables = []
     labelled = [r for r in records if r.label is not None]
     if labelled:

@@ -1,0 +1,198 @@
+"""The maps of a run for other programs: a QuPath project, and DICOM Parametric Maps of DICOM slides."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from wsi_ips import __version__
+from wsi_ips.errors import ManifestError, RecipeError, ScoresError, SlideError, UnsupportedSlideError
+from wsi_ips.geometry import Size
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.card import read_card
+from wsi_ips.pipeline.maps.handoff import handoff_fingerprint, score_maps
+from wsi_ips.pipeline.maps.heatmap import MapSource, tissue_region
+from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import atomic_folder
+from wsi_ips.results.frame import probability_text
+from wsi_ips.results.handoff.content import Material, PackageContent
+from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.handoff.qupath_geojson import chosen_tiles, write_geojson
+from wsi_ips.results.parametric_map import MapFacts, parametric_maps
+from wsi_ips.results.qupath_project import OBJECTS, PROJECT, QuPathImage, write_project
+from wsi_ips.results.score_maps import SCORE_MAPS
+from wsi_ips.slides import read_area
+from wsi_ips.slides.dicom_source import read_dicom_source
+from wsi_ips.slides.source import is_url
+
+if TYPE_CHECKING:
+    from highdicom.pm import ParametricMap
+
+    from wsi_ips.slides.dicom_source import DicomSource
+
+THUMBNAIL_PX = 512
+
+
+@dataclass
+class ExportedMaps:
+    """Files written for another program, reasons for refusals, and what a slide's own file lacks, by slide_id."""
+
+    written: dict[str, Sequence[Path]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Sequence[str]] = field(default_factory=dict)
+
+
+def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
+    """Write ``<to>/<slide_id>/<map>_0.dcm`` and the coarser levels of every map of the recipe.
+
+    Only the named slides; none = all that are predicted. The folder of a slide is replaced.
+
+    Raises
+    ------
+    RecipeError
+        The extra ``dicom`` is not installed.
+    ManifestError
+        A name is in no row of the manifest.
+    ScoresError
+        Nothing is predicted.
+    """
+    missing = [name for name in ("highdicom", "pydicom") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RecipeError(f"DICOM maps need {' and '.join(missing)}: pip install 'wsi-ips[dicom]'")
+    found = ExportedMaps()
+    model_id = read_card(checkpoint_folder(run)).model_id
+
+    def write(record: SlideRecord) -> None:
+        found.written[record.slide_id], found.notes[record.slide_id] = _write_dicom(run, record, to, model_id)
+
+    _each_slide(run, names, found.refused, "export as DICOM", write)
+    return found
+
+
+def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
+    """Write a QuPath project into a new folder: an image per slide, with lesions and tiles to load.
+
+    Only the named slides; none = all that are predicted. What people drew in a project is never replaced.
+
+    Raises
+    ------
+    RecipeError
+        The folder exists and is not empty.
+    ManifestError
+        A name is in no row of the manifest.
+    ScoresError
+        Nothing is predicted, or no slide could be written.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RecipeError(
+            f"--output {to}: the folder is not empty, and a QuPath project may hold what people have drawn; name a new "
+            f"folder, or load the objects of a new export into the old project with scripts/ of the new one"
+        )
+    found, images, home = ExportedMaps(), list[QuPathImage](), to.absolute()
+    with tempfile.TemporaryDirectory() as aside:
+        _each_slide(
+            run,
+            names,
+            found.refused,
+            "QuPath project",
+            lambda record: images.append(_qupath_image(run, record, Path(aside))),
+        )
+        if not images:
+            raise ScoresError(f"no slide could be written: {'; '.join(found.refused.values())}")
+        with atomic_folder(home) as folder:
+            write_project(folder, images, home=home, created=datetime.now(UTC))
+    found.written |= {image.slide_id: [home / PROJECT, home / OBJECTS / image.objects.name] for image in images}
+    return found
+
+
+def _each_slide(
+    run: Run, names: Sequence[str], refused: dict[str, str], title: str, write: Callable[[SlideRecord], None]
+) -> None:
+    """Call ``write`` for each predicted slide that was asked for; why others cannot be written goes to ``refused``."""
+    known = {record.slide_id for record in run.records}
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise ManifestError(f"manifest {run.recipe.manifest}: no slide `{strange[0]}`")
+    chosen = [record for record in predicted(run) if not names or record.slide_id in names]
+    ready = {record.slide_id for record in chosen}
+    refused |= {
+        name: f"slide {name}: not predicted; run `wsi-ips predict` first" for name in names if name not in ready
+    }
+    if not chosen:
+        raise ScoresError(f"run {run.folder.root}: none of the slides is predicted; run `wsi-ips predict` first")
+    with run.progress.stage(title, len(chosen), "slides") as advance:
+        for record in chosen:
+            try:
+                write(record)
+            except (SlideError, ScoresError) as error:
+                refused[record.slide_id] = str(error)
+            advance(1)
+
+
+def _write_dicom(run: Run, record: SlideRecord, to: Path, model_id: str) -> tuple[list[Path], Sequence[str]]:
+    if is_url(record.path):
+        raise UnsupportedSlideError(f"slide {record.slide_id}: behind a URL; copy its DICOM files to a disk")
+    source, index = read_dicom_source(Path(record.path)), run.index(record)
+    if source.size_px0 != index.size_px0:
+        raise UnsupportedSlideError(
+            f"slide {record.slide_id}: its finest instance has {source.size_px0.width} x {source.size_px0.height} px, "
+            f"but {index.size_px0.width} x {index.size_px0.height} were tiled; tile the slide again"
+        )
+    scores = slide_scores(run, record)
+    map_source = MapSource(record, scores, model_id, scores.fingerprint)
+    found = _dicom_maps(score_maps(run.recipe, index, map_source), source)
+    with atomic_folder(to / record.slide_id) as folder:
+        for name, level in found.items():
+            level.save_as(folder / name)
+    return [to / record.slide_id / name for name in found], source.notes
+
+
+def _dicom_maps(maps: ScoreMaps, source: DicomSource) -> Mapping[str, ParametricMap]:
+    """Return every level of every map of a slide, by file name."""
+    found: dict[str, ParametricMap] = {}
+    for kind in maps.scores:
+        meaning = SCORE_MAPS[kind].explanation.format(class_name=maps.class_name)
+        facts = MapFacts(kind, meaning, maps.model_id, __version__, maps.fingerprint)
+        levels = parametric_maps(maps.rasters[kind], source, facts)
+        found |= {f"{kind}_{number}.dcm": level for number, level in enumerate(levels)}
+    return found
+
+
+def _qupath_image(run: Run, record: SlideRecord, aside: Path) -> QuPathImage:
+    if is_url(record.path):
+        raise UnsupportedSlideError(f"slide {record.slide_id}: behind a URL, which QuPath's OpenSlide does not open")
+    index, calibration = run.index(record), model_calibration(run)
+    scores, model_id = slide_scores(run, record, calibration), read_card(checkpoint_folder(run)).model_id
+    source = MapSource(record, scores, model_id, handoff_fingerprint(run.recipe, scores, calibration))
+    tissue = tissue_region(run.folder.tissue_outline(record.slide_id), index, run.progress.note)
+    content = PackageContent.of(score_maps(run.recipe, index, source), Material(tissue=tissue))
+    objects = aside / f"{record.slide_id}.geojson.gz"
+    every_tile = "geojson-all-tiles" in run.recipe.handoff.formats
+    write_geojson(objects, content, content.maps.best_first() if every_tile else chosen_tiles(content.maps))
+    with run.opener(record)() as reader:
+        pixels, _ = read_area(reader, index.bounds, 1.0, THUMBNAIL_PX)
+    thumbnail = BytesIO()
+    Image.fromarray(pixels).save(thumbnail, "JPEG", quality=85)
+    return QuPathImage(
+        slide_id=record.slide_id,
+        path=Path(record.path),
+        reader=index.reader,
+        size=Size(index.bounds.width, index.bounds.height),
+        mpp=index.mpp,
+        objects=objects,
+        thumbnail=thumbnail.getvalue(),
+        facts={
+            f"{scores.classes[-1]} probability": probability_text(scores.probability[-1]),
+            "lesions": str(len(content.lesions)),
+            "model": model_id,
+        },
+    )

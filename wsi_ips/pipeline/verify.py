@@ -1,0 +1,135 @@
+"""Verify what a run has stored: tile indexes against their slides, predictions against their stored tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.errors import CheckpointError, ScoresError
+from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.manifest import SlideRecord
+from wsi_ips.model.card import CARD_NAME
+from wsi_ips.pipeline.prediction.scored import checkpoint_folder, predicted
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.spread import spread
+from wsi_ips.pipeline.tiling.job import SlideTask
+from wsi_ips.slides import content_identity
+from wsi_ips.tiles import read_index, slide_ids, stored_row
+from wsi_ips.tiles.index_check import geometry_mismatches
+
+if TYPE_CHECKING:
+    from wsi_ips.inference.selfcheck import Recomputed
+
+VERIFY_JOB = f"{__name__}:verify_job"
+TOLERANCE = 1e-4
+"""Of a probability; the same network rounds differently on another device."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Something that is not as it should be, and what to do."""
+
+    slide_id: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Number of things checked, what was found, and the largest difference of a recomputed probability."""
+
+    checked: int
+    mismatches: tuple[Mismatch, ...]
+    off: float = 0.0
+
+
+def verify_tiles(run: Run) -> Verified:
+    """Verify the tile index of every slide that is ``ok``, ``empty`` or failed after tiling."""
+    records = {record.slide_id: record for record in run.records if run.is_done(record)}
+    jobs = [Job(name, VERIFY_JOB, SlideTask(run.recipe, record)) for name, record in records.items()]
+    found: dict[str, list[str]] = {}
+    if jobs:
+        with (
+            run.progress.stage("verify tiles", len(jobs), "slides") as advance,
+            spread(run.recipe.compute, jobs) as work,
+        ):
+            for outcome in work.outcomes:
+                if outcome is not None:
+                    found[outcome.job.name] = list(_outcome_mismatches(run, outcome))
+                    advance(1)
+    mismatches = [Mismatch(name, what) for name in records for what in found.get(name, [])]
+    strays = sorted(set(slide_ids(run.folder.tiles)) - {record.slide_id for record in run.records})
+    mismatches += [Mismatch(name, "stored, but no row of the manifest names it; delete its entry") for name in strays]
+    return Verified(len(jobs), tuple(mismatches))
+
+
+def verify_job(task: SlideTask) -> tuple[list[str], int]:
+    """Verify one slide's index in a process of its own; returns what is wrong and the number of tiles."""
+    record = task.record
+    with Run.of_slide(task.recipe, record) as run:
+        index = read_index(run.folder.tiles, record.slide_id)
+        found = list(geometry_mismatches(index))
+        row = stored_row(run.folder.tiles, record.slide_id)
+        if row.get("tiles", len(index)) != len(index):
+            found.append(f"holds {len(index)} tiles, its own row says {row['tiles']}; run `wsi-ips tile`")
+        if index.slide_identity != content_identity(record.path, run.remote):
+            found.append("the slide's file is not the one that was tiled; run `wsi-ips tile`")
+        elif index.fingerprint != run.tiles_fingerprint(record):
+            found.append("made by another recipe, scale or annotation; run `wsi-ips tile`")
+        else:
+            with run.opener(record)() as reader:
+                stored = (index.size_px0, index.mpp, index.bounds, index.reader)
+                if stored != (reader.info.size_px0, reader.info.mpp, reader.info.bounds, reader.info.reader):
+                    found.append("size, scale, bounds or reader are not those of the slide; delete it and tile again")
+        return found, len(index)
+
+
+def verify_predictions(run: Run) -> Verified:
+    """Compute every up-to-date prediction again from its stored tiles; on the CPU, without reading a slide."""
+    if not run.folder.scores.exists() or not (checkpoint_folder(run) / CARD_NAME).exists():
+        return Verified(0, ())
+    from wsi_ips.model import load_checkpoint
+
+    try:
+        records, (net, _) = predicted(run), load_checkpoint(checkpoint_folder(run))
+    except CheckpointError as error:
+        return Verified(0, (Mismatch("(model)", str(error)),))
+    from wsi_ips.inference.selfcheck import recompute
+
+    checked, largest, found = 0, 0.0, list[Mismatch]()
+    with run.progress.stage("verify predictions", len(records), "slides") as advance:
+        for record in records:
+            advance(1)
+            try:
+                scores = read_scores(run.folder.scores, record.slide_id)
+                again = recompute(scores, net)
+            except ScoresError as error:
+                found.append(Mismatch(record.slide_id, str(error)))
+                continue
+            checked, largest = checked + 1, max(largest, again.off)
+            found += [Mismatch(record.slide_id, what) for what in _score_mismatches(run, record, scores, again)]
+    return Verified(checked, tuple(found), largest)
+
+
+def _outcome_mismatches(run: Run, outcome: JobOutcome) -> Iterator[str]:
+    """What one slide's job found, and where the table of states disagrees with the index."""
+    if outcome.result.failure:
+        yield outcome.result.failure.reason
+        return
+    found, tiles = outcome.result.value
+    yield from found
+    row = run.states[outcome.job.name]
+    if row.tiles != tiles or (row.state == "empty") != (tiles == 0):
+        yield f"the states say {row.state} with {row.tiles} tiles, the index holds {tiles}; run `wsi-ips tile`"
+
+
+def _score_mismatches(run: Run, record: SlideRecord, scores: SlideScores, again: Recomputed) -> Iterator[str]:
+    advice = f"delete {run.folder.scores / record.slide_id} and run `wsi-ips predict`"
+    tiles = len(run.index(record))
+    if len(scores.attention_logits) != tiles:
+        yield f"{len(scores.attention_logits)} scores for {tiles} tiles; {advice}"
+    if again.off > TOLERANCE:
+        yield f"its probability differs by {again.off:.2g} from that of its stored tiles; {advice}"
+    if not again.kept_are_best:
+        yield f"the kept tiles are not those with the highest stored attention; {advice}"
