@@ -118,4 +118,4 @@ def test_scores_that_are_not_finite_name_the_slide():
 
 def test_a_slide_without_a_scanned_tile_is_an_error():
     with pytest.raises(ScoresError, match="slide lonely"):
-        scan([], [SlideToScan("lonely", 4)], score_chunk=None, memory_size=2, read_again=None)
+        scan([], [SlideToScan("lonely", 4)], score_chunk=pytest.fail, memory_size=2, read_again=pytest.fail)
