@@ -15,7 +15,7 @@ class InRoot(property):
     def __init__(self, name: str) -> None:
         super().__init__(lambda folder: folder.root / name)
 
-    def __get__(self, folder: Any, owner: type | None = None, /) -> Path:
+    def __get__(self, folder: Any, owner: type | None = None, /) -> Path:  # type: ignore[override]
         """Return the path for a run folder."""
         path: Path = super().__get__(folder, owner)
         return path
