@@ -112,7 +112,7 @@ def _drawn_metrics(
     labels: NDArray[np.int64], scores: Floats, right: NDArray[np.bool_], groups: NDArray[np.int64], plan: Bootstrap
 ) -> dict[str, Floats]:
     """Return metrics of every resample, shape (R,) each."""
-    metrics = {
+    metrics: dict[str, Callable[[Floats], Floats]] = {
         "auc": lambda w: _auc(labels, scores, w),
         "pr_auc": lambda w: _average_precision(labels, scores, w),
         "brier": lambda w: w @ (scores - labels) ** 2 / w.sum(1),
