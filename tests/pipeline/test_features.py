@@ -237,7 +237,7 @@ def test_a_file_that_contradicts_fails_its_slide_alone(cohort):
     assert result.exit_code == 3
     text = flat(result.output)
     assert "s3: failed:" in text
-    assert "(9999, 600) px" in text
+    assert "9999 x 600 px" in text
     assert "s4: failed:" in text
     assert "no feature file of it" in text
     assert "4 imported, 2 failed" in text
