@@ -30,9 +30,9 @@ from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.learning.features_stage import features_stage
-from wsi_ips.pipeline.learning.train import train_stage
-from wsi_ips.pipeline.prediction.predict import predict_stage
+from wsi_ips.pipeline.features_stage import features_stage
+from wsi_ips.pipeline.predict_stage import predict_stage
+from wsi_ips.pipeline.train_stage import train_stage
 
 STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}
 QUICK_SLIDES = replace(DEMO, slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))

@@ -44,8 +44,8 @@ def write_slide(path: Path, columns: int, rows: int, blocks: int) -> None:
     from PIL import Image
 
     from wsi_ips.geometry import Size
-    from wsi_ips.slides.aperio import TILE_PX, EncodedLevel, encode_jpeg, write_aperio
-    from wsi_ips.slides.histology import Stain, make_texture
+    from wsi_ips.slides.aperio_writer import TILE_PX, EncodedLevel, encode_jpeg, write_aperio
+    from wsi_ips.slides.synthetic_textures import Stain, make_texture
 
     stain = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 242))
     rng = np.random.default_rng(3)
@@ -87,10 +87,10 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from wsi_ips.inference import SlideScores, write_scores
     from wsi_ips.labels import Task
     from wsi_ips.model import ModelCard, save_checkpoint
-    from wsi_ips.model.card import EncoderSpec
     from wsi_ips.model.checkpoint import build_net, checkpoint_fingerprint
+    from wsi_ips.model.checkpoint_card import EncoderSpec
     from wsi_ips.pipeline import Run, run_until
-    from wsi_ips.pipeline.prediction.scored import scores_fingerprint
+    from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
     recipe_file = folder / "recipe.yaml"
     if (folder / "made").exists():
@@ -158,8 +158,8 @@ def maps_of(recipe_file: Path):
     from wsi_ips.config import load_recipe
     from wsi_ips.inference import read_scores
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.maps.handoff import score_maps
-    from wsi_ips.pipeline.maps.heatmap import MapSource
+    from wsi_ips.pipeline.handoff_stage import score_maps
+    from wsi_ips.pipeline.heatmap_stage import MapSource
 
     run = Run.open(load_recipe(recipe_file))
     record = run.records[0]

@@ -31,7 +31,7 @@ def ours(path: Path, folder: Path) -> dict[str, float]:
     """The tile stage on one slide."""
     from wsi_ips.config import Recipe
     from wsi_ips.manifest import SlideRecord
-    from wsi_ips.pipeline.tiling.slide import tile_slide
+    from wsi_ips.pipeline.tile_slide import tile_slide
     from wsi_ips.provenance import atomic_write_bytes
     from wsi_ips.slides import content_identity, open_slide
     from wsi_ips.tiles import write_index
@@ -163,9 +163,9 @@ def write_slides(folder: Path, *, quick: bool) -> tuple[Path, Path]:
     import numpy as np
 
     from wsi_ips.geometry import Size
-    from wsi_ips.slides.aperio import EncodedLevel, write_aperio
-    from wsi_ips.slides.histology import Stain
-    from wsi_ips.slides.synthetic import SyntheticSlide, _Painter, _pyramid, plan_layout
+    from wsi_ips.slides.aperio_writer import EncodedLevel, write_aperio
+    from wsi_ips.slides.synthetic_slide import SyntheticSlide, _Painter, _pyramid, plan_layout
+    from wsi_ips.slides.synthetic_textures import Stain
 
     plain = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
     paths = []

@@ -20,7 +20,7 @@ import pytest
 import typer
 
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import click
@@ -41,11 +41,11 @@ LIGHT = [
     "wsi_ips.evaluation",
     "wsi_ips.results",
     "wsi_ips.viewer",
-    "wsi_ips.pipeline.view",
-    "wsi_ips.pipeline.maps.heatmap",
-    "wsi_ips.pipeline.maps.handoff",
+    "wsi_ips.pipeline.run_viewer",
+    "wsi_ips.pipeline.heatmap_stage",
+    "wsi_ips.pipeline.handoff_stage",
     "wsi_ips.cluster",
-    "wsi_ips.pipeline.tiling.tile",
+    "wsi_ips.pipeline.tile_stage",
     "wsi_ips.pipeline.verify",
     "wsi_ips.cli",
 ]

@@ -22,12 +22,12 @@ LABEL = Task("label", ("normal", "tumor"))
     ],
 )
 def test_a_cell_says_what_is_known_and_can_be_written_again(task, text, truth):
-    assert task.truth(text) == truth
-    assert task.text(truth) == (text or None)
+    assert task.parse(text) == truth
+    assert task.format(truth) == (text or None)
 
 
 def test_classes_come_back_in_the_order_of_the_recipe():
-    assert MARKERS.text(MARKERS.truth(" her2 ; er")) == "er;her2"
+    assert MARKERS.format(MARKERS.parse(" her2 ; er")) == "er;her2"
 
 
 ODD = [(GRADE, "worst"), (GRADE, "low;mid"), (MARKERS, "er;ki67"), (MARKERS, "er;")]
@@ -36,7 +36,7 @@ ODD = [(GRADE, "worst"), (GRADE, "low;mid"), (MARKERS, "er;ki67"), (MARKERS, "er
 @pytest.mark.parametrize(("task", "text"), ODD)
 def test_what_is_no_class_is_refused_by_name(task, text):
     with pytest.raises(ValueError, match=r"not a class of the recipe \("):
-        task.truth(text)
+        task.parse(text)
 
 
 def test_the_answer_is_the_most_probable_class_or_all_from_a_half_on():

@@ -11,7 +11,7 @@ SEPARATOR = ";"
 NONE = "none"
 """Says in a multi-label column that no class holds. An empty cell says that nothing is known."""
 
-Truth: TypeAlias = int | tuple[bool, ...] | None
+Target: TypeAlias = int | tuple[bool, ...] | None
 """Known label of one slide in one task: class number, whether each class holds, or None where it is unknown."""
 
 Split = Literal["train", "val", "test"]
@@ -43,7 +43,7 @@ class Task:
         """Number of classes (C_t)."""
         return len(self.classes)
 
-    def truth(self, text: str | None) -> Truth:
+    def parse(self, text: str | None) -> Target:
         """Parse a label cell of the manifest; return None for an empty one.
 
         Raises
@@ -61,19 +61,19 @@ class Task:
             raise ValueError(f"`{odd[0]}` is not a class of the recipe ({', '.join(self.classes)})")
         return self.classes.index(text) if self.kind == "single" else tuple(c in named for c in self.classes)
 
-    def text(self, truth: Truth) -> str | None:
-        """Return the cell that a manifest would hold; the inverse of :meth:`truth`."""
+    def format(self, truth: Target) -> str | None:
+        """Return the cell that a manifest would hold; the inverse of :meth:`parse`."""
         if truth is None:
             return None
         if isinstance(truth, int):
             return self.classes[truth]
         return SEPARATOR.join(c for c, holds in zip(self.classes, truth, strict=True) if holds) or NONE
 
-    def is_positive(self, truth: Truth) -> bool:
+    def is_positive(self, truth: Target) -> bool:
         """Tell whether the last class holds, which is the positive one of the heatmap."""
         return truth == self.width - 1 if isinstance(truth, int) else truth is not None and truth[-1]
 
-    def is_negative(self, truth: Truth) -> bool:
+    def is_negative(self, truth: Target) -> bool:
         """Tell whether the label is known to be the first class, or no class in a multi-label task."""
         return truth == 0 if isinstance(truth, int) else truth is not None and not any(truth)
 

@@ -37,7 +37,7 @@ from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.prediction.scored import predicted
+from wsi_ips.pipeline.slide_predictions import predicted
 
 ENCODER = f"timm:{digit_encoder.__name__}"
 RECIPE = Path(__file__).parents[2] / "pipelines" / "megapixel_digits.yaml"

@@ -25,7 +25,7 @@ from wsi_ips.evaluation import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.prediction.scored import predicted
+from wsi_ips.pipeline.slide_predictions import predicted
 
 Figures = dict[str, Any]
 NO_SELECTION = {EVEN: True, "training.exploration": 0.0}
@@ -182,7 +182,7 @@ def _row(run: Run, record: Any) -> Figures:
     is_tumour = fraction > TUMOUR_TILE
     return {
         "slide_id": record.slide_id,
-        "truth": not run.recipe.labels.tasks[0].is_negative(run.truth(record)),
+        "truth": not run.recipe.labels.tasks[0].is_negative(run.target(record)),
         "score": entry.probabilities[0][-1],
         "tumour": is_tumour,
         "tiles": entry.positive_probability,

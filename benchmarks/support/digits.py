@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 from wsi_ips.annotations import write_asap
 from wsi_ips.geometry import Size
 from wsi_ips.provenance import atomic_path
-from wsi_ips.slides.aperio import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
+from wsi_ips.slides.aperio_writer import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
 from wsi_ips.slides.base import RGB
 
 Ink = NDArray[np.float32]

@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_ips.slides.histology import TEXTURES, Stain, make_texture
+from wsi_ips.slides.synthetic_textures import TEXTURES, Stain, make_texture
 
 VARIANTS = 400
 """Different tiles in a slide; each is stored again wherever it is shown, as in a real file."""

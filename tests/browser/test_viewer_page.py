@@ -17,7 +17,7 @@ import pytest
 from tests.viewing import Served, served
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.view import RunCollection, view_recipe
+from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
 from wsi_ips.tiles import read_index
 from wsi_ips.viewer.assets import find_library
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.errors import ManifestError, SlideNotFoundError, ViewerError
-from wsi_ips.pipeline.view import RunCollection, collection_of
+from wsi_ips.pipeline.run_viewer import RunCollection, collection_of
 from wsi_ips.viewer import Review, ReviewStore, SlideFiles
 from wsi_ips.viewer.assets import find_library
 
@@ -100,7 +100,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
 
 def test_torch_is_not_loaded_to_look_at_a_run(run_to_view: Path):
     code = (
-        "import sys; from wsi_ips.pipeline.view import collection_of; c = collection_of(sys.argv[1:]); "
+        "import sys; from wsi_ips.pipeline.run_viewer import collection_of; c = collection_of(sys.argv[1:]); "
         "c.detail(c.entries()[-3].slide_id); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(run_to_view)], capture_output=True, text=True, check=True)

@@ -83,8 +83,8 @@ def simulated(slides: int, temperature: float) -> tuple[list[int], list[tuple[fl
 
 
 def test_the_planted_temperature_is_found_and_the_threshold_is_a_calibrated_one():
-    truths, said = simulated(4000, 2.5)
-    found = fit_task(BINARY, [*truths, None], [*said, (0.0, 1.0)])
+    targets, said = simulated(4000, 2.5)
+    found = fit_task(BINARY, [*targets, None], [*said, (0.0, 1.0)])
     assert found.temperature == pytest.approx(2.5, rel=0.1)
     assert found.slides == 4000
     assert found.note == ""
@@ -122,19 +122,19 @@ def test_too_few_slides_leave_the_defaults_and_say_so():
 
 
 def test_decided_by_tiles_a_few_slides_fix_the_threshold_for_the_default_is_worth_nothing():
-    truths, said = [0, 0, 0, 1, 1, 1], [(0.4, 0.6)] * 3 + [(0.1, 0.9)] * 3
-    found = fit_task(BINARY, truths, said, "tiles")
+    targets, said = [0, 0, 0, 1, 1, 1], [(0.4, 0.6)] * 3 + [(0.1, 0.9)] * 3
+    found = fit_task(BINARY, targets, said, "tiles")
     assert (found.temperature, found.decision, found.thresholds_from) == (1.0, "tiles", "validation")
     assert found.thresholds == pytest.approx((0.75,))
     assert "threshold of `tumor`: from few validation slides, 3 of one kind" in found.note
-    assert fit_task(BINARY, truths[1:], said[1:], "tiles").thresholds == (0.5,)
-    assert fit_task(BINARY, truths, said).thresholds == (0.5,)
+    assert fit_task(BINARY, targets[1:], said[1:], "tiles").thresholds == (0.5,)
+    assert fit_task(BINARY, targets, said).thresholds == (0.5,)
 
 
 def test_slides_that_are_all_right_fix_a_threshold_and_no_temperature():
-    truths = [0] * 20 + [1] * 20
+    targets = [0] * 20 + [1] * 20
     said = [(0.9, 0.1)] * 20 + [(0.3, 0.7)] * 20
-    found = fit_task(BINARY, truths, said)
+    found = fit_task(BINARY, targets, said)
     assert found.temperature == 1
     assert found.thresholds == pytest.approx((0.4,))
     assert "no finite one fits" in found.note

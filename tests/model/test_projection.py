@@ -9,7 +9,7 @@ import torch
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model import build_encoder, encoder_spec
-from wsi_ips.model.card import EncoderSpec
+from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.encoder import Projector
 from wsi_ips.model.fused_resnet import can_fuse
 from wsi_ips.model.scan_encoders import auto

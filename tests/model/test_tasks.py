@@ -10,15 +10,15 @@ from torch.nn import functional
 
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.model.tasks import (
+from wsi_ips.model.task_losses import (
     UNKNOWN,
     is_known,
     is_negative,
     probabilities,
     share_right,
+    target_tensors,
     task_loss,
     task_losses_each,
-    truth_tensors,
 )
 
 TASKS = (Task("grade", ("low", "mid", "high")), Task("markers", ("a", "b", "c", "d"), "multi"))
@@ -66,25 +66,25 @@ def test_probabilities_sum_to_one_where_one_class_holds():
 
 def test_the_loss_is_the_mean_of_the_losses_of_the_tasks():
     logits = torch.randn(4, 7, dtype=torch.float64)
-    truths = [torch.tensor([0, 2, 1, 1]), torch.randint(0, 2, (4, 4)).double()]
-    single = functional.cross_entropy(logits[:, :3], truths[0])
-    multi = functional.binary_cross_entropy(logits[:, 3:].sigmoid(), truths[1])
-    torch.testing.assert_close(task_loss(logits, truths, TASKS), (single + multi) / 2)
+    targets = [torch.tensor([0, 2, 1, 1]), torch.randint(0, 2, (4, 4)).double()]
+    single = functional.cross_entropy(logits[:, :3], targets[0])
+    multi = functional.binary_cross_entropy(logits[:, 3:].sigmoid(), targets[1])
+    torch.testing.assert_close(task_loss(logits, targets, TASKS), (single + multi) / 2)
 
 
 def test_slides_whose_label_is_unknown_do_not_count():
     logits = torch.randn(3, 7)
-    truths = [torch.tensor([0, UNKNOWN, 1]), torch.tensor([[1.0, torch.nan, 0, 1]] * 3)]
+    targets = [torch.tensor([0, UNKNOWN, 1]), torch.tensor([[1.0, torch.nan, 0, 1]] * 3)]
     changed = logits.clone()
     changed[1, :3] += 5
     changed[:, 4] += 5
-    torch.testing.assert_close(task_loss(changed, truths, TASKS), task_loss(logits, truths, TASKS))
+    torch.testing.assert_close(task_loss(changed, targets, TASKS), task_loss(logits, targets, TASKS))
 
 
 def test_a_task_without_any_known_label_counts_as_nothing():
     logits = torch.randn(2, 7, requires_grad=True)
-    truths = [torch.full((2,), UNKNOWN), torch.full((2, 4), torch.nan)]
-    loss = task_loss(logits, truths, TASKS)
+    targets = [torch.full((2,), UNKNOWN), torch.full((2, 4), torch.nan)]
+    loss = task_loss(logits, targets, TASKS)
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -92,25 +92,25 @@ def test_a_task_without_any_known_label_counts_as_nothing():
 
 def test_losses_of_each_row_add_up_to_the_loss():
     logits = torch.randn(4, 7)
-    truths = [torch.tensor([0, 2, UNKNOWN, 1]), torch.randint(0, 2, (4, 4)).float()]
-    truths[1][3] = torch.nan
-    each = task_losses_each(logits, truths, TASKS, weights=[None, None])
+    targets = [torch.tensor([0, 2, UNKNOWN, 1]), torch.randint(0, 2, (4, 4)).float()]
+    targets[1][3] = torch.nan
+    each = task_losses_each(logits, targets, TASKS, weights=[None, None])
     assert each.shape == (4, 2)
     assert each[2, 0] == each[3, 1] == 0
-    torch.testing.assert_close(each.sum(0).div(3).mean(), task_loss(logits, truths, TASKS))
+    torch.testing.assert_close(each.sum(0).div(3).mean(), task_loss(logits, targets, TASKS))
 
 
 def test_the_share_right_is_the_mean_over_tasks_of_what_is_known():
     logits = torch.tensor([[3.0, 0, 0, 1, -1, 1, -1], [0, 3, 0, 1, 1, 1, 1]])
-    truths = truth_tensors([(0, (True, False, False, False)), (None, (True, True, True, True))], TASKS)
-    assert share_right(logits, truths, TASKS) == pytest.approx((1 + 7 / 8) / 2)
-    assert math.isnan(share_right(logits, truth_tensors([(None, None)] * 2, TASKS), TASKS))
+    targets = target_tensors([(0, (True, False, False, False)), (None, (True, True, True, True))], TASKS)
+    assert share_right(logits, targets, TASKS) == pytest.approx((1 + 7 / 8) / 2)
+    assert math.isnan(share_right(logits, target_tensors([(None, None)] * 2, TASKS), TASKS))
 
 
 def test_negative_slides_hold_the_first_class_or_none():
-    truths = truth_tensors([(0, (False,) * 4), (1, (False, True, False, False)), (None, None)], TASKS)
-    assert is_negative(truths, TASKS)[:2].tolist() == [[True, True], [False, False]]
-    assert is_known(truths, TASKS).tolist() == [[True, True], [True, True], [False, False]]
+    targets = target_tensors([(0, (False,) * 4), (1, (False, True, False, False)), (None, None)], TASKS)
+    assert is_negative(targets, TASKS)[:2].tolist() == [[True, True], [False, False]]
+    assert is_known(targets, TASKS).tolist() == [[True, True], [True, True], [False, False]]
 
 
 @pytest.mark.parametrize(

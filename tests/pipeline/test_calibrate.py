@@ -16,13 +16,13 @@ from wsi_ips.evaluation.calibration import CALIBRATION_NAME
 from wsi_ips.inference import read_scores, write_scores
 from wsi_ips.inference.decision import by_tiles
 from wsi_ips.labels import Task
-from wsi_ips.model.card import CARD_NAME
+from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.prediction.predict import predict_stage
-from wsi_ips.pipeline.prediction.scored import model_calibration
+from wsi_ips.pipeline.predict_stage import predict_stage
 from wsi_ips.pipeline.progress import Silent
-from wsi_ips.pipeline.tiling.tile import tile_stage
+from wsi_ips.pipeline.slide_predictions import model_calibration
+from wsi_ips.pipeline.tile_stage import tile_stage
 
 BINARY = Task("label", ("normal", "tumor"))
 

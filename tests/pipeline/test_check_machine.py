@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
-from wsi_ips.pipeline.checks import check_machine as module
-from wsi_ips.pipeline.checks.check_machine import Finding, check_machine
+from wsi_ips.pipeline import check_machine as module
+from wsi_ips.pipeline.check_machine import Finding, check_machine
 
 
 def invoke(*arguments: object):

@@ -14,8 +14,8 @@ from tests.pyramids import gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.manifest.unlisted import Unlisted, unlisted_files
-from wsi_ips.pipeline.checks import check_slides
-from wsi_ips.pipeline.checks.check_slides import (
+from wsi_ips.pipeline import check_slides
+from wsi_ips.pipeline.check_slides import (
     TISSUE_SHARE,
     CheckedSlide,
     CheckReport,

@@ -13,7 +13,7 @@ from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.cohort import read_cohort
+from wsi_ips.pipeline.recipe_cohort import read_cohort
 
 
 def recipe_of(folder: Path, **values: object) -> Path:
@@ -79,7 +79,7 @@ def test_labels_count_as_others(tmp_path):
         "map": {"negative": "normal", "itc": None, "micro": "tumor", "macro": "tumor"},
     }
     run = Run.open(load_recipe(recipe_of(tmp_path, labels=labels)))
-    assert [run.truth(r) for r in run.records] == [0, None, 1, 1, 1, None]
+    assert [run.target(r) for r in run.records] == [0, None, 1, 1, 1, None]
 
 
 def test_the_same_column_may_be_asked_twice(tmp_path):
@@ -90,7 +90,7 @@ def test_the_same_column_may_be_asked_twice(tmp_path):
         "further": {"node": {"column": "label", "classes": ["negative", "itc", "micro", "macro"]}},
     }
     run = Run.open(load_recipe(recipe_of(tmp_path, labels=labels)))
-    assert [run.truths[r.slide_id] for r in run.records] == [(0, 0), (1, 3)]
+    assert [run.targets[r.slide_id] for r in run.records] == [(0, 0), (1, 3)]
 
 
 def test_a_label_cannot_count_as_what_is_no_class(tmp_path):

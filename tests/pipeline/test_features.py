@@ -22,9 +22,9 @@ from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.pipeline import Run, run_pipeline, run_until
-from wsi_ips.pipeline.learning.feature_source import feature_source
-from wsi_ips.pipeline.learning.features_stage import features_stage
-from wsi_ips.pipeline.learning.train import train_stage
+from wsi_ips.pipeline.feature_source import feature_source
+from wsi_ips.pipeline.features_stage import features_stage
+from wsi_ips.pipeline.train_stage import train_stage
 from wsi_ips.tiles import open_features, read_index
 from wsi_ips.training.model_building import frozen_encoder
 

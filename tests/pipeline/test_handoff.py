@@ -19,11 +19,11 @@ from wsi_ips.annotations import read_asap
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.inference import SlideScores, write_scores
 from wsi_ips.model import ModelCard, save_checkpoint
-from wsi_ips.model.card import EncoderSpec, checkpoint_fingerprint
 from wsi_ips.model.checkpoint import build_net
+from wsi_ips.model.checkpoint_card import EncoderSpec, checkpoint_fingerprint
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.demo_slides import make_slides
-from wsi_ips.pipeline.prediction.scored import scores_fingerprint
+from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
 FILES = {
     "_probability.png",

@@ -22,9 +22,9 @@ from wsi_ips.evaluation.calibration import Calibration, TaskCalibration, write_c
 from wsi_ips.inference import read_scores
 from wsi_ips.labels import Task
 from wsi_ips.model import read_card
-from wsi_ips.model.card import checkpoint_fingerprint, write_card
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, write_card
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.prediction.new_slides import new_slides
+from wsi_ips.pipeline.new_slides import new_slides
 
 HERE = ("--set", "compute.workers=0")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsi_ips.pipeline.tiling import tile
-from wsi_ips.pipeline.tiling.tile import Pace
+from wsi_ips.pipeline import tile_stage as tile
+from wsi_ips.pipeline.tile_stage import Pace
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.manifest import Splits, read_splits, write_splits
 from wsi_ips.manifest.make_splits import SplitPlan
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.checks.split import require_no_leak, split_cohort
+from wsi_ips.pipeline.split_cohort import require_no_leak, split_cohort
 
 
 def invoke(*arguments: object):

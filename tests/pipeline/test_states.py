@@ -15,9 +15,9 @@ import pytest
 
 from wsi_ips.database import transaction
 from wsi_ips.errors import RunDatabaseError, UnsupportedSlideError
-from wsi_ips.pipeline import states
-from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.states import SlideState, StateTable, read_states
+from wsi_ips.pipeline import slide_states as states
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.slide_states import SlideState, StateTable, read_states
 from wsi_ips.viewer import Review, ReviewStore
 
 NAMES = ["a", "b", "c"]
@@ -78,8 +78,8 @@ def test_a_long_stage_exports_in_between(folder, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.states import StateTable
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.slide_states import StateTable
 table = StateTable.read(RunFolder(Path(sys.argv[1])), [str(n) for n in range(20)])
 for n in range(20):
     table.update(str(n), state="ok", tiles=n)

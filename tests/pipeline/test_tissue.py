@@ -19,9 +19,9 @@ from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.geometry import Point, Size
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.slides.histology import Stain
-from wsi_ips.slides.layout import PlannedBlob
-from wsi_ips.slides.synthetic import SyntheticSlide, write_synthetic_slide
+from wsi_ips.slides.synthetic_slide import SyntheticSlide, write_synthetic_slide
+from wsi_ips.slides.synthetic_textures import Stain
+from wsi_ips.slides.synthetic_tissue import PlannedBlob
 
 STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
 
@@ -123,5 +123,5 @@ def test_the_sheet_is_made_anew_by_its_command(cohort):
 
 
 def test_tiling_a_slide_imports_no_torch():
-    code = "import sys, wsi_ips.pipeline.tiling.slide; sys.exit('torch' in sys.modules)"
+    code = "import sys, wsi_ips.pipeline.tile_slide; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,9 +14,9 @@ from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.geometry import Box, Scale
 from wsi_ips.inference import read_scores, write_scores
-from wsi_ips.pipeline.maps.layers import TISSUE, layer_of
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.view import RunCollection, view_recipe
+from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
+from wsi_ips.pipeline.viewer_layers import TISSUE, layer_of
 from wsi_ips.slides import ArrayReader
 from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tissue import TissueMask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from wsi_ips.results.sheet import PER_PAGE, SheetEntry, render_sheet
+from wsi_ips.results.contact_sheet import PER_PAGE, SheetEntry, render_sheet
 
 FACTS = {
     "tiles": 12,

@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 from wsi_ips.annotations import read_asap
 from wsi_ips.geometry import Point, Size
 from wsi_ips.slides import open_slide, read_thumbnail
-from wsi_ips.slides.layout import PlannedBlob
-from wsi_ips.slides.synthetic import Stain, SyntheticSlide, write_synthetic_slide
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort, plan_slides
+from wsi_ips.slides.synthetic_slide import Stain, SyntheticSlide, write_synthetic_slide
+from wsi_ips.slides.synthetic_tissue import PlannedBlob
 
 STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 242))
 SLIDE = SyntheticSlide(

@@ -73,7 +73,7 @@ def test_learns_to_tell_slides_apart_by_a_few_tiles():
     prepare = plain_patches(torch.device("cpu"))
     for slide in [LabelledSlide(textured_slide("new0", label=0, seed=90), (0,)), *cohort(2)[1:]]:
         kept = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))
-        assert int(slide_logits(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.truths[0]
+        assert int(slide_logits(net, [slide.tiles], kept, prepare)[0].argmax()) == slide.targets[0]
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -122,7 +122,7 @@ def test_tile_dropout_draws_other_tiles_each_epoch():
 
 
 def test_one_class_only_is_refused_with_the_columns_to_check():
-    slides = [replace(slide, truths=(1,)) for slide in cohort(3)]
+    slides = [replace(slide, targets=(1,)) for slide in cohort(3)]
     with pytest.raises(TrainingError, match=r"`label`.*all alike \(normal 0, tumor 3\).*`split`"):
         trainer(small_net()).fit(slides, [])
 
@@ -141,7 +141,7 @@ def test_validation_loss_is_that_of_the_whole_slide():
     expected = []
     for slide in slides:
         kept = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))
-        probability = net.probabilities(slide_logits(net, [slide.tiles], kept, prepare))[0, slide.truths[0]]
+        probability = net.probabilities(slide_logits(net, [slide.tiles], kept, prepare))[0, slide.targets[0]]
         expected.append(-math.log(float(probability)))
     assert trainer(net)._validate(slides).loss == pytest.approx(np.mean(expected), rel=1e-5)
 

@@ -38,7 +38,7 @@ def two_task_net() -> IpsNet:
 def two_task_slides() -> list[LabelledSlide]:
     marks = [(True, False), None, (False, False), (True, True), (False, True)]
     labels = [0, 1, None, 0, 1]
-    return [replace(s, truths=(a, b)) for s, a, b in zip(cohort(5), labels, marks, strict=True)]
+    return [replace(s, targets=(a, b)) for s, a, b in zip(cohort(5), labels, marks, strict=True)]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
@@ -121,7 +121,7 @@ def test_an_order_that_is_not_balanced_is_every_slide_once():
 
 
 def test_another_view_of_a_slide_has_other_tiles_and_weights_are_not_balanced_twice():
-    slides = [replace(slide, truths=(int(i == 0),)) for i, slide in enumerate(cohort(4))]
+    slides = [replace(slide, targets=(int(i == 0),)) for i, slide in enumerate(cohort(4))]
     listener = Recorder()
     loop = trainer(small_net(), listener=listener, balance="sampling", tile_dropout=0.5)
     first, again = (loop.step.choice._request(0, replace(slides[0], view=view), 1).tiles.tolist() for view in (0, 1))
@@ -174,8 +174,8 @@ def test_validation_auc_is_scikit_learns():
     slides = cohort(7)
     loop = trainer(small_net())
     found = loop._validate(slides)
-    alone = [loop._validate([replace(slide, truths=(1,))]).loss for slide in slides]  # -log p(class 1)
-    assert found.auc == pytest.approx(roc_auc_score([s.truths[0] for s in slides], np.exp(-np.array(alone))))
+    alone = [loop._validate([replace(slide, targets=(1,))]).loss for slide in slides]  # -log p(class 1)
+    assert found.auc == pytest.approx(roc_auc_score([s.targets[0] for s in slides], np.exp(-np.array(alone))))
     assert loop._validate(slides[:1]).auc is None
 
 

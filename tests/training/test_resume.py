@@ -72,7 +72,7 @@ def fit(
     loop.step.learn = step
     state = StateFile(path, "this", every_s=every_s) if path else None
     torch.manual_seed(11)
-    val = [replace(s, truths=(s.truths[0] ^ val_is_wrong,)) for s in cohort(2)]
+    val = [replace(s, targets=(s.targets[0] ^ val_is_wrong,)) for s in cohort(2)]
     loop.fit(cohort(4), val, file=state)
     return loop.result, listener.records
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from tests.cohort import PATCH_PX, textured_slide
 from tests.training.test_loop import Recorder
 from wsi_ips.config import ComputeSection, PlannedTraining
-from wsi_ips.labels import Task, Truth
+from wsi_ips.labels import Target, Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.training import loss as training_loss
 from wsi_ips.training.gradient import SavedBytes, uses_batch_statistics
@@ -171,9 +171,9 @@ def test_tasks_learn_together_each_from_what_is_known_of_it():
     tiles = [textured_slide(f"s{i}", label=i % 2, seed=i) for i in range(2)]
     weights = [torch.ones(3), torch.ones(2)]
 
-    def gradients(truths: list[tuple[Truth, ...]]) -> dict[str, Tensor]:
+    def gradients(targets: list[tuple[Target, ...]]) -> dict[str, Tensor]:
         torch.manual_seed(7)
-        batch = [LabelledSlide(*pair) for pair in zip(tiles, truths, strict=True)]
+        batch = [LabelledSlide(*pair) for pair in zip(tiles, targets, strict=True)]
         loss, right = learner.step.learn(batch, SELECTING, weights, torch.optim.SGD(learner.net.parameters(), lr=0.0))
         assert np.isfinite(loss)
         assert 0 <= right <= 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations.asap import HOLE_GROUPS, TUMOUR_GROUPS, Regions, read_asap
+from wsi_ips.annotations.asap_xml import HOLE_GROUPS, TUMOUR_GROUPS, Regions, read_asap
 from wsi_ips.annotations.geojson import Area, read_geojson
 from wsi_ips.errors import AnnotationError
 from wsi_ips.geometry import Point

@@ -61,7 +61,7 @@ def split(
     """
     with explained(debug=debug):
         from wsi_ips.manifest import write_splits
-        from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
+        from wsi_ips.pipeline.split_cohort import SplitPlan, split_cohort
 
         if hold_out and not by:
             raise RecipeError("--holdout: name the column of the centres with --by")
@@ -118,7 +118,7 @@ def tile(
         loaded = read_recipe(recipe, settings, options)
         run = run_until(loaded, "features" if source and loaded.features.imported else "tile", Bars())
         if source is not None:
-            from wsi_ips.pipeline.tiling.clam_trident import imported_tiles
+            from wsi_ips.pipeline.clam_trident import imported_tiles
 
             print_imported(run.states, imported_tiles(run), source, features)
         else:
@@ -175,7 +175,7 @@ def status(
 
 def _write_pages(run: Run, *, sheet: bool, report: bool) -> None:
     if sheet:
-        from wsi_ips.pipeline.tiling.sheet import sheet_stage
+        from wsi_ips.pipeline.tissue_sheet import sheet_stage
 
         out.print(f"contact sheet: {sheet_stage(run)}", soft_wrap=True)
     if report:

@@ -26,7 +26,7 @@ from wsi_ips.cli.program import (
     overrides_of,
     read_recipe,
 )
-from wsi_ips.cluster.launch import Launch
+from wsi_ips.cluster.torchrun import Launch
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -126,7 +126,7 @@ def cross_validate(
     ensemble.csv (mean of all models for slides in no part) and cross_validation.json. Run it again to continue.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.learning.crossval import cross_validate as run_folds
+        from wsi_ips.pipeline.cross_validation import cross_validate as run_folds
 
         found = run_folds(read_recipe(recipe, settings), folds=folds, by=by, progress=Bars())
         print_cross_validation(found)
@@ -224,7 +224,7 @@ def _end(run: Run) -> None:
 
 def _train_along(recipe: Recipe) -> None:
     """Take part in a training that the first process leads; prints nothing and writes no file."""
-    from wsi_ips.pipeline.learning.train import train_along
+    from wsi_ips.pipeline.train_stage import train_along
 
     train_along(recipe)
 
@@ -239,7 +239,7 @@ def _of_bundle(
     targets: Sequence[str], checkpoint: Path | None, output: Path | None, values: dict[str, Any], mpp: float | None
 ) -> tuple[Recipe, Sequence[str]]:
     """Make the recipe of a call without a recipe, and list its slides."""
-    from wsi_ips.pipeline.prediction.new_slides import bundle_folder, default_output, new_slides
+    from wsi_ips.pipeline.new_slides import bundle_folder, default_output, new_slides
 
     if checkpoint is None:
         raise RecipeError(

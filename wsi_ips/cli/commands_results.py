@@ -149,7 +149,7 @@ def view(
     The server is local. Nothing leaves this machine, and nothing but reviews is written.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.view import collection_of
+        from wsi_ips.pipeline.run_viewer import collection_of
         from wsi_ips.viewer import ServerOptions, serve
 
         collection = collection_of(targets)
@@ -199,7 +199,7 @@ def export_tiles_of_run(
     """
     with explained(debug=debug):
         from wsi_ips.pipeline import Run
-        from wsi_ips.pipeline.tiling.clam_trident import export_tiles
+        from wsi_ips.pipeline.clam_trident import export_tiles
 
         with Run.open(read_recipe(recipe, settings), Bars()) as run:
             outcome = export_tiles(run, kind, output, slides or [], features=features)
@@ -216,7 +216,7 @@ def export_qupath_project(target: RunOrRecipe, output: Output, slides: Slides = 
     slide files.
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.maps.export_maps import export_qupath
+        from wsi_ips.pipeline.export_maps import export_qupath
 
         with _opened(target) as run:
             found = export_qupath(run, output, slides or ())
@@ -234,7 +234,7 @@ def export_dicom_maps(target: RunOrRecipe, output: Output, slides: Slides = None
     not DICOM is refused (exit code 3).
     """
     with explained(debug=debug):
-        from wsi_ips.pipeline.maps.export_maps import export_dicom
+        from wsi_ips.pipeline.export_maps import export_dicom
 
         with _opened(target) as run:
             found = export_dicom(run, output, slides or ())
@@ -249,7 +249,7 @@ def export_dicom_maps(target: RunOrRecipe, output: Output, slides: Slides = None
 
 def _opened(target: Path) -> Run:
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.view import view_recipe
+    from wsi_ips.pipeline.run_viewer import view_recipe
 
     return Run.open(view_recipe(target), Bars())
 

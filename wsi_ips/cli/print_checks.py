@@ -14,9 +14,9 @@ from wsi_ips.cli.console import few, out, say
 
 if TYPE_CHECKING:
     from wsi_ips.model.presets import Preset
-    from wsi_ips.pipeline.checks.check_machine import Finding, Verdict
-    from wsi_ips.pipeline.checks.check_slides import CheckReport
-    from wsi_ips.pipeline.checks.split import SplitOutcome
+    from wsi_ips.pipeline.check_machine import Finding, Verdict
+    from wsi_ips.pipeline.check_slides import CheckReport
+    from wsi_ips.pipeline.split_cohort import SplitOutcome
 
 SHOWN = 10
 BAR = 24
@@ -43,7 +43,7 @@ def print_findings(findings: Sequence[Finding], *, only_problems: bool) -> None:
 
 def print_report(report: CheckReport) -> None:
     """Print headers, scales, decoders, copies, files in no row, expected tiles, remarks, problems and counts."""
-    from wsi_ips.pipeline.checks.check_slides import TISSUE_SHARE
+    from wsi_ips.pipeline.check_slides import TISSUE_SHARE
 
     table = Table("slide", "by", "level 0 px", "lv", "µm/px", "MB", "tiles", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"

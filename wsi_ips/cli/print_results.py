@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from wsi_ips.evaluation.calibration import Calibration
     from wsi_ips.inference.verdict import Verdict
     from wsi_ips.labels import Task
-    from wsi_ips.pipeline.learning.crossval import CrossValidation
-    from wsi_ips.pipeline.prediction.scored import PredictedSlide
+    from wsi_ips.pipeline.cross_validation import CrossValidation
+    from wsi_ips.pipeline.slide_predictions import PredictedSlide
     from wsi_ips.pipeline.stages import Outcome, Predictions
     from wsi_ips.results.draw_scores import DrawnMap
 
@@ -85,7 +85,7 @@ def _cells(slide: PredictedSlide, tasks: Sequence[Task]) -> Iterator[str]:
 
 
 def _probability(task: Task, verdict: Verdict) -> str:
-    from wsi_ips.results.frame import probability_text
+    from wsi_ips.results.picture_page import probability_text
 
     if _is_binary(task):
         return probability_text(verdict.probability[-1])
@@ -114,7 +114,7 @@ def _readings(tasks: Sequence[Task], calibration: Calibration) -> Iterator[str]:
 
 def print_cross_validation(found: CrossValidation) -> None:
     """Print the figures per fold and over all folds, and where the files are."""
-    from wsi_ips.pipeline.learning.crossval import figures_of
+    from wsi_ips.pipeline.cross_validation import figures_of
 
     table = Table("fold", "slides tested", "AUC (95 % interval)", box=None, pad_edge=False)
     for row in figures_of(found.folds):

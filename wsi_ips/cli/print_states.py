@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from wsi_ips.pipeline.states import SlideState, State
-    from wsi_ips.pipeline.tiling.clam_trident import ExportedTiles, ImportedTiles
+    from wsi_ips.pipeline.clam_trident import ExportedTiles, ImportedTiles
+    from wsi_ips.pipeline.slide_states import SlideState, State
     from wsi_ips.pipeline.verify import Verified
 
 COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}

@@ -12,7 +12,7 @@ import yaml
 
 from wsi_ips import __version__
 from wsi_ips.cli.console import out
-from wsi_ips.cluster.launch import Launch
+from wsi_ips.cluster.torchrun import Launch
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 
@@ -113,7 +113,7 @@ def overrides_of(settings: Sequence[str] | None, options: Mapping[str, Any]) -> 
 
 def checkpoint_of(folder: Path | None) -> str | None:
     """Return the model folder that an option ``--checkpoint`` means; it may name a run folder."""
-    from wsi_ips.pipeline.prediction.new_slides import bundle_folder
+    from wsi_ips.pipeline.new_slides import bundle_folder
 
     return None if folder is None else str(bundle_folder(folder.resolve()))
 

@@ -6,7 +6,6 @@ changes speed but no result, so it is in no fingerprint.
 """
 
 from wsi_ips.config.loading import load_recipe
-from wsi_ips.config.planned import PlannedTraining, planned
 from wsi_ips.config.sections import (
     AugmentSection,
     ComputeSection,
@@ -26,6 +25,7 @@ from wsi_ips.config.sections import (
     TrackingSection,
     TrainingSection,
 )
+from wsi_ips.config.training_length import PlannedTraining, planned
 
 __all__ = [
     "AugmentSection",

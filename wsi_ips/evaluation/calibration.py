@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from wsi_ips.errors import CheckpointError, EvaluationError
 from wsi_ips.evaluation.classification import Floats, split_scores
-from wsi_ips.labels import Task, Truth
+from wsi_ips.labels import Target, Task
 from wsi_ips.provenance import atomic_write_json, fingerprint
 
 SCHEMA_VERSION = 1
@@ -209,7 +209,7 @@ def fixed_threshold(truth: ArrayLike, score: ArrayLike) -> float:
 
 def fit_task(
     task: Task,
-    truths: Sequence[Truth],
+    targets: Sequence[Target],
     probabilities: Sequence[tuple[float, ...]],
     decision: DecisionName = "pooled",
 ) -> TaskCalibration:
@@ -219,7 +219,7 @@ def fit_task(
     ----------
     task
         The task.
-    truths
+    targets
         Labels of the validation slides; None where unknown.
     probabilities
         Uncalibrated probabilities of the same slides.
@@ -231,7 +231,7 @@ def fit_task(
     TaskCalibration
         Values with too few slides keep their defaults, and a note says so.
     """
-    known = [(truth, p) for truth, p in zip(truths, probabilities, strict=True) if truth is not None]
+    known = [(truth, p) for truth, p in zip(targets, probabilities, strict=True) if truth is not None]
     if not known:
         note = f"no validation slides: temperature 1, threshold {DEFAULT_THRESHOLD}"
         return TaskCalibration.default(task, note, decision)

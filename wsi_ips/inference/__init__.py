@@ -6,7 +6,7 @@ Prediction is loaded on first use: stored scores can be shown where torch is not
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wsi_ips.inference.scores import SlideScores, read_scores, stored_fingerprint, write_scores
+from wsi_ips.inference.slide_scores import SlideScores, read_scores, stored_fingerprint, write_scores
 
 if TYPE_CHECKING:
     from wsi_ips.inference.selfcheck import recompute

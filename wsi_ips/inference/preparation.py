@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from wsi_ips.config import Recipe, Section, SlidesSection, TilesSection, TissueSection
 from wsi_ips.errors import CheckpointError
-from wsi_ips.model.card import ModelCard
+from wsi_ips.model.checkpoint_card import ModelCard
 
 SECTIONS: dict[str, type[Section]] = {"slides": SlidesSection, "tissue": TissueSection, "tiles": TilesSection}
 STORAGE = frozenset(["store", "location", "imported", "shared"])

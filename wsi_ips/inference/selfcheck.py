@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from wsi_ips.errors import ScoresError
-from wsi_ips.inference.scores import SlideScores
+from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import best_tiles
 

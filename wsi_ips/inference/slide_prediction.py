@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from wsi_ips.errors import ScoresError
-from wsi_ips.inference.scores import SlideScores
+from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.model.encoder import Encode
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_backends import SCAN_BACKENDS, ScanCheck

@@ -6,7 +6,7 @@ Names that need torch are loaded on first use: cards and scores can be read wher
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wsi_ips.model.card import EncoderSpec, ModelCard, NetSettings, read_card
+from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, NetSettings, read_card
 from wsi_ips.model.selection import Selection, SlideToScan, merge, scan, selection_score
 
 if TYPE_CHECKING:

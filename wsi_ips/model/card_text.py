@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsi_ips.model.card import ModelCard
+from wsi_ips.model.checkpoint_card import ModelCard
 from wsi_ips.model.encoders import find_preset
 
 

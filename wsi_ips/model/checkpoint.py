@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
-from wsi_ips.model.card import WEIGHTS_NAME, ModelCard, read_card, write_card
+from wsi_ips.model.checkpoint_card import WEIGHTS_NAME, ModelCard, read_card, write_card
 from wsi_ips.model.encoder_families import build_encoder
 from wsi_ips.model.freezing import plain_state
 from wsi_ips.model.net import IpsNet

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_ips.errors import CheckpointError, RecipeError
-from wsi_ips.model.card import EncoderSpec
+from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.presets import PoolingOfTokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

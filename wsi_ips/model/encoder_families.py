@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from wsi_ips.errors import CheckpointError, RecipeError
-from wsi_ips.model.card import EncoderSpec
+from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.encoder import Encoder, StoredTrunk
 from wsi_ips.model.encoders import ENCODERS, RESNET, TIMM, find_preset
 from wsi_ips.model.published import access_explained, hub_config, is_on_hub, read_weights, timm_arguments

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsi_ips.model.card import NetSettings
+from wsi_ips.model.checkpoint_card import NetSettings
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.pooling import Pooling
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.model.position import SinusoidalPosition
-from wsi_ips.model.tasks import probabilities
+from wsi_ips.model.task_losses import probabilities
 
 Encode = Callable[[Tensor], Tensor]
 """Float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)."""
@@ -48,7 +48,7 @@ class IpsNet(nn.Module):
     encoder
         Patches to embeddings.
     settings
-        Tasks, pooling and position; a :class:`wsi_ips.model.card.ModelCard` is one.
+        Tasks, pooling and position; a :class:`wsi_ips.model.checkpoint_card.ModelCard` is one.
     """
 
     def __init__(self, encoder: Encoder, settings: NetSettings = NetSettings()) -> None:  # noqa: B008 (frozen)

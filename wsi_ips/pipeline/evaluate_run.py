@@ -33,14 +33,14 @@ from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, group_columns, w
 from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm, stage_patients
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.inference.scores import HIGHEST_TILES
+from wsi_ips.inference.slide_scores import HIGHEST_TILES
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.manifest_csv import read_rows
-from wsi_ips.pipeline.prediction.scored import calibrate, predicted
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.tiling.sheet import sheet_entries
+from wsi_ips.pipeline.slide_predictions import calibrate, predicted
+from wsi_ips.pipeline.tissue_sheet import sheet_entries
 from wsi_ips.results import Raster, tile_raster
-from wsi_ips.results.sheet import SheetEntry, recall_figures
+from wsi_ips.results.contact_sheet import SheetEntry, recall_figures
 from wsi_ips.tiles import TileIndex
 
 CLEARLY_BETTER = 0.05
@@ -58,7 +58,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Measure a run's predictions with the temperature and the threshold stored in its checkpoint.
 
-    A model that this run trained is calibrated first if necessary, see :mod:`wsi_ips.pipeline.prediction.calibrate`.
+    A model that this run trained is calibrated first if necessary, see :mod:`wsi_ips.pipeline.slide_predictions`.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class _Slides:
         label = self.run.recipe.labels.tasks[0]
         verdicts = [self.scores[r.slide_id].verdicts[0] for r in self.records]
         return Scored(
-            np.array([label.is_positive(self.run.truth(r)) for r in self.records], np.int64),
+            np.array([label.is_positive(self.run.target(r)) for r in self.records], np.int64),
             np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64),
             [r.patient_id or "" for r in self.records],
         )
@@ -155,7 +155,7 @@ def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[
 def _slide_figures(
     slides: _Slides, by: Sequence[str], sizes: Mapping[str, str], notes: list[str]
 ) -> SlideEvaluation | None:
-    known = replace(slides, records=[r for r in slides.records if slides.run.truth(r) is not None])
+    known = replace(slides, records=[r for r in slides.records if slides.run.target(r) is not None])
     unknown = len(slides.records) - len(known.records)
     if unknown:
         notes.append(f"{unknown} slides have no label and are not in the slide metrics")
@@ -208,7 +208,7 @@ def _localisation(
     """Measure the slides whose tumour is known: annotated ones, and those without tumour."""
     run, found, left_out = slides.run, [], []
     for record in slides.records:
-        is_negative = run.recipe.labels.tasks[0].is_negative(run.truth(record))
+        is_negative = run.recipe.labels.tasks[0].is_negative(run.target(record))
         if record.annotation is None and not is_negative:
             left_out.append(record.slide_id)
             continue
@@ -284,14 +284,14 @@ def _tasks(slides: _Slides, notes: list[str]) -> tuple[TaskEvaluation, ...]:
     for number, task in enumerate(slides.run.recipe.labels.tasks):
         if number == 0 and task.width == 2 and task.kind == "single":
             continue
-        known = [r for r in slides.records if slides.run.truths[r.slide_id][number] is not None]
+        known = [r for r in slides.records if slides.run.targets[r.slide_id][number] is not None]
         if not known:
             notes.append(f"no metrics of task `{task.name}`: no slide here has a known answer")
             continue
-        truth = np.array([slides.run.truths[r.slide_id][number] for r in known])
+        truth = np.array([slides.run.targets[r.slide_id][number] for r in known])
         verdicts = [slides.scores[r.slide_id].verdicts[number] for r in known]
         probability = np.array([verdict.probability for verdict in verdicts])
-        answers = np.array([task.truth(verdict.answer) for verdict in verdicts])
+        answers = np.array([task.parse(verdict.answer) for verdict in verdicts])
         patients = [r.patient_id or "" for r in known]
         found.append(evaluate_task(task.name, task.classes, truth, probability, patients, answers))
     return tuple(found)
@@ -305,7 +305,7 @@ def _patients(slides: _Slides) -> Patients | None:
     nodes = [
         Node(r.patient_id, text, slides.scores[r.slide_id].label)
         for r in slides.records
-        if r.patient_id and (text := task.text(slides.run.truth(r)))
+        if r.patient_id and (text := task.format(slides.run.target(r)))
     ]
     return stage_patients(nodes, []) if nodes else None
 

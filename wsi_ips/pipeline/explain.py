@@ -7,9 +7,9 @@ from pathlib import Path
 
 from wsi_ips.errors import ManifestError, SlideError, TileIndexError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.checks.survey import survey
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.states import SlideState
+from wsi_ips.pipeline.slide_states import SlideState
+from wsi_ips.pipeline.survey import survey
 from wsi_ips.slides.source import is_url
 
 TRACEBACK_LINES = 12

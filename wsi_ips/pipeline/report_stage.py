@@ -17,13 +17,13 @@ from wsi_ips.evaluation.summary import headline
 from wsi_ips.inference import SlideScores
 from wsi_ips.inference.decision import DECIDING_TILES
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.card import ModelCard, read_card
+from wsi_ips.model.checkpoint_card import ModelCard, read_card
 from wsi_ips.pipeline.demo_slides import is_synthetic
 from wsi_ips.pipeline.evaluate_run import evaluate_run, manifest_cells
-from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.pipeline.run import Run, write_facts
-from wsi_ips.pipeline.states import STATES
-from wsi_ips.pipeline.tiling.sheet import recall_summary, sheet_entries
+from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
+from wsi_ips.pipeline.slide_states import STATES
+from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
 from wsi_ips.results import (
     CardSection,
@@ -172,7 +172,7 @@ def _card(run: Run, card: ModelCard, evaluation: Evaluation, slides: list[SlideE
 
 def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold: float | None) -> SlideEntry:
     """Return a slide's row of the worklist, without large pictures."""
-    state, task, truth = run.states[record.slide_id], run.recipe.labels.tasks[0], run.truth(record)
+    state, task, truth = run.states[record.slide_id], run.recipe.labels.tasks[0], run.target(record)
     probability = scores.probability[-1] if scores else None
     positive = None if truth is None else bool(task.is_positive(truth))
     overlay = run.folder.overlay(record.slide_id, run.recipe.heatmap.maps[0])
@@ -180,7 +180,7 @@ def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold:
         slide_id=record.slide_id,
         state=state.state,
         reason=state.reason,
-        label=task.text(truth) or "",
+        label=task.format(truth) or "",
         split=record.split or "",
         probability=probability,
         predicted=scores.label if scores else "",
@@ -190,7 +190,7 @@ def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold:
         outcome=outcome_of(positive, probability, threshold) if record.split == SPLIT else "",
         stage=state.stage,
         is_tiled=state.is_tiled,
-        has_label=any(known is not None for known in run.truths[record.slide_id]),
+        has_label=any(known is not None for known in run.targets[record.slide_id]),
         thumbnail=thumbnail(overlay, run.folder.tissue / f"{record.slide_id}.jpg") if scores else None,
     )
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from wsi_ips.errors import ManifestError, TileIndexError
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.states import SlideState
-from wsi_ips.pipeline.tiling.tile import tile_stage
+from wsi_ips.pipeline.slide_states import SlideState
+from wsi_ips.pipeline.tile_stage import tile_stage
 from wsi_ips.tiles import stored_row
 
 

@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from wsi_ips.config import LabelsSection, Recipe
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.labels import Task, Truth
+from wsi_ips.labels import Target, Task
 from wsi_ips.manifest import Manifest, SlideRecord, Splits
-from wsi_ips.pipeline.cohort import read_cohort
-from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.states import StateTable
+from wsi_ips.pipeline.recipe_cohort import read_cohort
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.tile_access import TileAccess
 from wsi_ips.provenance import atomic_write_json, run_facts
 from wsi_ips.slides import Remote, SlidePool, SlideReader
@@ -28,7 +28,7 @@ class Cohort:
     """Slides of a run and their labels."""
 
     records: tuple[SlideRecord, ...]  # rows of the manifest, in order
-    truths: Mapping[str, tuple[Truth, ...]]  # known labels by slide_id: an entry per task of ``recipe.labels``
+    targets: Mapping[str, tuple[Target, ...]]  # known labels by slide_id: an entry per task of ``recipe.labels``
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Run:
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
         manifest = read_cohort(recipe)
         recipe = recipe.model_copy(update={"manifest": manifest.path})  # where the recipe names a folder of slides
-        cohort = Cohort(tuple(manifest.records), read_truths(manifest, recipe.labels))
+        cohort = Cohort(tuple(manifest.records), read_targets(manifest, recipe.labels))
         folder = RunFolder.of(recipe)
         states = StateTable.read(folder, [r.slide_id for r in cohort.records])
         access = TileAccess.of(recipe, SlidePool())
@@ -88,9 +88,9 @@ class Run:
         return self.cohort.records
 
     @property
-    def truths(self) -> Mapping[str, tuple[Truth, ...]]:
+    def targets(self) -> Mapping[str, tuple[Target, ...]]:
         """Known labels by slide_id: an entry per task."""
-        return self.cohort.truths
+        return self.cohort.targets
 
     @property
     def pool(self) -> SlidePool:
@@ -118,9 +118,9 @@ class Run:
         """Return whether the slide was tiled, with or without tiles; a later stage may have failed."""
         return self.states[record.slide_id].is_tiled
 
-    def truth(self, record: SlideRecord) -> Truth:
+    def target(self, record: SlideRecord) -> Target:
         """Return what is known of the slide's label, the first task."""
-        return self.truths[record.slide_id][0]
+        return self.targets[record.slide_id][0]
 
     def with_tiles(self, records: Sequence[SlideRecord] | None = None) -> list[SlideRecord]:
         """Return the slides with tiles: state ``ok``, or failed in a later stage, which may try again."""
@@ -141,7 +141,7 @@ class Run:
         return self.access.of_slide(record)
 
 
-def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Truth, ...]]:
+def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Target, ...]]:
     """Return the labels of each slide by slide_id, an entry per task.
 
     Raises
@@ -149,21 +149,21 @@ def read_truths(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Tr
     ManifestError
         Labels that are no class of the recipe; names the slides and both remedies.
     """
-    truths: dict[str, tuple[Truth, ...]] = {}
+    targets: dict[str, tuple[Target, ...]] = {}
     unknown: dict[str, list[str]] = {}
     for record in manifest.records:
-        known: list[Truth] = []
+        known: list[Target] = []
         cells = (labels.meaning(record.label), *manifest.further.get(record.slide_id, ()))
         for task, column, text in zip(labels.tasks, labels.columns, cells, strict=True):
             try:
-                known.append(task.truth(text))
+                known.append(task.parse(text))
             except ValueError:
                 unknown.setdefault(column, []).append(f"{record.slide_id}: `{text}`")
-        truths[record.slide_id] = tuple(known)
+        targets[record.slide_id] = tuple(known)
     for task, column in zip(labels.tasks, labels.columns, strict=True):
         if column in unknown:
             raise _unknown_labels(task, column, unknown[column])
-    return truths
+    return targets
 
 
 def _unknown_labels(task: Task, column: str, cells: Sequence[str]) -> ManifestError:

@@ -17,14 +17,14 @@ from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.card import read_card
+from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run, write_facts
-from wsi_ips.pipeline.states import STATES, SlideState
-from wsi_ips.pipeline.tiling.tile import tile_stage
+from wsi_ips.pipeline.slide_states import STATES, SlideState
+from wsi_ips.pipeline.tile_stage import tile_stage
 
 if TYPE_CHECKING:
-    from wsi_ips.pipeline.prediction.scored import PredictedSlide
+    from wsi_ips.pipeline.slide_predictions import PredictedSlide
 
 STAGES = ("tile", "features", "train", "predict", "heatmap", "report")
 
@@ -138,7 +138,7 @@ def predict_slides(
     progress
         Progress listener.
     """
-    from wsi_ips.pipeline.prediction.scored import model_calibration, predicted_slides
+    from wsi_ips.pipeline.slide_predictions import model_calibration, predicted_slides
 
     with Run.open(recipe, progress) as run:
         records = _tile_and_predict(run, slides)
@@ -160,7 +160,7 @@ def _stages_done(recipe: Recipe, progress: Progress, stages: Sequence[str]) -> I
         world = None
         before, after = tuple(stages), tuple[str, ...]()
         if "train" in stages:
-            from wsi_ips.pipeline.learning.train import joined
+            from wsi_ips.pipeline.train_stage import joined
 
             world = opened.enter_context(joined(recipe))
             at = stages.index("train")
@@ -169,7 +169,7 @@ def _stages_done(recipe: Recipe, progress: Progress, stages: Sequence[str]) -> I
             run = opened.enter_context(Run.open(recipe, progress))
             worked = [_stage(run, name, stages[-1]) for name in before]
         if world:
-            from wsi_ips.pipeline.learning.train import train_stage
+            from wsi_ips.pipeline.train_stage import train_stage
 
             worked.append(train_stage(run, world))
         worked += [_stage(run, name, stages[-1]) for name in after]
@@ -183,7 +183,7 @@ def _stage(run: Run, name: str, last: str) -> bool:
     if name == "features":
         return (last == "features" or run.recipe.model.input == "features") and _features(run)
     if name == "predict":
-        from wsi_ips.pipeline.prediction.predict import predict_stage
+        from wsi_ips.pipeline.predict_stage import predict_stage
 
         return bool(predict_stage(run))
     return name == "heatmap" and _draw(run)
@@ -191,15 +191,15 @@ def _stage(run: Run, name: str, last: str) -> bool:
 
 def _features(run: Run, slides: Sequence[str] = ()) -> bool:
     """Store the features of slides and return whether anything was done."""
-    from wsi_ips.pipeline.learning.features_stage import features_stage
+    from wsi_ips.pipeline.features_stage import features_stage
 
     return bool(features_stage(run, slides))
 
 
 def _draw(run: Run, slides: Sequence[str] = ()) -> bool:
     """Draw maps and make hand-off packages from stored scores; needs no torch."""
-    from wsi_ips.pipeline.maps.handoff import handoff_stage
-    from wsi_ips.pipeline.maps.heatmap import heatmap_stage
+    from wsi_ips.pipeline.handoff_stage import handoff_stage
+    from wsi_ips.pipeline.heatmap_stage import heatmap_stage
 
     drawn = bool(heatmap_stage(run, slides))
     return bool(handoff_stage(run, slides)) or drawn
@@ -207,8 +207,8 @@ def _draw(run: Run, slides: Sequence[str] = ()) -> bool:
 
 def _tile_and_predict(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
     """Tile and predict the named slides, or those of `predict.splits`, and return their records."""
-    from wsi_ips.pipeline.prediction.predict import predict_stage, to_predict
-    from wsi_ips.pipeline.prediction.scored import checkpoint_folder
+    from wsi_ips.pipeline.predict_stage import predict_stage, to_predict
+    from wsi_ips.pipeline.slide_predictions import checkpoint_folder
 
     records = to_predict(run, slides)
     names = [record.slide_id for record in records]

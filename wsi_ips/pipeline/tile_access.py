@@ -12,7 +12,7 @@ from pathlib import Path
 from wsi_ips.config import Recipe, SlidesSection, TilesSection, TissueSection
 from wsi_ips.errors import SlideError, SlideNotFoundError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import Remote, SlidePool, SlideReader, TileCache, content_identity, open_slide
 from wsi_ips.tiles import SlideTiles, TileIndex, read_header, read_index, stored_fingerprint

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from wsi_ips.results.report_plots import History
     from wsi_ips.results.score_raster import Raster, tile_raster
     from wsi_ips.results.score_values import attention_rank
-    from wsi_ips.results.tissue import Tiling, draw_tissue
+    from wsi_ips.results.tissue_picture import Tiling, draw_tissue
 
 _HOMES = {
     "alignment": ("alignment_correlation", "page_position"),

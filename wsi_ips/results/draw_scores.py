@@ -20,7 +20,7 @@ from wsi_ips.provenance import fingerprint
 from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
 from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
 from wsi_ips.results.handoff.content import Material
-from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps
 from wsi_ips.results.handoff.package import write_package
 from wsi_ips.results.slide_heatmaps import view_of

@@ -24,7 +24,7 @@ from wsi_ips.annotations import polygons_of
 from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.provenance import atomic_path, atomic_write_json
-from wsi_ips.results.frame import (
+from wsi_ips.results.picture_page import (
     RESEARCH,
     Frame,
     Key,

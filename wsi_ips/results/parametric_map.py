@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Scale
-from wsi_ips.results.frame import RESEARCH
+from wsi_ips.results.picture_page import RESEARCH
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.results.score_raster import Raster
 from wsi_ips.slides.dicom_source import DicomSource

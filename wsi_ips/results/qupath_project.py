@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.geometry import Scale, Size
-from wsi_ips.results.frame import RESEARCH
+from wsi_ips.results.picture_page import RESEARCH
 
 VERSION = "0.5.1"
 """QuPath version of the project format."""

@@ -10,8 +10,8 @@ from typing import Literal
 
 from wsi_ips.evaluation import Evaluation
 from wsi_ips.evaluation.localisation import SIZES
+from wsi_ips.results.contact_sheet import SheetEntry
 from wsi_ips.results.report_plots import History
-from wsi_ips.results.sheet import SheetEntry
 
 Outcome = Literal["", "missed", "false alarm"]
 

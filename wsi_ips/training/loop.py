@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from wsi_ips.model.net import IpsNet, to_float
-from wsi_ips.model.tasks import truth_tensors
+from wsi_ips.model.task_losses import target_tensors
 from wsi_ips.tiles import read_tiles
 from wsi_ips.training.epoch_records import EpochRecord, Meter
 from wsi_ips.training.loss import class_weights
@@ -180,9 +180,9 @@ class Trainer:
         section, tasks = self.settings.section, self.net.tasks
 
         def work() -> list[Tensor]:
-            require_validation(section, [slide.truths for slide in val], tasks)
+            require_validation(section, [slide.targets for slide in val], tasks)
             balanced = section.balance == "weights"
-            known = truth_tensors([slide.truths for slide in train], tasks)
+            known = target_tensors([slide.targets for slide in train], tasks)
             weights = [class_weights(*pair, balanced=balanced) for pair in zip(known, tasks, strict=True)]
             return [weight.to(self.processes.device) for weight in weights]
 
@@ -198,7 +198,7 @@ class Trainer:
     def _batches(self, train: Sequence[LabelledSlide], epoch: int) -> list[list[LabelledSlide]]:
         """Return the slides of each step of an epoch."""
         visits = epoch_steps(
-            [slide.truths[0] for slide in train],
+            [slide.targets[0] for slide in train],
             seed=abs(self.settings.seed),
             epoch=epoch,
             steps=self._steps(len(train), epoch),

@@ -20,7 +20,7 @@ from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.pooling import selection_weights
-from wsi_ips.model.tasks import UNKNOWN, is_known, is_negative, task_loss, task_losses_each
+from wsi_ips.model.task_losses import UNKNOWN, is_known, is_negative, task_loss, task_losses_each
 from wsi_ips.training.epoch_records import attention_entropy
 
 ROWS_AT_A_TIME = 256
@@ -31,7 +31,7 @@ def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
     """Return the weights of a task's classes, shape (C_t,); all 1 if not ``balanced``.
 
     Single-label: inverse to the frequency of a class, 1 on average over slides. Multi-label: slides without the class
-    over slides with it. ``truth`` is that of the training slides, as in :func:`wsi_ips.model.tasks.task_loss`.
+    over slides with it. ``truth`` is that of the training slides, as in :func:`wsi_ips.model.task_losses.task_loss`.
 
     Raises
     ------
@@ -59,9 +59,9 @@ def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
     return weights.float() if balanced else torch.ones(task.width)
 
 
-def known_slides(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+def known_slides(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
     """Return the number of slides whose label is known, at least 1, per task, shape (T,)."""
-    return is_known(truths, tasks).sum(0).clamp_min(1)
+    return is_known(targets, tasks).sum(0).clamp_min(1)
 
 
 class SlideLosses(NamedTuple):
@@ -83,23 +83,23 @@ class StepLoss:
     evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
 
     def __call__(
-        self, net: IpsNet, truths: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
+        self, net: IpsNet, targets: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
     ) -> SlideLosses:
         """Return the loss of some slides of the step, given their kept tiles, (B, K, D), and the mask, (B, K).
 
         ``own`` are the slides that count, None counts all; random numbers are drawn for all of them.
         """
         logits = net(embeddings, mask)  # (B, C)
-        counted = (logits, truths) if own is None else (logits[own], [truth[own] for truth in truths])
+        counted = (logits, targets) if own is None else (logits[own], [truth[own] for truth in targets])
         loss = task_loss(*counted, net.tasks, weights=self.weights, totals=self.totals)
         if self.tile_weight:
-            loss = loss + self.tile_weight * self.of_tiles(net, truths, embeddings, mask, own)
+            loss = loss + self.tile_weight * self.of_tiles(net, targets, embeddings, mask, own)
         with torch.no_grad():
             attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
         return SlideLosses(loss, logits, attention_entropy(attention, mask))
 
     def of_tiles(
-        self, net: IpsNet, truths: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
+        self, net: IpsNet, targets: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
     ) -> Tensor:
         """Return the loss of each kept tile alone against its slide's labels, mean over tasks and known slides.
 
@@ -110,7 +110,7 @@ class StepLoss:
         tasks, counts = net.tasks, mask.sum(1)  # (B,)
         with torch.no_grad():
             attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
-        even = is_negative(truths, tasks)[:, None] | self.evenly  # (B, 1, T)
+        even = is_negative(targets, tasks)[:, None] | self.evenly  # (B, 1, T)
         share = torch.where(even, (mask / counts[:, None])[:, :, None], attention)  # (B, K, T)
         if own is not None:
             share = share * torch.zeros(len(mask), 1, 1, device=share.device).index_fill_(
@@ -118,11 +118,11 @@ class StepLoss:
             )
         share = (share / (self.known * len(tasks)))[mask]  # (k, T)
 
-        def part(embeddings: Tensor, share: Tensor, *truths: Tensor) -> Tensor:
+        def part(embeddings: Tensor, share: Tensor, *targets: Tensor) -> Tensor:
             alone = net.classify(net.pooling.alone(embeddings))  # (k, C)
-            return (task_losses_each(alone, truths, tasks, weights=self.weights) * share).sum()
+            return (task_losses_each(alone, targets, tasks, weights=self.weights) * share).sum()
 
-        return in_parts(part, embeddings[mask], share, *(truth.repeat_interleave(counts, 0) for truth in truths))
+        return in_parts(part, embeddings[mask], share, *(truth.repeat_interleave(counts, 0) for truth in targets))
 
 
 def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from wsi_ips.config import ModelSection, TilesSection
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
 from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, build_encoder, encoder_spec, read_card
-from wsi_ips.model.card import EncoderOrigin
 from wsi_ips.model.checkpoint import build_net, load_trunk, start_from_checkpoint
+from wsi_ips.model.checkpoint_card import EncoderOrigin
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.provenance import fingerprint

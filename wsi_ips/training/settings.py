@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from wsi_ips.config import ComputeSection, PlannedTraining
-from wsi_ips.labels import Truth
+from wsi_ips.labels import Target
 from wsi_ips.tiles import SlideTiles
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class LabelledSlide:
     """One slide to learn from: its tiles and its label in each task."""
 
     tiles: SlideTiles
-    truths: tuple[Truth, ...]
+    targets: tuple[Target, ...]
     view: int = 0  # earlier visits in the same epoch; each view has other random tiles and augmentation
 
     @property

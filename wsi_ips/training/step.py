@@ -18,7 +18,7 @@ from wsi_ips.config import TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.scan_encoders import scan_dtype
-from wsi_ips.model.tasks import label_totals, share_right, truth_tensors
+from wsi_ips.model.task_losses import label_totals, share_right, target_tensors
 from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.training.epoch_records import TILES_COMPARED, LastSelection, Meter
 from wsi_ips.training.gradient import RandomState, StepGradient
@@ -140,13 +140,13 @@ class Step:
         tasks, processes = self.net.tasks, self.processes
         at_once = self.settings.compute.slides_at_once or len(batch)
         parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
-        truths = [truth.to(processes.device) for truth in truth_tensors([slide.truths for slide in batch], tasks)]
+        targets = [truth.to(processes.device) for truth in target_tensors([slide.targets for slide in batch], tasks)]
         # The loss of a part is divided by the labels of the whole step, so that gradients add up to that of the step.
         is_whole = len(parts) == 1 and processes.is_alone
         loss = StepLoss(
             weights,
-            known_slides(truths, tasks),
-            None if is_whole else label_totals(truths, tasks, weights),
+            known_slides(targets, tasks),
+            None if is_whole else label_totals(targets, tasks, weights),
             self.settings.section.tile_loss,
             evenly=self.choice.start_of(epoch) is not None,
         )
@@ -163,7 +163,7 @@ class Step:
             raise self._diverged(epoch, "attention scores are not finite") from error
         self._update(epoch, optimiser)
         self._count(batch, figures)
-        return figures.loss, share_right(figures.logits, [truth.cpu() for truth in truths], tasks)
+        return figures.loss, share_right(figures.logits, [truth.cpu() for truth in targets], tasks)
 
     def _learn_part(self, batch: Sequence[LabelledSlide], epoch: int, loss: StepLoss, figures: StepFigures) -> None:
         """Scan some slides of a step and add the gradient of the own ones."""
@@ -188,8 +188,8 @@ class Step:
         pooling left (``after``).
         """
         self.net.train()
-        truths = truth_tensors([slide.truths for slide in batch], self.net.tasks)
-        truths = [truth.to(self.processes.device) for truth in truths]
+        targets = target_tensors([slide.targets for slide in batch], self.net.tasks)
+        targets = [truth.to(self.processes.device) for truth in targets]
         counts = [self.choice.kept_count(slide, epoch) for slide in batch]
         before = after = RandomState(self.processes.device)
         found: SlideLosses
@@ -198,10 +198,10 @@ class Step:
             nonlocal found, after
             with self.precision.full():
                 if self.processes.is_alone:
-                    found = loss(self.net, truths, embeddings.float(), mask)
+                    found = loss(self.net, targets, embeddings.float(), mask)
                 else:
                     before.restore()
-                    found = loss(self.net, truths, *among_all(embeddings.float(), own, counts), own)
+                    found = loss(self.net, targets, *among_all(embeddings.float(), own, counts), own)
                     after = RandomState(self.processes.device)
                 return self.precision.scale(found.loss)
 

@@ -14,10 +14,10 @@ import torch
 from wsi_ips.config import TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError, TrainingError
 from wsi_ips.evaluation.multiclass import task_figures
-from wsi_ips.labels import Task, Truth
+from wsi_ips.labels import Target, Task
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import Selection
-from wsi_ips.model.tasks import is_known, task_loss, truth_tensors
+from wsi_ips.model.task_losses import is_known, target_tensors, task_loss
 from wsi_ips.scanning import ChunkLimit, ScanOptions, plain_patches, scan_slides, slide_logits
 from wsi_ips.training.epoch_records import EpochRecord
 from wsi_ips.training.processes import Piece, Processes, divide, join_shared, piece_requests
@@ -76,7 +76,7 @@ def validate(
     joined = join_shared(processes, division, found, tiles, memory_size=settings.memory_size)
     processes.attempt(lambda: classify(joined))
     together = torch.stack([table for table in processes.gather(logits) if table is not None]).sum(0)
-    labels = truth_tensors([slide.truths for slide in slides], net.tasks)
+    labels = target_tensors([slide.targets for slide in slides], net.tasks)
     loss = float(task_loss(together, labels, net.tasks))
     if not math.isfinite(loss):
         diverged = DivergedError(
@@ -87,7 +87,7 @@ def validate(
     return Figures(loss, _auc(net, together, labels))
 
 
-def require_validation(section: TrainingSection, truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> None:
+def require_validation(section: TrainingSection, targets: Sequence[Sequence[Target]], tasks: Sequence[Task]) -> None:
     """Refuse to choose or stop by validation slides that are not there.
 
     Raises
@@ -96,13 +96,13 @@ def require_validation(section: TrainingSection, truths: Sequence[Sequence[Truth
         ``patience`` or ``select: auc`` without validation slides, or the latter with slides of one class only.
     """
     key = "patience" if section.patience is not None else "select" if section.select == "auc" else None
-    if key and not truths:
+    if key and not targets:
         raise TrainingError(
             f"`training.{key}` goes by validation slides, and none has split `val`, a label and tiles: give some that "
             f"split in the manifest (or see `wsi-ips split`), or leave `training.{key}` out"
         )
     if section.select == "auc" and not any(
-        _tells_apart(*pair) for pair in zip(truth_tensors(truths, tasks), tasks, strict=True)
+        _tells_apart(*pair) for pair in zip(target_tensors(targets, tasks), tasks, strict=True)
     ):
         raise TrainingError(
             "`training.select: auc` needs validation slides of at least two classes, and yours are all alike; put "

@@ -1,6 +1,6 @@
 """What the viewer shows, as plain values: a worklist, and tiles, maps and outlines of each slide.
 
-:mod:`wsi_ips.pipeline.view` provides them for a run, :class:`wsi_ips.viewer.slide_files.SlideFiles` for single files.
+:mod:`wsi_ips.pipeline.run_viewer` provides them for a run, :class:`wsi_ips.viewer.slide_files.SlideFiles` for files.
 The server knows only these types, and the page only what they say: no name of a map appears in the JavaScript.
 """
 

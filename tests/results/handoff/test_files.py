@@ -29,7 +29,7 @@ from wsi_ips.errors import HandoffError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.results.handoff import asap_lesions, ome_tiff, qupath_geojson
 from wsi_ips.results.handoff.content import Material, PackageContent
-from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.lesion_table import joined, lesion_table
 from wsi_ips.results.handoff.lesions import covered_region, find_lesions
 from wsi_ips.results.handoff.maps import ScoreMaps

@@ -18,9 +18,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_ips.provenance import atomic_path
-from wsi_ips.results.frame import RESEARCH
 from wsi_ips.results.handoff.content import MOST_VALUE_OFF, PackageContent, PackageFile, largest, require_agreement
 from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.picture_page import RESEARCH
 
 TILE_PX = 256
 MOST_SHRUNK = 16

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.provenance import atomic_folder, atomic_write_json
-from wsi_ips.results.frame import RESEARCH
 from wsi_ips.results.handoff.content import Material, PackageContent, PackageFile
-from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.picture_page import RESEARCH
 
 SCHEMA_VERSION = 1
 MANIFEST = "package.json"
@@ -21,7 +21,7 @@ MANIFEST = "package.json"
 def write_package(folder: Path, maps: ScoreMaps, material: Material, *, formats: Sequence[str]) -> dict[str, Any]:
     """Write the package of a slide with at least one tile; replace an older one atomically.
 
-    ``formats`` are names in :data:`wsi_ips.results.handoff.formats.HANDOFF_FORMATS`. Returns ``package.json``.
+    ``formats`` are names in :data:`wsi_ips.results.handoff.handoff_formats.HANDOFF_FORMATS`. Returns ``package.json``.
 
     Raises
     ------

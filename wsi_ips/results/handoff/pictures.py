@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from wsi_ips.results.frame import HAIRLINE, INK, PAPER, RESEARCH, SOFT_INK, fitted, font, probability_text
 from wsi_ips.results.handoff.content import PackageContent, PackageFile
 from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.picture_page import HAIRLINE, INK, PAPER, RESEARCH, SOFT_INK, fitted, font, probability_text
 from wsi_ips.slides import RGB
 
 GALLERY_TILES = 12

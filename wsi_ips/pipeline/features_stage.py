@@ -21,8 +21,8 @@ from wsi_ips.config import ComputeSection, Recipe
 from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.encoder import IMPORTED, Encoder
-from wsi_ips.pipeline.cohort import slide_stem
-from wsi_ips.pipeline.learning.feature_source import FeatureSource, feature_source
+from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
+from wsi_ips.pipeline.recipe_cohort import slide_stem
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
 from wsi_ips.provenance import atomic_path
@@ -182,7 +182,7 @@ _kept: dict[str, Encoder] = {}
 
 
 def _encoder(task: FeaturesTask) -> Encoder:
-    from wsi_ips.pipeline.prediction.predictor import own_device
+    from wsi_ips.pipeline.slide_predictor import own_device
 
     if task.encoder not in _kept:
         _kept.clear()

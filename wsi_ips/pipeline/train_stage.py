@@ -10,19 +10,19 @@ from functools import partial
 
 from torch import manual_seed, nn
 
-from wsi_ips.cluster.launch import Launch
+from wsi_ips.cluster.torchrun import Launch
 from wsi_ips.config import AugmentSection, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, read_card, save_checkpoint
-from wsi_ips.model.card import CARD_NAME, checkpoint_fingerprint
 from wsi_ips.model.checkpoint import add_trunk
+from wsi_ips.model.checkpoint_card import CARD_NAME, checkpoint_fingerprint
 from wsi_ips.model.encoders import encoder_remarks
-from wsi_ips.pipeline.checks.split import require_no_leak
-from wsi_ips.pipeline.learning.feature_source import FeatureSource, feature_source
-from wsi_ips.pipeline.learning.training_facts import training_facts
+from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.split_cohort import require_no_leak
+from wsi_ips.pipeline.training_facts import training_facts
 from wsi_ips.provenance import atomic_folder, fingerprint
 from wsi_ips.scanning import choose_device
 from wsi_ips.training.epoch_records import EpochRecord
@@ -137,7 +137,7 @@ def _cohort(run: Run, features: FeatureSource | None, processes: Processes) -> C
 
 
 def _has_label(run: Run, record: SlideRecord) -> bool:
-    return any(truth is not None for truth in run.truths[record.slide_id])
+    return any(truth is not None for truth in run.targets[record.slide_id])
 
 
 def _require_enough(run: Run, train: Sequence[SlideRecord]) -> None:
@@ -164,7 +164,7 @@ def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSour
     recipe = run.recipe
     learned = [run.header(r).fingerprint if features is None else features.wanted(r) for r in records]
     inputs = sorted(
-        (r.slide_id, str(run.truths[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
+        (r.slide_id, str(run.targets[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
     )
     start = [checkpoint_fingerprint(recipe.model.start)] if recipe.model.start else []
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)
@@ -183,7 +183,7 @@ def _fit(run: Run, cohort: Cohort, processes: Processes) -> None:
     )
     tiles_of = run.tiles if cohort.features is None else cohort.features.tiles
     train, val = (
-        [LabelledSlide(tiles_of(r), run.truths[r.slide_id]) for r in part] for part in (cohort.train, cohort.val)
+        [LabelledSlide(tiles_of(r), run.targets[r.slide_id]) for r in part] for part in (cohort.train, cohort.val)
     )
     trackers = _trackers(run, cohort.fingerprint) if is_first else []
     for model in (folder.model, folder.last_model) if is_first else ():

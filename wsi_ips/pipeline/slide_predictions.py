@@ -13,9 +13,9 @@ from wsi_ips.evaluation.calibration import Calibration, fit_task, read_calibrati
 from wsi_ips.inference import SlideScores, read_scores, stored_fingerprint
 from wsi_ips.inference.verdict import Verdict
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.card import checkpoint_fingerprint, read_card
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
-from wsi_ips.pipeline.learning.feature_source import IMPORTED_KEY
+from wsi_ips.pipeline.feature_source import IMPORTED_KEY
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path, fingerprint
 from wsi_ips.tiles import features_fingerprint
@@ -85,7 +85,7 @@ def predicted_slides(run: Run, records: Sequence[SlideRecord], calibration: Cali
     found = []
     for record in records:
         state = run.states[record.slide_id]
-        picture = run.folder.overlay(record.slide_id, "probability")
+        picture = run.folder.overlay(record.slide_id, run.recipe.heatmap.maps[0])
         verdicts = slide_scores(run, record, calibration).verdicts if record.slide_id in done else ()
         shown = picture if verdicts and picture.exists() else None
         found.append(PredictedSlide(record.slide_id, state.state, state.reason, verdicts, state.tiles, shown))
@@ -121,8 +121,8 @@ def calibrate(run: Run) -> Calibration:
     scores, decision = [read_scores(run.folder.scores, name) for name in used], run.recipe.predict.decision
     fitted = []
     for number, task in enumerate(tasks):
-        truths = [run.truths[name][number] for name in used]
-        fitted.append(fit_task(task, truths, [entry.decided(number, decision) for entry in scores], decision))
+        targets = [run.targets[name][number] for name in used]
+        fitted.append(fit_task(task, targets, [entry.decided(number, decision) for entry in scores], decision))
     found = Calibration(tuple(fitted))
     if found != known:
         write_calibration(folder, found, weights)
@@ -168,11 +168,11 @@ def write_predictions(run: Run, calibration: Calibration | None = None) -> None:
 
 def _row(run: Run, record: SlideRecord, scores: SlideScores) -> dict[str, object]:
     row: dict[str, object] = {"slide_id": record.slide_id}
-    for task, verdict, truth in zip(scores.tasks, scores.verdicts, run.truths[record.slide_id], strict=True):
+    for task, verdict, truth in zip(scores.tasks, scores.verdicts, run.targets[record.slide_id], strict=True):
         prefix = _prefix(task.name)
         for kind, values in (("probability", verdict.probability), ("raw_probability", verdict.raw)):
             row |= {f"{prefix}{kind}_{c}": round(p, DIGITS) for c, p in zip(task.classes, values, strict=True)}
-        row |= {f"{prefix}predicted": verdict.answer, f"{prefix}label": task.text(truth)}
+        row |= {f"{prefix}predicted": verdict.answer, f"{prefix}label": task.format(truth)}
     highest = round(scores.highest_tiles, DIGITS)
     tiles = len(scores.attention_logits)
     return row | {"split": record.split, "tiles": tiles, "seconds": scores.seconds, "highest_tiles": highest}

@@ -18,8 +18,8 @@ from wsi_ips.fence import Failure, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
 from wsi_ips.manifest import SLIDE_SUFFIXES, SlideRecord, discover, read_manifest
 from wsi_ips.manifest.unlisted import DICOM_SERIES, Unlisted, unlisted_files
-from wsi_ips.pipeline.cohort import read_cohort
 from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.recipe_cohort import read_cohort
 from wsi_ips.slides import (
     PATIENT,
     Remote,

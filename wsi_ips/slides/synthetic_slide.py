@@ -21,9 +21,9 @@ from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
 from wsi_ips.geometry import Size
-from wsi_ips.slides.aperio import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
+from wsi_ips.slides.aperio_writer import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
 from wsi_ips.slides.base import RGB
-from wsi_ips.slides.histology import (
+from wsi_ips.slides.synthetic_textures import (
     TEXTURES,
     VARIANTS,
     Floats,
@@ -32,7 +32,15 @@ from wsi_ips.slides.histology import (
     make_texture,
     match_mean_colour,
 )
-from wsi_ips.slides.layout import CELL_PX, Field, Layout, PlannedBlob, SyntheticSlide, plan_layout, smooth_noise
+from wsi_ips.slides.synthetic_tissue import (
+    CELL_PX,
+    Field,
+    Layout,
+    PlannedBlob,
+    SyntheticSlide,
+    plan_layout,
+    smooth_noise,
+)
 
 __all__ = [
     "PEN_COLOURS",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_ips.labels import Task, Truth
+from wsi_ips.labels import Target, Task
 
 UNKNOWN = -1
 """Class number of a slide without a label in a single-label task; a multi-label task uses NaN."""
@@ -30,7 +30,7 @@ def probabilities(logits: Tensor, tasks: Sequence[Task]) -> Tensor:
 
 def task_loss(
     logits: Tensor,
-    truths: Sequence[Tensor],
+    targets: Sequence[Tensor],
     tasks: Sequence[Task],
     *,
     weights: Sequence[Tensor | None] | None = None,
@@ -44,7 +44,7 @@ def task_loss(
     ----------
     logits
         Shape (B, C).
-    truths
+    targets
         Per task: class numbers or :data:`UNKNOWN`, int64, shape (B,); where ``kind`` is ``multi``: 0, 1 or NaN, float,
         shape (B, C_t).
     tasks
@@ -63,7 +63,7 @@ def task_loss(
     losses = []
     given = weights if weights is not None else [None] * len(tasks)
     whole = totals if totals is not None else [None] * len(tasks)
-    for task, part, truth, weight, total in zip(tasks, _split(logits, tasks), truths, given, whole, strict=True):
+    for task, part, truth, weight, total in zip(tasks, _split(logits, tasks), targets, given, whole, strict=True):
         if task.kind == "single":
             losses.append(_single(part, truth, weight, total))
         else:
@@ -72,7 +72,7 @@ def task_loss(
 
 
 def label_totals(
-    truths: Sequence[Tensor], tasks: Sequence[Task], weights: Sequence[Tensor | None] | None = None
+    targets: Sequence[Tensor], tasks: Sequence[Task], weights: Sequence[Tensor | None] | None = None
 ) -> list[Tensor]:
     """Return the divisor of :func:`task_loss` per task: the weight of the known labels, a scalar.
 
@@ -80,7 +80,7 @@ def label_totals(
     """
     totals = []
     given = weights if weights is not None else [None] * len(tasks)
-    for task, truth, weight in zip(tasks, truths, given, strict=True):
+    for task, truth, weight in zip(tasks, targets, given, strict=True):
         if task.kind == "multi":
             totals.append(_known_classes(truth).sum())
         else:
@@ -90,14 +90,14 @@ def label_totals(
 
 
 def task_losses_each(
-    logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task], *, weights: Sequence[Tensor | None]
+    logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task], *, weights: Sequence[Tensor | None]
 ) -> Tensor:
     """Compute the loss of each row in each task, shape (n, T); 0 where its label is unknown.
 
     Parameters as for :func:`task_loss`, with n for B. In a multi-label task it is the mean over the known classes.
     """
     losses = []
-    for task, part, truth, weight in zip(tasks, _split(logits, tasks), truths, weights, strict=True):
+    for task, part, truth, weight in zip(tasks, _split(logits, tasks), targets, weights, strict=True):
         if task.kind == "single":
             known = truth != UNKNOWN  # (n,)
             each = functional.cross_entropy(part, truth.clamp_min(0), weight=weight, reduction="none")
@@ -107,13 +107,13 @@ def task_losses_each(
     return torch.stack(losses, 1)
 
 
-def share_right(logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task]) -> float:
+def share_right(logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task]) -> float:
     """Return the share of correct answers, averaged over the tasks with labels; NaN without any label.
 
     An answer is the most probable class of a slide, or, in a multi-label task, whether a class holds.
     """
     shares = []
-    for task, part, truth in zip(tasks, _split(logits, tasks), truths, strict=True):
+    for task, part, truth in zip(tasks, _split(logits, tasks), targets, strict=True):
         known = truth != UNKNOWN if task.kind == "single" else ~truth.isnan()
         right = part.argmax(-1) == truth if task.kind == "single" else (part > 0) == (truth > 0)
         if known.any():
@@ -121,7 +121,7 @@ def share_right(logits: Tensor, truths: Sequence[Tensor], tasks: Sequence[Task])
     return sum(shares) / len(shares) if shares else math.nan
 
 
-def is_negative(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+def is_negative(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
     """Tell which slides are negative in each task, bool, shape (B, T).
 
     Single-label: the first class holds. Multi-label: no class holds.
@@ -129,26 +129,26 @@ def is_negative(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
     return torch.stack(
         [
             truth == 0 if task.kind == "single" else truth.nan_to_num().sum(1) == 0
-            for task, truth in zip(tasks, truths, strict=True)
+            for task, truth in zip(tasks, targets, strict=True)
         ],
         1,
     )
 
 
-def is_known(truths: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
+def is_known(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
     """Tell which slides have any label in each task, bool, shape (B, T)."""
     return torch.stack(
         [
             truth != UNKNOWN if task.kind == "single" else ~truth.isnan().all(1)
-            for task, truth in zip(tasks, truths, strict=True)
+            for task, truth in zip(tasks, targets, strict=True)
         ],
         1,
     )
 
 
-def truth_tensors(truths: Sequence[Sequence[Truth]], tasks: Sequence[Task]) -> list[Tensor]:
-    """Convert the truths of B slides, T each, for :func:`task_loss`: a tensor per task."""
-    columns = [[entry[number] for entry in truths] for number in range(len(tasks))]
+def target_tensors(targets: Sequence[Sequence[Target]], tasks: Sequence[Task]) -> list[Tensor]:
+    """Convert the targets of B slides, T each, for :func:`task_loss`: a tensor per task."""
+    columns = [[entry[number] for entry in targets] for number in range(len(tasks))]
     tensors = []
     for task, column in zip(tasks, columns, strict=True):
         if task.kind == "single":

@@ -32,12 +32,12 @@ from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord, discover_slides
 from wsi_ips.model import read_card
-from wsi_ips.model.card import checkpoint_fingerprint
-from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.maps.layers import layers_and_tiles
-from wsi_ips.pipeline.prediction.scored import checkpoint_folder, scores_fingerprint
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.states import read_states
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.slide_predictions import checkpoint_folder, scores_fingerprint
+from wsi_ips.pipeline.slide_states import read_states
+from wsi_ips.pipeline.viewer_layers import layers_and_tiles
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.slides import RGB, SlideReader, read_patch
 from wsi_ips.slides.source import is_url

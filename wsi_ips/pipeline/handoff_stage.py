@@ -8,14 +8,14 @@ from functools import partial
 from wsi_ips.config import Recipe
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.inference import SlideScores
-from wsi_ips.model.card import read_card
-from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.maps.heatmap import MapSource, heatmap_fingerprint, tissue_region, to_draw
-from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, slide_scores
+from wsi_ips.model.checkpoint_card import read_card
+from wsi_ips.pipeline.heatmap_stage import MapSource, heatmap_fingerprint, tissue_region, to_draw
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, slide_scores
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results.handoff.content import Material
-from wsi_ips.results.handoff.formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps
 from wsi_ips.results.handoff.package import SCHEMA_VERSION, stored_package, write_package
 from wsi_ips.tiles import SlideTiles, TileIndex, read_tiles

@@ -15,7 +15,7 @@ class InRoot:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __get__(self, folder: Any, owner: type | None = None, /) -> Path:  # type: ignore[override]
+    def __get__(self, folder: Any, owner: type | None = None, /) -> Path:
         """Return the path for a run folder."""
         return Path(folder.root / self._name)
 

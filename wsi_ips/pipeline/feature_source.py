@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.cohort import names_of
+from wsi_ips.pipeline.recipe_cohort import names_of
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity

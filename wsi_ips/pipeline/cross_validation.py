@@ -15,13 +15,13 @@ from wsi_ips.errors import EvaluationError, RecipeError
 from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
 from wsi_ips.evaluation.classification import Interval
 from wsi_ips.manifest import read_splits, write_splits
-from wsi_ips.pipeline.checks.split import SplitPlan, split_cohort
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.folder import RunFolder
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.split_cohort import SplitPlan, split_cohort
 from wsi_ips.pipeline.stages import run_until
-from wsi_ips.pipeline.tiling.tile import tile_stage
+from wsi_ips.pipeline.tile_stage import tile_stage
 from wsi_ips.provenance import atomic_path, atomic_write_json
 
 FOLDS_NAME, OUT_OF_FOLD_NAME, ENSEMBLE_NAME, FIGURES_NAME = (
@@ -195,7 +195,7 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
         run_until(own, stage, progress)
     evaluation = None
     with Run.open(own, progress) as run:
-        tested = sum(r.split == "test" and run.truth(r) is not None for r in run.records)
+        tested = sum(r.split == "test" and run.target(r) is not None for r in run.records)
         try:
             evaluation = evaluate_run(run)
         except EvaluationError as error:
@@ -225,7 +225,7 @@ def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _pooled(recipe: Recipe, rows: pd.DataFrame) -> dict[str, Interval] | None:
     task = recipe.labels.tasks[0]
     known = rows[rows["label"].notna()]
-    truth = [task.is_positive(task.truth(text)) for text in known["label"]]
+    truth = [task.is_positive(task.parse(text)) for text in known["label"]]
     if len(set(truth)) < 2:
         return None
     score = known[f"probability_{task.classes[-1]}"].to_numpy(np.float64)

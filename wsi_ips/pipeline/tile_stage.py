@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.checks.survey import survey
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.spread import failure_of_job, spread
-from wsi_ips.pipeline.states import StateTable
-from wsi_ips.pipeline.tiling.job import TILE_JOB, SlideTask, Tiled
-from wsi_ips.pipeline.tiling.sheet import sheet_stage
+from wsi_ips.pipeline.survey import survey
+from wsi_ips.pipeline.tile_job import TILE_JOB, SlideTask, Tiled
+from wsi_ips.pipeline.tissue_sheet import sheet_stage
 
 NOTE_EVERY_S = 60.0
 

@@ -60,6 +60,6 @@ def _counted(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:
     patients = {r.patient_id for r in records if r.patient_id}
     classes: dict[str, dict[str, int]] = {}
     for number, task in enumerate(run.recipe.labels.tasks):
-        texts = [task.text(run.truths[r.slide_id][number]) or "(not known)" for r in records]
+        texts = [task.format(run.targets[r.slide_id][number]) or "(not known)" for r in records]
         classes[task.name] = dict(sorted(Counter(texts).items()))
     return {"slides": len(records), "patients": len(patients) or None, "classes": classes}

@@ -11,7 +11,7 @@ from typing import Any
 
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_write_text
-from wsi_ips.results.sheet import SheetEntry, page_name, recall_figures, render_sheet
+from wsi_ips.results.contact_sheet import SheetEntry, page_name, recall_figures, render_sheet
 
 LESION_COLUMNS = (
     "slide_id",

@@ -18,7 +18,7 @@ from scipy import ndimage
 from skimage import measure
 
 from wsi_ips.geometry import Size
-from wsi_ips.slides.histology import Stain
+from wsi_ips.slides.synthetic_textures import Stain
 
 CELL_PX = 32
 Field = NDArray[np.float32]

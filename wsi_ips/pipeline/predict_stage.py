@@ -12,12 +12,12 @@ from wsi_ips.inference import stored_fingerprint
 from wsi_ips.inference.preparation import check_preparation
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model import read_card
-from wsi_ips.model.card import checkpoint_fingerprint
 from wsi_ips.model.checkpoint import require_tasks
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
 from wsi_ips.model.encoders import encoder_remarks
-from wsi_ips.pipeline.prediction.predictor import PREDICT_JOB, Predicted, Predictor, PredictTask
-from wsi_ips.pipeline.prediction.scored import calibrate, checkpoint_folder, scores_fingerprint, write_predictions
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.slide_predictions import calibrate, checkpoint_folder, scores_fingerprint, write_predictions
+from wsi_ips.pipeline.slide_predictor import PREDICT_JOB, Predicted, Predictor, PredictTask
 from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
 from wsi_ips.scanning import choose_device
 

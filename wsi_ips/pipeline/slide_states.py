@@ -18,7 +18,7 @@ from typing import Literal, Self, TypeVar
 
 from wsi_ips.database import read_rows, transaction
 from wsi_ips.fence import Failure, failure_of, fenced
-from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
 
 Stage = Literal["tile", "features", "train", "predict", "heatmap", "handoff"]

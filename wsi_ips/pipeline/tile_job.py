@@ -8,9 +8,9 @@ from typing import Any
 
 from wsi_ips.config import Recipe
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.folder import RunFolder
+from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.tile_access import TileAccess
-from wsi_ips.pipeline.tiling.slide import tile_slide
+from wsi_ips.pipeline.tile_slide import tile_slide
 from wsi_ips.provenance import atomic_write_bytes
 from wsi_ips.slides import SlidePool, content_identity
 from wsi_ips.tiles import stored_fingerprint, stored_row, write_index

@@ -21,7 +21,7 @@ from wsi_ips.labels import Task
 from wsi_ips.manifest import discover_slides, read_manifest
 from wsi_ips.manifest.manifest_csv import FILE_COLUMNS, read_rows
 from wsi_ips.manifest.unlisted import dicom_series
-from wsi_ips.model.card import CARD_NAME, ModelCard, read_card
+from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, read_card
 from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.slides.source import is_url, slide_name
 
@@ -165,7 +165,7 @@ def _with_known_labels(row: Row, tasks: Sequence[Task], notes: list[str]) -> Row
     for task in tasks:
         text = row.get(task.name)
         try:
-            task.truth(text)
+            task.parse(text)
         except ValueError as error:
             notes.append(f"slide {row['slide_id']}, column `{task.name}`: {error}; it counts as unlabelled")
             del kept[task.name]

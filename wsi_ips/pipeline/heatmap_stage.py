@@ -18,10 +18,10 @@ from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model.card import read_card
-from wsi_ips.pipeline.folder import RunFolder
-from wsi_ips.pipeline.prediction.scored import checkpoint_folder, model_calibration, predicted, slide_scores
+from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results.overlay import Caption, write_overlay
 from wsi_ips.results.slide_heatmaps import SlideHeatmaps, best_tiles, lesion_outlines, view_of

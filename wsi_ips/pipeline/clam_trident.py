@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsi_ips.errors import FeaturesError, ManifestError, RecipeError, TileIndexError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.cohort import coordinate_files, slide_stem
+from wsi_ips.pipeline.recipe_cohort import coordinate_files, slide_stem
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.tiles import TileIndex
@@ -77,8 +77,8 @@ def export_tiles(run: Run, kind: str, to: Path, slides: Sequence[str] = (), *, f
 
 def _feature_writer(run: Run, to: Path, kind: str) -> Callable[[SlideRecord, TileIndex], Path | None]:
     """Writes the features of a slide; needs torch."""
-    from wsi_ips.pipeline.learning.feature_source import feature_source
-    from wsi_ips.pipeline.learning.features_stage import write_features_of
+    from wsi_ips.pipeline.feature_source import feature_source
+    from wsi_ips.pipeline.features_stage import write_features_of
 
     source = feature_source(run)
     return lambda record, index: write_features_of(to, record, index, source, kind)

@@ -1,1 +1,0 @@
-"""Training on pixels or on features, alone, together or in folds."""

@@ -1,1 +1,0 @@
-"""Heatmaps and what is handed over to pathologists and other programs."""

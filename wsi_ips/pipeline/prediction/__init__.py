@@ -1,1 +1,0 @@
-"""From a model and slides, known or new, to scores and calibrated probabilities."""

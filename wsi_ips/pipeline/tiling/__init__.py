@@ -1,1 +1,0 @@
-"""From slides to tiles: the stage, its job per slide, and what is asked, verified and exchanged afterwards."""
