@@ -40,7 +40,7 @@ from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import lesions_of
-from wsi_ips.results import tile_raster
+from wsi_ips.results.score_raster import tile_raster
 from wsi_ips.tiles import TileIndex
 
 SCORES = ("single-tile probability", "attention")

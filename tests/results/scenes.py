@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsi_ips.geometry import Box, Point, Pyramid, ReadPlan, Scale, Size, plan_read
-from wsi_ips.results import Caption, Raster, View, tile_raster
+from wsi_ips.results.overlay import Caption, View
+from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.slides import ArrayReader, read_area, read_patch
 from wsi_ips.tiles.index import stride_px0, tile_grid
 

@@ -13,8 +13,8 @@ import pytest
 
 from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Box, Point, Scale
-from wsi_ips.results import Raster, tile_raster
 from wsi_ips.results.parametric_map import NOT_ANALYSED, MapFacts, parametric_maps
+from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.slides import open_slide
 from wsi_ips.slides.dicom_source import DicomSource, read_dicom_source
 

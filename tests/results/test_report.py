@@ -7,7 +7,8 @@ import re
 import numpy as np
 
 from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
-from wsi_ips.results import Figure, MapPicture, ReportData, SlideEntry, TopTile, render_report
+from wsi_ips.results.report import render_report
+from wsi_ips.results.report_data import Figure, MapPicture, ReportData, SlideEntry, TopTile
 
 
 def entry(name: str, probability: float | None, *, state="ok", reason="", overlays=()) -> SlideEntry:

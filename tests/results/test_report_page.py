@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from wsi_ips.evaluation import Evaluation, Groups, Localisation, Scored, SizeRecall, evaluate_slides, evaluate_task
-from wsi_ips.results import (
+from wsi_ips.results.report import MOST_ALARMS, OPEN_ROWS, render_report, write_report
+from wsi_ips.results.report_data import (
     CardSection,
     Figure,
     FlowStep,
-    History,
     Loss,
     LostLesion,
     MapPicture,
@@ -23,10 +23,8 @@ from wsi_ips.results import (
     ReportData,
     SlideEntry,
     TopTile,
-    render_report,
-    write_report,
 )
-from wsi_ips.results.report import MOST_ALARMS, OPEN_ROWS
+from wsi_ips.results.report_plots import History
 
 TRUTH, SCORE = [0, 0, 0, 1, 1, 1], [0.1, 0.4, 0.6, 0.55, 0.7, 0.9]
 VOID = {"meta", "img", "br", "path", "rect", "circle"}

@@ -39,8 +39,8 @@ from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import calibrate, predicted
 from wsi_ips.pipeline.tissue_sheet import sheet_entries
-from wsi_ips.results import Raster, tile_raster
 from wsi_ips.results.contact_sheet import SheetEntry, recall_figures
+from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.tiles import TileIndex
 
 CLEARLY_BETTER = 0.05

@@ -25,19 +25,20 @@ from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibrat
 from wsi_ips.pipeline.slide_states import STATES
 from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
-from wsi_ips.results import (
+from wsi_ips.results.handoff.pictures import GALLERY_TILES
+from wsi_ips.results.model_card import CardFacts, model_card
+from wsi_ips.results.report import write_report
+from wsi_ips.results.report_data import (
     CardSection,
     Figure,
-    History,
     MapPicture,
     ReportData,
     SlideEntry,
     TopTile,
-    write_report,
+    cohort_flow,
+    lesion_recall,
+    outcome_of,
 )
-from wsi_ips.results.handoff.pictures import GALLERY_TILES
-from wsi_ips.results.model_card import CardFacts, model_card
-from wsi_ips.results.report_data import cohort_flow, lesion_recall, outcome_of
 from wsi_ips.results.report_pictures import (
     PICTURE_BYTES,
     overlay_picture,
@@ -46,6 +47,7 @@ from wsi_ips.results.report_pictures import (
     tile_picture,
     worth_pictures,
 )
+from wsi_ips.results.report_plots import History
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.tiles import TileIndex, read_tiles
 

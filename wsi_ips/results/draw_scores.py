@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import EvaluationError, ScoresError
 from wsi_ips.provenance import fingerprint
-from wsi_ips.results import Caption, View, attention_rank, draw_overlay, sidecar, write_overlay
 from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
 from wsi_ips.results.handoff.content import Material
 from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps
 from wsi_ips.results.handoff.package import write_package
+from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
+from wsi_ips.results.score_values import attention_rank
 from wsi_ips.results.slide_heatmaps import view_of
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide
 from wsi_ips.slides.source import slide_name
