@@ -14,7 +14,7 @@ demo: $(STAMP) ## Synthetic slides to labels, heatmaps and a report (SEED=1 for 
 	$(BIN)/wsi-ips demo --seed $(or $(SEED),0) --output runs/demo-$(or $(SEED),0)
 
 test: $(STAMP) ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 viewer: ## Install OpenSeadragon for `wsi-ips view` (needs npm)
 	cd wsi_ips/viewer && npm ci --ignore-scripts --no-audit --no-fund

@@ -24,6 +24,7 @@ import tempfile
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +105,7 @@ sys.stderr.write(f"DEPTH {max(depths)}\\n")
 RECIPE = """
 name: house
 output: run
-manifest: cohort/manifest.csv
+manifest: MANIFEST
 tissue: {mpp: 16.0}
 tiles: {mpp: 2.0, patch_px: 64}
 model: {encoder: resnet18-2, memory_size: 8, heads: 2, key_width: 8}
@@ -204,6 +205,11 @@ def said_by(root: Path, code: str, *arguments: str, stream: str = "stdout") -> s
     return str(getattr(done, stream))
 
 
+def figures_of(root: Path, manifest: Path | None) -> dict[str, int]:
+    """Return every figure of a tree; those of stack depth only with a manifest of slides."""
+    return measured(root) | imported(root) | (depths(root, manifest) if manifest else {})
+
+
 def imported(root: Path) -> dict[str, int]:
     """Figures that need the package to be imported."""
     return {
@@ -213,30 +219,27 @@ def imported(root: Path) -> dict[str, int]:
     }
 
 
-def depths(root: Path, folder: Path) -> dict[str, int]:
+def depths(root: Path, manifest: Path) -> dict[str, int]:
     """Own stack frames from the command to the optimiser step and to the decoding of a tile."""
     figures = {}
-    for command, label in (
-        ("train", "frames, train to optimiser step"),
-        ("predict", "frames, predict to tile decoding"),
-    ):
-        said = said_by(root, DEPTH, str(folder), command, stream="stderr")
-        figures[label] = int(said.rpartition("DEPTH ")[2])
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_text(RECIPE.replace("MANIFEST", str(manifest)), encoding="utf-8")
+        for command, label in (
+            ("train", "frames, train to optimiser step"),
+            ("predict", "frames, predict to tile decoding"),
+        ):
+            said = said_by(root, DEPTH, folder, command, stream="stderr")
+            figures[label] = int(said.rpartition("DEPTH ")[2])
     return figures
 
 
-def figures_of(root: Path, *, with_depth: bool) -> dict[str, int]:
-    """Every figure of a tree."""
-    figures = measured(root) | imported(root)
-    if with_depth:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            from benchmarks.support.small_cohort import make_small_cohort
+def make_cohort(folder: Path) -> Path:
+    """Write eight small slides with this tree's code and return their manifest."""
+    from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
-            make_small_cohort(folder / "cohort")
-            (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-            figures |= depths(root, folder)
-    return figures
+    small = {"size_px0": (6144, 4096), "tissue_mm2": (0.8, 1.2), "lesion_mm": (0.4, 0.6)}
+    return make_slides(folder, replace(DEMO, slides=8, split=(0.5, 0.0, 0.5), **small))
 
 
 def main() -> None:
@@ -246,12 +249,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out the runs that measure stack depth")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     options = parser.parse_args()
-    columns = {"now": figures_of(ROOT, with_depth=not options.quick)}
-    if options.against:
-        with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name:
+        manifest = None if options.quick else make_cohort(Path(name) / "cohort")
+        columns = {"now": figures_of(ROOT, manifest)}
+        if options.against:
+            before = Path(name) / "before"
+            before.mkdir()
             archive = subprocess.run(["git", "archive", options.against], cwd=ROOT, capture_output=True, check=True)
-            subprocess.run(["tar", "-x", "-C", name], input=archive.stdout, check=True)
-            columns = {"before": figures_of(Path(name), with_depth=not options.quick)} | columns
+            subprocess.run(["tar", "-x", "-C", str(before)], input=archive.stdout, check=True)
+            columns = {"before": figures_of(before, manifest)} | columns
     print(f"{'':38}" + "".join(f"{name:>9}" for name in columns) + f"{'goal':>9}")
     for figure in columns["now"]:
         goal = f"<= {GOALS[figure]}" if figure in GOALS else ""
