@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,22 +11,14 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 from skimage.draw import polygon2mask
 
+from wsi_ips.annotations.annotation_files import polygons_of
 from wsi_ips.geometry import Size
 
-MOST_POINTS = 128
-"""Largest number of points of a piece from which boxes are cut."""
+MOST_POINTS = 128  # of a piece from which boxes are cut
 
 
 def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Compute the exact share of each box that lies in a region.
-
-    Returns float32, shape (N,), 0-1.
-
-    Parameters
-    ----------
-    boxes_px0
-        Boxes x, y, width, height in level-0 pixels, shape (N, 4).
-    """
+    """Return the exact share of each box (x, y, width, height; shape (N, 4)) in a region: float32, shape (N,), 0-1."""
     if region.is_empty or len(boxes_px0) == 0:
         return np.zeros(len(boxes_px0), np.float32)
     x, y, width, height = boxes_px0.T
@@ -43,31 +36,21 @@ def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDA
 
 
 def region_mask(region: BaseGeometry, size_px0: Size, *, downsample: float) -> NDArray[np.bool_]:
-    """Tell for each pixel of a coarse grid whether its centre lies in a region.
-
-    Returns bool, shape (height, width) of level 0 over ``downsample``, rounded up.
-
-    Parameters
-    ----------
-    downsample
-        Level-0 pixels per pixel of the mask.
-    """
-    rows, columns = (int(np.ceil(side / downsample)) for side in (size_px0.height, size_px0.width))
+    """Tell for each pixel of level 0 over ``downsample`` (rounded up; bool) whether its centre lies in a region."""
+    rows, columns = math.ceil(size_px0.height / downsample), math.ceil(size_px0.width / downsample)
     mask = np.zeros((rows, columns), bool)
-    polygons = [
-        part for part in shapely.get_parts(region).tolist() if isinstance(part, shapely.Polygon) and part.area > 0
-    ]
-    for part in polygons:  # polygons do not overlap: a hole in one is outside of all, or an island of its own
+    for part in polygons_of(region):  # polygons do not overlap: a hole in one is outside of all, or holds an island
         left, top, right, bottom = np.array(part.bounds) / downsample
         x, y = max(0, int(left)), max(0, int(top))
         box = (slice(y, min(rows, int(bottom) + 1)), slice(x, min(columns, int(right) + 1)))
-        shape = mask[box].shape
-        if 0 in shape:
+        if 0 in mask[box].shape or part.area == 0:
             continue
-        inside = _ring(part.exterior, shape, x, y, downsample)
-        for hole in part.interiors:
-            inside &= ~_ring(hole, shape, x, y, downsample)
-        mask[box] |= inside
+        corner, window = np.array([x, y]) + 0.5, mask[box]  # pixel centres become whole numbers
+        inside, *holes = (shapely.get_coordinates(r) / downsample - corner for r in (part.exterior, *part.interiors))
+        shown = polygon2mask(window.shape, inside[:, ::-1])
+        for hole in holes:
+            shown &= ~polygon2mask(window.shape, hole[:, ::-1])
+        window |= shown
     return mask
 
 
@@ -87,9 +70,3 @@ def _pieces(part: BaseGeometry) -> Iterator[BaseGeometry]:
             middle = (top + bottom) / 2
             halves = [shapely.box(left, top, right, middle), shapely.box(left, middle, right, bottom)]
         waiting += [half for half in shapely.intersection(piece, halves).tolist() if half.area > 0]
-
-
-def _ring(ring: shapely.LinearRing, shape: tuple[int, ...], x: int, y: int, downsample: float) -> NDArray[np.bool_]:
-    """Rasterise the inside of a ring in a window of the mask that begins at column x, row y."""
-    points = shapely.get_coordinates(ring) / downsample - (x, y) - 0.5  # pixel centres become whole numbers
-    return np.asarray(polygon2mask(shape, points[:, ::-1]), bool)

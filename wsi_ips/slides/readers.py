@@ -54,10 +54,10 @@ READERS: Registry[ReaderEntry] = Registry(
             "as `auto`, but refuses slides without such tiles",
             opens_urls=True,
         ),
-        ReaderEntry("openslide", "wsi_ips.slides.openslide_reader:open_openslide", "OpenSlide decodes all", tried=True),
+        ReaderEntry("openslide", "wsi_ips.slides.library_readers:open_openslide", "OpenSlide decodes all", tried=True),
         ReaderEntry(
             "tiffslide",
-            "wsi_ips.slides.tiffslide_reader:open_tiffslide",
+            "wsi_ips.slides.library_readers:open_tiffslide",
             "TiffSlide decodes all",
             opens_urls=True,
             tried=True,
