@@ -19,9 +19,11 @@ from numpy.random import Generator
 from wsi_ips.annotations import write_asap
 from wsi_ips.geometry import Size
 from wsi_ips.provenance import atomic_path
-from wsi_ips.slides.synthetic_slide import PEN_COLOURS, SyntheticSlide, write_synthetic_slide
+from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
-from wsi_ips.slides.synthetic_tissue import PlannedBlob
+from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
+
+PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
 
 
 @dataclass(frozen=True)

@@ -193,3 +193,50 @@ def _outlines(field: Field) -> list[NDArray[np.float64]]:
         if len(ring) >= 3:
             outlines.append((ring - 1 + 0.5) * CELL_PX)
     return outlines
+
+
+def pen_field(rng: Generator, shape: tuple[int, int]) -> Field:
+    """Draw a pen stroke across the glass; signed distance in cells."""
+    height, width = shape
+    t = np.linspace(0, 1, 200)
+    start, end = rng.uniform(0.1, 0.9, (2, 2)) * [height, width]
+    bend = rng.uniform(-0.2, 0.2, 2) * [height, width]
+    path = start + (end - start) * t[:, None] + bend * np.sin(np.pi * t)[:, None]
+    on = np.zeros(shape, bool)
+    y, x = np.clip(np.rint(path).astype(int), 0, [height - 1, width - 1]).T
+    on[y, x] = True
+    return np.asarray(5.0 - ndimage.distance_transform_edt(~on), np.float32)
+
+
+def fold_field(rng: Generator, tissue: Field, mpp: float) -> Field:
+    """Draw a band of folded tissue, some 100 µm wide; signed distance in cells."""
+    inside = np.argwhere(tissue > 0)
+    cy, cx = inside.mean(axis=0) + rng.normal(0, 0.1, 2) * inside.std(axis=0)
+    angle = rng.uniform(0, np.pi)
+    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
+    along, across = (
+        (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle),
+        (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle),
+    )
+    bent = across + 0.2 * inside.std() * np.sin(along / max(1.0, float(inside.std())))
+    length = rng.uniform(0.5, 0.9) * float(inside.std(axis=0).max())
+    half = 60 / mpp / CELL_PX
+    return np.asarray(np.minimum(np.minimum(half - np.abs(bent), length - np.abs(along)), tissue), np.float32)
+
+
+def bubble_field(rng: Generator, shape: tuple[int, int], mpp: float) -> Field:
+    """Draw a round bubble of about a millimetre; signed distance in cells."""
+    radius = rng.uniform(300, 600) / mpp / CELL_PX
+    centre = np.array(shape) * rng.uniform(0.3, 0.7, 2)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return np.asarray(radius - np.hypot(x - centre[1], y - centre[0]), np.float32)
+
+
+def blur_field(rng: Generator, tissue: Field) -> Field:
+    """Draw a round region of tissue that is out of focus; signed distance in cells."""
+    inside = np.argwhere(tissue > 0)
+    cy, cx = inside[rng.integers(len(inside))]
+    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
+    radius = rng.uniform(0.15, 0.3) * np.sqrt(len(inside))
+    noise = 0.15 * radius * smooth_noise(rng, tissue.shape, radius)
+    return np.asarray(radius - np.hypot(x - cx, y - cy) + noise, np.float32)
