@@ -3,7 +3,6 @@
 from wsi_ips.slides.base import (
     RGB,
     ArrayReader,
-    BaseReader,
     SlideInfo,
     SlideReader,
     level0_position,
@@ -20,7 +19,6 @@ __all__ = [
     "PATIENT",
     "RGB",
     "ArrayReader",
-    "BaseReader",
     "DirectReader",
     "Overview",
     "Remote",

@@ -1,11 +1,11 @@
-"""Slide readers: the protocol, header facts, rules that all readers share, and a reader of arrays in memory."""
+"""Slide readers: their base class, header facts, rules that all readers share, and a reader of arrays in memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,18 +54,15 @@ class SlideInfo:
         return Pyramid(self.level_sizes, self.mpp)
 
 
-@runtime_checkable
-class SlideReader(Protocol):
-    """An open slide.
+class SlideReader:
+    """An open slide. A subclass defines ``info`` and ``read_region``; the rest has defaults.
 
-    Subclass :class:`BaseReader` to implement one: it has defaults for everything but ``info`` and ``read_region``.
-    Every implementation passes ``tests/contracts/test_reader_contract.py``.
+    Every subclass passes ``tests/contracts/test_reader_contract.py``.
     """
 
-    @property
-    def info(self) -> SlideInfo:
-        """Header facts."""
-        ...
+    info: SlideInfo
+    owns_source = False  # whether it keeps reading from the `ByteSource` it was opened with, and closes it
+    _closed = False
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """Read ``size_px`` pixels of one level.
@@ -83,45 +80,17 @@ class SlideReader(Protocol):
         RegionReadError
             The region is not inside the level, or the file cannot deliver it.
         """
-        ...
+        raise NotImplementedError
 
-    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
+    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:  # noqa: ARG002
         """Tell whether :meth:`read_into` can shrink this region by ``factor`` (above 1) while it decodes."""
-        ...
+        return False
 
     def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
         """Read a region of ``factor`` times the size of ``out`` (contiguous) and shrink it while decoding.
 
         ``factor`` is 1, or one for which :meth:`shrinks` is true; raises as :meth:`read_region`.
         """
-        ...
-
-    def close(self) -> None:
-        """Release the file; later reads raise RegionReadError."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exc: Any) -> None: ...
-
-
-class BaseReader:
-    """Defaults of the optional members of :class:`SlideReader`; a subclass defines ``info`` and ``read_region``."""
-
-    info: SlideInfo
-    owns_source = False  # whether it keeps reading from the `ByteSource` it was opened with, and closes it
-    _closed = False
-
-    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
-        """See :class:`SlideReader`."""
-        raise NotImplementedError
-
-    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:  # noqa: ARG002
-        """Return False: this reader does not shrink while it decodes."""
-        return False
-
-    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
-        """See :class:`SlideReader`; copies the region, so ``factor`` must be 1."""
         if factor != 1:
             raise ValueError(f"slide {self.info.name}: {self.info.reader} does not shrink while it decodes")
         out[:] = self.read_region(location_px0, level, Size(out.shape[1], out.shape[0]))
@@ -130,7 +99,7 @@ class BaseReader:
         """Keep decoded tiles in a cache that is shared with other slides; by default there is nothing to share."""
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file; later reads raise RegionReadError."""
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -209,7 +178,7 @@ def _first_px0(pixel: int, downsample: float) -> int:
     return first if round(first / downsample) == pixel else first - 1
 
 
-class ArrayReader(BaseReader):
+class ArrayReader(SlideReader):
     """A slide whose levels (finest first) are arrays in memory: for tests, and for pixels of other programs."""
 
     def __init__(

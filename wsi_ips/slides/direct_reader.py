@@ -15,7 +15,7 @@ import numpy as np
 
 from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Size
-from wsi_ips.slides.base import RGB, BaseReader, SlideReader, damaged, level0_position, level_pixel, require_inside
+from wsi_ips.slides.base import RGB, SlideReader, damaged, level0_position, level_pixel, require_inside
 from wsi_ips.slides.jpeg_tiles import FACTORS, JpegTiles, decode, find_jpeg_tiles
 from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import ByteSource
@@ -33,7 +33,7 @@ class _Place(NamedTuple):
     box: Box  # of the whole tile in the output, pixels after shrinking; may hang over the edges
 
 
-class DirectReader(BaseReader):
+class DirectReader(SlideReader):
     """A slide whose levels are JPEG tiles; safe to read from several threads. Closes ``base`` and ``source``.
 
     Raises

@@ -22,7 +22,7 @@ from PIL.Image import Image
 
 from wsi_ips.errors import SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.slides.base import RGB, BaseReader, SlideInfo, damaged, level_pixel, require_inside, trusted_mpp
+from wsi_ips.slides.base import RGB, SlideInfo, SlideReader, damaged, level_pixel, require_inside, trusted_mpp
 from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import ByteSource, as_file
 
@@ -63,7 +63,7 @@ def open_tiffslide(file: SlideFile) -> TiffSlideReader:
     return TiffSlideReader(file.name, file.source, mpp_override=file.mpp_override)
 
 
-class OpenSlideReader(BaseReader):
+class OpenSlideReader(SlideReader):
     """A slide opened by OpenSlide; safe to read from several threads. Raises UnsupportedSlideError."""
 
     def __init__(self, path: Path, *, mpp_override: Scale | None = None) -> None:
@@ -106,7 +106,7 @@ class OpenSlideReader(BaseReader):
             self._slide.close()
 
 
-class TiffSlideReader(BaseReader):
+class TiffSlideReader(SlideReader):
     """A slide opened by TiffSlide, which closes ``source``; a lock lets several threads share it.
 
     Raises UnsupportedSlideError where TiffSlide does not open the file, or its pixels are not 8-bit RGB.
@@ -135,11 +135,11 @@ class TiffSlideReader(BaseReader):
         require_inside(self.info, location_px0, level, size_px, closed=self._closed)
         x, y = level_pixel(self.info, location_px0, level, size_px)
         mean = self._slide.level_downsamples[level]  # TiffSlide divides by it and truncates
-        there = (math.ceil(x * mean), math.ceil(y * mean))
+        there, size = (math.ceil(x * mean), math.ceil(y * mean)), (size_px.width, size_px.height)
         try:
             with self._lock:
                 # Without padding, so that nothing outside the level comes back as black pixels.
-                pixels = self._slide.read_region(there, level, tuple(size_px), as_array=True, padding=False)
+                pixels = self._slide.read_region(there, level, size, as_array=True, padding=False)
             if pixels.shape[:2] != (size_px.height, size_px.width):
                 raise ValueError(f"got {pixels.shape[1]} x {pixels.shape[0]} px")
         except SlideError:

@@ -1,6 +1,6 @@
 """The registry of slide readers, and ``open_slide``, which picks one.
 
-To add a reader, write a class on :class:`wsi_ips.slides.base.BaseReader` and a function that opens it from a
+To add a reader, write a class on :class:`wsi_ips.slides.base.SlideReader` and a function that opens it from a
 :class:`SlideFile`, and list that function in :data:`READERS` (or, in another package, under the entry-point group
 ``wsi_ips.readers``).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from wsi_ips.errors import UnsupportedSlideError
 from wsi_ips.geometry import Scale
 from wsi_ips.registry import Entry, Registry
-from wsi_ips.slides.base import BaseReader, SlideReader
+from wsi_ips.slides.base import SlideReader
 from wsi_ips.slides.direct_reader import DirectReader
 from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import PATIENT, ByteSource, Remote, is_url, open_source, slide_name
@@ -33,7 +33,7 @@ class SlideFile:
 
 @dataclass(frozen=True)
 class ReaderEntry(Entry):
-    """A reader: ``home`` names a function ``SlideFile -> BaseReader`` that raises UnsupportedSlideError."""
+    """A reader: ``home`` names a function ``SlideFile -> SlideReader`` that raises UnsupportedSlideError."""
 
     opens_urls: bool = False  # whether it reads through `SlideFile.source` and so opens slides behind a URL
     tried: bool = False  # whether `auto` tries it, in the order of the table
@@ -102,7 +102,7 @@ def open_slide(
     entry = READERS[reader]
     scale = Scale(mpp_override, mpp_override) if isinstance(mpp_override, int | float) else mpp_override
     file = SlideFile(path, slide_name(path), open_source(path, remote), scale, cache)
-    opened: BaseReader
+    opened: SlideReader
     try:
         opened = _first_that_opens(file, [entry]) if entry.tried else entry.load()(file)
     except BaseException:
@@ -115,7 +115,7 @@ def open_slide(
     return opened
 
 
-def open_auto(file: SlideFile) -> BaseReader:
+def open_auto(file: SlideFile) -> SlideReader:
     """Open a slide with the first library that can, and read its JPEG tiles directly where it has them."""
     base = _first_that_opens(file)
     try:
@@ -125,7 +125,7 @@ def open_auto(file: SlideFile) -> BaseReader:
         return base
 
 
-def open_direct(file: SlideFile) -> BaseReader:
+def open_direct(file: SlideFile) -> SlideReader:
     """Open a slide whose tiles can be read directly; refuse all others."""
     base = _first_that_opens(file)
     try:
@@ -135,14 +135,14 @@ def open_direct(file: SlideFile) -> BaseReader:
         raise
 
 
-def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry] | None = None) -> BaseReader:
+def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry] | None = None) -> SlideReader:
     """Open a slide with the first of the entries that can; by default with those that ``auto`` tries."""
     refusals, tried = [], [entry for entry in READERS.values() if entry.tried]
     for entry in tried if entries is None else entries:
         if is_url(file.path) and not entry.opens_urls:
             continue
         try:
-            opened: BaseReader = entry.load()(file)
+            opened: SlideReader = entry.load()(file)
             return opened
         except UnsupportedSlideError as error:
             refusals.append(_reason(error, file.name))

@@ -225,8 +225,8 @@ def write_aperio(path: Path, levels: Sequence[EncodedLevel], *, thumbnail: RGB, 
 
 
 def _add_tiles(path: Path, levels: Sequence[EncodedLevel]) -> None:
-    with path.open("r+b") as file, tifffile.TiffFile(file, mode="r+b") as tiff:
-        pages = [page for page in tiff.pages if page.is_tiled]
+    with path.open("r+b") as file, tifffile.TiffFile(file, mode="r+") as tiff:
+        pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
         for page, level in zip(pages, levels, strict=True):
             lengths = np.array([len(tile) for tile in level.tiles], np.uint64)
             start = file.seek(0, 2)
