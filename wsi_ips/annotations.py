@@ -128,10 +128,7 @@ def polygons_of(region: BaseGeometry) -> list[shapely.Polygon]:
 def read_asap(path: Path) -> Regions:
     """Read an ASAP file; self-intersecting rings are made valid, what has no area is left out and logged.
 
-    Raises
-    ------
-    AnnotationError
-        No such file, not ASAP XML, or polygons of which none is in a tumour or hole group.
+    Raises AnnotationError where it is missing, not ASAP XML, or has polygons but none in a tumour or hole group.
     """
     try:
         root = parse(path).getroot()
@@ -186,10 +183,7 @@ def write_rings(path: Path, rings: Sequence[Ring], *, groups: Sequence[str]) -> 
 def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
     """Read the areas of a GeoJSON file, which may be packed as ``.gz``; points and lines are left out.
 
-    Raises
-    ------
-    AnnotationError
-        Not readable, not GeoJSON, or a coordinate that is not a number.
+    Raises AnnotationError where it is not readable, not GeoJSON, or a coordinate is not a number.
     """
     try:
         data = path.read_bytes()

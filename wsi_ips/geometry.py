@@ -149,10 +149,7 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
     factor is used if it meets the target within ``tolerance``, so that every patch pixel is the mean of the same number
     of level pixels; else the exact ratio.
 
-    Raises
-    ------
-    ResolutionError
-        The finest level is coarser than the target: image pixels are never upsampled.
+    Raises ResolutionError where the finest level is coarser than the target: pixels are never upsampled.
     """
     levels = range(len(pyramid.level_sizes))
     ratios = {level: pyramid.level_mpp(level).over(Scale(target_mpp, target_mpp)) for level in levels}

@@ -44,19 +44,8 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
     The coarsest level that is fine enough is averaged down by area. It is read in strips, so that memory stays bounded
     for a large slide with a single level. Pixels are never upsampled: a slide coarser than the target keeps its scale.
 
-    Returns
-    -------
-    pixels
-        uint8, shape (height, width, 3); covers the box exactly. The longest side has at most ``max_side_px``.
-    mpp
-        µm per pixel, per axis.
-
-    Raises
-    ------
-    ResolutionError
-        The slide has no scale.
-    RegionReadError
-        The box is not inside the slide, or the file cannot deliver it.
+    Returns the pixels (they cover the box exactly; the longest side has at most ``max_side_px``) and their µm/px.
+    Raises ResolutionError where the slide has no scale, else as :meth:`SlideReader.read_region`.
     """
     pyramid = reader.info.pyramid
     width_um, height_um = area_px0.width * pyramid.mpp.x, area_px0.height * pyramid.mpp.y

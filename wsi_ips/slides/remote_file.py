@@ -28,14 +28,8 @@ FINAL_STATUS = (400, 401, 403, 404, 405, 410, 416)  # HTTP status codes that a s
 class RemoteFile:
     """An object behind a URL that fsspec knows: a :class:`ByteSource`.
 
-    Raises
-    ------
-    SlideNotFoundError
-        There is no such object.
-    UnsupportedSlideError
-        No support for this kind of URL is installed, or the server does not serve ranges.
-    RegionReadError
-        The server does not answer, or refuses.
+    Raises SlideNotFoundError where there is none, UnsupportedSlideError where support for such URLs is not installed or
+    the server does not serve ranges, and RegionReadError where it does not answer or refuses.
     """
 
     def __init__(self, url: str, remote: Remote) -> None:

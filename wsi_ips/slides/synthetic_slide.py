@@ -239,23 +239,18 @@ def _add_tiles(path: Path, levels: Sequence[EncodedLevel]) -> None:
 def _pyramid(painter: _Painter) -> tuple[list[EncodedLevel], RGB]:
     """Return all levels, encoded, and a thumbnail."""
     plan = painter.plan
-    tiles = [encode_jpeg(painter.glass)]
-    shared = {}
-    for name in TEXTURES:  # also unused ones: the content of a file must not tell its label
-        for variant in range(VARIANTS):
-            shared[name, variant] = len(tiles)
-            tiles.append(encode_jpeg(painter.textures[name][variant]))
-    small = {key: _reduced(painter.textures[key[0]][key[1]]) for key in shared}
+    # also unused textures: the content of a file must not tell its label
+    variants = {(name, variant): painter.textures[name][variant] for name in TEXTURES for variant in range(VARIANTS)}
+    tiles = [encode_jpeg(pixels) for pixels in (painter.glass, *variants.values())]
+    shared = {key: (number, _reduced(pixels)) for number, (key, pixels) in enumerate(variants.items(), 1)}
     place = np.zeros((painter.rows, painter.columns), np.int32)
     canvas: dict[tuple[int, int], RGB] = {}
     for row, column, shown in painter.tiles():
         if isinstance(shown, str):
-            key = (shown, int(painter.variant[row, column]))
-            place[row, column], piece = shared[key], small[key]
+            place[row, column], piece = shared[shown, int(painter.variant[row, column])]
         else:
-            place[row, column] = len(tiles)
+            place[row, column], piece = len(tiles), _reduced(shown)
             tiles.append(encode_jpeg(shown))
-            piece = _reduced(shown)
         _paste(canvas, row, column, piece, painter.glass)
     levels = [EncodedLevel(plan.size_px0, place, tiles)]
     size = Size(plan.size_px0.width // LEVEL_STEP, plan.size_px0.height // LEVEL_STEP)
@@ -278,8 +273,7 @@ def _paste(canvas: dict[tuple[int, int], RGB], row: int, column: int, piece: RGB
 
 
 def _encoded(canvas: dict[tuple[int, int], RGB], size: Size, glass: bytes) -> EncodedLevel:
-    place = np.zeros(tile_counts(size), np.int32)
-    tiles = [glass]
+    place, tiles = np.zeros(tile_counts(size), np.int32), [glass]
     for (row, column), pixels in sorted(canvas.items()):
         if row < place.shape[0] and column < place.shape[1]:
             place[row, column] = len(tiles)
