@@ -70,7 +70,7 @@ def open_slide(
     cache: TileCache | None = None,
     remote: Remote = PATIENT,
 ) -> SlideReader:
-    """Open a slide.
+    """Open a slide; its ``info.pixels_by`` tells what decodes the pixels, and why.
 
     Parameters
     ----------
@@ -84,11 +84,6 @@ def open_slide(
         Shared by the slides that are open at a time.
     remote
         Timeout and attempts for a URL.
-
-    Returns
-    -------
-    SlideReader
-        ``info.pixels_by`` tells what decodes the pixels, and why.
 
     Raises
     ------
