@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 # attributes that must be present but may be empty (type 2); some converters leave them out
 MAY_BE_EMPTY = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
-    *("ReferringPhysicianName", "StudyID", "AccessionNumber"),
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
 )
 # attributes without which a map cannot refer to the slide, or be placed on it
 NEEDED = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *("ImageOrientationSlide", "SharedFunctionalGroupsSequence"),
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "ImageOrientationSlide",
+    "SharedFunctionalGroupsSequence",
 )
 
 
