@@ -212,7 +212,7 @@ def write_aperio(path: Path, levels: Sequence[EncodedLevel], *, thumbnail: RGB, 
     form: dict[str, Any] = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "metadata": None}
     with atomic_path(path) as temporary:
         with tifffile.TiffWriter(temporary, bigtiff=True, byteorder="<") as tiff:
-            write = partial(tiff.write, dtype=np.uint8, software=False, **form)
+            write: Any = partial(tiff.write, dtype=np.uint8, software=False, **form)
             for number, level in enumerate(levels):
                 suffix = f" -> {level.size.width}x{level.size.height} JPEG/YCC" if number else ""
                 shape, text = (level.size.height, level.size.width, 3), f"{first}{suffix}{facts}"
