@@ -162,7 +162,7 @@ def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Si
         raise RegionReadError(f"slide {info.name}: no level {level}; it has {len(info.level_sizes)}")
     downsample, (width, height) = info.downsample(level), info.level_sizes[level]
     inside = (
-        min(*location_px0, min(size_px) - 1) >= 0
+        min(location_px0) >= 0 < min(size_px)
         and math.floor(location_px0.x / downsample.x + SLACK) + size_px.width <= width
         and math.floor(location_px0.y / downsample.y + SLACK) + size_px.height <= height
     )
