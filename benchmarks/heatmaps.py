@@ -44,8 +44,8 @@ def write_slide(path: Path, columns: int, rows: int, blocks: int) -> None:
     from PIL import Image
 
     from wsi_ips.geometry import Size
-    from wsi_ips.slides.aperio_writer import TILE_PX, EncodedLevel, encode_jpeg, write_aperio
-    from wsi_ips.slides.synthetic_textures import Stain, make_texture
+    from wsi_ips.slides.synthetic_slide import EncodedLevel, encode_jpeg, write_aperio
+    from wsi_ips.slides.synthetic_textures import TILE_PX, Stain, make_texture
 
     stain = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 242))
     rng = np.random.default_rng(3)

@@ -40,8 +40,9 @@ from wsi_ips.model.scan_encoders import auto
 from wsi_ips.model.selection import best_tiles
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides
 from wsi_ips.slides import ArrayReader
-from wsi_ips.slides.synthetic_slide import Stain, SyntheticSlide, write_synthetic_slide
-from wsi_ips.slides.synthetic_tissue import PlannedBlob
+from wsi_ips.slides.synthetic_slide import write_synthetic_slide
+from wsi_ips.slides.synthetic_textures import Stain
+from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
 from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_tiles
 from wsi_ips.tissue import TissueMask
 

@@ -24,8 +24,9 @@ import numpy as np
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Size
 from wsi_ips.slides import open_slide, read_thumbnail
-from wsi_ips.slides.synthetic_slide import Stain, SyntheticSlide, write_synthetic_slide
-from wsi_ips.slides.synthetic_tissue import PlannedBlob
+from wsi_ips.slides.synthetic_slide import write_synthetic_slide
+from wsi_ips.slides.synthetic_textures import Stain
+from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
 from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_index, read_tiles, write_index
 from wsi_ips.tissue import segment_tissue
 

@@ -163,9 +163,9 @@ def write_slides(folder: Path, *, quick: bool) -> tuple[Path, Path]:
     import numpy as np
 
     from wsi_ips.geometry import Size
-    from wsi_ips.slides.aperio_writer import EncodedLevel, write_aperio
-    from wsi_ips.slides.synthetic_slide import SyntheticSlide, _Painter, _pyramid, plan_layout
+    from wsi_ips.slides.synthetic_slide import EncodedLevel, _Painter, _pyramid, write_aperio
     from wsi_ips.slides.synthetic_textures import Stain
+    from wsi_ips.slides.synthetic_tissue import SyntheticSlide, plan_layout
 
     plain = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
     paths = []

@@ -24,8 +24,9 @@ from skimage.filters import threshold_otsu
 from wsi_ips.config import TissueSection
 from wsi_ips.geometry import Size
 from wsi_ips.slides import Overview, open_slide, read_overview
-from wsi_ips.slides.synthetic_slide import Planted, SyntheticSlide, planted, write_synthetic_slide
+from wsi_ips.slides.synthetic_slide import Planted, planted, write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
+from wsi_ips.slides.synthetic_tissue import SyntheticSlide
 from wsi_ips.tissue import TissueMask, TissueRules, segment_tissue
 from wsi_ips.tissue.flags import BITS, FLAGS, flag_tiles
 

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from wsi_ips.errors import ResolutionError
 
-MPP_TOLERANCE = 0.05
-"""A level within this relative distance of the target µm/px is read without resampling."""
+MPP_TOLERANCE = 0.05  # a level within this relative distance of the target µm/px is read without resampling
 
 
 class Point(NamedTuple):
@@ -73,11 +72,6 @@ class Scale(NamedTuple):
         return Scale(self.x / other.x, self.y / other.y)
 
 
-def level_downsample(level0: Size, level: Size) -> Scale:
-    """Return the level-0 pixels per level pixel, per axis and never truncated (3.9998 is possible)."""
-    return Scale(level0.width / level.width, level0.height / level.height)
-
-
 @dataclass(frozen=True)
 class Pyramid:
     """Level sizes and scale of a slide, from which read plans are made."""
@@ -91,8 +85,8 @@ class Pyramid:
         return self.level_sizes[0]
 
     def downsample(self, level: int) -> Scale:
-        """Return the level-0 pixels per pixel of a level."""
-        return level_downsample(self.level_sizes[0], self.level_sizes[level])
+        """Return the level-0 pixels per pixel of a level, per axis and never truncated (3.9998 is possible)."""
+        return Scale(*self.level_sizes[0]).over(Scale(*self.level_sizes[level]))
 
     def level_mpp(self, level: int) -> Scale:
         """Return the µm per pixel of a level."""
@@ -134,33 +128,17 @@ class ReadPlan:
     @property
     def px0_per_patch_px(self) -> Scale:
         """Level-0 pixels per patch pixel."""
-        return Scale(
-            self.footprint_px0.x / self.patch_size.width,
-            self.footprint_px0.y / self.patch_size.height,
-        )
+        return self.footprint_px0.over(Scale(*self.patch_size))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, for stored attributes."""
-        return {
-            "level": self.level,
-            "downsample": list(self.downsample),
-            "read_size": list(self.read_size),
-            "patch_size": list(self.patch_size),
-            "requested_mpp": self.requested_mpp,
-            "effective_mpp": list(self.effective_mpp),
-        }
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
         """Build a plan from the result of :meth:`to_dict`."""
-        return cls(
-            level=int(stored["level"]),
-            downsample=Scale(*stored["downsample"]),
-            read_size=Size(*stored["read_size"]),
-            patch_size=Size(*stored["patch_size"]),
-            requested_mpp=float(stored["requested_mpp"]),
-            effective_mpp=Scale(*stored["effective_mpp"]),
-        )
+        kinds = {"downsample": Scale, "read_size": Size, "patch_size": Size, "effective_mpp": Scale}
+        return cls(**stored | {name: kind(*stored[name]) for name, kind in kinds.items()})
 
 
 def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, tolerance: float = MPP_TOLERANCE) -> ReadPlan:
@@ -171,15 +149,7 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
     factor is used if it meets the target within ``tolerance``, so that every patch pixel is the mean of the same number
     of level pixels; else the exact ratio.
 
-    Parameters
-    ----------
-    tolerance
-        Largest relative difference between the target and a level, or a whole multiple of a level, that replaces it.
-
-    Raises
-    ------
-    ResolutionError
-        The finest level is coarser than the target: image pixels are never upsampled.
+    Raises ResolutionError where the finest level is coarser than the target: pixels are never upsampled.
     """
     levels = range(len(pyramid.level_sizes))
     ratios = {level: pyramid.level_mpp(level).over(Scale(target_mpp, target_mpp)) for level in levels}
@@ -199,12 +169,7 @@ def plan_read(pyramid: Pyramid, *, target_mpp: float, patch_size: Size, toleranc
         level = max(finer, key=lambda k: max(ratios[k]))
         read_size = _read_size(patch_size, ratios[level], tolerance)
     downsample = pyramid.downsample(level)
-    effective = pyramid.mpp.times(
-        Scale(
-            downsample.x * read_size.width / patch_size.width,
-            downsample.y * read_size.height / patch_size.height,
-        )
-    )
+    effective = pyramid.mpp.times(downsample.times(Scale(*read_size)).over(Scale(*patch_size)))
     return ReadPlan(level, downsample, read_size, patch_size, target_mpp, effective)
 
 

@@ -29,8 +29,9 @@ from sklearn.datasets import load_digits
 from wsi_ips.annotations import write_asap
 from wsi_ips.geometry import Size
 from wsi_ips.provenance import atomic_path
-from wsi_ips.slides.aperio_writer import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
 from wsi_ips.slides.base import RGB
+from wsi_ips.slides.synthetic_slide import EncodedLevel, encode_jpeg, tile_counts, write_aperio
+from wsi_ips.slides.synthetic_textures import TILE_PX
 
 Ink = NDArray[np.float32]
 """Share of ink, 0-1, shape (h, w)."""

@@ -19,9 +19,9 @@ from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.geometry import Point, Size
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.slides.synthetic_slide import SyntheticSlide, write_synthetic_slide
+from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
-from wsi_ips.slides.synthetic_tissue import PlannedBlob
+from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
 
 STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
 

@@ -8,11 +8,11 @@ import pytest
 from wsi_ips.errors import RecipeError, UnsupportedSlideError
 from wsi_ips.geometry import Point, ReadPlan, Scale, Size
 from wsi_ips.registry import Registry
-from wsi_ips.slides import ArrayReader, BaseReader, TileCache, open_slide, read_patch, readers
+from wsi_ips.slides import ArrayReader, SlideReader, TileCache, open_slide, read_patch, readers
 from wsi_ips.slides.readers import ReaderEntry, SlideFile
 
 
-class Plain(BaseReader):
+class Plain(SlideReader):
     """Defines ``info`` and ``read_region`` only."""
 
     def __init__(self) -> None:

@@ -17,8 +17,9 @@ from wsi_ips.annotations import read_asap
 from wsi_ips.geometry import Point, Size
 from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort, plan_slides
-from wsi_ips.slides.synthetic_slide import Stain, SyntheticSlide, write_synthetic_slide
-from wsi_ips.slides.synthetic_tissue import PlannedBlob
+from wsi_ips.slides.synthetic_slide import write_synthetic_slide
+from wsi_ips.slides.synthetic_textures import Stain
+from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
 
 STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 242))
 SLIDE = SyntheticSlide(

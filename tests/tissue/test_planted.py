@@ -12,8 +12,9 @@ from PIL import Image
 from wsi_ips.config import TissueSection
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides import open_slide, read_overview
-from wsi_ips.slides.synthetic_slide import SyntheticSlide, planted, write_synthetic_slide
+from wsi_ips.slides.synthetic_slide import planted, write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
+from wsi_ips.slides.synthetic_tissue import SyntheticSlide
 from wsi_ips.tissue import BITS, TissueMask, TissueRules, flag_tiles, segment_tissue
 
 HUE = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))

@@ -1,7 +1,14 @@
 """Slides: open them, read patches and thumbnails at a physical scale."""
 
-from wsi_ips.slides.array_reader import ArrayReader
-from wsi_ips.slides.base import RGB, BaseReader, SlideInfo, SlideReader, level0_position, level_pixel, trusted_mpp
+from wsi_ips.slides.base import (
+    RGB,
+    ArrayReader,
+    SlideInfo,
+    SlideReader,
+    level0_position,
+    level_pixel,
+    trusted_mpp,
+)
 from wsi_ips.slides.direct_reader import DirectReader
 from wsi_ips.slides.patch import Overview, read_area, read_overview, read_patch, read_shrunk, read_thumbnail
 from wsi_ips.slides.pool import SlidePool, TileCache
@@ -12,7 +19,6 @@ __all__ = [
     "PATIENT",
     "RGB",
     "ArrayReader",
-    "BaseReader",
     "DirectReader",
     "Overview",
     "Remote",

@@ -1,27 +1,24 @@
-"""Slide readers: the protocol, the header facts of a slide, and the rules that all readers share."""
+"""Slide readers: their base class, header facts, rules that all readers share, and a reader of arrays in memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import RegionReadError, ResolutionError
-from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size, level_downsample
+from wsi_ips.errors import RegionReadError, ResolutionError, UnsupportedSlideError
+from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size
 
 if TYPE_CHECKING:
     from wsi_ips.slides.pool import TileCache
 
-RGB = NDArray[np.uint8]
-"""Pixels, shape (height, width, 3), 0-255."""
-SLACK = 1e-6
-"""Relative rounding error allowed when level-0 pixels are divided by a downsample."""
-MPP_RANGE = (0.01, 100.0)
-"""Plausible µm/px. Common false values: 352.8 is 72 dpi, 264.6 is 96 dpi, 1000 is "no unit"."""
+RGB = NDArray[np.uint8]  # pixels, shape (height, width, 3), 0-255
+SLACK = 1e-6  # rounding error allowed when level-0 pixels are divided by a downsample
+MPP_RANGE = (0.01, 100.0)  # plausible µm/px. Common false values: 352.8 is 72 dpi, 264.6 is 96 dpi, 1000 is "no unit"
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,11 @@ class SlideInfo:
 
     def downsample(self, level: int) -> Scale:
         """Return the level-0 pixels per pixel of a level; needs no µm/px."""
-        return level_downsample(self.size_px0, self.level_sizes[level])
+        return Scale(*self.level_sizes[0]).over(Scale(*self.level_sizes[level]))
 
     @property
     def pyramid(self) -> Pyramid:
-        """Level sizes with the base scale.
-
-        Raises
-        ------
-        ResolutionError
-            The slide has no plausible scale.
-        """
+        """Level sizes with the base scale; raises ResolutionError where the slide has none."""
         if self.mpp is None:
             raise ResolutionError(
                 f"slide {self.name}: no µm/px ({self.mpp_source}); nothing is guessed: write the scanner's "
@@ -63,21 +54,18 @@ class SlideInfo:
         return Pyramid(self.level_sizes, self.mpp)
 
 
-@runtime_checkable
-class SlideReader(Protocol):
-    """An open slide.
+class SlideReader:
+    """An open slide. A subclass defines ``info`` and ``read_region``; the rest has defaults.
 
-    Subclass :class:`BaseReader` to implement one: it has defaults for everything but ``info`` and ``read_region``.
-    Every implementation passes ``tests/contracts/test_reader_contract.py``.
+    Every subclass passes ``tests/contracts/test_reader_contract.py``.
     """
 
-    @property
-    def info(self) -> SlideInfo:
-        """Header facts."""
-        ...
+    info: SlideInfo
+    owns_source = False  # whether it keeps reading from the `ByteSource` it was opened with, and closes it
+    _closed = False
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
-        """Read pixels of one level.
+        """Read ``size_px`` pixels of one level.
 
         Returns uint8, shape (height, width, 3), never shared with another call. Parts that were not scanned
         (transparent in the file) have the file's background colour, else white.
@@ -86,68 +74,23 @@ class SlideReader(Protocol):
         ----------
         location_px0
             Top-left corner in level-0 pixels of the full slide.
-        level
-            Level to read.
-        size_px
-            Size in pixels of that level.
 
         Raises
         ------
         RegionReadError
             The region is not inside the level, or the file cannot deliver it.
         """
-        ...
-
-    def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
-        """Tell whether :meth:`read_into` can shrink this region by ``factor`` (above 1) while it decodes."""
-        ...
-
-    def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
-        """Read ``factor`` times the size of ``out`` and shrink it to ``out`` while decoding.
-
-        Parameters
-        ----------
-        out
-            uint8, shape (height, width, 3), contiguous.
-        location_px0, level
-            As in :meth:`read_region`.
-        factor
-            Level pixels per pixel of ``out``: 1, or one for which :meth:`shrinks` is true.
-
-        Raises
-        ------
-        RegionReadError
-            The region is not inside the level, or the file cannot deliver it.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the file; later reads raise RegionReadError."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exc: Any) -> None: ...
-
-
-class BaseReader:
-    """Defaults of the optional members of :class:`SlideReader`; a subclass defines ``info`` and ``read_region``."""
-
-    info: SlideInfo
-    owns_source = False
-    """Whether the reader keeps reading from the :class:`ByteSource` it was opened with, and closes it."""
-    _closed = False
-
-    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
-        """See :class:`SlideReader`."""
         raise NotImplementedError
 
     def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:  # noqa: ARG002
-        """Return False: this reader does not shrink while it decodes."""
+        """Tell whether :meth:`read_into` can shrink this region by ``factor`` (above 1) while it decodes."""
         return False
 
     def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
-        """See :class:`SlideReader`; copies the region, so ``factor`` must be 1."""
+        """Read a region of ``factor`` times the size of ``out`` (contiguous) and shrink it while decoding.
+
+        ``factor`` is 1, or one for which :meth:`shrinks` is true; raises as :meth:`read_region`.
+        """
         if factor != 1:
             raise ValueError(f"slide {self.info.name}: {self.info.reader} does not shrink while it decodes")
         out[:] = self.read_region(location_px0, level, Size(out.shape[1], out.shape[0]))
@@ -156,7 +99,7 @@ class BaseReader:
         """Keep decoded tiles in a cache that is shared with other slides; by default there is nothing to share."""
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file; later reads raise RegionReadError."""
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -167,15 +110,7 @@ class BaseReader:
 
 
 def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | None, str]:
-    """Return the scale a file states in ``PREFIX.mpp-x`` and ``mpp-y``, if it is plausible.
-
-    Returns
-    -------
-    mpp
-        µm per level-0 pixel per axis, or None.
-    source
-        The properties' name, or the reason why there is no scale.
-    """
+    """Return the scale a file states in ``PREFIX.mpp-x`` and ``mpp-y`` and that name, or None and the reason."""
     names = [f"{prefix}.mpp-x", f"{prefix}.mpp-y"]
     texts = [properties.get(name, "") for name in names]
     if not all(texts):
@@ -190,11 +125,21 @@ def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | 
     return Scale(x, y), names[0].removesuffix("-x")
 
 
+def damaged(
+    info: SlideInfo, location_px0: Point, level: int, size_px: Size, error: Exception, remedy: str = ""
+) -> RegionReadError:
+    """Return the error for a region that the file cannot deliver."""
+    return RegionReadError(
+        f"slide {info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at level-0 "
+        f"{tuple(location_px0)}: {error}; the file is damaged there{remedy}"
+    )
+
+
 def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size) -> Point:
     """Return the pixel of a level nearest to a level-0 position from which a region still fits into the level."""
-    x, y = _level_location(info, location_px0, level)
-    width, height = info.level_sizes[level]
-    return Point(min(round(x), width - size_px.width), min(round(y), height - size_px.height))
+    downsample, whole = info.downsample(level), info.level_sizes[level]
+    x, y = round(location_px0.x / downsample.x), round(location_px0.y / downsample.y)
+    return Point(min(x, whole.width - size_px.width), min(y, whole.height - size_px.height))
 
 
 def level0_position(info: SlideInfo, pixel: Point, level: int) -> Point:
@@ -210,24 +155,16 @@ def level0_position(info: SlideInfo, pixel: Point, level: int) -> Point:
 
 
 def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Size, *, closed: bool) -> None:
-    """Refuse a region that leaves its level, an unknown level, or a closed slide.
-
-    Raises
-    ------
-    RegionReadError
-        Names the slide and the region.
-    """
+    """Raise RegionReadError for a region that leaves its level, an unknown level, or a closed slide."""
     if closed:
         raise RegionReadError(f"slide {info.name}: read after it was closed")
     if not 0 <= level < len(info.level_sizes):
         raise RegionReadError(f"slide {info.name}: no level {level}; it has {len(info.level_sizes)}")
-    x, y = _level_location(info, location_px0, level)
-    width, height = info.level_sizes[level]
+    downsample, (width, height) = info.downsample(level), info.level_sizes[level]
     inside = (
-        min(x, y) >= 0
-        and min(size_px) >= 1
-        and math.floor(x + SLACK) + size_px.width <= width
-        and math.floor(y + SLACK) + size_px.height <= height
+        min(location_px0) >= 0 < min(size_px)
+        and math.floor(location_px0.x / downsample.x + SLACK) + size_px.width <= width
+        and math.floor(location_px0.y / downsample.y + SLACK) + size_px.height <= height
     )
     if not inside:
         raise RegionReadError(
@@ -236,11 +173,35 @@ def require_inside(info: SlideInfo, location_px0: Point, level: int, size_px: Si
         )
 
 
-def _level_location(info: SlideInfo, location_px0: Point, level: int) -> tuple[float, float]:
-    downsample = info.downsample(level)
-    return location_px0.x / downsample.x, location_px0.y / downsample.y
-
-
 def _first_px0(pixel: int, downsample: float) -> int:
     first = math.ceil(pixel * downsample - SLACK)
     return first if round(first / downsample) == pixel else first - 1
+
+
+class ArrayReader(SlideReader):
+    """A slide whose levels (finest first) are arrays in memory: for tests, and for pixels of other programs."""
+
+    def __init__(
+        self, levels: Sequence[RGB], mpp: Scale | None, name: str = "array", bounds: Box | None = None
+    ) -> None:
+        for level in levels:
+            if level.dtype != "uint8" or level.ndim != 3 or level.shape[2] != 3:
+                raise UnsupportedSlideError(f"slide {name}: a level is {level.shape} {level.dtype}, not 8-bit RGB")
+        self._levels = list(levels)
+        sizes = tuple(Size(level.shape[1], level.shape[0]) for level in levels)
+        self.info = SlideInfo(
+            name=name,
+            reader="array",
+            level_sizes=sizes,
+            mpp=mpp,
+            mpp_source="given" if mpp else "none was given",
+            bounds=bounds or Box(0, 0, *sizes[0]),
+            properties={},
+            pixels_by="memory",
+        )
+
+    def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
+        """See :class:`SlideReader`."""
+        require_inside(self.info, location_px0, level, size_px, closed=self._closed)
+        x, y = level_pixel(self.info, location_px0, level, size_px)
+        return self._levels[level][y : y + size_px.height, x : x + size_px.width].copy()

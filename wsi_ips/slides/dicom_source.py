@@ -13,8 +13,8 @@ from wsi_ips.geometry import Size
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
-"""VL Whole Slide Microscopy Image Storage."""
+SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
+# attributes that must be present but may be empty (type 2); some converters leave them out
 MAY_BE_EMPTY = (
     "PatientName",
     "PatientID",
@@ -26,7 +26,7 @@ MAY_BE_EMPTY = (
     "StudyID",
     "AccessionNumber",
 )
-"""Attributes that must be present but may be empty (type 2); some converters leave them out."""
+# attributes without which a map cannot refer to the slide, or be placed on it
 NEEDED = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -34,7 +34,6 @@ NEEDED = (
     "ImageOrientationSlide",
     "SharedFunctionalGroupsSequence",
 )
-"""Attributes without which a map cannot refer to the slide, or be placed on it."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,8 @@ class DicomSource:
 def read_dicom_source(path: Path) -> DicomSource:
     """Read the finest instance of the slide that a file belongs to.
 
-    A slide is one file per level, all in one folder and of one series; ``path`` is any of them.
-
-    Raises
-    ------
-    SlideNotFoundError
-        No such file.
-    UnsupportedSlideError
-        Not DICOM, not a slide, or an incomplete header; names what is missing.
+    A slide is one file per level, all in one folder and of one series; ``path`` is any of them. Raises
+    SlideNotFoundError, or UnsupportedSlideError that names what the file or its header lacks.
     """
     if not path.exists():
         raise SlideNotFoundError(f"slide {path}: no such file; correct column `path` of the manifest")
@@ -72,11 +65,8 @@ def read_dicom_source(path: Path) -> DicomSource:
         )
     if named.SOPClassUID != SLIDE_CLASS:
         raise UnsupportedSlideError(f"slide {path.name}: DICOM, but no whole-slide image ({named.SOPClassUID.name})")
-    others = (_header(p) for p in sorted(path.parent.iterdir()) if p != path and p.suffix == path.suffix)
-    levels = [
-        named,
-        *(o for o in others if o is not None and o.get("SeriesInstanceUID") == named.get("SeriesInstanceUID")),
-    ]
+    files = [path, *(p for p in sorted(path.parent.iterdir()) if p != path and p.suffix == path.suffix)]
+    levels = [d for d in map(_header, files) if d and d.get("SeriesInstanceUID") == named.get("SeriesInstanceUID")]
     volumes = [d for d in levels if d.SOPClassUID == SLIDE_CLASS and "VOLUME" in d.get("ImageType", ())]
     if not volumes:
         raise UnsupportedSlideError(f"slide {path.name}: its series has no instance of image type VOLUME")
@@ -105,10 +95,9 @@ def _complete(header: Dataset, name: str) -> DicomSource:
     if missing:
         raise UnsupportedSlideError(f"slide {name}: its header lacks {', '.join(missing)}; nothing can be placed on it")
     full, notes = deepcopy(header), []
-    absent = [keyword for keyword in MAY_BE_EMPTY if keyword not in full]
-    for keyword in absent:
-        setattr(full, keyword, "")
-    if absent:
+    if absent := [keyword for keyword in MAY_BE_EMPTY if keyword not in full]:
+        for keyword in absent:
+            setattr(full, keyword, "")
         notes.append(f"the slide's header lacks {', '.join(absent)}: left empty in the map")
     if not full.get("TotalPixelMatrixOriginSequence"):
         origin = Dataset()

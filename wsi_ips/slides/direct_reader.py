@@ -15,43 +15,32 @@ import numpy as np
 
 from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Size
-from wsi_ips.slides.base import RGB, BaseReader, SlideReader, level0_position, level_pixel, require_inside
+from wsi_ips.slides.base import RGB, SlideReader, damaged, level0_position, level_pixel, require_inside
 from wsi_ips.slides.jpeg_tiles import FACTORS, JpegTiles, decode, find_jpeg_tiles
 from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import ByteSource
 
+# vendors whose tiles lie side by side as stored; others overlap them, or define the order in metadata
 VENDORS = ("aperio", "generic-tiff", "philips")
-"""Vendors whose tiles lie side by side as stored; others overlap them, or define the order in metadata."""
-LARGEST_DIFFERENCE = 2.0
-"""Mean grey levels of a tile by which the wrapped reader's pixels may differ on opening."""
+LARGEST_DIFFERENCE = 2.0  # mean grey levels of a tile by which the wrapped reader's pixels may differ on opening
 
 
 class _Place(NamedTuple):
-    """A stored tile and its position in the output, in pixels after shrinking."""
+    """A stored tile."""
 
     row: int
     column: int
-    box: Box
-    """Position of the whole tile in the output; may hang over its edges."""
+    box: Box  # of the whole tile in the output, pixels after shrinking; may hang over the edges
 
 
-class DirectReader(BaseReader):
-    """A slide whose levels are JPEG tiles; safe to read from several threads.
-
-    Parameters
-    ----------
-    base
-        The slide, opened by another reader; closed with this one.
-    source
-        Its bytes; closed with this one.
-    cache
-        Where tiles that several patches share are kept.
+class DirectReader(SlideReader):
+    """A slide whose levels are JPEG tiles; safe to read from several threads. Closes ``base`` and ``source``.
 
     Raises
     ------
     UnsupportedSlideError
-        The slide is not stored in a way that can be read directly, or the pixels would not be those of the
-        wrapped reader; the message says why. ``base`` and ``source`` are left open.
+        The slide is not stored in a way that can be read directly, or the pixels would not be those of ``base``; the
+        message says why. ``base`` and ``source`` are left open.
     """
 
     owns_source = True
@@ -69,17 +58,15 @@ class DirectReader(BaseReader):
         self._owner = object()  # key in the cache; id() could be reused by another slide
         self._downsamples = [info.downsample(level) for level in range(len(self._levels))]
         tiles = self._levels[0]
-        self.info = replace(
-            info,
-            pixels_by=f"direct: JPEG tiles of {tiles.tile.width} x {tiles.tile.height} px, {tiles.components}",
-        )
+        shown = f"direct: JPEG tiles of {tiles.tile.width} x {tiles.tile.height} px, {tiles.components}"
+        self.info = replace(info, pixels_by=shown)
         self._require_same_pixels()
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
         self._first_pixel(location_px0, level, size_px)  # before memory is asked for
         out = np.empty((size_px.height, size_px.width, 3), np.uint8)
-        self._read(out, location_px0, level, 1)
+        self.read_into(out, location_px0, level)
         return out
 
     def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:
@@ -91,17 +78,6 @@ class DirectReader(BaseReader):
 
     def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
         """See :class:`wsi_ips.slides.base.SlideReader`."""
-        self._read(out, location_px0, level, factor)
-
-    def close(self) -> None:
-        """Release the file."""
-        if not self._closed:
-            self._closed = True
-            self._source.close()
-            self._cache.forget(self._owner)
-            self._base.close()
-
-    def _read(self, out: RGB, location_px0: Point, level: int, factor: int) -> None:
         size = Size(out.shape[1] * factor, out.shape[0] * factor)
         at = self._first_pixel(location_px0, level, size)
         try:
@@ -110,11 +86,16 @@ class DirectReader(BaseReader):
         except SlideError:
             raise
         except (ValueError, OSError) as error:
-            raise RegionReadError(
-                f"slide {self.info.name}: cannot read {size.width} x {size.height} px of level {level} at level-0 "
-                f"{tuple(location_px0)}: {error}; the file is damaged there (with `slides.reader: openslide`, "
-                "OpenSlide reads what it can)"
-            ) from error
+            remedy = " (with `slides.reader: openslide`, OpenSlide reads what it can)"
+            raise damaged(self.info, location_px0, level, size, error, remedy) from error
+
+    def close(self) -> None:
+        """Release the file."""
+        if not self._closed:
+            self._closed = True
+            self._source.close()
+            self._cache.forget(self._owner)
+            self._base.close()
 
     def _first_pixel(self, location_px0: Point, level: int, size: Size) -> Point:
         """Do the work of :func:`require_inside` and :func:`level_pixel`, five times as fast where all is well."""
@@ -155,14 +136,19 @@ class DirectReader(BaseReader):
 
     def _not_scanned(self, level: int, place: _Place, factor: int, out: RGB) -> None:
         """Fill a tile that has no stream with the wrapped reader's pixels, white beyond the level's edge."""
-        tiles = self._levels[level]
-        x, y = place.column * tiles.tile.width, place.row * tiles.tile.height
-        size = Size(min(tiles.tile.width, tiles.size.width - x), min(tiles.tile.height, tiles.size.height - y))
-        there = level0_position(self.info, Point(x, y), level)
-        whole = np.full((tiles.tile.height, tiles.tile.width, 3), 255, np.uint8)
+        there, size = self._region_of(level, place.row, place.column)
+        tile = self._levels[level].tile
+        whole = np.full((tile.height, tile.width, 3), 255, np.uint8)
         whole[: size.height, : size.width] = self._base.read_region(there, level, size)
         height, width = whole.shape[0] // factor, whole.shape[1] // factor
         out[:] = whole.reshape(height, factor, width, factor, 3).mean((1, 3)).round()
+
+    def _region_of(self, level: int, row: int, column: int) -> tuple[Point, Size]:
+        """Return the level-0 position of a stored tile, and the size of its part inside the level."""
+        tiles = self._levels[level]
+        x, y = column * tiles.tile.width, row * tiles.tile.height
+        size = Size(min(tiles.tile.width, tiles.size.width - x), min(tiles.tile.height, tiles.size.height - y))
+        return level0_position(self.info, Point(x, y), level), size
 
     def _require_same_pixels(self) -> None:
         """Compare a tile of the finest and one of the coarsest level with the wrapped reader's.
@@ -175,10 +161,8 @@ class DirectReader(BaseReader):
             stored = np.flatnonzero(tiles.byte_counts)
             if not len(stored):
                 continue
-            row, column = divmod(int(stored[len(stored) // 2 if level == 0 else 0]), tiles.columns)
-            x, y = column * tiles.tile.width, row * tiles.tile.height
-            size = Size(min(tiles.tile.width, tiles.size.width - x), min(tiles.tile.height, tiles.size.height - y))
-            there = level0_position(self.info, Point(x, y), level)
+            place = divmod(int(stored[len(stored) // 2 if level == 0 else 0]), tiles.columns)
+            there, size = self._region_of(level, *place)
             try:
                 ours, theirs = self.read_region(there, level, size), self._base.read_region(there, level, size)
             except RegionReadError as error:

@@ -6,7 +6,6 @@ Technical Note 5116 (marker APP14: colour space of the components).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,46 +22,25 @@ JPEG = 7
 RGB_COMPONENTS, YCBCR_COMPONENTS = 2, 6
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 JFIF = b"\xff\xe0"
-FACTORS = (2, 4, 8)
-"""Factors by which the decoder can shrink while it decodes (it transforms fewer coefficients)."""
+FACTORS = (2, 4, 8)  # by which the decoder can shrink while it decodes (it transforms fewer coefficients)
 
 
 @dataclass(frozen=True)
 class JpegTiles:
-    """One level stored as JPEG tiles.
+    """One level stored as JPEG tiles."""
 
-    Attributes
-    ----------
-    size
-        Size of the level in pixels.
-    tile
-        Size of every tile in pixels, also of those that hang over the right and lower edge.
-    offsets, byte_counts
-        Position of each tile's stream in the file, int64, shape (tile rows * tile columns,). A count of 0 marks a
-        tile that was not scanned.
-    prefix
-        Bytes that replace the first two of each stream: start of image, colour space of the components, shared
-        tables.
-    components
-        ``YCbCr`` or ``RGB``.
-    """
-
-    size: Size
-    tile: Size
+    size: Size  # of the level, pixels
+    tile: Size  # of every tile, also of those that hang over the right and lower edge
+    # position of each stream in the file, shape (tile rows * tile columns,); count 0: the tile was not scanned
     offsets: NDArray[np.int64]
     byte_counts: NDArray[np.int64]
-    prefix: bytes
-    components: str
+    prefix: bytes  # replaces the first two bytes of each stream: start of image, colour space, shared tables
+    components: str  # `YCbCr` or `RGB`
 
     @property
     def columns(self) -> int:
         """Number of tile columns."""
         return -(-self.size.width // self.tile.width)
-
-    @property
-    def rows(self) -> int:
-        """Number of tile rows."""
-        return -(-self.size.height // self.tile.height)
 
     def complete(self, stream: bytes) -> bytes:
         """Return a stream that any decoder understands."""
@@ -70,17 +48,9 @@ class JpegTiles:
 
 
 def decode(stream: bytes, size: Size, *, factor: int, out: RGB) -> None:
-    """Decode a complete JPEG of a given size, shrunk by ``factor`` (1, or one of :data:`FACTORS`).
+    """Decode a complete JPEG, shrunk by ``factor`` (1, or one of :data:`FACTORS`), into contiguous memory of that size.
 
-    Parameters
-    ----------
-    out
-        Contiguous memory to decode into, uint8, shape (height / factor, width / factor, 3).
-
-    Raises
-    ------
-    ValueError
-        The stream is damaged, or of another size.
+    Raises ValueError where the stream is damaged or not of ``size``.
     """
     expected = (size.height // factor, size.width // factor, 3)
     least = {} if factor == 1 else {"min_height": expected[0], "min_width": expected[1]}
@@ -96,20 +66,14 @@ def find_jpeg_tiles(
 ) -> tuple[JpegTiles, ...]:
     """Find the JPEG tiles of each level of a TIFF or BigTIFF; ``level_sizes`` come from another reader.
 
-    Parameters
-    ----------
-    jfif_is_ycbcr
-        Whether a stream with a JFIF marker is YCbCr although its directory says RGB (TiffSlide says yes, OpenSlide
-        no).
-
-    Raises
-    ------
-    UnsupportedSlideError
-        A level is not stored as 8-bit JPEG tiles; says which and what it is.
+    With ``jfif_is_ycbcr``, a stream with a JFIF marker is YCbCr although its directory says RGB (TiffSlide says yes,
+    OpenSlide no). Raises UnsupportedSlideError that says which level is not stored as 8-bit JPEG tiles.
     """
     try:
         with tifffile.TiffFile(as_file(source, name), name=name) as tiff:
-            pages = _pages(name, list(_tiled(tiff)), level_sizes)
+            found = [p for page in tiff.pages for p in (page, *(getattr(page, "pages", None) or ()))]
+            tiled = [page for page in found if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            pages = _pages(name, tiled, level_sizes)
             return tuple(
                 _level(f"slide {name}: level {n}", page, size, jfif_is_ycbcr=jfif_is_ycbcr and _has_jfif(source, page))
                 for n, (page, size) in enumerate(zip(pages, level_sizes, strict=True))
@@ -118,13 +82,6 @@ def find_jpeg_tiles(
         raise
     except (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UnsupportedSlideError(f"slide {name}: no TIFF that can be read directly: {error}") from error
-
-
-def _tiled(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
-    for page in tiff.pages:
-        if isinstance(page, tifffile.TiffPage):
-            found = [page, *(page.pages or ())]
-            yield from (p for p in found if isinstance(p, tifffile.TiffPage) and p.is_tiled)
 
 
 def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
@@ -145,22 +102,21 @@ def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, .
 
 def _level(name: str, page: tifffile.TiffPage, size: Size, *, jfif_is_ycbcr: bool) -> JpegTiles:
     if page.compression != JPEG:
-        raise UnsupportedSlideError(f"{name} is {_compression(page)}, not JPEG")
+        compression = str(getattr(page.compression, "name", page.compression)).replace("_", " ")
+        raise UnsupportedSlideError(f"{name} is {compression.replace('NONE', 'not compressed')}, not JPEG")
     sampled = (page.samplesperpixel, page.bitspersample, int(page.planarconfig), page.tiledepth)
     if sampled != (3, 8, 1, 1) or page.photometric not in (RGB_COMPONENTS, YCBCR_COMPONENTS):
         raise UnsupportedSlideError(f"{name} is not 8-bit RGB or YCbCr")
     is_ycbcr = page.photometric == YCBCR_COMPONENTS or jfif_is_ycbcr
-    tiles = JpegTiles(
-        size=size,
-        tile=Size(page.tilewidth, page.tilelength),
-        offsets=np.asarray(page.dataoffsets, np.int64),
-        byte_counts=np.asarray(page.databytecounts, np.int64),
-        prefix=_prefix(page.jpegtables, is_ycbcr=is_ycbcr),
-        components="YCbCr" if is_ycbcr else "RGB",
-    )
-    if len(tiles.offsets) != tiles.rows * tiles.columns or len(tiles.byte_counts) != len(tiles.offsets):
-        raise UnsupportedSlideError(f"{name} has {len(tiles.offsets)} tiles where its size asks for another number")
-    return tiles
+    offsets, counts = (np.asarray(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
+    rows, columns = -(-size.height // page.tilelength), -(-size.width // page.tilewidth)
+    if not len(offsets) == len(counts) == rows * columns:
+        raise UnsupportedSlideError(f"{name} has {len(offsets)} tiles where its size asks for {rows * columns}")
+    # start of image, APP14 with the colour space, and the shared tables without their frame
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
+    prefix = SOI + adobe + (page.jpegtables or b"").removeprefix(SOI).removesuffix(EOI)
+    tile = Size(page.tilewidth, page.tilelength)
+    return JpegTiles(size, tile, offsets, counts, prefix, components="YCbCr" if is_ycbcr else "RGB")
 
 
 def _shows(page: tifffile.TiffPage, size: Size) -> bool:
@@ -170,21 +126,6 @@ def _shows(page: tifffile.TiffPage, size: Size) -> bool:
     return (width, height) in (tuple(size), padded)
 
 
-def _compression(page: tifffile.TiffPage) -> str:
-    name = str(getattr(page.compression, "name", page.compression))
-    return "not compressed" if name == "NONE" else name.replace("_", " ")
-
-
 def _has_jfif(source: ByteSource, page: tifffile.TiffPage) -> bool:
     stored = [offset for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count]
-    if not stored:
-        return False
-    return source.read_at(stored[0] + 2, 2) == JFIF
-
-
-def _prefix(tables: bytes | None, *, is_ycbcr: bool) -> bytes:
-    """Return start of image, APP14 with the colour space, and the shared tables without their frame."""
-    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
-    if not tables:
-        return SOI + adobe
-    return SOI + adobe + tables.removeprefix(SOI).removesuffix(EOI)
+    return bool(stored) and source.read_at(stored[0] + 2, 2) == JFIF

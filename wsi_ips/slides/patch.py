@@ -8,36 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from wsi_ips.geometry import MPP_TOLERANCE, Box, Point, ReadPlan, Scale, Size
+from wsi_ips.geometry import MPP_TOLERANCE, Box, Point, Pyramid, ReadPlan, Scale, Size
 from wsi_ips.slides.base import RGB, SLACK, SlideReader
 from wsi_ips.slides.jpeg_tiles import FACTORS
 
-FINE_MPP = 4.0
-"""Coarsest scale of the fine picture of an overview, on which blur is judged, µm/px."""
-STRIP_PX = 2**24
-"""Most pixels that are read at a time for a thumbnail (48 MB as RGB)."""
+FINE_MPP = 4.0  # coarsest µm/px of the fine picture of an overview, on which blur is judged
+STRIP_PX = 2**24  # most pixels that are read at a time for a thumbnail (48 MB as RGB)
 
 
 def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RGB | None = None) -> RGB:
-    """Read one patch.
+    """Read one patch: uint8, shape (patch height, patch width, 3), into ``out`` (contiguous) where given.
 
-    Where the plan averages 2 x 2, 4 x 4 or 8 x 8 pixels and the reader decodes JPEG tiles itself, the decoder shrinks.
-    It leaves out frequencies instead of averaging pixels, which on H&E differs from the mean by about one grey level
-    (``benchmarks/reading.py``).
-
-    Returns uint8, shape (patch height, patch width, 3), averaged by area where the plan resamples.
-
-    Parameters
-    ----------
-    location_px0
-        Top-left corner, level-0 pixels.
-    out
-        Memory for the patch, contiguous; new memory where None.
-
-    Raises
-    ------
-    RegionReadError
-        The file cannot deliver the region.
+    It is averaged by area where the plan resamples. For 2 x 2, 4 x 4 or 8 x 8 pixels, a reader that decodes JPEG tiles
+    itself lets the decoder shrink: it leaves out frequencies instead of averaging pixels, which on H&E differs from the
+    mean by about one grey level (``benchmarks/reading.py``).
     """
     if out is None:
         out = np.empty((plan.patch_size.height, plan.patch_size.width, 3), np.uint8)
@@ -50,15 +34,7 @@ def read_patch(reader: SlideReader, location_px0: Point, plan: ReadPlan, out: RG
 
 
 def read_thumbnail(reader: SlideReader, target_mpp: float, max_side_px: int = 8192) -> tuple[RGB, Scale]:
-    """Read the whole slide at a coarse scale; see :func:`read_area`.
-
-    Returns
-    -------
-    thumbnail
-        uint8, shape (height, width, 3); covers all of level 0.
-    mpp
-        µm per thumbnail pixel, per axis.
-    """
+    """Read the whole slide at a coarse scale; see :func:`read_area`."""
     return read_area(reader, Box(0, 0, *reader.info.size_px0), target_mpp, max_side_px)
 
 
@@ -68,29 +44,12 @@ def read_area(reader: SlideReader, area_px0: Box, target_mpp: float, max_side_px
     The coarsest level that is fine enough is averaged down by area. It is read in strips, so that memory stays bounded
     for a large slide with a single level. Pixels are never upsampled: a slide coarser than the target keeps its scale.
 
-    Parameters
-    ----------
-    max_side_px
-        Longest side at most; the scale is coarser where needed.
-
-    Returns
-    -------
-    pixels
-        uint8, shape (height, width, 3); covers the box exactly.
-    mpp
-        µm per pixel, per axis.
-
-    Raises
-    ------
-    ResolutionError
-        The slide has no scale.
-    RegionReadError
-        The box is not inside the slide, or the file cannot deliver it.
+    Returns the pixels (they cover the box exactly; the longest side has at most ``max_side_px``) and their µm/px.
+    Raises ResolutionError where the slide has no scale, else as :meth:`SlideReader.read_region`.
     """
     pyramid = reader.info.pyramid
     width_um, height_um = area_px0.width * pyramid.mpp.x, area_px0.height * pyramid.mpp.y
-    target = max(target_mpp, max(width_um, height_um) / max_side_px)
-    size = _size_at(reader, area_px0, target)
+    size = _size_at(pyramid, area_px0, max(target_mpp, max(width_um, height_um) / max_side_px))
     pixels = read_shrunk(reader, area_px0, _level_for(reader, area_px0, size), size)
     return pixels, Scale(width_um / size.width, height_um / size.height)
 
@@ -116,49 +75,28 @@ def read_overview(
     """Read the whole slide at a coarse scale and, from the same pixels, at a finer one.
 
     A scale within 5 % of a whole multiple of a level is read as that multiple, as for patches; others as in
-    :func:`read_area`.
-
-    Parameters
-    ----------
-    target_mpp
-        Requested µm per thumbnail pixel; coarser where the slide is.
-    fine_mpp
-        Coarsest µm per fine pixel.
-    max_side_px
-        Longest side of the fine picture at most.
-
-    Raises
-    ------
-    ResolutionError
-        The slide has no scale.
-    RegionReadError
-        The file cannot deliver its pixels.
+    :func:`read_area`. ``fine_mpp`` is the coarsest scale of the fine picture, ``max_side_px`` its longest side at most.
     """
     pyramid = reader.info.pyramid
-    whole = pyramid.size_px0
-    longest_um = max(whole.width * pyramid.mpp.x, whole.height * pyramid.mpp.y)
-    target = max(target_mpp, longest_um / max_side_px)
-    size = _multiple_of_a_level(reader, target) or _size_at(reader, Box(0, 0, *whole), target)
+    whole = Box(0, 0, *pyramid.size_px0)
+    target = max(target_mpp, max(whole.width * pyramid.mpp.x, whole.height * pyramid.mpp.y) / max_side_px)
+    size = _multiple_of_a_level(pyramid, target) or _size_at(pyramid, whole, target)
     most = min(max_side_px // max(size), whole.width // size.width, whole.height // size.height)
     factor = max(1, min(most, math.ceil(target / fine_mpp / (1 + MPP_TOLERANCE))))
     wanted = Size(size.width * factor, size.height * factor)
-    fine = read_shrunk(reader, Box(0, 0, *whole), _level_for(reader, Box(0, 0, *whole), wanted), wanted)
+    fine = read_shrunk(reader, whole, _level_for(reader, whole, wanted), wanted)
     thumbnail = fine if factor == 1 else np.asarray(Image.fromarray(fine).reduce(factor))
     mpp = Scale(whole.width * pyramid.mpp.x / size.width, whole.height * pyramid.mpp.y / size.height)
     return Overview(thumbnail, fine, mpp, factor)
 
 
-def _size_at(reader: SlideReader, area_px0: Box, mpp: float) -> Size:
-    scale, width, height = reader.info.pyramid.mpp, area_px0.width, area_px0.height
-    return Size(
-        min(width, max(1, round(width * scale.x / mpp))),
-        min(height, max(1, round(height * scale.y / mpp))),
-    )
+def _size_at(pyramid: Pyramid, area_px0: Box, mpp: float) -> Size:
+    sides = (area_px0.width * pyramid.mpp.x, area_px0.width), (area_px0.height * pyramid.mpp.y, area_px0.height)
+    return Size(*(min(most, max(1, round(side_um / mpp))) for side_um, most in sides))
 
 
-def _multiple_of_a_level(reader: SlideReader, mpp: float) -> Size | None:
+def _multiple_of_a_level(pyramid: Pyramid, mpp: float) -> Size | None:
     """Return the slide's size where a level averaged by a whole factor has this scale (the coarsest such level)."""
-    pyramid = reader.info.pyramid
     for level in reversed(range(len(pyramid.level_sizes))):
         size, scale = pyramid.level_sizes[level], pyramid.level_mpp(level)
         factor = round(mpp / max(scale))
@@ -181,19 +119,9 @@ def area_average(pixels: RGB, size: Size) -> RGB:
 
 
 def read_shrunk(reader: SlideReader, area_px0: Box, level: int, size: Size) -> RGB:
-    """Read a box of a level averaged down to a size, in strips of whole output rows; needs no µm/px.
+    """Read a box of a level averaged down to a size (uint8, shape (height, width, 3)); needs no µm/px.
 
-    Returns uint8, shape (height, width, 3).
-
-    Parameters
-    ----------
-    size
-        Pixels of the result, at most those of the box on that level.
-
-    Raises
-    ------
-    RegionReadError
-        The box is not inside the slide, or the file cannot deliver it.
+    It is read in strips of whole output rows. The size is at most that of the box on the level.
     """
     info = reader.info
     downsample = info.downsample(level)
@@ -223,10 +151,8 @@ def _shrunk_by_decoder(reader: SlideReader, location_px0: Point, level: int, siz
     """Let the decoder average where it can do so exactly; tell whether it did."""
     height, width = out.shape[:2]
     ratio = size.width // width
-    if Size(width * ratio, height * ratio) != size:
-        return False
     factors = [f for f in FACTORS if ratio % f == 0 and reader.shrinks(location_px0, level, size, f)]
-    if not factors:
+    if not factors or Size(width * ratio, height * ratio) != size:
         return False
     factor = max(factors)
     rest = ratio // factor

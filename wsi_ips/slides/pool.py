@@ -16,12 +16,9 @@ from openslide import OpenSlideCache
 from wsi_ips.errors import SlideError
 from wsi_ips.slides.base import RGB, SlideReader
 
-MAX_OPEN = 32
-"""Slides kept open between reads."""
-CACHE_MB = 64
-"""Size of the tile cache, MiB: a band of 256 px tiles across 85 000 px of tissue."""
-SPARE_BYTES = 8 * 2**20
-"""Memory of dropped tiles that is kept for new tiles."""
+MAX_OPEN = 32  # slides kept open between reads
+CACHE_MB = 64  # size of the tile cache, MiB: a band of 256 px tiles across 85 000 px of tissue
+SPARE_BYTES = 8 * 2**20  # memory of dropped tiles that is kept for new tiles
 
 
 class TileCache:
@@ -98,14 +95,8 @@ class SlidePool:
     """Keeps slides open between uses and closes the least recently used first.
 
     Opening a slide takes some ten milliseconds, as long as decoding a hundred patches, and every open slide costs
-    memory and file handles. Safe to use from several threads.
-
-    Parameters
-    ----------
-    max_open
-        Slides kept open. Slides in use are never closed, so there can be as many as threads.
-    cache_mb
-        Decoded tiles kept, for all slides together, MiB.
+    memory and file handles. Slides in use are never closed, so there can be as many as threads. Threads may share a
+    pool. ``cache_mb`` is the size of the cache of decoded tiles for all slides together, MiB.
     """
 
     def __init__(self, *, max_open: int = MAX_OPEN, cache_mb: int = CACHE_MB) -> None:
@@ -121,7 +112,10 @@ class SlidePool:
     @contextmanager
     def lease(self, key: Hashable, opener: Callable[[TileCache], SlideReader]) -> Iterator[SlideReader]:
         """Lend the slide of a key for a ``with`` block; ``opener`` opens it unless it is open already."""
-        entry = self._take(key)
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+            entry.users += 1
         try:
             with entry.lock:
                 if entry.reader is None:
@@ -136,16 +130,11 @@ class SlidePool:
     def close(self) -> None:
         """Close the slides that are not in use; the pool can be used again."""
         with self._lock:
-            idle = [key for key, entry in self._entries.items() if entry.users == 0]
-            closing = [self._entries.pop(key) for key in idle]
+            closing = [self._entries.pop(key) for key in self._idle()]
         _close(closing)
 
-    def _take(self, key: Hashable) -> _Entry:
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._entries.move_to_end(key)
-            entry.users += 1
-            return entry
+    def _idle(self) -> list[Hashable]:
+        return [key for key, entry in self._entries.items() if entry.users == 0]
 
     def _give_back(self, key: Hashable, entry: _Entry) -> None:
         closing: list[_Entry] = []
@@ -156,9 +145,8 @@ class SlidePool:
                     del self._entries[key]
                 if entry.users == 0:
                     closing.append(entry)
-            surplus = len(self._entries) - self._max_open
-            idle = [k for k, e in self._entries.items() if e.users == 0][: max(0, surplus)]
-            closing += [self._entries.pop(k) for k in idle]
+            surplus = max(0, len(self._entries) - self._max_open)
+            closing += [self._entries.pop(other) for other in self._idle()[:surplus]]
         _close(closing)
 
 

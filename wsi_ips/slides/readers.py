@@ -1,6 +1,6 @@
 """The registry of slide readers, and ``open_slide``, which picks one.
 
-To add a reader, write a class on :class:`wsi_ips.slides.base.BaseReader` and a function that opens it from a
+To add a reader, write a class on :class:`wsi_ips.slides.base.SlideReader` and a function that opens it from a
 :class:`SlideFile`, and list that function in :data:`READERS` (or, in another package, under the entry-point group
 ``wsi_ips.readers``).
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 from wsi_ips.errors import UnsupportedSlideError
 from wsi_ips.geometry import Scale
 from wsi_ips.registry import Entry, Registry
-from wsi_ips.slides.base import BaseReader, SlideReader
+from wsi_ips.slides.base import SlideReader
+from wsi_ips.slides.direct_reader import DirectReader
 from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import PATIENT, ByteSource, Remote, is_url, open_source, slide_name
 
@@ -27,18 +28,18 @@ class SlideFile:
     name: str  # file name for messages
     source: ByteSource  # its bytes; `open_slide` closes them unless the reader `owns_source`
     mpp_override: Scale | None = None  # µm per level-0 pixel; replaces the value in the file
-    # tile cache shared with other slides, None where there is none; `open_slide` calls `share` with it
-    cache: TileCache | None = None
+    cache: TileCache | None = None  # shared with other slides; `open_slide` calls `share` with it
 
 
 @dataclass(frozen=True)
 class ReaderEntry(Entry):
-    """A reader: ``home`` names a function ``SlideFile -> BaseReader`` that raises UnsupportedSlideError."""
+    """A reader: ``home`` names a function ``SlideFile -> SlideReader`` that raises UnsupportedSlideError."""
 
     opens_urls: bool = False  # whether it reads through `SlideFile.source` and so opens slides behind a URL
     tried: bool = False  # whether `auto` tries it, in the order of the table
 
 
+LIBRARIES = "wsi_ips.slides.library_readers"
 READERS: Registry[ReaderEntry] = Registry(
     "reader",
     (
@@ -54,14 +55,8 @@ READERS: Registry[ReaderEntry] = Registry(
             "as `auto`, but refuses slides without such tiles",
             opens_urls=True,
         ),
-        ReaderEntry("openslide", "wsi_ips.slides.openslide_reader:open_openslide", "OpenSlide decodes all", tried=True),
-        ReaderEntry(
-            "tiffslide",
-            "wsi_ips.slides.tiffslide_reader:open_tiffslide",
-            "TiffSlide decodes all",
-            opens_urls=True,
-            tried=True,
-        ),
+        ReaderEntry("openslide", f"{LIBRARIES}:open_openslide", "OpenSlide decodes all", tried=True),
+        ReaderEntry("tiffslide", f"{LIBRARIES}:open_tiffslide", "TiffSlide decodes all", opens_urls=True, tried=True),
     ),
     group="wsi_ips.readers",
 )
@@ -75,13 +70,12 @@ def open_slide(
     cache: TileCache | None = None,
     remote: Remote = PATIENT,
 ) -> SlideReader:
-    """Open a slide.
+    """Open a slide; its ``info.pixels_by`` tells what decodes the pixels, and why.
 
     Parameters
     ----------
     path
-        The slide's file, or a URL that fsspec knows (``https://``, ``s3://``, ``gs://``), whose tiles are read by
-        ranges.
+        The slide's file, or a URL that fsspec knows (``https://``, ``s3://``, ``gs://``), read by ranges.
     reader
         Name of an entry in :data:`READERS`.
     mpp_override
@@ -89,12 +83,7 @@ def open_slide(
     cache
         Shared by the slides that are open at a time.
     remote
-        Patience with a URL.
-
-    Returns
-    -------
-    SlideReader
-        ``info.pixels_by`` tells what decodes the pixels, and why.
+        Timeout and attempts for a URL.
 
     Raises
     ------
@@ -107,11 +96,8 @@ def open_slide(
     """
     entry = READERS[reader]
     scale = Scale(mpp_override, mpp_override) if isinstance(mpp_override, int | float) else mpp_override
-    return _open(entry, SlideFile(path, slide_name(path), open_source(path, remote), scale, cache))
-
-
-def _open(entry: ReaderEntry, file: SlideFile) -> BaseReader:
-    opened: BaseReader
+    file = SlideFile(path, slide_name(path), open_source(path, remote), scale, cache)
+    opened: SlideReader
     try:
         opened = _first_that_opens(file, [entry]) if entry.tried else entry.load()(file)
     except BaseException:
@@ -124,49 +110,40 @@ def _open(entry: ReaderEntry, file: SlideFile) -> BaseReader:
     return opened
 
 
-def open_auto(file: SlideFile) -> BaseReader:
+def open_auto(file: SlideFile) -> SlideReader:
     """Open a slide with the first library that can, and read its JPEG tiles directly where it has them."""
-    base = _first_that_opens(file, _tried())
+    base = _first_that_opens(file)
     try:
-        return _directly(base, file)
+        return DirectReader(base, file.source, cache=file.cache)
     except UnsupportedSlideError as error:
         base.info = replace(base.info, pixels_by=f"{base.info.reader}: {_reason(error, file.name)}")
         return base
 
 
-def open_direct(file: SlideFile) -> BaseReader:
+def open_direct(file: SlideFile) -> SlideReader:
     """Open a slide whose tiles can be read directly; refuse all others."""
-    base = _first_that_opens(file, _tried())
+    base = _first_that_opens(file)
     try:
-        return _directly(base, file)
+        return DirectReader(base, file.source, cache=file.cache)
     except BaseException:
         base.close()
         raise
 
 
-def _tried() -> list[ReaderEntry]:
-    return [entry for entry in READERS.values() if entry.tried]
-
-
-def _directly(base: BaseReader, file: SlideFile) -> BaseReader:
-    from wsi_ips.slides.direct_reader import DirectReader
-
-    return DirectReader(base, file.source, cache=file.cache)
-
-
-def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry]) -> BaseReader:
-    refusals = []
-    for entry in entries:
+def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry] | None = None) -> SlideReader:
+    """Open a slide with the first of the entries that can; by default with those that ``auto`` tries."""
+    refusals, tried = [], [entry for entry in READERS.values() if entry.tried]
+    for entry in tried if entries is None else entries:
         if is_url(file.path) and not entry.opens_urls:
             continue
         try:
-            opened: BaseReader = entry.load()(file)
+            opened: SlideReader = entry.load()(file)
             return opened
         except UnsupportedSlideError as error:
             refusals.append(_reason(error, file.name))
     found = "; ".join(dict.fromkeys(refusals))
     if is_url(file.path):
-        able = ", ".join(f"`{entry.name}`" for entry in READERS.values() if entry.tried and entry.opens_urls)
+        able = ", ".join(f"`{entry.name}`" for entry in tried if entry.opens_urls)
         raise UnsupportedSlideError(
             f"slide {file.name}: behind a URL only slides that {able} opens can be read "
             f"({found or 'the recipe asks for another reader'}); copy the slide to a disk"

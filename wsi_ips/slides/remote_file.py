@@ -17,45 +17,28 @@ from urllib.parse import urlsplit
 import fsspec
 
 from wsi_ips.errors import RegionReadError, SlideError, SlideNotFoundError, UnsupportedSlideError
-from wsi_ips.slides.source import slide_name
+from wsi_ips.slides.source import Remote, slide_name
 
 BLOCK_BYTES = 256 * 1024
-BLOCKS_KEPT = 64
-"""16 MiB per remote slide."""
+BLOCKS_KEPT = 64  # 16 MiB per remote slide
 FIRST_PAUSE_S = 0.5
-FINAL_STATUS = (400, 401, 403, 404, 405, 410, 416)
-"""HTTP status codes that a second attempt does not change."""
+FINAL_STATUS = (400, 401, 403, 404, 405, 410, 416)  # HTTP status codes that a second attempt does not change
 
 
 class RemoteFile:
-    """An object behind a URL, through fsspec.
+    """An object behind a URL that fsspec knows: a :class:`ByteSource`.
 
-    Parameters
-    ----------
-    url
-        ``https://``, ``s3://``, ``gs://`` or another that fsspec knows.
-    timeout_s
-        Seconds after which an attempt over HTTP is given up; other stores have their own limits.
-    attempts
-        Attempts per read, with growing pauses.
-
-    Raises
-    ------
-    SlideNotFoundError
-        There is no such object.
-    UnsupportedSlideError
-        No support for this kind of URL is installed, or the server does not serve ranges.
-    RegionReadError
-        The server does not answer, or refuses.
+    Raises SlideNotFoundError where there is none, UnsupportedSlideError where support for such URLs is not installed or
+    the server does not serve ranges, and RegionReadError where it does not answer or refuses.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0, attempts: int = 3) -> None:
-        self._url, self._attempts, self._timeout_s = url, attempts, timeout_s
+    def __init__(self, url: str, remote: Remote) -> None:
+        self._url, self._remote = url, remote
         self.name = slide_name(url)
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
         try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **_options(url, timeout_s))
+            self._fs, self._path = fsspec.core.url_to_fs(url, **_options(url, remote.timeout_s))
         except (ImportError, ValueError) as error:
             raise UnsupportedSlideError(
                 f"slide {self.name}: {urlsplit(url).scheme}:// cannot be read here ({error}); install the extra: "
@@ -64,8 +47,7 @@ class RemoteFile:
         stated = self._tried("its size", lambda: self._fs.info(self._path)).get("size")
         if not stated:
             raise UnsupportedSlideError(
-                f"slide {self.name}: the server does not say how large it is, so that it cannot be read by ranges; "
-                "copy the slide to a disk"
+                f"slide {self.name}: the server does not say how large it is; copy the slide to a disk"
             )
         self.size = int(stated)
 
@@ -74,11 +56,14 @@ class RemoteFile:
         if offset < 0 or offset + count > self.size:
             raise OSError(f"{count} bytes at {offset} go beyond the end of the file ({self.size} bytes)")
         first, last = offset // BLOCK_BYTES, (offset + count - 1) // BLOCK_BYTES
-        blocks = {number: self._kept(number) for number in range(first, last + 1)}
-        missing = [number for number, block in blocks.items() if block is None]
-        if missing:
+        numbers = range(first, last + 1)
+        with self._lock:
+            blocks = {number: self._blocks[number] for number in numbers if number in self._blocks}
+            for number in blocks:
+                self._blocks.move_to_end(number)
+        if missing := [number for number in numbers if number not in blocks]:
             blocks |= self._fetch(missing[0], missing[-1])
-        whole = b"".join(block for _, block in sorted(blocks.items()) if block is not None)
+        whole = b"".join(blocks[number] for number in numbers)
         start = offset - first * BLOCK_BYTES
         return whole[start : start + count]
 
@@ -87,27 +72,18 @@ class RemoteFile:
         with self._lock:
             self._blocks.clear()
 
-    def _kept(self, number: int) -> bytes | None:
-        with self._lock:
-            block = self._blocks.get(number)
-            if block is not None:
-                self._blocks.move_to_end(number)
-            return block
-
     def _fetch(self, first: int, last: int) -> dict[int, bytes]:
         start, end = first * BLOCK_BYTES, min(self.size, (last + 1) * BLOCK_BYTES)
         data = self._tried(f"bytes {start}-{end - 1}", lambda: self._fs.cat_file(self._path, start=start, end=end))
         if len(data) > end - start:
             raise UnsupportedSlideError(
-                f"slide {self.name}: the server sends the whole file where a range was asked for; copy the slide to a "
-                "disk, or have the server answer range requests"
+                f"slide {self.name}: the server does not answer range requests but sends the whole file; copy the "
+                "slide to a disk"
             )
         if len(data) < end - start:
             raise OSError(f"the server sent {len(data)} of {end - start} bytes at {start}")
-        fetched = {
-            number: bytes(data[(number - first) * BLOCK_BYTES : (number - first + 1) * BLOCK_BYTES])
-            for number in range(first, last + 1)
-        }
+        parts = range(0, len(data), BLOCK_BYTES)
+        fetched = {first + n: bytes(data[at : at + BLOCK_BYTES]) for n, at in enumerate(parts)}
         with self._lock:
             self._blocks.update(fetched)
             while len(self._blocks) > BLOCKS_KEPT:
@@ -116,21 +92,22 @@ class RemoteFile:
 
     def _tried(self, what: str, ask: Callable[[], Any]) -> Any:
         """Call ``ask``, repeat it where that may help, and raise our own error where it does not."""
-        for attempt in range(1, self._attempts + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return ask()
             except _network_errors() as error:
                 final = self._final(error)
+                if final is None and attempt == self._remote.attempts:
+                    final = RegionReadError(
+                        f"slide {self.name}: {self._shown()} did not give {what} in {attempt} attempts of at most "
+                        f"{self._remote.timeout_s:g} s ({self._said(_cause(error))}); check network and server, then "
+                        "start again: finished work is kept"
+                    )
                 if final is not None:
                     raise final from error
-                if attempt == self._attempts:
-                    raise RegionReadError(
-                        f"slide {self.name}: {self._shown()} did not give {what} in {attempt} attempts of at most "
-                        f"{self._timeout_s:g} s ({self._said(_cause(error))}); check network and server, then start "
-                        "again: finished work is kept"
-                    ) from error
             time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-        raise AssertionError("attempts is at least 1")
 
     def _final(self, error: BaseException) -> SlideError | None:
         """Return the error to raise where another attempt would not help, else None."""

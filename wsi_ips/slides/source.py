@@ -6,18 +6,18 @@ import hashlib
 import io
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from wsi_ips.errors import SlideNotFoundError, UnsupportedSlideError
 
-SAMPLE_BYTES, SAMPLES = 65_536, 16
-"""Blocks of a file from which its identity is computed."""
+SAMPLE_BYTES, SAMPLES = 65_536, 16  # blocks of a file from which its identity is computed
 
 
 class Remote(NamedTuple):
-    """Patience with a slide behind a URL."""
+    """Timeout and attempts for a slide behind a URL."""
 
     timeout_s: float = 30.0  # seconds after which an attempt over HTTP is given up
     attempts: int = 3  # attempts per read, with growing pauses
@@ -58,20 +58,14 @@ def slide_name(path: Path | str) -> str:
 def open_source(path: Path | str, remote: Remote = PATIENT) -> ByteSource:
     """Open the bytes of a slide's file.
 
-    Raises
-    ------
-    SlideNotFoundError
-        There is no such file.
-    UnsupportedSlideError
-        The file is empty, or may not be opened.
-    RegionReadError
-        The server of a URL does not answer, or refuses.
+    Raises SlideNotFoundError where there is none, UnsupportedSlideError where it is empty or may not be opened, and
+    RegionReadError where the server of a URL does not answer or refuses.
     """
     source: ByteSource
     if is_url(path):
         from wsi_ips.slides.remote_file import RemoteFile
 
-        source = RemoteFile(str(path), timeout_s=remote.timeout_s, attempts=remote.attempts)
+        source = RemoteFile(str(path), remote)
     else:
         try:
             source = LocalFile(Path(path))
@@ -143,28 +137,25 @@ def content_identity(path: Path | str, remote: Remote = PATIENT) -> str:
     """Return the identity of a slide's content: a hash of its size and of sampled blocks, never of its path.
 
     Sixteen blocks of 64 KiB, evenly spread and including the first and the last, tell any two slides apart without
-    reading gigabytes. MRXS keeps its pixels in a companion folder, whose files count too.
-
-    Raises
-    ------
-    SlideNotFoundError
-        There is no such file.
-    OSError
-        The file cannot be read.
+    reading gigabytes. MRXS keeps its pixels in a companion folder, whose files count too. Raises as
+    :func:`open_source`, and OSError where the file cannot be read.
     """
     digest = hashlib.sha256()
     for file in _parts(path):
-        _add_samples(digest, open_source(file, remote))
+        with closing(open_source(file, remote)) as source:
+            digest.update(source.size.to_bytes(8, "big"))
+            starts = {round(i * max(0, source.size - SAMPLE_BYTES) / (SAMPLES - 1)) for i in range(SAMPLES)}
+            for start in sorted(starts):
+                digest.update(source.read_at(start, min(SAMPLE_BYTES, source.size - start)))
     return digest.hexdigest()
 
 
 def content_bytes(path: Path | str, remote: Remote = PATIENT) -> int:
-    """Return the size of a slide in bytes, for MRXS with its companion folder; raises as :func:`content_identity`."""
+    """Return the size of a slide in bytes, for MRXS with its companion folder; raises as :func:`open_source`."""
     total = 0
     for file in _parts(path):
-        source = open_source(file, remote)
-        total += source.size
-        source.close()
+        with closing(open_source(file, remote)) as source:
+            total += source.size
     return total
 
 
@@ -173,13 +164,3 @@ def _parts(path: Path | str) -> list[Path | str]:
     if isinstance(path, Path) and path.suffix.lower() == ".mrxs":
         files += sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
     return files
-
-
-def _add_samples(digest: hashlib._Hash, source: ByteSource) -> None:
-    digest.update(source.size.to_bytes(8, "big"))
-    starts = {round(i * max(0, source.size - SAMPLE_BYTES) / (SAMPLES - 1)) for i in range(SAMPLES)}
-    try:
-        for start in sorted(starts):
-            digest.update(source.read_at(start, min(SAMPLE_BYTES, source.size - start)))
-    finally:
-        source.close()

@@ -19,9 +19,11 @@ from numpy.random import Generator
 from wsi_ips.annotations import write_asap
 from wsi_ips.geometry import Size
 from wsi_ips.provenance import atomic_path
-from wsi_ips.slides.synthetic_slide import PEN_COLOURS, SyntheticSlide, write_synthetic_slide
+from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
-from wsi_ips.slides.synthetic_tissue import PlannedBlob
+from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
+
+PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,12 @@ class CohortPlan:
     slides: int  # number of slides; every second one is positive
     size_px0: tuple[int, int]  # width and height of level 0
     mpp: float  # µm per level-0 pixel
-    # smallest and largest tissue area, and diameter of planted regions
-    tissue_mm2: tuple[float, float]
-    lesion_mm: tuple[float, float]
+    tissue_mm2: tuple[float, float]  # smallest and largest
+    lesion_mm: tuple[float, float]  # smallest and largest diameter of planted regions
     split: tuple[float, float, float]  # shares of train, val and test
-    # share of slides with a pen mark, and with a region out of focus
-    pen: float
-    blur: float
-    seed: int  # seed of all random numbers
+    pen: float  # share of slides with a pen mark
+    blur: float  # share of slides with a region out of focus
+    seed: int
 
 
 def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
@@ -52,7 +52,7 @@ def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
         part = ("train", "val", "test")[int(np.searchsorted(shares, (pair + 0.5) / pairs, "right"))]
         low, high = np.log(cohort.lesion_mm).tolist()
         diameters = np.exp(rng.uniform(low, high, int(rng.integers(1, 4))))
-        area, stain = float(rng.uniform(*cohort.tissue_mm2)), draw_stain(rng)
+        area, stain = float(rng.uniform(*cohort.tissue_mm2)), _stain(rng)
         for label in (1, 0)[: 2 if 2 * pair + 1 < cohort.slides else 1]:
             malignant = int(rng.integers(1, len(diameters) + 1)) if label else 0
             kinds = rng.permutation(["tumour"] * malignant + ["follicle"] * (len(diameters) - malignant))
@@ -73,15 +73,11 @@ def plan_slides(cohort: CohortPlan) -> list[tuple[SyntheticSlide, str]]:
     return sorted(plans, key=lambda entry: entry[0].slide_id)
 
 
-def draw_stain(rng: Generator) -> Stain:
+def _stain(rng: Generator) -> Stain:
     """Draw a stain, pale to dark and reddish to bluish."""
-    hue = rng.normal(0, 0.02, (2, 3)).round(4)
-    return Stain(
-        haematoxylin=float(np.exp(rng.normal(0, 0.12))),
-        eosin=float(np.exp(rng.normal(0, 0.15))),
-        hue=(tuple(hue[0].tolist()), tuple(hue[1].tolist())),
-        glass=tuple((242 - rng.integers(0, 9, 3)).tolist()),
-    )
+    first, second = rng.normal(0, 0.02, (2, 3)).round(4).tolist()
+    haematoxylin, eosin = float(np.exp(rng.normal(0, 0.12))), float(np.exp(rng.normal(0, 0.15)))
+    return Stain(haematoxylin, eosin, (tuple(first), tuple(second)), tuple((242 - rng.integers(0, 9, 3)).tolist()))
 
 
 def make_cohort(
@@ -92,16 +88,9 @@ def make_cohort(
     progress: Callable[[int, int], None] | None = None,
     workers: int = 2,
 ) -> Path:
-    """Write a cohort: ``slides/*.svs``, ``annotations/*.xml``, ``manifest.csv``.
+    """Write ``slides/*.svs``, ``annotations/*.xml`` and ``manifest.csv``; return the path of the manifest.
 
-    Files depend only on the plan, not on ``workers``.
-
-    Returns the path of the manifest.
-
-    Parameters
-    ----------
-    progress
-        Called with the number of slides done and the number of all slides.
+    ``progress`` is called with the number of slides done and of all. ``workers`` does not change the files.
     """
     plans = plan_slides(cohort)
     for name in ("slides", "annotations"):

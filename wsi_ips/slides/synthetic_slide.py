@@ -1,7 +1,7 @@
-"""Synthetic slides: real files with H&E-like tissue and planted tumour.
+"""Synthetic slides: real files with H&E-like tissue and planted tumour, as tiled JPEG pyramids in Aperio form (SVS).
 
 A slide is a mosaic of 256 px tiles. A tile that shows only one texture is one of that texture's variants, whose JPEG is
-stored once for the whole slide; only tiles where textures meet are drawn.
+stored once for the whole slide; only tiles where textures meet are drawn. So a slide of gigapixels is written quickly.
 
 Tumour texture has the mean colour of the follicle, and every file holds the variants of all textures, so that neither
 colour nor file content tells the label.
@@ -9,25 +9,28 @@ colour nor file content tells the label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tifffile
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
-from scipy import ndimage
 
 from wsi_ips.geometry import Size
-from wsi_ips.slides.aperio_writer import TILE_PX, EncodedLevel, encode_jpeg, tile_counts, write_aperio
+from wsi_ips.provenance import atomic_path
 from wsi_ips.slides.base import RGB
 from wsi_ips.slides.synthetic_textures import (
     TEXTURES,
+    TILE_PX,
     VARIANTS,
     Floats,
-    Stain,
     TextureName,
     make_texture,
     match_mean_colour,
@@ -36,43 +39,31 @@ from wsi_ips.slides.synthetic_tissue import (
     CELL_PX,
     Field,
     Layout,
-    PlannedBlob,
     SyntheticSlide,
+    blur_field,
+    bubble_field,
+    fold_field,
+    pen_field,
     plan_layout,
-    smooth_noise,
 )
-
-__all__ = [
-    "PEN_COLOURS",
-    "SCHEMA_VERSION",
-    "PlannedBlob",
-    "Planted",
-    "Stain",
-    "SyntheticSlide",
-    "planted",
-    "write_synthetic_slide",
-]
 
 SCHEMA_VERSION = 1
 LEVEL_STEP = 4
 SMALLEST_LEVEL_PX = 1024
 CELLS = TILE_PX // CELL_PX
+# width of the soft edge of each field, in cells
 EDGE_CELLS = {"stroma": 2.0, "fat": 0.5, "follicle": 1.0, "tumour": 1.0, "tissue": 0.4}
-"""Width of the soft edge of each field, in cells."""
+EDGE_CELLS |= {"fold": 0.4, "blur": 3.0, "pen": 0.6, "bubble": 0.5}
 BUBBLE_RIM_UM = 40.0
-PEN_COLOURS = ((40, 60, 150), (20, 110, 60), (35, 35, 40))
+JPEG_QUALITY = 80
 
 
 def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.float64], ...]:
-    """Write a slide.
-
-    Returns the outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed.
-    """
+    """Write a slide; return the outline of each tumour, shape (n, 2): x, y in level-0 pixels, ring not closed."""
     rng = np.random.default_rng([plan.seed, 7])
     layout = plan_layout(plan, rng)
-    painter = _Painter(plan, layout, rng)
-    levels = _pyramid(painter)
-    write_aperio(path, levels[0], thumbnail=levels[1], mpp=plan.mpp)
+    levels, thumbnail = _pyramid(_Painter(plan, layout, rng))
+    write_aperio(path, levels, thumbnail=thumbnail, mpp=plan.mpp)
     return layout.lesions
 
 
@@ -80,7 +71,7 @@ def write_synthetic_slide(plan: SyntheticSlide, path: Path) -> tuple[NDArray[np.
 class Planted:
     """Truth of a slide on a raster of a quarter of a cell (8 level-0 pixels); bool, all of one shape."""
 
-    tissue: NDArray[np.bool_]  # tissue, also under ink, with its fat and lumina
+    tissue: NDArray[np.bool_]  # also under ink, with its fat and lumina
     # where each artefact lies; all False where the plan has none
     pen: NDArray[np.bool_]
     blur: NDArray[np.bool_]
@@ -93,16 +84,15 @@ def planted(plan: SyntheticSlide) -> Planted:
     rng = np.random.default_rng([plan.seed, 7])
     layout = plan_layout(plan, rng)
     painter = _Painter(plan, layout, rng)
-    height, width = (4 * side for side in layout.tissue.shape)
+    rows, columns = layout.tissue.shape
 
-    def raster(field: Field | None) -> NDArray[np.bool_]:
-        if field is None:
-            return np.zeros((height, width), bool)
-        crop = field[1 : layout.tissue.shape[0] + 1, 1 : layout.tissue.shape[1] + 1]
-        return np.asarray(Image.fromarray(crop).resize((width, height), Image.Resampling.BILINEAR)) > 0
+    def raster(name: str) -> NDArray[np.bool_]:
+        if name not in painter.fields:
+            return np.zeros((4 * rows, 4 * columns), bool)
+        crop = Image.fromarray(painter.fields[name][1 : rows + 1, 1 : columns + 1])
+        return np.asarray(crop.resize((4 * columns, 4 * rows), Image.Resampling.BILINEAR)) > 0
 
-    fields = (painter.fields["tissue"], painter.pen, painter.blur, painter.fold, painter.bubble)
-    return Planted(*(raster(field) for field in fields))
+    return Planted(*map(raster, ("tissue", "pen", "blur", "fold", "bubble")))
 
 
 class _Painter:
@@ -111,27 +101,30 @@ class _Painter:
     def __init__(self, plan: SyntheticSlide, layout: Layout, rng: Generator) -> None:
         self.plan = plan
         self.rows, self.columns = tile_counts(plan.size_px0)
-        self.glass = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
-        self.glass[:] = np.array(plan.stain.glass, np.uint8)
-        self.textures = _coloured(plan)
+        self.glass = np.full((TILE_PX, TILE_PX, 3), plan.stain.glass, np.uint8)
+        self.textures = {name: plan.stain.colour(values) for name, values in _bank(plan.bank, plan.mpp).items()}
+        self.textures["tumour"] = match_mean_colour(self.textures["tumour"], self.textures["follicle"])
         self.variant = rng.integers(0, VARIANTS, (self.rows, self.columns))
-        self.fields = {
-            name: _padded(getattr(layout, name), self.rows, self.columns)
-            for name in ("stroma", "fat", "follicle", "tumour", "tissue")
-        }
-        shape = layout.tissue.shape
-        self.pen = _padded(_pen_field(rng, shape), self.rows, self.columns) if plan.pen else None
-        self.blur = _padded(_blur_field(rng, layout.tissue), self.rows, self.columns) if plan.blur else None
-        self.fold = _padded(_fold_field(rng, layout.tissue, plan.mpp), self.rows, self.columns) if plan.fold else None
-        self.bubble = _padded(_bubble_field(rng, shape, plan.mpp), self.rows, self.columns) if plan.bubble else None
+        fields = {name: getattr(layout, name) for name in ("stroma", "fat", "follicle", "tumour", "tissue")}
+        if plan.pen:
+            fields["pen"] = pen_field(rng, layout.tissue.shape)
+        if plan.blur:
+            fields["blur"] = blur_field(rng, layout.tissue)
+        if plan.fold:
+            fields["fold"] = fold_field(rng, layout.tissue, plan.mpp)
+        if plan.bubble:
+            fields["bubble"] = bubble_field(rng, layout.tissue.shape, plan.mpp)
+        # each padded to whole tiles and by one cell on each side
+        right, below = self.columns * CELLS - layout.tissue.shape[1], self.rows * CELLS - layout.tissue.shape[0]
+        margin = ((1, 1 + below), (1, 1 + right))
+        self.fields: dict[str, Field] = {name: np.pad(field, margin, mode="edge") for name, field in fields.items()}
 
     def tiles(self) -> Iterator[tuple[int, int, TextureName | RGB]]:
         """Yield row, column and texture or pixels of all tiles that are not plain glass."""
         crops = {name: _extremes(field) for name, field in self.fields.items()}
         special = np.zeros((self.rows, self.columns), bool)
-        for extra in (self.pen, self.blur, self.fold, self.bubble):
-            if extra is not None:
-                special |= _extremes(extra)[1] > -1
+        for name in self.fields.keys() & {"pen", "blur", "fold", "bubble"}:
+            special |= crops[name][1] > -1
         for row, column in np.argwhere((crops["tissue"][1] > -1) | special).tolist():
             ranges = {name: (low[row, column], high[row, column]) for name, (low, high) in crops.items()}
             texture = None if special[row, column] else _pure(ranges)
@@ -142,68 +135,122 @@ class _Painter:
         variant = int(self.variant[row, column])
         image = Image.fromarray(self.textures["lymphoid"][variant])
         for name in ("stroma", "fat", "follicle", "tumour"):
-            weight = self._weight(name, row, column)
-            if weight is not None:
+            if weight := self._weight(name, row, column):
                 image = Image.composite(Image.fromarray(self.textures[name][variant]), image, weight)
-        weight = self._weight("tissue", row, column)
-        image = Image.composite(image, Image.fromarray(self.glass), weight) if weight else Image.fromarray(self.glass)
-        if self.fold is not None and (weight := _soft(self.fold, row, column, 0.4)):
+        glass, weight = Image.fromarray(self.glass), self._weight("tissue", row, column)
+        image = Image.composite(image, glass, weight) if weight else glass
+        if weight := self._weight("fold", row, column):
             image = Image.composite(ImageChops.multiply(image, image), image, weight)  # two layers
-        if self.blur is not None and (weight := _soft(self.blur, row, column, 3.0)):
+        if weight := self._weight("blur", row, column):
             image = Image.composite(image.filter(ImageFilter.GaussianBlur(2.5 / self.plan.mpp)), image, weight)
-        if self.pen is not None and (weight := _soft(self.pen, row, column, 0.6)):
-            image = Image.composite(
-                Image.new("RGB", image.size, self.plan.pen), image, weight.point(lambda v: v * 0.85)
-            )
-        if self.bubble is not None and (weight := _soft(self.bubble, row, column, 0.5)):
-            image = _under_air(
-                image, weight, _soft(self.bubble - BUBBLE_RIM_UM / self.plan.mpp / CELL_PX, row, column, 0.5)
-            )
+        if weight := self._weight("pen", row, column):
+            ink = Image.new("RGB", image.size, self.plan.pen)
+            image = Image.composite(ink, image, weight.point(lambda v: v * 0.85))
+        if weight := self._weight("bubble", row, column):
+            inside = self._weight("bubble", row, column, inset=BUBBLE_RIM_UM / self.plan.mpp / CELL_PX)
+            image = _under_air(image, weight, inside)
         return np.asarray(image)
 
-    def _weight(self, name: str, row: int, column: int) -> Image.Image | None:
-        return _soft(self.fields[name], row, column, EDGE_CELLS[name])
+    def _weight(self, name: str, row: int, column: int, *, inset: float = 0.0) -> Image.Image | None:
+        """Return the weight 0-255 of a field on a tile, None where it is 0 everywhere."""
+        if name not in self.fields:
+            return None
+        edge, rows = EDGE_CELLS[name], slice(row * CELLS, (row + 1) * CELLS + 2)
+        crop = self.fields[name][rows, column * CELLS : (column + 1) * CELLS + 2] - inset
+        if crop.max() < -edge:
+            return None
+        box = (1, 1, CELLS + 1, CELLS + 1)
+        fine = Image.fromarray(crop).resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR, box=box)
+        return Image.fromarray(np.rint(np.clip(np.asarray(fine) / edge + 0.5, 0, 1) * 255).astype(np.uint8))
 
 
 def _pure(ranges: dict[str, tuple[float, float]]) -> TextureName | None:
-    """Return the only texture of a tile, None where two meet."""
-
-    def inside(name: str) -> bool:
-        return ranges[name][0] > EDGE_CELLS[name]
-
-    def outside(name: str) -> bool:
-        return ranges[name][1] < -EDGE_CELLS[name]
-
-    if not inside("tissue"):
+    """Return the only texture of a tile, None where two meet; ``ranges`` are lowest and highest value of each field."""
+    if ranges["tissue"][0] <= EDGE_CELLS["tissue"]:
         return None
-    for name in ("tumour", "follicle", "fat", "stroma"):
-        if inside(name):
+    names: tuple[TextureName, ...] = ("tumour", "follicle", "fat", "stroma")
+    for name in names:
+        low, high = ranges[name]
+        if low > EDGE_CELLS[name]:
             return name
-        if not outside(name):
+        if high >= -EDGE_CELLS[name]:
             return None
     return "lymphoid"
+
+
+@dataclass(frozen=True)
+class EncodedLevel:
+    """One level of a pyramid."""
+
+    size: Size  # size in pixels
+    place: NDArray[np.int32]  # index in `tiles` of the tile at each place, shape (tile rows, tile columns)
+    tiles: Sequence[bytes]  # JPEG streams of 256 x 256 px
+
+
+def encode_jpeg(pixels: RGB) -> bytes:
+    """Encode a self-contained baseline JPEG, YCbCr with 4:2:0 subsampling."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def tile_counts(size: Size) -> tuple[int, int]:
+    """Return the numbers of tile rows and columns that cover a level."""
+    return -(-size.height // TILE_PX), -(-size.width // TILE_PX)
+
+
+def write_aperio(path: Path, levels: Sequence[EncodedLevel], *, thumbnail: RGB, mpp: float) -> None:
+    """Write a slide, complete or not at all: levels from the finest, and a small image of the whole slide.
+
+    The thumbnail is directory 1, where TiffSlide expects it. OpenSlide needs a tiled first directory whose description
+    begins with "Aperio". Directories are written without tiles, which follow, each once, however often it is shown.
+    """
+    whole = levels[0].size
+    head = f"Aperio Image Library v12.0.0 (wsi-ips synthetic)\r\n{whole.width}x{whole.height} "
+    facts = f"|AppMag = {round(10 / mpp)}|MPP = {mpp:.6g}"
+    first = f"{head}[0,0 {whole.width}x{whole.height}] ({TILE_PX}x{TILE_PX}) JPEG/YCC Q={JPEG_QUALITY}"
+    form: dict[str, Any] = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2), "metadata": None}
+    with atomic_path(path) as temporary:
+        with tifffile.TiffWriter(temporary, bigtiff=True, byteorder="<") as tiff:
+            write: Any = partial(tiff.write, dtype=np.uint8, software=False, **form)
+            for number, level in enumerate(levels):
+                suffix = f" -> {level.size.width}x{level.size.height} JPEG/YCC" if number else ""
+                shape, text = (level.size.height, level.size.width, 3), f"{first}{suffix}{facts}"
+                write(repeat(b"", level.place.size), shape=shape, tile=(TILE_PX, TILE_PX), description=text)
+                if number == 0:
+                    shown, rows = iter([encode_jpeg(thumbnail)]), thumbnail.shape[0]
+                    text = f"{first} -> thumbnail{facts}"
+                    write(shown, shape=thumbnail.shape, rowsperstrip=rows, description=text)
+        _add_tiles(temporary, levels)
+
+
+def _add_tiles(path: Path, levels: Sequence[EncodedLevel]) -> None:
+    with path.open("r+b") as file, tifffile.TiffFile(file, mode="r+") as tiff:
+        pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+        for page, level in zip(pages, levels, strict=True):
+            lengths = np.array([len(tile) for tile in level.tiles], np.uint64)
+            start = file.seek(0, 2)
+            file.writelines(level.tiles)
+            offsets = start + np.cumsum(lengths) - lengths
+            for tag, values in (("TileOffsets", offsets), ("TileByteCounts", lengths)):
+                page.tags[tag].overwrite(values[level.place.ravel()].tolist(), dtype="Q")
 
 
 def _pyramid(painter: _Painter) -> tuple[list[EncodedLevel], RGB]:
     """Return all levels, encoded, and a thumbnail."""
     plan = painter.plan
-    tiles = [encode_jpeg(painter.glass)]
-    shared = {}
-    for name in TEXTURES:  # also unused ones: the content of a file must not tell its label
-        for variant in range(VARIANTS):
-            shared[name, variant] = len(tiles)
-            tiles.append(encode_jpeg(painter.textures[name][variant]))
-    small = {key: _reduced(painter.textures[key[0]][key[1]]) for key in shared}
+    # also unused textures: the content of a file must not tell its label
+    variants = {(name, variant): painter.textures[name][variant] for name in TEXTURES for variant in range(VARIANTS)}
+    tiles = [encode_jpeg(pixels) for pixels in (painter.glass, *variants.values())]
+    shared = {key: (number, _reduced(pixels)) for number, (key, pixels) in enumerate(variants.items(), 1)}
     place = np.zeros((painter.rows, painter.columns), np.int32)
     canvas: dict[tuple[int, int], RGB] = {}
     for row, column, shown in painter.tiles():
         if isinstance(shown, str):
-            key = (shown, int(painter.variant[row, column]))
-            place[row, column], piece = shared[key], small[key]
+            place[row, column], piece = shared[shown, int(painter.variant[row, column])]
         else:
-            place[row, column] = len(tiles)
+            place[row, column], piece = len(tiles), _reduced(shown)
             tiles.append(encode_jpeg(shown))
-            piece = _reduced(shown)
         _paste(canvas, row, column, piece, painter.glass)
     levels = [EncodedLevel(plan.size_px0, place, tiles)]
     size = Size(plan.size_px0.width // LEVEL_STEP, plan.size_px0.height // LEVEL_STEP)
@@ -226,8 +273,7 @@ def _paste(canvas: dict[tuple[int, int], RGB], row: int, column: int, piece: RGB
 
 
 def _encoded(canvas: dict[tuple[int, int], RGB], size: Size, glass: bytes) -> EncodedLevel:
-    place = np.zeros(tile_counts(size), np.int32)
-    tiles = [glass]
+    place, tiles = np.zeros(tile_counts(size), np.int32), [glass]
     for (row, column), pixels in sorted(canvas.items()):
         if row < place.shape[0] and column < place.shape[1]:
             place[row, column] = len(tiles)
@@ -251,46 +297,10 @@ def _bank(number: int, mpp: float) -> dict[TextureName, Floats]:
     return {name: make_texture(name, np.random.default_rng([number, i]), mpp=mpp) for i, name in enumerate(TEXTURES)}
 
 
-def _coloured(plan: SyntheticSlide) -> dict[TextureName, RGB]:
-    textures = {name: plan.stain.colour(values) for name, values in _bank(plan.bank, plan.mpp).items()}
-    textures["tumour"] = match_mean_colour(textures["tumour"], textures["follicle"])
-    return textures
-
-
-def _padded(field: Field, rows: int, columns: int) -> Field:
-    """Pad a field to whole tiles and by one cell on each side."""
-    right, below = columns * CELLS - field.shape[1], rows * CELLS - field.shape[0]
-    return np.pad(field, ((1, 1 + below), (1, 1 + right)), mode="edge")
-
-
 def _extremes(field: Field) -> tuple[Field, Field]:
     """Return the lowest and highest value in and around each tile, shape (rows, columns)."""
     window = np.lib.stride_tricks.sliding_window_view(field, (CELLS + 2, CELLS + 2))[::CELLS, ::CELLS]
     return window.min(axis=(2, 3)), window.max(axis=(2, 3))
-
-
-def _soft(field: Field, row: int, column: int, edge: float) -> Image.Image | None:
-    """Return the weight 0-255 of a field on a tile, None where it is 0 everywhere."""
-    crop = field[row * CELLS : (row + 1) * CELLS + 2, column * CELLS : (column + 1) * CELLS + 2]
-    if crop.max() < -edge:
-        return None
-    box = (1, 1, CELLS + 1, CELLS + 1)
-    fine = Image.fromarray(crop).resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR, box=box)
-    weight = np.clip(np.asarray(fine) / edge + 0.5, 0, 1)
-    return Image.fromarray(np.rint(weight * 255).astype(np.uint8))
-
-
-def _pen_field(rng: Generator, shape: tuple[int, int]) -> Field:
-    """Draw a pen stroke across the glass; signed distance in cells."""
-    height, width = shape
-    t = np.linspace(0, 1, 200)
-    start, end = rng.uniform(0.1, 0.9, (2, 2)) * [height, width]
-    bend = rng.uniform(-0.2, 0.2, 2) * [height, width]
-    path = start + (end - start) * t[:, None] + bend * np.sin(np.pi * t)[:, None]
-    on = np.zeros(shape, bool)
-    y, x = np.clip(np.rint(path).astype(int), 0, [height - 1, width - 1]).T
-    on[y, x] = True
-    return np.asarray(5.0 - ndimage.distance_transform_edt(~on), np.float32)
 
 
 def _under_air(image: Image.Image, disc: Image.Image, inside: Image.Image | None) -> Image.Image:
@@ -299,37 +309,3 @@ def _under_air(image: Image.Image, disc: Image.Image, inside: Image.Image | None
     washed = Image.blend(image.filter(ImageFilter.GaussianBlur(3)), Image.new("RGB", image.size, (238, 238, 238)), 0.5)
     ring = Image.composite(Image.merge("RGB", (dark, dark, dark)), image, disc)
     return Image.composite(washed, ring, inside) if inside else ring
-
-
-def _fold_field(rng: Generator, tissue: Field, mpp: float) -> Field:
-    """Draw a band of folded tissue, some 100 µm wide; signed distance in cells."""
-    inside = np.argwhere(tissue > 0)
-    cy, cx = inside.mean(axis=0) + rng.normal(0, 0.1, 2) * inside.std(axis=0)
-    angle = rng.uniform(0, np.pi)
-    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
-    along, across = (
-        (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle),
-        (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle),
-    )
-    bent = across + 0.2 * inside.std() * np.sin(along / max(1.0, float(inside.std())))
-    length = rng.uniform(0.5, 0.9) * float(inside.std(axis=0).max())
-    half = 60 / mpp / CELL_PX
-    return np.asarray(np.minimum(np.minimum(half - np.abs(bent), length - np.abs(along)), tissue), np.float32)
-
-
-def _bubble_field(rng: Generator, shape: tuple[int, int], mpp: float) -> Field:
-    """Draw a round bubble of about a millimetre; signed distance in cells."""
-    radius = rng.uniform(300, 600) / mpp / CELL_PX
-    centre = np.array(shape) * rng.uniform(0.3, 0.7, 2)
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    return np.asarray(radius - np.hypot(x - centre[1], y - centre[0]), np.float32)
-
-
-def _blur_field(rng: Generator, tissue: Field) -> Field:
-    """Draw a round region of tissue that is out of focus; signed distance in cells."""
-    inside = np.argwhere(tissue > 0)
-    cy, cx = inside[rng.integers(len(inside))]
-    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]]
-    radius = rng.uniform(0.15, 0.3) * np.sqrt(len(inside))
-    noise = 0.15 * radius * smooth_noise(rng, tissue.shape, radius)
-    return np.asarray(radius - np.hypot(x - cx, y - cy) + noise, np.float32)

@@ -34,14 +34,12 @@ EOSIN = np.array([0.12, 0.86, 0.36], np.float32)
 class Cells:
     """Look of one kind of cell."""
 
-    per_mm2: float  # cells per mm²
-    # nuclear radius, mean and deviation
-    radius_um: float
+    per_mm2: float
+    radius_um: float  # mean radius of the nucleus
     radius_sd_um: float
     elongation: float  # largest ratio of the axes
-    # haematoxylin at the nuclear membrane and inside
-    rim: float
-    body: float
+    rim: float  # haematoxylin at the nuclear membrane
+    body: float  # haematoxylin inside
     nucleoli: int = 0  # most nucleoli per nucleus
 
 
@@ -68,11 +66,9 @@ RECIPES: dict[TextureName, Recipe] = {
 class Stain:
     """Strength of each dye on a slide, and the colour of its glass."""
 
-    # factors of concentration, 1 is ordinary
-    haematoxylin: float
-    eosin: float
-    # small change of the two stain vectors, shape (2, 3) as nested tuples
-    hue: tuple[tuple[float, float, float], tuple[float, float, float]]
+    haematoxylin: float  # factor of concentration, 1 is ordinary
+    eosin: float  # the same
+    hue: tuple[tuple[float, float, float], tuple[float, float, float]]  # small change of the two stain vectors
     glass: tuple[int, int, int]  # RGB of the empty glass
 
     def colour(self, concentration: Floats) -> RGB:
@@ -84,12 +80,9 @@ class Stain:
 
 
 def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int = VARIANTS) -> Floats:
-    """Make the concentrations of all variants of a texture.
-
-    Returns float32, shape (variants, 256, 256, 2): haematoxylin, eosin.
-    """
+    """Return haematoxylin and eosin of all variants of a texture: float32, shape (variants, 256, 256, 2)."""
     recipe = RECIPES[name]
-    ground = recipe.eosin + recipe.eosin_noise * periodic_noise(rng, 12 / mpp)
+    ground = recipe.eosin + recipe.eosin_noise * _periodic_noise(rng, 12 / mpp)
     if recipe.fibre:
         ground += recipe.fibre * _fibres(rng, mpp)
     if name == "fat":
@@ -98,8 +91,7 @@ def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int
     out = np.empty((variants, TILE_PX, TILE_PX, 2), np.float32)
     for number in range(variants):
         variant = out[number]
-        variant[..., 0] = 0.06
-        variant[..., 1] = ground
+        variant[..., 0], variant[..., 1] = 0.06, ground
         for cells, fixed in zip(recipe.cells, border, strict=True):
             _stamp_all(variant, fixed, _scatter(rng, cells, mpp), cells, mpp, rng)
         grain = rng.normal(0, 0.035, (TILE_PX, TILE_PX, 2)).astype(np.float32)
@@ -107,7 +99,7 @@ def make_texture(name: TextureName, rng: Generator, *, mpp: float, variants: int
     return np.maximum(out, 0)
 
 
-def periodic_noise(rng: Generator, wavelength_px: float) -> Floats:
+def _periodic_noise(rng: Generator, wavelength_px: float) -> Floats:
     """Return smooth noise on a torus of one tile, of about zero mean and unit deviation."""
     noise = ndimage.gaussian_filter(rng.normal(size=(TILE_PX, TILE_PX)), wavelength_px / 4, mode="wrap")
     return np.asarray(noise / max(1e-9, float(noise.std())), np.float32)
@@ -132,8 +124,8 @@ def _fibres(rng: Generator, mpp: float) -> Floats:
     """Draw wavy bundles in one direction, periodic, about -1 to 1."""
     y, x = np.mgrid[:TILE_PX, :TILE_PX] / TILE_PX
     bundles = max(2, round(TILE_PX * mpp / 9))  # one every 9 µm
-    phase = 2 * np.pi * (bundles * y + (bundles // 3) * x) + 2.2 * periodic_noise(rng, 45 / mpp)
-    return np.asarray(np.sin(phase) * (0.7 + 0.3 * periodic_noise(rng, 25 / mpp)), np.float32)
+    phase = 2 * np.pi * (bundles * y + (bundles // 3) * x) + 2.2 * _periodic_noise(rng, 45 / mpp)
+    return np.asarray(np.sin(phase) * (0.7 + 0.3 * _periodic_noise(rng, 25 / mpp)), np.float32)
 
 
 def _scatter(rng: Generator, cells: Cells, mpp: float) -> Floats:
@@ -153,8 +145,7 @@ def _stamp_all(variant: Floats, fixed: Floats, free: Floats, cells: Cells, mpp: 
     crosses = ((fixed % TILE_PX < reach) | (fixed % TILE_PX > TILE_PX - reach)).any(axis=1)
     inner = ((free % TILE_PX >= reach) & (free % TILE_PX <= TILE_PX - reach)).all(axis=1)
     for centre in fixed[crosses]:
-        own = np.random.default_rng(int.from_bytes(centre.tobytes(), "little"))
-        _stamp(variant, centre, cells, mpp, own)
+        _stamp(variant, centre, cells, mpp, np.random.default_rng(int.from_bytes(centre.tobytes(), "little")))
     for centre in free[inner]:
         _stamp(variant, centre, cells, mpp, rng)
 

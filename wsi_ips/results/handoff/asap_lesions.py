@@ -13,8 +13,7 @@ from typing import Any
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations.asap_xml import Ring, read_asap, write_rings
-from wsi_ips.annotations.geojson import polygons_of
+from wsi_ips.annotations import Ring, polygons_of, read_asap, write_rings
 from wsi_ips.results.handoff.content import PackageContent, PackageFile, require_agreement
 from wsi_ips.results.handoff.lesions import Lesion
 
