@@ -24,19 +24,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from support.ladder import ladder_recipe, make_ladder, trained
 
-from wsi_ips.evaluation import (
-    Detections,
-    Lesions,
-    auc_with_interval,
-    false_alarm_mm2,
-    froc,
-    match_detections,
-    peak_detections,
-    pointing_hit,
-    tile_figures,
-)
-from wsi_ips.evaluation.froc import TARGETS
-from wsi_ips.evaluation.localisation import TUMOUR_TILE
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.froc import TARGETS, Detections, Lesions, froc, match_detections, peak_detections
+from wsi_ips.evaluation.localisation import TUMOUR_TILE, false_alarm_mm2, pointing_hit, tile_figures
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import lesions_of

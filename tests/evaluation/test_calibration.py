@@ -7,8 +7,15 @@ import pytest
 from scipy.special import expit, logit
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import calibration_slope, fit_temperature, fixed_threshold, reliability, with_temperature
-from wsi_ips.evaluation.calibration import LEAST_SLIDES, fit_task
+from wsi_ips.evaluation.calibration import (
+    LEAST_SLIDES,
+    calibration_slope,
+    fit_task,
+    fit_temperature,
+    fixed_threshold,
+    reliability,
+    with_temperature,
+)
 from wsi_ips.labels import Task
 
 BINARY = Task("label", ("normal", "tumor"))

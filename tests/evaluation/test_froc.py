@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import (
-    Bootstrap,
+from wsi_ips.evaluation.froc import (
+    TARGETS,
     Detections,
     Froc,
     Lesions,
@@ -20,8 +20,8 @@ from wsi_ips.evaluation import (
     match_detections,
     peak_detections,
 )
-from wsi_ips.evaluation import froc as froc_of_matched
-from wsi_ips.evaluation.froc import TARGETS
+from wsi_ips.evaluation.froc import froc as froc_of_matched
+from wsi_ips.evaluation.intervals import Bootstrap
 from wsi_ips.geometry import Point, Scale
 
 MPP = 8.0

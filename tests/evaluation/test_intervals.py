@@ -7,8 +7,7 @@ import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Bootstrap, share_interval, slide_intervals
-from wsi_ips.evaluation.intervals import _auc, _resamples
+from wsi_ips.evaluation.intervals import Bootstrap, _auc, _resamples, share_interval, slide_intervals
 
 TRUE_AUC = 0.7602499
 """Of two unit normals one apart."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Groups, Scored, auc_with_interval, evaluate_slides
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.slide_evaluation import Groups, Scored, evaluate_slides
 
 
 def cohort(seed: int, count: int = 60, *, shifted: float = 0.0) -> Scored:

@@ -7,8 +7,15 @@ import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Node, PatientStage, node_label, pn_stage, quadratic_kappa
-from wsi_ips.evaluation.staging import largest_part_mm, stage_patients
+from wsi_ips.evaluation.staging import (
+    Node,
+    PatientStage,
+    largest_part_mm,
+    node_label,
+    pn_stage,
+    quadratic_kappa,
+    stage_patients,
+)
 from wsi_ips.geometry import Scale
 
 

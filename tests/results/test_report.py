@@ -6,7 +6,8 @@ import re
 
 import numpy as np
 
-from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
+from wsi_ips.evaluation.slide_evaluation import Scored, evaluate_slides
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.results.report import render_report
 from wsi_ips.results.report_data import Figure, MapPicture, ReportData, SlideEntry, TopTile
 

@@ -8,7 +8,10 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from wsi_ips.evaluation import Froc, Localisation, Scored, evaluate_slides, roc_curve
+from wsi_ips.evaluation.classification import roc_curve
+from wsi_ips.evaluation.froc import Froc
+from wsi_ips.evaluation.localisation import Localisation
+from wsi_ips.evaluation.slide_evaluation import Scored, evaluate_slides
 from wsi_ips.results import report_plots, svg_plot
 from wsi_ips.results.svg_plot import HEIGHT, WIDTH, Axis, Series, fitted_axis, plot, share_axis
 

@@ -10,27 +10,22 @@ import numpy as np
 
 from wsi_ips.annotations import read_annotation, region_mask
 from wsi_ips.errors import AnnotationError, EvaluationError
-from wsi_ips.evaluation import (
-    Evaluation,
+from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE, Lesions, find_lesions
+from wsi_ips.evaluation.localisation import SIZES, Localisation, SlideMap, localise, localise_slide, tile_threshold
+from wsi_ips.evaluation.multiclass import TaskEvaluation, evaluate_task
+from wsi_ips.evaluation.slide_evaluation import (
+    LARGEST_LESION,
     Groups,
-    Lesions,
-    Localisation,
-    Node,
-    Patients,
     Scored,
     SlideEvaluation,
-    TaskEvaluation,
-    auc_with_interval,
     evaluate_slides,
-    evaluate_task,
-    find_lesions,
-    node_label,
+    group_columns,
+    with_frozen_temperature,
 )
-from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
-from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE
-from wsi_ips.evaluation.localisation import SIZES, SlideMap, localise, localise_slide, tile_threshold
-from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, group_columns, with_frozen_temperature
-from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm, stage_patients
+from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, largest_part_mm, node_label, stage_patients
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.inference.slide_scores import HIGHEST_TILES

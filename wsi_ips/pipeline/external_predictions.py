@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from wsi_ips.errors import EvaluationError, WsiIpsError
-from wsi_ips.evaluation import Detections, Evaluation, Lesions, Localisation, match_detections
-from wsi_ips.evaluation.froc import LEGACY_MPP, froc_with_interval
+from wsi_ips.evaluation.froc import LEGACY_MPP, Detections, Lesions, froc_with_interval, match_detections
+from wsi_ips.evaluation.localisation import Localisation
 from wsi_ips.evaluation.prediction_table import TableQuestion, evaluate_table
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Scale
 from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.pipeline.evaluate_run import read_lesions

@@ -11,9 +11,8 @@ import numpy as np
 import yaml
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Evaluation
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
-from wsi_ips.evaluation.summary import headline
+from wsi_ips.evaluation.summary import Evaluation, headline
 from wsi_ips.inference import SlideScores
 from wsi_ips.inference.decision import DECIDING_TILES
 from wsi_ips.manifest import SlideRecord

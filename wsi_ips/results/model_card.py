@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wsi_ips.evaluation import Evaluation, Interval
+from wsi_ips.evaluation.classification import Interval
 from wsi_ips.evaluation.localisation import SIZES
 from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, SITE_COLUMNS, SlideEvaluation
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.model.card_text import licence_text, origin_text, training_text
 from wsi_ips.model.checkpoint_card import ModelCard
 from wsi_ips.results.report_data import CardSection, SlideEntry

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from wsi_ips.evaluation import Interval
+from wsi_ips.evaluation.classification import Interval
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results import report_plots
 from wsi_ips.results.picture_page import probability_text

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from wsi_ips.evaluation import Evaluation
 from wsi_ips.evaluation.localisation import SIZES
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.results.contact_sheet import SheetEntry
 from wsi_ips.results.report_plots import History
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from wsi_ips.evaluation import Localisation, SlideEvaluation
 from wsi_ips.evaluation.froc import TARGETS
+from wsi_ips.evaluation.localisation import Localisation
+from wsi_ips.evaluation.slide_evaluation import SlideEvaluation
 from wsi_ips.results.svg_plot import SHARE, Axis, Series, fitted_axis, plot, share_axis
 
 Epoch = Mapping[str, float | None]
