@@ -10,8 +10,13 @@ import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.classification import auc_with_interval, roc_curve, slide_metrics
-from wsi_ips.evaluation.intervals import _average_precision, slide_intervals
+from wsi_ips.evaluation.classification import (
+    _average_precision,
+    auc_with_interval,
+    roc_curve,
+    slide_intervals,
+    slide_metrics,
+)
 
 TRUTH = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1])
 SCORE = np.array([0.1, 0.4, 0.4, 0.35, 0.8, 0.3, 0.8, 0.9, 0.95])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.errors import EvaluationError
+from wsi_ips.evaluation.classification import Bootstrap
 from wsi_ips.evaluation.froc import (
     TARGETS,
     Detections,
@@ -21,7 +22,6 @@ from wsi_ips.evaluation.froc import (
     peak_detections,
 )
 from wsi_ips.evaluation.froc import froc as froc_of_matched
-from wsi_ips.evaluation.intervals import Bootstrap
 from wsi_ips.geometry import Point, Scale
 
 MPP = 8.0

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.intervals import Bootstrap, _auc, _resamples, share_interval, slide_intervals
+from wsi_ips.evaluation.classification import Bootstrap, _auc, _resamples, share_interval, slide_intervals
 
 TRUE_AUC = 0.7602499
 """Of two unit normals one apart."""
@@ -81,7 +81,7 @@ def test_every_resample_holds_both_classes_and_whole_patients():
 def test_blocks_of_resamples_do_not_change_the_draw(monkeypatch):
     truth, score, patients = clustered(np.random.default_rng(3))
     whole = slide_intervals(truth, score, patients=patients, plan=Bootstrap(resamples=64))
-    monkeypatch.setattr("wsi_ips.evaluation.intervals.CELLS_AT_A_TIME", 64 * len(truth))
+    monkeypatch.setattr("wsi_ips.evaluation.classification.CELLS_AT_A_TIME", 64 * len(truth))
     assert slide_intervals(truth, score, patients=patients, plan=Bootstrap(resamples=64)) == whole
 
 

@@ -8,7 +8,7 @@ from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation.classification import auc_with_interval
-from wsi_ips.evaluation.multiclass import evaluate_task, task_figures
+from wsi_ips.evaluation.slide_evaluation import evaluate_task, task_figures
 
 TRUTH = np.array([0, 0, 1, 1, 2, 2, 2])
 PROBABILITY = np.array(

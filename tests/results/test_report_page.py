@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_ips.evaluation.localisation import Localisation, SizeRecall
-from wsi_ips.evaluation.multiclass import evaluate_task
-from wsi_ips.evaluation.slide_evaluation import Groups, Scored, evaluate_slides
+from wsi_ips.evaluation.slide_evaluation import Groups, Scored, evaluate_slides, evaluate_task
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.results.report import MOST_ALARMS, OPEN_ROWS, render_report, write_report
 from wsi_ips.results.report_data import (

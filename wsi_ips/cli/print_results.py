@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from wsi_ips.evaluation.classification import Interval
     from wsi_ips.evaluation.froc import Froc
     from wsi_ips.evaluation.localisation import Localisation
-    from wsi_ips.evaluation.multiclass import TaskEvaluation
-    from wsi_ips.evaluation.slide_evaluation import SlideEvaluation
+    from wsi_ips.evaluation.slide_evaluation import SlideEvaluation, TaskEvaluation
     from wsi_ips.evaluation.staging import Patients
     from wsi_ips.evaluation.summary import Evaluation
     from wsi_ips.inference.verdict import Verdict

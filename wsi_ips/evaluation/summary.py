@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsi_ips.evaluation.localisation import Localisation
-from wsi_ips.evaluation.multiclass import TaskEvaluation
-from wsi_ips.evaluation.slide_evaluation import SlideEvaluation
+from wsi_ips.evaluation.slide_evaluation import SlideEvaluation, TaskEvaluation
 from wsi_ips.evaluation.staging import Patients
 
 
@@ -21,9 +20,7 @@ class Evaluation:
     localisation: Localisation | None = None  # where the score maps are right
     patients: Patients | None = None  # pN stages
     tasks: tuple[TaskEvaluation, ...] = ()  # metrics of each further task, and of a label with more than two classes
-    # what segmentation and tiling left of the annotated lesions of all slides: ``lesions``, ``lost``, ``in_tissue``,
-    # ``in_tiles``
-    tissue: dict[str, float] | None = None
+    tissue: dict[str, float] | None = None  # annotated ``lesions``, ``lost`` ones, shares ``in_tissue``, ``in_tiles``
     notes: tuple[str, ...] = ()  # what could not be computed or was left out, and why
 
     def as_json(self) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE, Lesions, find_lesions
 from wsi_ips.evaluation.localisation import SIZES, Localisation, SlideMap, localise, localise_slide, tile_threshold
-from wsi_ips.evaluation.multiclass import TaskEvaluation, evaluate_task
 from wsi_ips.evaluation.slide_evaluation import (
     LARGEST_LESION,
     Groups,
     Scored,
     SlideEvaluation,
+    TaskEvaluation,
     evaluate_slides,
+    evaluate_task,
     group_columns,
     with_frozen_temperature,
 )
@@ -38,8 +39,7 @@ from wsi_ips.results.contact_sheet import SheetEntry, recall_figures
 from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.tiles import TileIndex
 
-CLEARLY_BETTER = 0.05
-"""Lead in AUC from which the highest tiles, against the model's decision, get a note."""
+CLEARLY_BETTER = 0.05  # lead in AUC from which the highest tiles, against the model's decision, get a note
 
 
 def evaluate_run(
@@ -57,12 +57,8 @@ def evaluate_run(
 
     Parameters
     ----------
-    run
-        A run with predictions.
     by
         Columns of the manifest that make subgroups, in addition to those of sites.
-    split
-        Split to report on.
     threshold
         Calibrated probability at or above which a slide is called positive, in place of the checkpoint's.
     nodes
@@ -99,10 +95,9 @@ def evaluate_run(
 class _Slides:
     """Predicted slides of a split."""
 
-    # run, records, scores: slides and their calibrated scores, by slide_id
     run: Run
     records: Sequence[SlideRecord]
-    scores: Mapping[str, SlideScores]
+    scores: Mapping[str, SlideScores]  # calibrated, by slide_id
     frozen: TaskCalibration  # calibration of the label
     given: float | None  # threshold that was asked for; None takes the frozen one
 
@@ -258,13 +253,7 @@ def lesions_of(run: Run, record: SlideRecord) -> Lesions:
 
 
 def read_lesions(record: SlideRecord, size: Size, bounds: Box, mpp: Scale) -> Lesions:
-    """Read the lesions of a slide from its annotation, at the challenge's downsample.
-
-    Raises
-    ------
-    AnnotationError
-        The annotation cannot be read.
-    """
+    """Return the annotated lesions of a slide at the challenge's downsample; none where it is not annotated."""
     if record.annotation is None:
         shape = (-(-size.height // MASK_DOWNSAMPLE), -(-size.width // MASK_DOWNSAMPLE))
         return Lesions(np.zeros(shape, np.int32), frozenset(), MASK_DOWNSAMPLE)

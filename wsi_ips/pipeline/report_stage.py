@@ -26,7 +26,15 @@ from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
 from wsi_ips.results.handoff.pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
-from wsi_ips.results.report import write_report
+from wsi_ips.results.report import (
+    PICTURE_BYTES,
+    overlay_picture,
+    picture_bytes,
+    thumbnail,
+    tile_picture,
+    worth_pictures,
+    write_report,
+)
 from wsi_ips.results.report_data import (
     CardSection,
     Figure,
@@ -38,31 +46,17 @@ from wsi_ips.results.report_data import (
     lesion_recall,
     outcome_of,
 )
-from wsi_ips.results.report_pictures import (
-    PICTURE_BYTES,
-    overlay_picture,
-    picture_bytes,
-    thumbnail,
-    tile_picture,
-    worth_pictures,
-)
 from wsi_ips.results.report_plots import History
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.tiles import TileIndex, read_tiles
 
-SPLIT = "test"
-"""Split that the figures of a run are based on."""
+SPLIT = "test"  # the figures of a run are based on it
 
 
 def report_stage(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     """Write ``summary.json``, ``run.json``, ``evaluation.json`` and the report; return the summary.
 
-    Parameters
-    ----------
-    run
-        A run with predictions, or at least with a model.
-    seconds
-        Time the call took so far; None keeps time and memory of the stored summary.
+    ``seconds`` is the time the call took so far; None keeps time and memory of the stored summary.
     """
     try:
         evaluation = evaluate_run(run, split=SPLIT)

@@ -17,8 +17,7 @@ from wsi_ips.model.card_text import licence_text, origin_text, training_text
 from wsi_ips.model.checkpoint_card import ModelCard
 from wsi_ips.results.report_data import CardSection, SlideEntry
 
-FEW_OF_A_CLASS = 50
-"""Fewer test slides of a class than this are stated as a limit."""
+FEW_OF_A_CLASS = 50  # fewer test slides of a class than this are stated as a limit
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,14 @@ class CardFacts:
 
     card: ModelCard  # the checkpoint's own card
     decision: str  # what the answer of a slide is based on, in words
-    trained_here: bool  # whether this run trained the model
+    trained_here: bool
     slides: Sequence[SlideEntry]  # all slides of the cohort
-    split: str  # split that the figures are based on
-    # site of each slide by column of the manifest, then slide_id; empty where unknown
+    split: str  # that the figures are based on
+    # Site by column of the manifest, then slide_id; empty where unknown.
     sites: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    # patient by slide_id; only of slides with a known patient
-    patients: Mapping[str, str] = field(default_factory=dict)
-    evaluation: Evaluation | None = None  # all metrics; None where nothing is labelled
-    is_synthetic: bool = False  # whether the slides were drawn by a program
+    patients: Mapping[str, str] = field(default_factory=dict)  # known ones, by slide_id
+    evaluation: Evaluation | None = None  # None where nothing is labelled
+    is_synthetic: bool = False
 
 
 def model_card(facts: CardFacts) -> tuple[CardSection, ...]:

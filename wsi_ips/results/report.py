@@ -1,13 +1,18 @@
-"""The report: one self-contained page, rendered from plain data."""
+"""The report: one self-contained page, rendered from plain data, and its pictures."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
 
 from wsi_ips.evaluation.classification import Interval
 from wsi_ips.provenance import atomic_write_text
@@ -27,13 +32,12 @@ METRIC_NAMES = {
     "pr_auc": ("Average precision", "mean share of true calls over all thresholds"),
     "brier": ("Brier score", "mean squared error of the probability; 0 is best"),
 }
-"""Names of the metrics of :func:`wsi_ips.evaluation.slide_intervals` on the page, and what they mean."""
-PROBLEMS = ("failed", "empty")
-"""States shown before everything else, in this order."""
-MOST_ALARMS = 20
-"""Most false alarms shown; missed slides are all shown."""
-OPEN_ROWS = 150
-"""Rows of the worklist that are visible at once; the others are folded."""
+PROBLEMS = ("failed", "empty")  # states shown before everything else, in this order
+MOST_ALARMS = 20  # most false alarms shown; missed slides are all shown
+OPEN_ROWS = 150  # rows of the worklist that are visible at once; the others are folded
+PICTURE_PX, TILE_SHOWN_PX, THUMBNAIL_PX = 1000, 112, (96, 72)
+MOST_PICTURES = 60  # most slides with pictures on the page; those of the others are in the run folder
+PICTURE_BYTES = 15_000_000  # most bytes of all large pictures together; as text on the page they take a third more
 
 
 def render_report(data: ReportData) -> str:
@@ -76,9 +80,10 @@ def write_report(path: Path, data: ReportData) -> None:
 
 def _plots(data: ReportData, predicted: Sequence[SlideEntry]) -> dict[str, Any]:
     """Return plots by name; those that cannot be drawn are missing."""
+    if data.evaluation is None:
+        return {}
     found: dict[str, Any] = {}
-    slides = data.evaluation.slides if data.evaluation else None
-    if slides:
+    if slides := data.evaluation.slides:
         scored = [
             (s.probability, s.positive)
             for s in predicted
@@ -88,10 +93,8 @@ def _plots(data: ReportData, predicted: Sequence[SlideEntry]) -> dict[str, Any]:
         found["precision_recall"] = report_plots.precision_recall_plot(slides)
         found["reliability"] = report_plots.reliability_plot(slides)
         found["scores"] = report_plots.score_plot(slides, scored, ("without", f"with {data.positive_class}"))
-    if data.evaluation and data.evaluation.localisation:
-        curve = report_plots.froc_plot(data.evaluation.localisation)
-        if curve is not None:
-            found["froc"] = curve
+    if (where := data.evaluation.localisation) and (curve := report_plots.froc_plot(where)) is not None:
+        found["froc"] = curve
     return found
 
 
@@ -105,3 +108,50 @@ def _share(value: float | None) -> str:
 
 def _data_uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def worth_pictures(entries: Sequence[SlideEntry], drawn: Collection[str]) -> list[str]:
+    """Return the slides with heatmaps to show: missed ones, false alarms, then the most suspicious."""
+    order = sorted((e for e in entries if e.probability is not None), key=lambda e: -(e.probability or 0.0))
+    missed = [e for e in order if e.outcome == "missed"][::-1]
+    alarms = [e for e in order if e.outcome == "false alarm"][:MOST_ALARMS]
+    names = [e.slide_id for e in (*missed, *alarms, *[e for e in order if not e.outcome])]
+    return [name for name in names if name in drawn][:MOST_PICTURES]
+
+
+def picture_bytes(entry: SlideEntry) -> int:
+    """Return the size of a slide's large pictures."""
+    return sum(len(p.jpeg) for p in entry.overlays) + sum(len(t.jpeg) for t in entry.top)
+
+
+def overlay_picture(path: Path) -> bytes:
+    """Shrink a heatmap picture."""
+    image = Image.open(path).convert("RGB")
+    image.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.LANCZOS)
+    return _jpeg(image, 80)
+
+
+def thumbnail(overlay: Path, tissue: Path) -> bytes | None:
+    """Return a small picture of a slide: the map without its frame, else the picture of its tissue mask."""
+    if overlay.exists() and overlay.with_suffix(".json").exists():
+        x, y, width, height = json.loads(overlay.with_suffix(".json").read_text(encoding="utf-8"))["map_box_px"]
+        with Image.open(overlay) as page:
+            image = page.crop((x, y, x + width, y + height)).convert("RGB")
+    elif tissue.exists():  # slide and mask side by side, 8 px apart
+        with Image.open(tissue) as both:
+            image = both.crop((0, 0, max(1, (both.width - 8) // 2), both.height)).convert("RGB")
+    else:
+        return None
+    image.thumbnail(THUMBNAIL_PX, Image.Resampling.BOX)
+    return _jpeg(image, 70)
+
+
+def tile_picture(patch: NDArray[np.uint8]) -> bytes:
+    """Shrink a patch, uint8, shape (height, width, 3)."""
+    return _jpeg(Image.fromarray(patch).resize((TILE_SHOWN_PX, TILE_SHOWN_PX), Image.Resampling.BICUBIC), 80)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,26 +1,193 @@
-"""The plots of the report: of an evaluation, and of a training."""
+"""The plots of the report as inline SVG: of an evaluation, and of a training.
+
+Text stays text, and the page's style sheet sets the colours (light, dark, print). Lines differ by colour and by dashes,
+by the classes ``s0`` to ``s3``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from wsi_ips.evaluation.froc import TARGETS
 from wsi_ips.evaluation.localisation import Localisation
 from wsi_ips.evaluation.slide_evaluation import SlideEvaluation
-from wsi_ips.results.svg_plot import SHARE, Axis, Series, fitted_axis, plot, share_axis
 
+WIDTH, HEIGHT = 300.0, 230.0
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 42.0
+LEGEND_ROW = 17.0
+FINEST = 0.4  # points closer than this, in units of the plot, are drawn as one: no screen shows the difference
+SMALL = 0.01  # axes that end below this are labelled in powers of ten
+SHARE = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+Kind = Literal["line", "steps", "points", "dots", "reference"]
 Epoch = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis."""
+
+    label: str
+    low: float  # values beyond the ends are drawn at the end
+    high: float
+    ticks: tuple[float, ...]  # values with a grid line and a number
+    log: bool = False
+    names: tuple[str, ...] = ()  # texts at the ticks in place of the numbers
+
+    def place(self, value: float) -> float:
+        """Return the position of a value along the axis, 0 to 1."""
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(max(value, low))
+        return min(1.0, max(0.0, (value - low) / (high - low)))
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the texts at the ticks."""
+        return self.names or tuple(f"{tick:g}" for tick in self.ticks)
+
+
+def share_axis(label: str) -> Axis:
+    """Return an axis from 0 to 1."""
+    return Axis(label, 0.0, 1.0, SHARE)
+
+
+def fitted_axis(label: str, values: Sequence[float]) -> Axis:
+    """Return an axis that spans finite values and 0, with a few round ticks."""
+    low, high = min([*values, 0.0]), max(values)
+    if low == high:
+        high = low + 1.0
+    ticks = MaxNLocator(nbins=5).tick_values(low, high)
+    inside = tuple(float(t) for t in ticks if low <= t <= high * 1.0001)
+    if abs(high) >= SMALL:
+        return Axis(label, low, max(high, inside[-1]), inside)
+    power = math.floor(math.log10(abs(high) or SMALL))  # 0.00032 would not fit beside the axis
+    names = tuple(f"{tick / 10**power:.3g}" for tick in inside)
+    return Axis(f"{label}, in 1e{power:d}", low, max(high, inside[-1]), inside, names=names)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve or set of points."""
+
+    name: str  # text in the legend; empty for none
+    x: Sequence[float]
+    y: Sequence[float]
+    # ``line``; ``steps`` (constant until the next x); ``points`` with intervals; ``dots``, small and translucent, for
+    # many; ``reference``, thin and dashed
+    kind: Kind = "line"
+    style: int = 0  # 0 to 3
+    low: Sequence[float] = ()  # ends of the intervals of points along y
+    high: Sequence[float] = ()
+
+
+def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> Markup:
+    """Draw a plot with vertical ``marks`` (position and meaning); the title is for screen readers."""
+    named = [s for s in series if s.name]
+    rows = len(named) + len(marks)
+    total = Markup("-{} -{} {} {}").format(LEFT, TOP, WIDTH + LEFT + RIGHT, HEIGHT + TOP + BOTTOM + LEGEND_ROW * rows)
+    parts = [
+        Markup('<svg class="plot" viewBox="{}" role="img" aria-label="{}">').format(total, title),
+        _axes(x, y),
+        *[_series(s, x, y) for s in series],
+        *[_mark(place, x, number) for number, (place, _) in enumerate(marks)],
+        _legend(named, [text for _, text in marks]),
+        Markup("</svg>"),
+    ]
+    return Markup("\n").join(parts)
+
+
+def _axes(x: Axis, y: Axis) -> Markup:
+    parts = [Markup('<rect class="frame" x="0" y="0" width="{}" height="{}"/>').format(WIDTH, HEIGHT)]
+    for tick, text in zip(x.ticks, x.texts(), strict=True):
+        at = x.place(tick) * WIDTH
+        parts.append(Markup('<path class="grid" d="M{:.1f} 0V{}"/>').format(at, HEIGHT))
+        parts.append(_text(at, HEIGHT + 16, text, "middle"))
+    for tick, text in zip(y.ticks, y.texts(), strict=True):
+        at = (1 - y.place(tick)) * HEIGHT
+        parts.append(Markup('<path class="grid" d="M0 {:.1f}H{}"/>').format(at, WIDTH))
+        parts.append(_text(-7, at + 4, text, "end"))
+    parts.append(_text(WIDTH / 2, HEIGHT + 34, x.label, "middle"))
+    turned = Markup('<text class="label" text-anchor="middle" transform="translate({} {}) rotate(-90)">{}</text>')
+    parts.append(turned.format(-38, HEIGHT / 2, y.label))
+    return Markup("\n").join(parts)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _series(series: Series, x: Axis, y: Axis) -> Markup:
+    places = [(x.place(a) * WIDTH, (1 - y.place(b)) * HEIGHT) for a, b in zip(series.x, series.y, strict=True)]
+    if series.kind == "dots":
+        circle = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+        return Markup("").join(circle.format(series.style, *place) for place in places)
+    if series.kind == "points":
+        return Markup("\n").join(_points(series, y, places))
+    if series.kind == "steps":
+        places = [places[0], *[p for a, b in pairwise(places) for p in ((b[0], a[1]), b)]] if places else []
+    name = "reference" if series.kind == "reference" else f"s{series.style}"
+    return _path(name, places)
+
+
+def _points(series: Series, y: Axis, places: Sequence[tuple[float, float]]) -> list[Markup]:
+    bar, circle = (
+        Markup('<path class="s{}" d="M{:.1f} {:.1f}V{:.1f}"/>'),
+        Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>'),
+    )
+    parts = []
+    for (across, _), low, high in zip(places, series.low, series.high, strict=False):
+        ends = [(1 - y.place(end)) * HEIGHT for end in (low, high)]
+        parts.append(bar.format(series.style, across, *ends))
+    return [*parts, *[circle.format(series.style, *place) for place in places]]
+
+
+def _path(name: str, places: Sequence[tuple[float, float]]) -> Markup:
+    kept: list[tuple[float, float]] = []
+    for number, place in enumerate(places):
+        last = number == len(places) - 1
+        if not kept or last or max(abs(place[0] - kept[-1][0]), abs(place[1] - kept[-1][1])) >= FINEST:
+            kept.append(place)
+    d = "L".join(f"{a:.1f} {b:.1f}" for a, b in kept)
+    return Markup('<path class="{}" d="M{}"/>').format(name, d) if kept else Markup("")
+
+
+def _mark(place: float, x: Axis, number: int) -> Markup:
+    return Markup('<path class="mark m{}" d="M{:.1f} 0V{}"/>').format(number, x.place(place) * WIDTH, HEIGHT)
+
+
+def _legend(series: Sequence[Series], marks: Sequence[str]) -> Markup:
+    parts = []
+    top = HEIGHT + BOTTOM + 8
+    for row, entry in enumerate(series):
+        at = top + row * LEGEND_ROW
+        name = "reference" if entry.kind == "reference" else f"s{entry.style}"
+        if entry.kind == "dots":
+            parts.append(Markup('<circle class="dot {}" cx="11" cy="{:.1f}" r="4"/>').format(name, at))
+        elif entry.kind == "points":
+            parts.append(Markup('<path class="{0}" d="M11 {1:.1f}v14"/>').format(name, at - 7))
+            parts.append(Markup('<circle class="{}" cx="11" cy="{:.1f}" r="3.5"/>').format(name, at))
+        else:
+            parts.append(Markup('<path class="{}" d="M0 {:.1f}H22"/>').format(name, at))
+        parts.append(_text(30, at + 4, entry.name, "start"))
+    for row, text in enumerate(marks):
+        at = top + (len(series) + row) * LEGEND_ROW
+        parts.append(Markup('<path class="mark m{}" d="M11 {:.1f}v14"/>').format(row, at - 7))
+        parts.append(_text(30, at + 4, text, "start"))
+    return Markup("\n").join(parts)
 
 
 @dataclass(frozen=True)
 class History:
     """A training, epoch by epoch."""
 
-    # as in ``metrics.jsonl``: ``epoch``, ``loss``, ``val_loss``, ``learning_rate`` and others
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[Epoch, ...]  # as in ``metrics.jsonl``
     kept: int | None = None  # epoch whose weights the model has; None where it is unknown
     warm_start: int = 0  # epochs on random tiles before the selection begins
 
