@@ -35,7 +35,7 @@ from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import calibrate, predicted
 from wsi_ips.pipeline.tissue_sheet import sheet_entries
-from wsi_ips.results.contact_sheet import SheetEntry, recall_figures
+from wsi_ips.results.contact_sheet import recall_figures
 from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.tiles import TileIndex
 
@@ -75,7 +75,7 @@ def evaluate_run(
     """
     slides = _predicted_slides(run, split, threshold)
     sheet = sheet_entries(run)
-    sizes = largest_lesions(sheet)
+    sizes = {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
     notes = _not_predicted(run, slides.records, split)
     figures = _slide_figures(slides, by, sizes, notes)
     localisation = _localisation(slides, sizes, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None, notes)
@@ -187,11 +187,6 @@ def manifest_cells(run: Run, columns: Sequence[str] = ()) -> dict[str, dict[str,
     return {row.cells["slide_id"]: row.cells for row in rows}
 
 
-def largest_lesions(sheet: Sequence[SheetEntry]) -> dict[str, str]:
-    """Return the size class of the largest annotated lesion, by slide."""
-    return {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
-
-
 def _localisation(
     slides: _Slides, sizes: Mapping[str, str], mpp: Scale | None, notes: list[str]
 ) -> Localisation | None:
@@ -244,12 +239,6 @@ def score_raster(entry: SlideScores, index: TileIndex) -> Raster:
         stride_px0=index.stride_px0,
         footprint_px0=index.plan.footprint_px0,
     )
-
-
-def lesions_of(run: Run, record: SlideRecord) -> Lesions:
-    """Return the lesions of a tiled slide at the challenge's downsample; none where it is not annotated."""
-    index = run.index(record)
-    return read_lesions(record, index.size_px0, index.bounds, index.mpp)
 
 
 def read_lesions(record: SlideRecord, size: Size, bounds: Box, mpp: Scale) -> Lesions:

@@ -50,9 +50,7 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(data_uri=_data_uri, probability=probability_text, interval=_interval, share=_share)
-    predicted = sorted((s for s in data.slides if s.probability is not None), key=lambda s: -(s.probability or 0.0))
-    missed = sorted((s for s in predicted if s.outcome == "missed"), key=lambda s: s.probability or 0.0)
-    alarms = [s for s in predicted if s.outcome == "false alarm"]
+    predicted, missed, alarms = _by_suspicion(data.slides)
     drawn = [s for s in predicted if s.overlays and not s.outcome]
     return environment.get_template("report.html.j2").render(
         data=data,
@@ -112,11 +110,16 @@ def _data_uri(jpeg: bytes) -> str:
 
 def worth_pictures(entries: Sequence[SlideEntry], drawn: Collection[str]) -> list[str]:
     """Return the slides with heatmaps to show: missed ones, false alarms, then the most suspicious."""
-    order = sorted((e for e in entries if e.probability is not None), key=lambda e: -(e.probability or 0.0))
-    missed = [e for e in order if e.outcome == "missed"][::-1]
-    alarms = [e for e in order if e.outcome == "false alarm"][:MOST_ALARMS]
-    names = [e.slide_id for e in (*missed, *alarms, *[e for e in order if not e.outcome])]
+    order, missed, alarms = _by_suspicion(entries)
+    names = [e.slide_id for e in (*missed, *alarms[:MOST_ALARMS], *[e for e in order if not e.outcome])]
     return [name for name in names if name in drawn][:MOST_PICTURES]
+
+
+def _by_suspicion(slides: Sequence[SlideEntry]) -> tuple[list[SlideEntry], list[SlideEntry], list[SlideEntry]]:
+    """Return predicted slides by falling probability, missed ones by rising probability, and false alarms."""
+    order = sorted((s for s in slides if s.probability is not None), key=lambda s: -(s.probability or 0.0))
+    missed = sorted((s for s in order if s.outcome == "missed"), key=lambda s: s.probability or 0.0)
+    return order, missed, [s for s in order if s.outcome == "false alarm"]
 
 
 def picture_bytes(entry: SlideEntry) -> int:

@@ -24,7 +24,6 @@ LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 42.0
 LEGEND_ROW = 17.0
 FINEST = 0.4  # points closer than this, in units of the plot, are drawn as one: no screen shows the difference
 SMALL = 0.01  # axes that end below this are labelled in powers of ten
-SHARE = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 Kind = Literal["line", "steps", "points", "dots", "reference"]
 Epoch = Mapping[str, float | None]
@@ -55,7 +54,7 @@ class Axis:
 
 def share_axis(label: str) -> Axis:
     """Return an axis from 0 to 1."""
-    return Axis(label, 0.0, 1.0, SHARE)
+    return Axis(label, 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
 
 
 def fitted_axis(label: str, values: Sequence[float]) -> Axis:
@@ -86,17 +85,23 @@ class Series:
     low: Sequence[float] = ()  # ends of the intervals of points along y
     high: Sequence[float] = ()
 
+    @property
+    def css(self) -> str:
+        """Class of the style sheet."""
+        return "reference" if self.kind == "reference" else f"s{self.style}"
+
 
 def plot(title: str, x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> Markup:
     """Draw a plot with vertical ``marks`` (position and meaning); the title is for screen readers."""
     named = [s for s in series if s.name]
     rows = len(named) + len(marks)
     total = Markup("-{} -{} {} {}").format(LEFT, TOP, WIDTH + LEFT + RIGHT, HEIGHT + TOP + BOTTOM + LEGEND_ROW * rows)
+    mark = Markup('<path class="mark m{}" d="M{:.1f} 0V{}"/>')
     parts = [
         Markup('<svg class="plot" viewBox="{}" role="img" aria-label="{}">').format(total, title),
         _axes(x, y),
         *[_series(s, x, y) for s in series],
-        *[_mark(place, x, number) for number, (place, _) in enumerate(marks)],
+        *[mark.format(number, x.place(place) * WIDTH, HEIGHT) for number, (place, _) in enumerate(marks)],
         _legend(named, [text for _, text in marks]),
         Markup("</svg>"),
     ]
@@ -126,26 +131,20 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
 def _series(series: Series, x: Axis, y: Axis) -> Markup:
     places = [(x.place(a) * WIDTH, (1 - y.place(b)) * HEIGHT) for a, b in zip(series.x, series.y, strict=True)]
     if series.kind == "dots":
-        circle = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
-        return Markup("").join(circle.format(series.style, *place) for place in places)
+        circle = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
+        return Markup("").join(circle.format(series.css, *place) for place in places)
     if series.kind == "points":
-        return Markup("\n").join(_points(series, y, places))
+        bar = Markup('<path class="{}" d="M{:.1f} {:.1f}V{:.1f}"/>')
+        circle = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>')
+        ends = [
+            ((1 - y.place(low)) * HEIGHT, (1 - y.place(high)) * HEIGHT)
+            for low, high in zip(series.low, series.high, strict=True)
+        ]
+        bars = [bar.format(series.css, across, *between) for (across, _), between in zip(places, ends, strict=True)]
+        return Markup("\n").join([*bars, *[circle.format(series.css, *place) for place in places]])
     if series.kind == "steps":
         places = [places[0], *[p for a, b in pairwise(places) for p in ((b[0], a[1]), b)]] if places else []
-    name = "reference" if series.kind == "reference" else f"s{series.style}"
-    return _path(name, places)
-
-
-def _points(series: Series, y: Axis, places: Sequence[tuple[float, float]]) -> list[Markup]:
-    bar, circle = (
-        Markup('<path class="s{}" d="M{:.1f} {:.1f}V{:.1f}"/>'),
-        Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>'),
-    )
-    parts = []
-    for (across, _), low, high in zip(places, series.low, series.high, strict=False):
-        ends = [(1 - y.place(end)) * HEIGHT for end in (low, high)]
-        parts.append(bar.format(series.style, across, *ends))
-    return [*parts, *[circle.format(series.style, *place) for place in places]]
+    return _path(series.css, places)
 
 
 def _path(name: str, places: Sequence[tuple[float, float]]) -> Markup:
@@ -158,23 +157,18 @@ def _path(name: str, places: Sequence[tuple[float, float]]) -> Markup:
     return Markup('<path class="{}" d="M{}"/>').format(name, d) if kept else Markup("")
 
 
-def _mark(place: float, x: Axis, number: int) -> Markup:
-    return Markup('<path class="mark m{}" d="M{:.1f} 0V{}"/>').format(number, x.place(place) * WIDTH, HEIGHT)
-
-
 def _legend(series: Sequence[Series], marks: Sequence[str]) -> Markup:
     parts = []
     top = HEIGHT + BOTTOM + 8
     for row, entry in enumerate(series):
         at = top + row * LEGEND_ROW
-        name = "reference" if entry.kind == "reference" else f"s{entry.style}"
         if entry.kind == "dots":
-            parts.append(Markup('<circle class="dot {}" cx="11" cy="{:.1f}" r="4"/>').format(name, at))
+            parts.append(Markup('<circle class="dot {}" cx="11" cy="{:.1f}" r="4"/>').format(entry.css, at))
         elif entry.kind == "points":
-            parts.append(Markup('<path class="{0}" d="M11 {1:.1f}v14"/>').format(name, at - 7))
-            parts.append(Markup('<circle class="{}" cx="11" cy="{:.1f}" r="3.5"/>').format(name, at))
+            parts.append(Markup('<path class="{0}" d="M11 {1:.1f}v14"/>').format(entry.css, at - 7))
+            parts.append(Markup('<circle class="{}" cx="11" cy="{:.1f}" r="3.5"/>').format(entry.css, at))
         else:
-            parts.append(Markup('<path class="{}" d="M0 {:.1f}H22"/>').format(name, at))
+            parts.append(Markup('<path class="{}" d="M0 {:.1f}H22"/>').format(entry.css, at))
         parts.append(_text(30, at + 4, entry.name, "start"))
     for row, text in enumerate(marks):
         at = top + (len(series) + row) * LEGEND_ROW
@@ -194,12 +188,12 @@ class History:
 
 def roc_plot(found: SlideEvaluation) -> Markup:
     """Draw the ROC curve with the point of the threshold."""
-    point = 1 - found.metrics["specificity"].value, found.metrics["sensitivity"].value
-    ends = found.metrics["sensitivity"]
+    across, ends = 1 - found.metrics["specificity"].value, found.metrics["sensitivity"]
+    at = f"at threshold {found.threshold:.3g}"
     series = (
         Series("by chance", (0, 1), (0, 1), "reference"),
         Series("slide probability", *found.roc),
-        Series(f"at threshold {found.threshold:.3g}", (point[0],), (point[1],), "points", 1, (ends.low,), (ends.high,)),
+        Series(at, (across,), (ends.value,), "points", 1, (ends.low,), (ends.high,)),
     )
     x, y = share_axis("false positive rate (1 − specificity)"), share_axis("true positive rate (sensitivity)")
     return plot(f"ROC curve of the slide probability, area {found.metrics['auc'].value:.3f}", x, y, series)
@@ -221,15 +215,9 @@ def precision_recall_plot(found: SlideEvaluation) -> Markup:
 def reliability_plot(found: SlideEvaluation) -> Markup:
     """Draw observed against predicted frequency."""
     bins = found.reliability
-    points = Series(
-        "slides of similar probability, 95 %",
-        [b.predicted for b in bins],
-        [b.observed for b in bins],
-        "points",
-        0,
-        [b.low for b in bins],
-        [b.high for b in bins],
-    )
+    lows, highs = [b.low for b in bins], [b.high for b in bins]
+    predicted, observed = [b.predicted for b in bins], [b.observed for b in bins]
+    points = Series("slides of similar probability, 95 %", predicted, observed, "points", 0, lows, highs)
     series = (Series("a calibrated model", (0, 1), (0, 1), "reference"), points)
     return plot("Reliability: predicted and observed", share_axis("predicted"), share_axis("observed"), series)
 
@@ -242,31 +230,18 @@ def score_plot(found: SlideEvaluation, scores: Sequence[tuple[float, bool]], nam
         spread = [style + 0.12 * (number % 5 - 2) for number in range(len(here))]
         series.append(Series(f"{name} ({len(here)})", here, spread, "dots", style))
     y = Axis("label", -0.6, 1.6, (0.0, 1.0), names=("without", "with"))
-    return plot(
-        "Probability of each slide by its label",
-        share_axis("slide probability"),
-        y,
-        series,
-        ((found.threshold, f"threshold {found.threshold:.3g}"),),
-    )
+    marks = ((found.threshold, f"threshold {found.threshold:.3g}"),)
+    return plot("Probability of each slide by its label", share_axis("slide probability"), y, series, marks)
 
 
 def froc_plot(found: Localisation) -> Markup | None:
     """Draw sensitivity for lesions against false positives per slide; None without a curve."""
-    curves = [
-        (name, curve)
-        for name, curve in (
-            ("peaks of the map", found.lesions_by_peaks),
-            ("connected parts", found.lesions_by_components),
-            ("detections given", found.lesions_given),
-        )
-        if curve is not None
-    ]
+    named = (("peaks of the map", found.lesions_by_peaks), ("connected parts", found.lesions_by_components))
+    curves = [(name, curve) for name, curve in named if curve is not None]
     if not curves:
         return None
-    x = Axis(
-        "false positives per slide", 0.125, 16, TARGETS, log=True, names=("¼", "½", *(f"{t:g}" for t in TARGETS[2:]))
-    )
+    names = ("¼", "½", *(f"{t:g}" for t in TARGETS[2:]))
+    x = Axis("false positives per slide", 0.125, 16, TARGETS, log=True, names=names)
     series = [
         Series(
             f"{name}: score {curve.score:.3f}",
@@ -304,7 +279,7 @@ def learning_plots(history: History) -> list[tuple[str, Markup]]:
         series = [s for style, (key, name) in enumerate(keys) if (s := _curve(epochs, key, name, style))]
         values = [value for s in series for value in s.y]
         if series:
-            y = Axis(label, 0.0, 1.0, SHARE) if label == "share" else fitted_axis(label, values)
+            y = share_axis(label) if label == "share" else fitted_axis(label, values)
             plots.append((title, plot(f"{title} by epoch", x, y, series, marks)))
     return plots
 
