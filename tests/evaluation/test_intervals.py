@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.classification import Bootstrap, _auc, _resamples, share_interval, slide_intervals
+from wsi_ips.evaluation.classification import _auc, _resamples, share_interval, slide_intervals
 
 TRUE_AUC = 0.7602499
 """Of two unit normals one apart."""
@@ -26,8 +26,8 @@ def clustered(
 def test_by_patient_the_interval_covers_and_by_slide_it_does_not():
     rng = np.random.default_rng(11)
     cohorts = [clustered(rng) for _ in range(100)]
-    naive = [slide_intervals(t, s, plan=Bootstrap(resamples=200))["auc"] for t, s, _ in cohorts]
-    aware = [slide_intervals(t, s, patients=p, plan=Bootstrap(resamples=200))["auc_bootstrap"] for t, s, p in cohorts]
+    naive = [slide_intervals(t, s, resamples=200)["auc"] for t, s, _ in cohorts]
+    aware = [slide_intervals(t, s, patients=p, resamples=200)["auc_bootstrap"] for t, s, p in cohorts]
     assert np.mean([i.low <= TRUE_AUC <= i.high for i in aware]) >= 0.88
     assert np.mean([i.low <= TRUE_AUC <= i.high for i in naive]) <= 0.75
     assert {i.method for i in aware} == {"bootstrap by patient"}
@@ -40,7 +40,7 @@ def test_the_share_of_slides_covers_by_patient_too():
     for _ in range(150):
         rates = rng.beta(2.1, 0.9, 40)
         hits = rng.random(200) < np.repeat(rates, 5)
-        found = share_interval(hits, [f"p{i}" for i in np.repeat(np.arange(40), 5)], plan=Bootstrap(resamples=300))
+        found = share_interval(hits, [f"p{i}" for i in np.repeat(np.arange(40), 5)], resamples=300)
         covered.append(found.low <= 0.7 <= found.high)
     assert np.mean(covered) >= 0.88
 
@@ -70,7 +70,7 @@ def test_the_auc_of_a_resample_is_the_librarys():
 
 def test_every_resample_holds_both_classes_and_whole_patients():
     labels, groups = np.array([1, 1, 0, 0, 1, 0]), np.array([0, 0, 1, 2, 3, 3])
-    weights = np.concatenate(list(_resamples(labels, groups, Bootstrap(resamples=500))))
+    weights = np.concatenate(list(_resamples(labels, groups, 500)))
     assert len(weights) == 500
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, 4] == weights[:, 5]).all()
@@ -80,9 +80,9 @@ def test_every_resample_holds_both_classes_and_whole_patients():
 
 def test_blocks_of_resamples_do_not_change_the_draw(monkeypatch):
     truth, score, patients = clustered(np.random.default_rng(3))
-    whole = slide_intervals(truth, score, patients=patients, plan=Bootstrap(resamples=64))
+    whole = slide_intervals(truth, score, patients=patients, resamples=64)
     monkeypatch.setattr("wsi_ips.evaluation.classification.CELLS_AT_A_TIME", 64 * len(truth))
-    assert slide_intervals(truth, score, patients=patients, plan=Bootstrap(resamples=64)) == whole
+    assert slide_intervals(truth, score, patients=patients, resamples=64) == whole
 
 
 def test_all_right_is_no_certainty_and_rests_on_patients():

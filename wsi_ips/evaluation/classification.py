@@ -25,6 +25,8 @@ from sklearn import metrics
 from wsi_ips.errors import EvaluationError
 
 CELLS_AT_A_TIME = 2_000_000  # resamples times slides held in memory at once
+CONFIDENCE = 0.95
+RESAMPLES, SEED = 2000, 0  # number of bootstrap resamples, and seed of their draw
 BY_PATIENT = "bootstrap by patient"
 Floats = NDArray[np.float64]
 Counts = tuple[int, int]
@@ -43,7 +45,7 @@ class Interval:
     method: str  # how the interval was computed
 
 
-def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float = 0.95) -> Interval:
+def auc_with_interval(truth: ArrayLike, score: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
     """Compute the area under the ROC curve with an interval.
 
     The variance is DeLong's (DeLong et al., 1988) by midranks (Sun and Xu, 2014). The interval is computed on the logit
@@ -141,36 +143,13 @@ def _delong(positive: Floats, negative: Floats) -> tuple[float, float]:
     return value, float(over_negatives.var(ddof=1) / m + over_positives.var(ddof=1) / n)
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are computed."""
-
-    confidence: float = 0.95  # coverage
-    resamples: int = 2000
-    seed: int = 0
-
-    def percentiles(self, value: float, drawn: Floats, counts: Counts, method: str) -> Interval:
-        """Return the percentile interval of a figure from its resamples, shape (R,)."""
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(drawn, [tail, (1 + self.confidence) / 2]).clip(0, 1).tolist()
-        return Interval(value, low, high, *counts, method)
-
-    def exact(self, value: float, cases: int, counts: Counts) -> Interval:
-        """Return the exact binomial interval (Clopper and Pearson, 1934) of a share of independent cases."""
-        ends = stats.binomtest(round(value * cases), cases).proportion_ci(self.confidence, method="exact")
-        return Interval(value, float(ends.low), float(ends.high), *counts, "Clopper-Pearson")
-
-
-DEFAULT = Bootstrap()
-
-
 def slide_intervals(
     truth: ArrayLike,
     score: ArrayLike,
     *,
     threshold: float = 0.5,
     patients: Sequence[str] | None = None,
-    plan: Bootstrap = DEFAULT,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
     """Compute the AUC and the metrics of :func:`slide_metrics`, each with a suitable interval (see the module).
 
@@ -181,24 +160,21 @@ def slide_intervals(
     groups = _numbered(patients, len(labels))
     counts = (int((labels == 1).sum()), int((labels == 0).sum()))
     right = (scores >= threshold) == (labels == 1)
-    sensitivity, specificity = (_share(right[labels == c], groups[labels == c], counts, plan) for c in (1, 0))
-    area = auc_with_interval(truth, score, confidence=plan.confidence)
+    sensitivity, specificity = (_share(right[labels == c], groups[labels == c], counts, resamples) for c in (1, 0))
+    area = auc_with_interval(truth, score)
     figures: Figures = {
         "auc": lambda w: _auc(labels, scores, w),
         "pr_auc": lambda w: _average_precision(labels, scores, w),
         "brier": lambda w: w @ (scores - labels) ** 2 / w.sum(1),
         "balanced_accuracy": lambda w: (_rate(right, labels == 1, w) + _rate(right, labels == 0, w)) / 2,
     }
-    drawn = _bootstrap(labels, groups, figures, plan)
+    drawn = _bootstrap(labels, groups, figures, resamples)
     patients_of = [len(set(groups[labels == c].tolist())) for c in (1, 0)]
     is_clustered = len(set(groups.tolist())) < len(groups)
     method = BY_PATIENT if is_clustered else "bootstrap"
 
     def by_bootstrap(name: str, value: float) -> Interval:
-        return plan.percentiles(value, drawn[name], counts, method)
-
-    def exact(cases: int) -> Interval:
-        return plan.exact(area.value, cases, counts)
+        return _percentiles(value, drawn[name], counts, method)
 
     balanced = _mover(sensitivity, specificity)
     if is_clustered:
@@ -206,16 +182,18 @@ def slide_intervals(
         balanced = replace(wide, low=min(balanced.low, wide.low), high=max(balanced.high, wide.high))
     return {
         "auc": area,
-        "auc_bootstrap": exact(min(patients_of)) if area.value in (0, 1) else by_bootstrap("auc", area.value),
+        "auc_bootstrap": _exact(area.value, min(patients_of), counts)
+        if area.value in (0, 1)
+        else by_bootstrap("auc", area.value),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "balanced_accuracy": balanced,
-        "pr_auc": exact(patients_of[0]) if area.value == 1 else by_bootstrap("pr_auc", values["pr_auc"]),
+        "pr_auc": _exact(1.0, patients_of[0], counts) if area.value == 1 else by_bootstrap("pr_auc", values["pr_auc"]),
         "brier": by_bootstrap("brier", values["brier"]),
     }
 
 
-def share_interval(hits: ArrayLike, patients: Sequence[str] | None = None, *, plan: Bootstrap = DEFAULT) -> Interval:
+def share_interval(hits: ArrayLike, patients: Sequence[str] | None = None, *, resamples: int = RESAMPLES) -> Interval:
     """Compute the share of slides for which something holds.
 
     The interval is exact binomial (Clopper and Pearson, 1934) where every slide has its own patient. Otherwise it is
@@ -226,7 +204,7 @@ def share_interval(hits: ArrayLike, patients: Sequence[str] | None = None, *, pl
     if held.ndim != 1 or not len(held):
         raise EvaluationError("no slide: a share needs at least one")
     counts = (int(held.sum()), int((~held).sum()))
-    return _share(held, _numbered(patients, len(held)), counts, plan)
+    return _share(held, _numbered(patients, len(held)), counts, resamples)
 
 
 def class_rates(
@@ -263,13 +241,25 @@ def _numbered(patients: Sequence[str] | None, slides: int) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
-def _share(hits: NDArray[np.bool_], groups: NDArray[np.int64], counts: Counts, plan: Bootstrap) -> Interval:
+def _share(hits: NDArray[np.bool_], groups: NDArray[np.int64], counts: Counts, resamples: int) -> Interval:
     patients, successes = len(set(groups.tolist())), int(hits.sum())
     value = successes / len(hits)
     if patients == len(hits) or successes in (0, len(hits)):
-        return plan.exact(value, patients, counts)
-    drawn = _bootstrap(np.ones(len(hits), int), groups, {"share": lambda w: w @ hits / w.sum(1)}, plan)
-    return plan.percentiles(value, drawn["share"], counts, BY_PATIENT)
+        return _exact(value, patients, counts)
+    drawn = _bootstrap(np.ones(len(hits), int), groups, {"share": lambda w: w @ hits / w.sum(1)}, resamples)
+    return _percentiles(value, drawn["share"], counts, BY_PATIENT)
+
+
+def _percentiles(value: float, drawn: Floats, counts: Counts, method: str) -> Interval:
+    """Return the percentile interval of a figure from its resamples, shape (R,)."""
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).clip(0, 1).tolist()
+    return Interval(value, low, high, *counts, method)
+
+
+def _exact(value: float, cases: int, counts: Counts) -> Interval:
+    """Return the exact binomial interval (Clopper and Pearson, 1934) of a share of independent cases."""
+    ends = stats.binomtest(round(value * cases), cases).proportion_ci(CONFIDENCE, method="exact")
+    return Interval(value, float(ends.low), float(ends.high), *counts, "Clopper-Pearson")
 
 
 def _mover(first: Interval, second: Interval) -> Interval:
@@ -281,27 +271,27 @@ def _mover(first: Interval, second: Interval) -> Interval:
 
 
 def _bootstrap(
-    labels: NDArray[np.integer], groups: NDArray[np.int64], figures: Figures, plan: Bootstrap
+    labels: NDArray[np.integer], groups: NDArray[np.int64], figures: Figures, resamples: int
 ) -> dict[str, Floats]:
     """Return each figure of every resample, shape (R,); a figure takes a block of weights, shape (R, N)."""
-    blocks = [[figure(weights) for figure in figures.values()] for weights in _resamples(labels, groups, plan)]
+    blocks = [[figure(weights) for figure in figures.values()] for weights in _resamples(labels, groups, resamples)]
     return {name: np.concatenate(values) for name, values in zip(figures, zip(*blocks, strict=True), strict=True)}
 
 
-def _resamples(labels: NDArray[np.integer], groups: NDArray[np.int64], plan: Bootstrap) -> Iterator[Floats]:
+def _resamples(labels: NDArray[np.integer], groups: NDArray[np.int64], resamples: int) -> Iterator[Floats]:
     """Yield blocks of weights: how often each slide is drawn, shape (R, N).
 
     Patients are drawn within strata: those with positive slides only, with negative slides only, and with both. So
     every resample has both classes, and about as many slides of each.
     """
-    rng = np.random.default_rng(plan.seed)
+    rng = np.random.default_rng(SEED)
     patients = int(groups.max()) + 1
     kinds = np.zeros((patients, 2), bool)  # whether a patient has slides of class 0, of class 1
     kinds[groups, labels] = True
     strata = [np.flatnonzero((kinds == kind).all(1)) for kind in ((True, False), (False, True), (True, True))]
     block = max(1, CELLS_AT_A_TIME // len(labels))
-    for start in range(0, plan.resamples, block):
-        count = min(block, plan.resamples - start)
+    for start in range(0, resamples, block):
+        count = min(block, resamples - start)
         drawn = np.zeros((count, patients))
         for members in strata:
             if len(members):

@@ -19,7 +19,7 @@ from scipy import ndimage
 from skimage import measure
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.classification import DEFAULT, Bootstrap, Floats
+from wsi_ips.evaluation.classification import CONFIDENCE, RESAMPLES, SEED, Floats
 from wsi_ips.geometry import Point, Scale
 
 JOIN_UM = 75.0  # tumour closer than this is one lesion
@@ -127,7 +127,7 @@ def froc(slides: Sequence[Matched]) -> Froc:
     return replace(curve, score=score)
 
 
-def froc_interval(slides: Sequence[Matched], plan: Bootstrap = DEFAULT) -> tuple[float, float]:
+def froc_interval(slides: Sequence[Matched], resamples: int = RESAMPLES) -> tuple[float, float]:
     """Compute the interval of the score of :func:`froc`: a percentile bootstrap over slides.
 
     Slides with and without lesions are drawn separately, and the lesions of a slide together, since they are not
@@ -142,8 +142,8 @@ def froc_interval(slides: Sequence[Matched], plan: Bootstrap = DEFAULT) -> tuple
     order = np.argsort(-wrong, kind="stable")
     wrong, owner = wrong[order], owner[order]
     has = np.array([len(s.best) > 0 for s in slides])
-    rng, drawn = np.random.default_rng(plan.seed), np.zeros(plan.resamples)
-    for number in range(plan.resamples):
+    rng, drawn = np.random.default_rng(SEED), np.zeros(resamples)
+    for number in range(resamples):
         weights = np.zeros(len(slides))  # how often each slide is drawn
         for members in (np.flatnonzero(has), np.flatnonzero(~has)):
             if len(members):
@@ -153,7 +153,7 @@ def froc_interval(slides: Sequence[Matched], plan: Bootstrap = DEFAULT) -> tuple
         thresholds = np.append(wrong, -np.inf)[places]  # target never reached: all lesions found so far count
         reached = (found >= thresholds[:, None]) & np.isfinite(found)  # (targets, lesions)
         drawn[number] = (reached @ weights[of_slide] / weights[of_slide].sum()).mean()
-    low, high = np.quantile(drawn, [(1 - plan.confidence) / 2, (1 + plan.confidence) / 2]).tolist()
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     return low, high
 
 

@@ -135,6 +135,7 @@ def evaluate_slides(
         temperature = _temperature(validation, notes)
     if temperature is not None:
         calibrated = _calibration(test.truth, with_temperature(_both(test.score), temperature)[:, 1], [])
+    (false, true), (recall, precision) = roc_curve(test.truth, test.score), precision_recall(test.truth, test.score)
     counts = metrics.confusion_matrix(test.truth == 1, test.score >= chosen, labels=[True, False])
     return SlideEvaluation(
         threshold=chosen,
@@ -145,8 +146,8 @@ def evaluate_slides(
         temperature=temperature,
         calibrated=calibrated,
         reliability=reliability(test.truth, test.score, bins=min(10, max(3, len(test) // SLIDES_OF_A_BIN))),
-        roc=_lists(roc_curve(test.truth, test.score)),
-        precision_recall=_lists(precision_recall(test.truth, test.score)),
+        roc=(false.tolist(), true.tolist()),
+        precision_recall=(recall.tolist(), precision.tolist()),
         patients=_patient_count(test.patients),
         subgroups=_subgroups(groups or Groups(), test, chosen),
         notes=tuple(notes),
@@ -219,10 +220,6 @@ def _subgroups(groups: Groups, test: Scored, threshold: float) -> list[Subgroup]
 
 def _subgroup(name: str, value: str, here: Scored, threshold: float) -> Subgroup:
     return Subgroup(name, value, *class_rates(here.truth == 1, here.score >= threshold, here.score, here.patients))
-
-
-def _lists(curve: tuple[Floats, Floats]) -> tuple[list[float], list[float]]:
-    return curve[0].tolist(), curve[1].tolist()
 
 
 def _patient_count(patients: Sequence[str] | None) -> int | None:

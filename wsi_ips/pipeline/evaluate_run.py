@@ -203,30 +203,27 @@ def _localisation(
         except (AnnotationError, OSError) as error:
             notes.append(f"slide {record.slide_id} is not in the lesion and tile metrics: {error}")
             continue
-        slide_map = _slide_map(slides.scores[record.slide_id], index, lesions)
-        slide_map = replace(slide_map, is_negative=is_negative, largest_lesion=sizes.get(record.slide_id, ""))
+        entry, fraction = slides.scores[record.slide_id], index.tumour_fraction
+        raster = score_raster(entry, index)
+        slide_map = SlideMap(
+            values=raster.values,
+            origin_px0=raster.origin_px0,
+            cell_px0=raster.cell_px0,
+            mpp=index.mpp,
+            probability=entry.positive_probability,
+            attention=entry.attention,
+            tissue_fraction=index.tissue_fraction,
+            tumour_fraction=np.zeros(len(index), np.float32) if fraction is None else fraction,
+            kept=entry.kept,
+            lesions=lesions,
+            is_negative=is_negative,
+            largest_lesion=sizes.get(record.slide_id, ""),
+        )
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
         notes.append(f"{len(left_out)} slides without annotation are not in the lesion and tile metrics: {shown}")
     return localise(found, notes)
-
-
-def _slide_map(entry: SlideScores, index: TileIndex, lesions: Lesions) -> SlideMap:
-    raster = score_raster(entry, index)
-    fraction = index.tumour_fraction if index.tumour_fraction is not None else np.zeros(len(index), np.float32)
-    return SlideMap(
-        values=raster.values,
-        origin_px0=raster.origin_px0,
-        cell_px0=raster.cell_px0,
-        mpp=index.mpp,
-        probability=entry.positive_probability,
-        attention=entry.attention,
-        tissue_fraction=index.tissue_fraction,
-        tumour_fraction=fraction,
-        kept=entry.kept,
-        lesions=lesions,
-    )
 
 
 def score_raster(entry: SlideScores, index: TileIndex) -> Raster:

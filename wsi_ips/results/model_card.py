@@ -15,7 +15,7 @@ from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, SITE_COLUMNS, Sl
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.model.card_text import licence_text, origin_text, training_text
 from wsi_ips.model.checkpoint_card import ModelCard
-from wsi_ips.results.report_data import CardSection, SlideEntry
+from wsi_ips.results.report_data import CardSection, SlideEntry, label_counts
 
 FEW_OF_A_CLASS = 50  # fewer test slides of a class than this are stated as a limit
 
@@ -78,10 +78,9 @@ def _training_slides(facts: CardFacts) -> tuple[str, ...]:
         if not part:
             lines.append("No slide of split val: the last epoch is kept." if split == "val" else "No slide.")
             continue
-        labels = Counter(s.label or "unlabelled" for s in part)
         patients = {facts.patients[s.slide_id] for s in part if s.slide_id in facts.patients}
-        text = f"{len(part)} slides {purpose}: {', '.join(f'{c} {n}' for n, c in sorted(labels.items()))}"
-        lines.append(f"{text}; {f'{len(patients)} known patients' if patients else 'patients unknown'}.")
+        known = f"{len(patients)} known patients" if patients else "patients unknown"
+        lines.append(f"{len(part)} slides {purpose}: {label_counts(part)}; {known}.")
         for column, site in facts.sites.items():
             counts = Counter(site[s.slide_id] for s in part if site[s.slide_id])
             if counts:

@@ -136,10 +136,7 @@ def _series(series: Series, x: Axis, y: Axis) -> Markup:
     if series.kind == "points":
         bar = Markup('<path class="{}" d="M{:.1f} {:.1f}V{:.1f}"/>')
         circle = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>')
-        ends = [
-            ((1 - y.place(low)) * HEIGHT, (1 - y.place(high)) * HEIGHT)
-            for low, high in zip(series.low, series.high, strict=True)
-        ]
+        ends = [[(1 - y.place(end)) * HEIGHT for end in pair] for pair in zip(series.low, series.high, strict=True)]
         bars = [bar.format(series.css, across, *between) for (across, _), between in zip(places, ends, strict=True)]
         return Markup("\n").join([*bars, *[circle.format(series.css, *place) for place in places]])
     if series.kind == "steps":
