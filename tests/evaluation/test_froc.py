@@ -209,7 +209,7 @@ def simulated(rng: np.random.Generator, slides: int = 40) -> list[Matched]:
 def test_the_interval_of_the_score_covers_that_of_a_very_large_cohort():
     rng = np.random.default_rng(8)
     truth = froc_of_matched(simulated(rng, 20_000)).score
-    intervals = [froc_interval(simulated(rng), 300) for _ in range(120)]
+    intervals = [froc_interval(simulated(rng), resamples=300) for _ in range(120)]
     assert 0.87 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.99
     assert all(low < high for low, high in intervals)
 
@@ -223,4 +223,4 @@ def test_a_resample_is_counted_as_a_cohort_would_be(monkeypatch):
             return np.ones(count)
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: EverySlideOnce())
-    assert froc_interval(slides, 1) == pytest.approx((froc_of_matched(slides).score,) * 2)
+    assert froc_interval(slides, resamples=1) == pytest.approx((froc_of_matched(slides).score,) * 2)

@@ -20,7 +20,7 @@ from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
 from wsi_ips.errors import CheckpointError, EvaluationError
-from wsi_ips.evaluation.classification import Floats, split_scores
+from wsi_ips.evaluation.classification import Floats, both_classes, one_hot, split_scores
 from wsi_ips.labels import Target, Task
 from wsi_ips.provenance import atomic_write_json, fingerprint
 
@@ -113,7 +113,7 @@ def calibrated(task: Task, raw: tuple[float, ...], temperature: float) -> tuple[
     values = np.array(raw, np.float64)  # (C,)
     if task.kind == "single":
         return tuple(with_temperature(values, temperature).tolist())
-    return tuple(with_temperature(np.stack([1 - values, values], 1), temperature)[:, 1].tolist())
+    return tuple(with_temperature(both_classes(values), temperature)[:, 1].tolist())
 
 
 def fit_temperature(probability: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
@@ -164,10 +164,7 @@ def fit_task(
         note = f"no validation slides: temperature 1, threshold {DEFAULT_THRESHOLD}"
         return TaskCalibration.default(task, note, decision)
     raw = np.array([p for _, p in known], np.float64).reshape(-1, task.width)  # (N, C)
-    if task.kind == "single":
-        holds = np.array([truth for truth, _ in known], np.int64)[:, None] == np.arange(task.width)  # (N, C)
-    else:
-        holds = np.array([truth for truth, _ in known], bool).reshape(-1, task.width)
+    holds = one_hot(np.array([truth for truth, _ in known]), task.width)  # (N, C)
     notes: list[str] = []
     temperature = _fit_task_temperature(task, holds, raw, notes)
     scaled = np.array([calibrated(task, tuple(p), temperature) for p in raw.tolist()], np.float64)
@@ -182,7 +179,7 @@ def _fit_task_temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, not
         rows, truth = raw, holds.argmax(1)
     else:  # every class of every slide is one yes-or-no row
         counts, names = [int(holds.sum()), int((~holds).sum())], ("yes", "no")
-        rows, truth = np.stack([1 - raw.ravel(), raw.ravel()], 1), holds.ravel().astype(np.int64)
+        rows, truth = both_classes(raw.ravel()), holds.ravel().astype(np.int64)
     if min(counts) < LEAST_SLIDES:
         shown = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
         notes.append(f"temperature 1: too few validation slides ({shown}; {LEAST_SLIDES} of each are needed)")
@@ -223,7 +220,6 @@ def calibration_slope(truth: ArrayLike, score: ArrayLike) -> CalibrationSlope:
     labels, scores = np.asarray(truth, int), np.asarray(score, np.float64)
     log_odds = special.logit(np.clip(scores, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
     fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(log_odds[:, None], labels)
-
     intercept = optimize.brentq(lambda shift: float((special.expit(log_odds + shift) - labels).sum()), -50, 50)
     return CalibrationSlope(float(fitted.coef_[0, 0]), float(intercept))
 

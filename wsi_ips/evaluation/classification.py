@@ -131,6 +131,16 @@ def split_scores(truth: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     return positive, negative
 
 
+def both_classes(score: Floats) -> Floats:
+    """Return probabilities of 0 and of 1, shape (N, 2)."""
+    return np.stack([1 - score, score], axis=1)
+
+
+def one_hot(labels: NDArray[np.generic], classes: int) -> NDArray[np.bool_]:
+    """Return which classes hold, shape (N, C), from class numbers, shape (N,), or from itself."""
+    return labels[:, None] == np.arange(classes) if labels.ndim == 1 else np.asarray(labels, bool)
+
+
 def _delong(positive: Floats, negative: Floats) -> tuple[float, float]:
     """Return the AUC and its variance."""
     m, n = len(positive), len(negative)
@@ -162,6 +172,7 @@ def slide_intervals(
     right = (scores >= threshold) == (labels == 1)
     sensitivity, specificity = (_share(right[labels == c], groups[labels == c], counts, resamples) for c in (1, 0))
     area = auc_with_interval(truth, score)
+    value = area.value
     figures: Figures = {
         "auc": lambda w: _auc(labels, scores, w),
         "pr_auc": lambda w: _average_precision(labels, scores, w),
@@ -173,8 +184,8 @@ def slide_intervals(
     is_clustered = len(set(groups.tolist())) < len(groups)
     method = BY_PATIENT if is_clustered else "bootstrap"
 
-    def by_bootstrap(name: str, value: float) -> Interval:
-        return _percentiles(value, drawn[name], counts, method)
+    def by_bootstrap(name: str, figure: float) -> Interval:
+        return _percentiles(figure, drawn[name], counts, method)
 
     balanced = _mover(sensitivity, specificity)
     if is_clustered:
@@ -182,13 +193,11 @@ def slide_intervals(
         balanced = replace(wide, low=min(balanced.low, wide.low), high=max(balanced.high, wide.high))
     return {
         "auc": area,
-        "auc_bootstrap": _exact(area.value, min(patients_of), counts)
-        if area.value in (0, 1)
-        else by_bootstrap("auc", area.value),
+        "auc_bootstrap": _exact(value, min(patients_of), counts) if value in (0, 1) else by_bootstrap("auc", value),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "balanced_accuracy": balanced,
-        "pr_auc": _exact(1.0, patients_of[0], counts) if area.value == 1 else by_bootstrap("pr_auc", values["pr_auc"]),
+        "pr_auc": _exact(value, patients_of[0], counts) if value == 1 else by_bootstrap("pr_auc", values["pr_auc"]),
         "brier": by_bootstrap("brier", values["brier"]),
     }
 

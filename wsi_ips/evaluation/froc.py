@@ -127,7 +127,7 @@ def froc(slides: Sequence[Matched]) -> Froc:
     return replace(curve, score=score)
 
 
-def froc_interval(slides: Sequence[Matched], resamples: int = RESAMPLES) -> tuple[float, float]:
+def froc_interval(slides: Sequence[Matched], *, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Compute the interval of the score of :func:`froc`: a percentile bootstrap over slides.
 
     Slides with and without lesions are drawn separately, and the lesions of a slide together, since they are not
@@ -135,10 +135,8 @@ def froc_interval(slides: Sequence[Matched], resamples: int = RESAMPLES) -> tupl
     """
     froc(slides)  # raises where there is nothing to measure
     wrong, found = np.concatenate([s.false for s in slides]), np.concatenate([s.best for s in slides])
-    owner, of_slide = (
-        np.repeat(np.arange(len(slides)), [len(p) for p in parts])
-        for parts in ([s.false for s in slides], [s.best for s in slides])
-    )
+    owner = np.repeat(np.arange(len(slides)), [len(s.false) for s in slides])  # slide of each false positive
+    of_slide = np.repeat(np.arange(len(slides)), [len(s.best) for s in slides])  # slide of each lesion
     order = np.argsort(-wrong, kind="stable")
     wrong, owner = wrong[order], owner[order]
     has = np.array([len(s.best) > 0 for s in slides])

@@ -29,7 +29,9 @@ from wsi_ips.evaluation.calibration import (
 from wsi_ips.evaluation.classification import (
     Floats,
     Interval,
+    both_classes,
     class_rates,
+    one_hot,
     precision_recall,
     roc_curve,
     share_interval,
@@ -134,7 +136,7 @@ def evaluate_slides(
             )
         temperature = _temperature(validation, notes)
     if temperature is not None:
-        calibrated = _calibration(test.truth, with_temperature(_both(test.score), temperature)[:, 1], [])
+        calibrated = _calibration(test.truth, with_temperature(both_classes(test.score), temperature)[:, 1], [])
     (false, true), (recall, precision) = roc_curve(test.truth, test.score), precision_recall(test.truth, test.score)
     counts = metrics.confusion_matrix(test.truth == 1, test.score >= chosen, labels=[True, False])
     return SlideEvaluation(
@@ -170,11 +172,6 @@ def group_columns(rows: Sequence[Mapping[str, str]], by: Sequence[str]) -> dict[
     return {name: values for name, values in columns.items() if name in by or len(set(values)) > 1}
 
 
-def _both(score: Floats) -> Floats:
-    """Return probabilities of 0 and of 1, shape (N, 2)."""
-    return np.stack([1 - score, score], axis=1)
-
-
 def _threshold(validation: Scored | None, given: float | None, notes: list[str]) -> tuple[float, str]:
     if given is not None:
         return given, "given"
@@ -194,7 +191,7 @@ def _temperature(validation: Scored, notes: list[str]) -> float | None:
     if not len(positive) or not len(negative) or positive.min() > negative.max():
         notes.append("validation slides set no temperature: the classes are perfectly separated, or one is missing")
         return None
-    return fit_temperature(_both(validation.score), validation.truth)
+    return fit_temperature(both_classes(validation.score), validation.truth)
 
 
 def _calibration(truth: NDArray[np.int64], score: Floats, notes: list[str]) -> CalibrationSlope | None:
@@ -277,7 +274,7 @@ def task_figures(truth: Labels, probability: NDArray[np.floating]) -> TaskFigure
     classes = probability.shape[1]
     if truth.ndim == 1 and not ((truth >= 0) & (truth < classes)).all():
         raise EvaluationError(f"class numbers range from {truth.min()} to {truth.max()}; there are {classes} classes")
-    holds = _one_hot(truth, classes)  # (N, C)
+    holds = one_hot(truth, classes)  # (N, C)
     right = _answers(truth, probability) == truth
     varied = np.flatnonzero(holds.any(0) & ~holds.all(0))
     aucs = [float(metrics.roc_auc_score(holds[:, c], probability[:, c])) for c in varied]
@@ -299,7 +296,7 @@ def evaluate_task(
     plain = task_figures(truth, probability)
     single = truth.ndim == 1
     called = _answers(truth, probability) if answers is None else answers
-    holds, given = _one_hot(truth, len(classes)), _one_hot(called, len(classes))  # (N, C)
+    holds, given = one_hot(truth, len(classes)), one_hot(called, len(classes))  # (N, C)
     confusion = metrics.confusion_matrix(truth, called, labels=np.arange(len(classes))) if single else np.zeros((0, 0))
     varied = single and len({*truth.tolist(), *called.tolist()}) > 1
     entirely = (holds == given).all(1)
@@ -322,7 +319,3 @@ def evaluate_task(
 def _answers(truth: Labels, probability: NDArray[np.floating]) -> Labels:
     """Return the predicted classes in the form of ``truth``."""
     return probability.argmax(1) if truth.ndim == 1 else probability >= 0.5
-
-
-def _one_hot(labels: Labels, classes: int) -> NDArray[np.bool_]:
-    return labels[:, None] == np.arange(classes) if labels.ndim == 1 else np.asarray(labels, bool)

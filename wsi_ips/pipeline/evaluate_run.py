@@ -81,14 +81,9 @@ def evaluate_run(
     localisation = _localisation(slides, sizes, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None, notes)
     patients = _patients_by_map(slides, nodes, notes) if nodes else _patients(slides)
     recall = recall_figures(sheet)
-    return Evaluation(
-        figures,
-        localisation,
-        patients,
-        _tasks(slides, notes),
-        recall if recall["lesions"] else None,
-        (*(figures.notes if figures else ()), *notes),
-    )
+    tissue = recall if recall["lesions"] else None
+    found = Evaluation(figures, localisation, patients, _tasks(slides, notes), tissue)
+    return replace(found, notes=(*(figures.notes if figures else ()), *notes))
 
 
 @dataclass(frozen=True)

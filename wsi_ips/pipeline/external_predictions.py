@@ -211,11 +211,9 @@ def read_detections(path: Path) -> Detections:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, ValueError, csv.Error) as error:
         raise EvaluationError(f"detections {path}: no CSV table ({error})") from error
-    order: list[int] = [0, 1, 2]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     titled = set(COLUMNS) <= set(header)
-    if titled:
-        order = [header.index(name) for name in COLUMNS]
+    order = [header.index(name) for name in COLUMNS] if titled else [0, 1, 2]
     found = []
     for number, row in enumerate(rows[titled:], 1 + titled):
         if not any(cell.strip() for cell in row):

@@ -73,8 +73,9 @@ def _training_slides(facts: CardFacts) -> tuple[str, ...]:
     if not facts.trained_here:
         return ("It was trained elsewhere; this run does not know on what. See the card of its own training.",)
     lines = []
+    tiled = [s for s in facts.slides if s.state == "ok" or (s.state == "failed" and s.stage != "tile")]
     for split, purpose in (("train", "for training"), ("val", "that chose the epoch and set the threshold")):
-        part = [s for s in facts.slides if _has_tiles(s) and s.split == split and s.has_label]
+        part = [s for s in tiled if s.split == split and s.has_label]
         if not part:
             lines.append("No slide of split val: the last epoch is kept." if split == "val" else "No slide.")
             continue
@@ -86,14 +87,8 @@ def _training_slides(facts: CardFacts) -> tuple[str, ...]:
             if counts:
                 lines.append(f"By {column}: {', '.join(f'{n} ({c})' for n, c in sorted(counts.items()))}.")
     if facts.is_synthetic:
-        lines.append(
-            "All slides are synthetic: drawn by a program, with planted tumour. Nothing follows for real tissue."
-        )
+        lines.append("All slides are synthetic (drawn by a program): the figures say nothing about real tissue.")
     return tuple(lines)
-
-
-def _has_tiles(slide: SlideEntry) -> bool:
-    return slide.state == "ok" or (slide.state == "failed" and slide.stage != "tile")
 
 
 def _figures(evaluation: Evaluation | None, split: str) -> tuple[str, ...]:
