@@ -122,10 +122,6 @@ def fit_temperature(probability: NDArray[np.floating], truth: NDArray[np.integer
     ``probability`` has shape (N, C), ``truth`` has class numbers, shape (N,). An overconfident model has one above 1.
     It stays within :data:`TEMPERATURES`, as perfectly separated classes would ask for 0.
     """
-    if probability.ndim != 2 or truth.shape != probability.shape[:1] or not len(truth):
-        raise EvaluationError(
-            f"truth of shape {truth.shape} and probabilities of shape {probability.shape} do not match"
-        )
     logits = np.log(np.maximum(probability, LEAST_PROBABILITY))
 
     def loss(log_temperature: float) -> float:
@@ -150,10 +146,7 @@ def fixed_threshold(truth: ArrayLike, score: ArrayLike) -> float:
 
 
 def fit_task(
-    task: Task,
-    targets: Sequence[Target],
-    probabilities: Sequence[tuple[float, ...]],
-    decision: DecisionName = "pooled",
+    task: Task, targets: Sequence[Target], probabilities: Sequence[tuple[float, ...]], decision: DecisionName = "pooled"
 ) -> TaskCalibration:
     """Fit temperature and thresholds of one task on uncalibrated probabilities of validation slides.
 
