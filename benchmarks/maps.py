@@ -24,22 +24,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from support.ladder import ladder_recipe, make_ladder, trained
 
-from wsi_ips.evaluation import (
-    Detections,
-    Lesions,
-    auc_with_interval,
-    false_alarm_mm2,
-    froc,
-    match_detections,
-    peak_detections,
-    pointing_hit,
-    tile_figures,
-)
-from wsi_ips.evaluation.froc import TARGETS
-from wsi_ips.evaluation.localisation import TUMOUR_TILE
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.froc import TARGETS, Detections, Lesions, froc, match_detections, peak_detections
+from wsi_ips.evaluation.localisation import TUMOUR_TILE, false_alarm_mm2, pointing_hit, tile_figures
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.evaluate_run import lesions_of
+from wsi_ips.pipeline.evaluate_run import read_lesions
 from wsi_ips.results.score_raster import tile_raster
 from wsi_ips.tiles import TileIndex
 
@@ -122,7 +112,7 @@ def maps_of_seed(run: Run, rungs: dict[str, str]) -> dict[str, list[Map]]:
                     tissue=index.tissue_fraction,
                     tile_mm2=index.stride_px0.x * index.mpp.x * index.stride_px0.y * index.mpp.y / 1e6,
                     detections=peaks(index, score),
-                    lesions=lesions_of(run, record),
+                    lesions=read_lesions(record, index.size_px0, index.bounds, index.mpp),
                 )
             )
     return found

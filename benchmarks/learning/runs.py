@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
-from wsi_ips.evaluation import auc_with_interval
+from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until

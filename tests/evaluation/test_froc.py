@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import (
-    Bootstrap,
+from wsi_ips.evaluation.froc import (
+    TARGETS,
     Detections,
     Froc,
     Lesions,
@@ -20,8 +20,7 @@ from wsi_ips.evaluation import (
     match_detections,
     peak_detections,
 )
-from wsi_ips.evaluation import froc as froc_of_matched
-from wsi_ips.evaluation.froc import TARGETS
+from wsi_ips.evaluation.froc import froc as froc_of_matched
 from wsi_ips.geometry import Point, Scale
 
 MPP = 8.0
@@ -210,7 +209,7 @@ def simulated(rng: np.random.Generator, slides: int = 40) -> list[Matched]:
 def test_the_interval_of_the_score_covers_that_of_a_very_large_cohort():
     rng = np.random.default_rng(8)
     truth = froc_of_matched(simulated(rng, 20_000)).score
-    intervals = [froc_interval(simulated(rng), Bootstrap(resamples=300)) for _ in range(120)]
+    intervals = [froc_interval(simulated(rng), resamples=300) for _ in range(120)]
     assert 0.87 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.99
     assert all(low < high for low, high in intervals)
 
@@ -224,4 +223,4 @@ def test_a_resample_is_counted_as_a_cohort_would_be(monkeypatch):
             return np.ones(count)
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: EverySlideOnce())
-    assert froc_interval(slides, Bootstrap(resamples=1)) == pytest.approx((froc_of_matched(slides).score,) * 2)
+    assert froc_interval(slides, resamples=1) == pytest.approx((froc_of_matched(slides).score,) * 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import false_alarm_mm2, pointing_hit, tile_figures
+from wsi_ips.evaluation.localisation import false_alarm_mm2, pointing_hit, tile_figures
 
 FRACTION = np.array([0.0, 0.5, 0.51, 1.0, 0.2], np.float32)
 

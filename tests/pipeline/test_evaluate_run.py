@@ -16,13 +16,13 @@ from tests.pipeline.test_run import done, recipe_of  # noqa: F401 - `done` is a 
 from wsi_ips.annotations import read_asap
 from wsi_ips.cli import app
 from wsi_ips.errors import EvaluationError, ManifestError
-from wsi_ips.evaluation import auc_with_interval, peak_detections
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.froc import peak_detections
 from wsi_ips.evaluation.localisation import LEAST_PEAK
-from wsi_ips.evaluation.prediction_table import TableQuestion
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import evaluate_run, score_raster
-from wsi_ips.pipeline.external_predictions import evaluate_files
+from wsi_ips.pipeline.external_predictions import TableQuestion, evaluate_files
 
 TUMOR = TableQuestion("tumor")
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Evaluation, auc_with_interval
-from wsi_ips.evaluation.prediction_table import TableQuestion
-from wsi_ips.pipeline.external_predictions import evaluate_files
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.summary import Evaluation
+from wsi_ips.pipeline.external_predictions import TableQuestion, evaluate_files
 
 
 def evaluate_table(path: Path, positive: str = "tumor", by: tuple[str, ...] = ()) -> Evaluation:

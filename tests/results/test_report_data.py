@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from wsi_ips.results.report import MOST_PICTURES, worth_pictures
 from wsi_ips.results.report_data import SlideEntry, cohort_flow, outcome_of
-from wsi_ips.results.report_pictures import MOST_PICTURES, worth_pictures
 
 PLAIN = SlideEntry("a", "ok", "", "tumor", "test", 0.9, "tumor", 10, 1.0, positive=True)
 

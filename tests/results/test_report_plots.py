@@ -8,9 +8,12 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from wsi_ips.evaluation import Froc, Localisation, Scored, evaluate_slides, roc_curve
-from wsi_ips.results import report_plots, svg_plot
-from wsi_ips.results.svg_plot import HEIGHT, WIDTH, Axis, Series, fitted_axis, plot, share_axis
+from wsi_ips.evaluation.classification import roc_curve
+from wsi_ips.evaluation.froc import Froc
+from wsi_ips.evaluation.localisation import Localisation
+from wsi_ips.evaluation.slide_evaluation import Scored, evaluate_slides
+from wsi_ips.results import report_plots
+from wsi_ips.results.report_plots import HEIGHT, WIDTH, Axis, Series, fitted_axis, plot, share_axis
 
 X, Y = share_axis("across"), share_axis("up")
 NASTY = '"><script>alert(1)</script>'
@@ -129,4 +132,4 @@ def test_points_that_no_screen_tells_apart_are_one_but_ends_stay():
     svg = plot("t", X, Y, [Series("one", np.linspace(0, 0.001, 50).tolist(), [0.0] * 50)])
     assert places(svg, "s0")[0][0] == 0
     assert places(svg, "s0")[-1][0] == pytest.approx(0.3)
-    assert svg_plot.FINEST < 0.5
+    assert report_plots.FINEST < 0.5

@@ -99,8 +99,7 @@ def score(
     Give --predictions, --detections or both.
     """
     with explained(debug=debug):
-        from wsi_ips.evaluation.prediction_table import TableQuestion
-        from wsi_ips.pipeline.external_predictions import evaluate_files
+        from wsi_ips.pipeline.external_predictions import TableQuestion, evaluate_files
         from wsi_ips.provenance import atomic_write_json
 
         if predictions is None and detections is None:

@@ -13,16 +13,13 @@ from wsi_ips.cli.console import out
 from wsi_ips.cli.print_states import COLOURS, MOST_ROWS, print_reasons, print_status
 
 if TYPE_CHECKING:
-    from wsi_ips.evaluation import (
-        Evaluation,
-        Froc,
-        Interval,
-        Localisation,
-        Patients,
-        SlideEvaluation,
-        TaskEvaluation,
-    )
     from wsi_ips.evaluation.calibration import Calibration
+    from wsi_ips.evaluation.classification import Interval
+    from wsi_ips.evaluation.froc import Froc
+    from wsi_ips.evaluation.localisation import Localisation
+    from wsi_ips.evaluation.slide_evaluation import SlideEvaluation, TaskEvaluation
+    from wsi_ips.evaluation.staging import Patients
+    from wsi_ips.evaluation.summary import Evaluation
     from wsi_ips.inference.verdict import Verdict
     from wsi_ips.labels import Task
     from wsi_ips.pipeline.cross_validation import CrossValidation

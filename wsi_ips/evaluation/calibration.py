@@ -20,7 +20,7 @@ from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
 from wsi_ips.errors import CheckpointError, EvaluationError
-from wsi_ips.evaluation.classification import Floats, split_scores
+from wsi_ips.evaluation.classification import Floats, both_classes, one_hot, split_scores
 from wsi_ips.labels import Target, Task
 from wsi_ips.provenance import atomic_write_json, fingerprint
 
@@ -28,48 +28,27 @@ SCHEMA_VERSION = 1
 CALIBRATION_NAME = "calibration.json"
 DEFAULT_THRESHOLD = 0.5
 LEAST_PROBABILITY = 1e-7
-TEMPERATURES = (0.05, 20.0)
-"""Range in which a temperature is searched."""
-LEAST_SLIDES = 10
-"""Validation slides of each class below which temperature and thresholds keep their defaults."""
-LEAST_SLIDES_BY_TILES = 3
-"""The same for thresholds of slides decided by their tiles, where the default threshold means nothing."""
+TEMPERATURES = (0.05, 20.0)  # range in which a temperature is searched
+LEAST_SLIDES = 10  # validation slides of each class below which temperature and thresholds keep their defaults
+LEAST_SLIDES_BY_TILES = 3  # the same for thresholds of slides decided by tiles, where the default means nothing
+# How a slide is classified: from the pooled kept tiles, or from the highest single-tile probabilities.
 DecisionName = Literal["pooled", "tiles"]
-"""How a slide is classified: from the pooled kept tiles, or from the highest single-tile probabilities."""
 
 
 @dataclass(frozen=True)
 class CalibrationSlope:
-    """Agreement of predicted and observed frequencies.
+    """Agreement of predicted and observed frequencies."""
 
-    Attributes
-    ----------
-    slope
-        Slope of observed on predicted log-odds; 1 is right, below 1 the probabilities are too extreme.
-    intercept
-        Log-odds to add to all predictions so that their mean is the observed frequency; 0 is right.
-    """
-
-    slope: float
-    intercept: float
+    slope: float  # of observed on predicted log-odds; 1 is right, below 1 the probabilities are too extreme
+    intercept: float  # log-odds to add to all predictions so that their mean is the observed frequency
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Slides of similar probability.
+    """Slides of similar probability."""
 
-    Attributes
-    ----------
-    predicted
-        Their mean probability.
-    observed, low, high
-        Share of positive slides, with its Wilson 95 % interval.
-    slides
-        Number of slides.
-    """
-
-    predicted: float
-    observed: float
+    predicted: float  # mean probability
+    observed: float  # share of positive slides, and its Wilson 95 % interval
     low: float
     high: float
     slides: int
@@ -77,33 +56,16 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class TaskCalibration:
-    """Calibration of one task.
-
-    Attributes
-    ----------
-    task
-        Name of the task.
-    temperature
-        T of ``softmax(log p / T)``; 1 leaves probabilities as they are.
-    thresholds
-        Calibrated probability from which a class is predicted: one for the last of two classes, one for each class of a
-        multi-label task, none with more than two classes, where the most probable one is predicted.
-    slides
-        Number of validation slides it was fitted on; 0 for the default.
-    note
-        Why parts of it are defaults; empty where none are.
-    thresholds_from
-        ``validation`` if any threshold was fitted.
-    decision
-        Whether it applies to the network's probabilities or to :func:`wsi_ips.inference.decision.by_tiles`.
-    """
+    """Calibration of one task."""
 
     task: str
-    temperature: float
+    temperature: float  # T of ``softmax(log p / T)``; 1 leaves probabilities as they are
+    # Calibrated probability from which a class is predicted: one for the last of two classes, one for each class of a
+    # multi-label task, none with more than two classes, where the most probable one is predicted.
     thresholds: tuple[float, ...]
-    slides: int = 0
-    note: str = ""
-    thresholds_from: Literal["validation", "default"] = "default"
+    slides: int = 0  # validation slides it was fitted on; 0 for the default
+    note: str = ""  # why parts of it are defaults
+    thresholds_from: Literal["validation", "default"] = "default"  # ``validation`` if any threshold was fitted
     decision: DecisionName = "pooled"
 
     @classmethod
@@ -151,34 +113,15 @@ def calibrated(task: Task, raw: tuple[float, ...], temperature: float) -> tuple[
     values = np.array(raw, np.float64)  # (C,)
     if task.kind == "single":
         return tuple(with_temperature(values, temperature).tolist())
-    return tuple(with_temperature(np.stack([1 - values, values], 1), temperature)[:, 1].tolist())
+    return tuple(with_temperature(both_classes(values), temperature)[:, 1].tolist())
 
 
 def fit_temperature(probability: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
-    """Fit the temperature that makes the labels most likely (Guo et al., ICML 2017, section 4.2).
+    """Return the temperature that makes the labels most likely (Guo et al., ICML 2017, section 4.2).
 
-    Parameters
-    ----------
-    probability
-        Probabilities of validation slides, shape (N, C).
-    truth
-        Class numbers, shape (N,).
-
-    Returns
-    -------
-    float
-        T of ``softmax(log p / T)``; above 1 for an overconfident model. Within :data:`TEMPERATURES`, as perfectly
-        separated classes would ask for 0.
-
-    Raises
-    ------
-    EvaluationError
-        There are no slides, or the shapes do not match.
+    ``probability`` has shape (N, C), ``truth`` has class numbers, shape (N,). An overconfident model has one above 1.
+    It stays within :data:`TEMPERATURES`, as perfectly separated classes would ask for 0.
     """
-    if probability.ndim != 2 or truth.shape != probability.shape[:1] or not len(truth):
-        raise EvaluationError(
-            f"truth of shape {truth.shape} and probabilities of shape {probability.shape} do not match"
-        )
     logits = np.log(np.maximum(probability, LEAST_PROBABILITY))
 
     def loss(log_temperature: float) -> float:
@@ -193,11 +136,6 @@ def fixed_threshold(truth: ArrayLike, score: ArrayLike) -> float:
     """Return the threshold of the highest balanced accuracy (Youden, 1950); fit it on validation slides.
 
     Thresholds lie midway between neighbouring scores; of several equally good ones the middle one is taken.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`wsi_ips.evaluation.auc_with_interval`.
     """
     positive, negative = split_scores(truth, score)
     values = np.unique(np.concatenate([positive, negative]))
@@ -208,38 +146,18 @@ def fixed_threshold(truth: ArrayLike, score: ArrayLike) -> float:
 
 
 def fit_task(
-    task: Task,
-    targets: Sequence[Target],
-    probabilities: Sequence[tuple[float, ...]],
-    decision: DecisionName = "pooled",
+    task: Task, targets: Sequence[Target], probabilities: Sequence[tuple[float, ...]], decision: DecisionName = "pooled"
 ) -> TaskCalibration:
-    """Fit temperature and thresholds of one task.
+    """Fit temperature and thresholds of one task on uncalibrated probabilities of validation slides.
 
-    Parameters
-    ----------
-    task
-        The task.
-    targets
-        Labels of the validation slides; None where unknown.
-    probabilities
-        Uncalibrated probabilities of the same slides.
-    decision
-        How the slides were classified.
-
-    Returns
-    -------
-    TaskCalibration
-        Values with too few slides keep their defaults, and a note says so.
+    Values with too few slides keep their defaults, and a note says so.
     """
     known = [(truth, p) for truth, p in zip(targets, probabilities, strict=True) if truth is not None]
     if not known:
         note = f"no validation slides: temperature 1, threshold {DEFAULT_THRESHOLD}"
         return TaskCalibration.default(task, note, decision)
     raw = np.array([p for _, p in known], np.float64).reshape(-1, task.width)  # (N, C)
-    if task.kind == "single":
-        holds = np.array([truth for truth, _ in known], np.int64)[:, None] == np.arange(task.width)  # (N, C)
-    else:
-        holds = np.array([truth for truth, _ in known], bool).reshape(-1, task.width)
+    holds = one_hot(np.array([truth for truth, _ in known]), task.width)  # (N, C)
     notes: list[str] = []
     temperature = _fit_task_temperature(task, holds, raw, notes)
     scaled = np.array([calibrated(task, tuple(p), temperature) for p in raw.tolist()], np.float64)
@@ -254,7 +172,7 @@ def _fit_task_temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, not
         rows, truth = raw, holds.argmax(1)
     else:  # every class of every slide is one yes-or-no row
         counts, names = [int(holds.sum()), int((~holds).sum())], ("yes", "no")
-        rows, truth = np.stack([1 - raw.ravel(), raw.ravel()], 1), holds.ravel().astype(np.int64)
+        rows, truth = both_classes(raw.ravel()), holds.ravel().astype(np.int64)
     if min(counts) < LEAST_SLIDES:
         shown = ", ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
         notes.append(f"temperature 1: too few validation slides ({shown}; {LEAST_SLIDES} of each are needed)")
@@ -288,41 +206,19 @@ def _fit_thresholds(
 
 
 def calibration_slope(truth: ArrayLike, score: ArrayLike) -> CalibrationSlope:
-    """Return calibration slope and intercept (Cox, 1958).
-
-    Parameters
-    ----------
-    truth
-        0 or 1, shape (N,).
-    score
-        Probability of 1, shape (N,).
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`wsi_ips.evaluation.auc_with_interval`; or the classes are perfectly separated, so there is no slope.
-    """
+    """Return calibration slope and intercept (Cox, 1958); raises if the classes are perfectly separated."""
     positive, negative = split_scores(truth, score)
     if positive.min() > negative.max() or positive.max() < negative.min():
         raise EvaluationError("the classes are separated wholly: a calibration slope does not exist")
     labels, scores = np.asarray(truth, int), np.asarray(score, np.float64)
     log_odds = special.logit(np.clip(scores, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
     fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(log_odds[:, None], labels)
-
-    def excess(shift: float) -> float:
-        return float((special.expit(log_odds + shift) - labels).sum())
-
-    return CalibrationSlope(float(fitted.coef_[0, 0]), float(optimize.brentq(excess, -50, 50)))
+    intercept = optimize.brentq(lambda shift: float((special.expit(log_odds + shift) - labels).sum()), -50, 50)
+    return CalibrationSlope(float(fitted.coef_[0, 0]), float(intercept))
 
 
 def reliability(truth: ArrayLike, score: ArrayLike, *, bins: int = 10) -> list[ReliabilityBin]:
-    """Return predicted and observed frequency in at most ``bins`` bins of about equally many slides.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`wsi_ips.evaluation.auc_with_interval`.
-    """
+    """Return predicted and observed frequency in at most ``bins`` bins of about equally many slides."""
     split_scores(truth, score)
     labels, scores = np.asarray(truth, int), np.asarray(score, np.float64)
     order = np.argsort(scores, kind="stable")
@@ -337,16 +233,7 @@ def reliability(truth: ArrayLike, score: ArrayLike, *, bins: int = 10) -> list[R
 
 
 def read_calibration(folder: Path, tasks: Sequence[Task], checkpoint: str) -> Calibration:
-    """Read the calibration of a checkpoint; return the default with a note where there is none.
-
-    Parameters
-    ----------
-    folder
-        Folder of the checkpoint.
-    tasks
-        Tasks of its model card.
-    checkpoint
-        Its fingerprint.
+    """Read the calibration beside a checkpoint with this fingerprint; return the default where there is none.
 
     Raises
     ------
@@ -366,23 +253,18 @@ def read_calibration(folder: Path, tasks: Sequence[Task], checkpoint: str) -> Ca
             raise CheckpointError(f"calibration {path}: written by another version of wsi-ips; {advice}")
         if stored["checkpoint"] != checkpoint:
             raise CheckpointError(f"calibration {path}: made for other weights than those beside it; {advice}")
-        found = Calibration(
-            tuple(TaskCalibration(**{**entry, "thresholds": tuple(entry["thresholds"])}) for entry in stored["tasks"])
-        )
+        entries = (TaskCalibration(**{**entry, "thresholds": tuple(entry["thresholds"])}) for entry in stored["tasks"])
+        found = Calibration(tuple(entries))
         for task, entry in zip(tasks, found.tasks, strict=True):
-            _require_fit(task, entry)
+            if entry.decision not in get_args(DecisionName):
+                raise ValueError(f"task `{entry.task}` is decided by `{entry.decision}`")
+            if task.name != entry.task or len(entry.thresholds) != threshold_count(task) or not entry.temperature > 0:
+                raise ValueError(f"task `{entry.task}` does not match the model's `{task.name}`")
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"calibration {path}: damaged ({error}); {advice}") from error
     return found
-
-
-def _require_fit(task: Task, entry: TaskCalibration) -> None:
-    if entry.decision not in get_args(DecisionName):
-        raise ValueError(f"task `{entry.task}` is decided by `{entry.decision}`")
-    if task.name != entry.task or len(entry.thresholds) != threshold_count(task) or not entry.temperature > 0:
-        raise ValueError(f"task `{entry.task}` does not match the model's `{task.name}`")
 
 
 def write_calibration(folder: Path, calibration: Calibration, checkpoint: str) -> None:

@@ -19,29 +19,22 @@ from scipy import ndimage
 from skimage import measure
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation.classification import Floats
-from wsi_ips.evaluation.intervals import DEFAULT, Bootstrap
+from wsi_ips.evaluation.classification import CONFIDENCE, RESAMPLES, SEED, Floats
 from wsi_ips.geometry import Point, Scale
 
-JOIN_UM = 75.0
-"""Tumour closer than this is one lesion."""
-ITC_UM = 275.0
-"""Lesions with a shorter major axis are isolated tumour cells: 200 µm, and what joining adds on both sides."""
-PEAK_RADIUS_UM = 187.0
-"""Half the side of the box around a peak in which no other peak is picked."""
-TARGETS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False positives per slide at which sensitivity is averaged."""
-MASK_DOWNSAMPLE = 32
-"""Level-0 pixels per pixel of the lesion masks: level 5 of CAMELYON16."""
-LEGACY_MPP = 0.243
-"""µm per level-0 pixel that the challenge's script assumes for every slide."""
+JOIN_UM = 75.0  # tumour closer than this is one lesion
+ITC_UM = 275.0  # a shorter major axis makes isolated tumour cells: 200 µm, and what joining adds on both sides
+PEAK_RADIUS_UM = 187.0  # half the side of the box around a peak in which no other peak is picked
+TARGETS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per slide at which sensitivity is averaged
+MASK_DOWNSAMPLE = 32  # level-0 pixels per pixel of the lesion masks: level 5 of CAMELYON16
+LEGACY_MPP = 0.243  # µm per level-0 pixel that the challenge's script assumes for every slide
 
 
 @dataclass(frozen=True)
 class Lesions:
     """Lesions of one slide."""
 
-    labels: NDArray[np.int32]  # int32, shape (rows, columns): number of the lesion, 0 where there is none
+    labels: NDArray[np.int32]  # (rows, columns): number of the lesion, 0 where there is none
     itc: frozenset[int]  # numbers of the lesions that are isolated tumour cells
     downsample: float  # level-0 pixels per pixel of ``labels``
 
@@ -55,8 +48,7 @@ class Lesions:
 class Detections:
     """Points that a model calls tumour on one slide."""
 
-    # x_px0, y_px0: level-0 positions, shape (D,)
-    x_px0: Floats
+    x_px0: Floats  # (D,) level-0 pixels
     y_px0: Floats
     score: Floats  # higher means more certain, shape (D,)
 
@@ -77,11 +69,9 @@ class Froc:
     false_positives: Floats
     sensitivity: Floats  # share of the lesions that count, at the same thresholds
     score: float  # mean sensitivity at :data:`TARGETS`
-    # lesions, slides: number of lesions that count, and of slides
-    lesions: int
+    lesions: int  # number of lesions that count
     slides: int
-    # 95 % interval of ``score``, see :func:`froc_interval`; None where it was not computed
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None  # 95 % interval of ``score``; None where it was not computed
 
     def at(self, target: float) -> float:
         """Return the sensitivity at the first point with this many false positives per slide, else at the last."""
@@ -90,17 +80,7 @@ class Froc:
 
 
 def find_lesions(mask: NDArray[np.bool_], *, mpp: float, downsample: float) -> Lesions:
-    """Label the lesions of a tumour mask.
-
-    Parameters
-    ----------
-    mask
-        Tumour, bool, shape (rows, columns); at :data:`MASK_DOWNSAMPLE` for results comparable with published ones.
-    mpp
-        µm per pixel of the mask.
-    downsample
-        Level-0 pixels per pixel of the mask.
-    """
+    """Return the lesions of a tumour mask, shape (rows, columns), of ``mpp`` µm and ``downsample`` px0 per pixel."""
     if not mask.any():  # a distance transform without any zero would make a phantom lesion
         return Lesions(np.zeros(mask.shape, np.int32), frozenset(), downsample)
     near = ndimage.distance_transform_edt(~mask) < JOIN_UM / 2 / mpp
@@ -114,26 +94,24 @@ def match_detections(detections: Detections, lesions: Lesions) -> Matched:
     """Match the detections of a slide to its lesions.
 
     A detection within a lesion finds it; the lesion takes the highest score within it. A detection outside all lesions
-    is a false positive. Detections within isolated tumour cells are neither.
-
-    Raises
-    ------
-    EvaluationError
-        Detections that are not finite or off their slide.
+    is a false positive. Detections within isolated tumour cells are neither. Detections off the slide are an error.
     """
-    hit = _hit(detections, lesions)
+    column = np.floor(detections.x_px0 / lesions.downsample).astype(int)
+    row = np.floor(detections.y_px0 / lesions.downsample).astype(int)
+    rows, columns = lesions.labels.shape
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns) & np.isfinite(detections.score)
+    if not inside.all():
+        raise EvaluationError(
+            f"{int((~inside).sum())} of {len(inside)} detections are off their slide or have no finite score; "
+            "positions are level-0 pixels"
+        )
+    hit = lesions.labels[row, column]  # number of the lesion that each detection lies in, (D,)
     best = [detections.score[hit == n].max(initial=-np.inf) for n in lesions.counted]
     return Matched(detections.score[hit == 0], np.array(best, np.float64))
 
 
 def froc(slides: Sequence[Matched]) -> Froc:
-    """Compute the free-response ROC of all slides, including those without tumour or without detections.
-
-    Raises
-    ------
-    EvaluationError
-        No slide, or no lesion that counts.
-    """
+    """Compute the free-response ROC of all slides, including those without tumour or without detections."""
     if not slides:
         raise EvaluationError("no slide: sensitivity needs annotated lesions")
     wrong, found = np.concatenate([s.false for s in slides]), np.concatenate([s.best for s in slides])
@@ -149,25 +127,21 @@ def froc(slides: Sequence[Matched]) -> Froc:
     return replace(curve, score=score)
 
 
-def froc_interval(slides: Sequence[Matched], plan: Bootstrap = DEFAULT) -> tuple[float, float]:
+def froc_interval(slides: Sequence[Matched], *, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Compute the interval of the score of :func:`froc`: a percentile bootstrap over slides.
 
     Slides with and without lesions are drawn separately, and the lesions of a slide together, since they are not
     independent. Where every resample has the same score, the interval has no width and means nothing.
-
-    Raises
-    ------
-    EvaluationError
-        As :func:`froc`.
     """
     froc(slides)  # raises where there is nothing to measure
-    wrong, owner = _joined([s.false for s in slides])
-    found, of_slide = _joined([s.best for s in slides])
+    wrong, found = np.concatenate([s.false for s in slides]), np.concatenate([s.best for s in slides])
+    owner = np.repeat(np.arange(len(slides)), [len(s.false) for s in slides])  # slide of each false positive
+    of_slide = np.repeat(np.arange(len(slides)), [len(s.best) for s in slides])  # slide of each lesion
     order = np.argsort(-wrong, kind="stable")
     wrong, owner = wrong[order], owner[order]
     has = np.array([len(s.best) > 0 for s in slides])
-    rng, drawn = np.random.default_rng(plan.seed), np.zeros(plan.resamples)
-    for number in range(plan.resamples):
+    rng, drawn = np.random.default_rng(SEED), np.zeros(resamples)
+    for number in range(resamples):
         weights = np.zeros(len(slides))  # how often each slide is drawn
         for members in (np.flatnonzero(has), np.flatnonzero(~has)):
             if len(members):
@@ -177,7 +151,7 @@ def froc_interval(slides: Sequence[Matched], plan: Bootstrap = DEFAULT) -> tuple
         thresholds = np.append(wrong, -np.inf)[places]  # target never reached: all lesions found so far count
         reached = (found >= thresholds[:, None]) & np.isfinite(found)  # (targets, lesions)
         drawn[number] = (reached @ weights[of_slide] / weights[of_slide].sum()).mean()
-    low, high = np.quantile(drawn, [(1 - plan.confidence) / 2, (1 + plan.confidence) / 2]).tolist()
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     return low, high
 
 
@@ -197,18 +171,9 @@ def froc_with_interval(slides: Sequence[Matched], notes: list[str]) -> Froc | No
 def peak_detections(
     values: NDArray[np.floating], *, origin_px0: Point, cell_px0: Scale, mpp: Scale, least: float = 0.5
 ) -> Detections:
-    """Pick the peaks of a tile map, highest first; a box around each peak is suppressed.
+    """Pick the peaks of a tile map that are at least ``least``, highest first, one within a box around each peak.
 
-    Parameters
-    ----------
-    values
-        Score per cell, shape (rows, columns); NaN where there is no tile.
-    origin_px0, cell_px0
-        Position of the map and size of its cells, level-0 pixels.
-    mpp
-        µm per level-0 pixel.
-    least
-        Lower scores are no detections.
+    ``values`` has shape (rows, columns), NaN where there is no tile; ``origin_px0`` is its top-left corner.
     """
     reach_x = round(PEAK_RADIUS_UM / (cell_px0.x * mpp.x))
     reach_y = round(PEAK_RADIUS_UM / (cell_px0.y * mpp.y))
@@ -227,15 +192,7 @@ def peak_detections(
 def component_detections(
     values: NDArray[np.floating], *, origin_px0: Point, cell_px0: Scale, least: float = 0.5
 ) -> Detections:
-    """Return a detection per connected part of a tile map at or above ``least``: its highest cell, the first of ties.
-
-    Parameters
-    ----------
-    values, origin_px0, cell_px0
-        As for :func:`peak_detections`.
-    least
-        Cells with this score or more are tumour.
-    """
+    """Return the highest cell (the first of ties) of each connected part of a tile map at or above ``least``."""
     scores = np.nan_to_num(values, nan=-np.inf)
     labels, _ = ndimage.label(scores >= least, structure=np.ones((3, 3)))
     rows, columns = np.nonzero(labels)
@@ -254,25 +211,6 @@ def _placed(
     return Detections(x, y, np.asarray(score, np.float64))
 
 
-def _hit(detections: Detections, lesions: Lesions) -> NDArray[np.int32]:
-    """Return the number of the lesion that each detection lies in, shape (D,)."""
-    column = np.floor(detections.x_px0 / lesions.downsample).astype(int)
-    row = np.floor(detections.y_px0 / lesions.downsample).astype(int)
-    rows, columns = lesions.labels.shape
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns) & np.isfinite(detections.score)
-    if not inside.all():
-        raise EvaluationError(
-            f"{int((~inside).sum())} of {len(inside)} detections are off their slide or have no finite score; "
-            "positions are level-0 pixels"
-        )
-    return np.asarray(lesions.labels[row, column])
-
-
 def _at_least(scores: Floats, thresholds: Floats) -> Floats:
     """Count the scores at or above each threshold."""
     return np.asarray(len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left"), np.float64)
-
-
-def _joined(parts: Sequence[Floats]) -> tuple[Floats, NDArray[np.intp]]:
-    """Concatenate parts, and return the number of the part each value comes from."""
-    return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])

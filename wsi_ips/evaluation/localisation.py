@@ -24,22 +24,18 @@ from wsi_ips.evaluation.froc import (
 from wsi_ips.geometry import Point, Scale
 from wsi_ips.labels import Task
 
-TUMOUR_TILE = 0.5
-"""A tile is tumour where more than this share of it is annotated."""
-LEAST_PEAK = 0.05
-"""Lower peaks would matter only at very many false positives."""
-SIZES = ("ITC", "micro", "macro")
-"""Size classes of lesions, smallest first."""
+TUMOUR_TILE = 0.5  # a tile is tumour where more than this share of it is annotated
+LEAST_PEAK = 0.05  # lower peaks would matter only at very many false positives
+SIZES = ("ITC", "micro", "macro")  # size classes of lesions, smallest first
+Shares = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class TileFigures:
-    """Localisation over the tiles of all slides."""
+    """AUC and average precision of a score for tumour tiles, the tiles of all slides pooled."""
 
-    # auc, pr_auc: AUC and average precision of the score for tumour tiles, all slides pooled
     auc: float
     pr_auc: float
-    # tumour_tiles, tiles: number of tumour tiles and of all tiles
     tumour_tiles: int
     tiles: int
 
@@ -48,8 +44,8 @@ class TileFigures:
 class SizeRecall:
     """Tumour slides by the size of their largest lesion."""
 
-    size: str  # one of :data:`SIZES`
-    slides: int  # number of slides
+    size: str  # one of SIZES
+    slides: int
     selected: int  # slides with a tumour tile among the selected tiles
     pointed: int  # slides whose highest tile is tumour
 
@@ -58,42 +54,34 @@ class SizeRecall:
 class Localisation:
     """Where the score map is right, over the slides whose tumour is known; None where it cannot be computed."""
 
-    # lesions_by_peaks, lesions_by_components: FROC of CAMELYON16, with detections picked in two ways
-    lesions_by_peaks: Froc | None = None
+    lesions_by_peaks: Froc | None = None  # FROC of CAMELYON16, with detections picked in two ways
     lesions_by_components: Froc | None = None
     lesions_given: Froc | None = None  # the same for detections from another tool
-    # tile_probability, tile_attention: tile metrics of both scores; attention is multiplied by the number of tiles of
-    # its slide
     tile_probability: TileFigures | None = None
-    tile_attention: TileFigures | None = None
+    tile_attention: TileFigures | None = None  # attention is multiplied by the number of tiles of its slide
     pointing: float | None = None  # share of tumour slides whose highest tile is tumour
     selection_recall: float | None = None  # share of tumour slides with a tumour tile among the selected tiles
-    by_size: tuple[SizeRecall, ...] = ()  # the same two by the size of the largest lesion
-    false_alarm_mm2: float | None = None  # mean tissue area called tumour on slides without tumour, mm²
+    by_size: tuple[SizeRecall, ...] = ()
+    false_alarm_mm2: float | None = None  # mean tissue area called tumour on slides without tumour
     effective_tiles: float | None = None  # number of tiles over which attention is spread, mean over all slides here
-    # tumour_slides, other_slides: number of slides with a tumour tile, and of slides without tumour
-    tumour_slides: int = 0
-    other_slides: int = 0
+    tumour_slides: int = 0  # slides with a tumour tile
+    other_slides: int = 0  # slides without tumour
 
 
 @dataclass(frozen=True)
 class SlideMap:
     """Scores of one slide whose tumour is known."""
 
-    # values, origin_px0, cell_px0: probability on the tile grid, shape (rows, columns), NaN where there is no tile;
-    # position of the map and size of its cells, level-0 pixels
-    values: NDArray[np.floating]
+    values: Shares  # probability on the tile grid, (rows, columns), NaN where there is no tile
     origin_px0: Point
     cell_px0: Scale
     mpp: Scale  # µm per level-0 pixel
-    # probability, attention: per tile, shape (N,); attention sums to 1
-    probability: NDArray[np.floating]
-    attention: NDArray[np.floating]
-    # tissue_fraction, tumour_fraction: share of tissue and of annotated tumour per tile, 0-1, shape (N,)
-    tissue_fraction: NDArray[np.floating]
-    tumour_fraction: NDArray[np.floating]
-    kept: NDArray[np.integer]  # ids of the selected tiles, shape (K,)
-    lesions: Lesions  # annotated lesions
+    probability: Shares  # per tile, (N,), like the next three
+    attention: Shares  # sums to 1
+    tissue_fraction: Shares
+    tumour_fraction: Shares
+    kept: NDArray[np.integer]  # ids of the selected tiles, (K,)
+    lesions: Lesions
     is_negative: bool = False  # whether the slide is known to hold no tumour
     largest_lesion: str = ""  # size class of the largest lesion; empty where unknown
 
@@ -102,21 +90,16 @@ class SlideMap:
 class SlideLocalisation:
     """Localisation on one slide; small, unlike :class:`SlideMap`."""
 
-    # peaks, components: detections picked in two ways, matched to the lesions
-    peaks: Matched
+    peaks: Matched  # detections picked in two ways, matched to the lesions
     components: Matched
-    # tumour_fraction, probability, attention: per tile, shape (N,); attention multiplied by N
-    tumour_fraction: NDArray[np.floating]
-    probability: NDArray[np.floating]
-    attention: NDArray[np.floating]
-    effective_tiles: float  # number of tiles over which attention is spread
-    # largest_lesion, pointed, selected: of a slide with a tumour tile: size class; whether the highest tile is
-    # tumour; whether a tumour tile is among the selected ones. ``pointed`` and ``selected`` are None for other
-    # slides.
+    tumour_fraction: Shares  # per tile, (N,), like the next two
+    probability: Shares
+    attention: Shares  # multiplied by N
+    effective_tiles: float
     largest_lesion: str = ""
-    pointed: bool | None = None
-    selected: bool | None = None
-    false_alarm_mm2: float | None = None  # of a slide without tumour: tissue area called tumour; None for other slides
+    pointed: bool | None = None  # whether the highest tile is tumour; None for slides without a tumour tile
+    selected: bool | None = None  # whether a tumour tile is among the selected ones; None likewise
+    false_alarm_mm2: float | None = None  # tissue area called tumour on a slide without tumour; None for others
 
 
 def localise_slide(slide: SlideMap, threshold: float) -> SlideLocalisation:
@@ -145,15 +128,18 @@ def localise_slide(slide: SlideMap, threshold: float) -> SlideLocalisation:
 
 
 def localise(slides: Sequence[SlideLocalisation], notes: list[str]) -> Localisation | None:
-    """Combine the slides of a cohort; None without any.
-
-    What cannot be computed is added to ``notes``.
-    """
+    """Combine the slides of a cohort; what cannot be computed is added to ``notes``."""
     if not slides:
         notes.append("no localisation: no slide is annotated or known to be without tumour")
         return None
     by_peaks = froc_with_interval([s.peaks for s in slides], notes)
-    probability, attention = _tile_figures(slides, notes)
+    truth = np.concatenate([s.tumour_fraction for s in slides])
+    probability, attention = None, None
+    try:
+        probability = tile_figures(truth, np.concatenate([s.probability for s in slides]))
+        attention = tile_figures(truth, np.concatenate([s.attention for s in slides]))
+    except EvaluationError as error:
+        notes.append(f"no tile AUC: {error}")
     tumour = [s for s in slides if s.pointed is not None]
     alarms = [s.false_alarm_mm2 for s in slides if s.false_alarm_mm2 is not None]
     return Localisation(
@@ -187,14 +173,8 @@ def tile_threshold(task: Task, temperature: float, threshold: float) -> float:
     return float(special.expit(temperature * special.logit(inner)))
 
 
-def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> TileFigures:
-    """Compute tile AUC and average precision of a score over all tiles, also those on the edge of a lesion.
-
-    Raises
-    ------
-    EvaluationError
-        No tumour tile, or tumour tiles only; a number that is not finite; different lengths.
-    """
+def tile_figures(tumour_fraction: Shares, score: Shares) -> TileFigures:
+    """Compute tile AUC and average precision of a score over all tiles, also those on the edge of a lesion."""
     _check(tumour_fraction, score)
     truth = tumour_fraction > TUMOUR_TILE
     if not truth.any() or truth.all():
@@ -207,28 +187,17 @@ def tile_figures(tumour_fraction: NDArray[np.floating], score: NDArray[np.floati
     )
 
 
-def pointing_hit(tumour_fraction: NDArray[np.floating], score: NDArray[np.floating]) -> bool:
+def pointing_hit(tumour_fraction: Shares, score: Shares) -> bool:
     """Tell whether the tile of the highest score (the first of ties) is a tumour tile: the pointing game.
 
     A slide without a tumour tile is a miss; leave slides without tumour out.
-
-    Raises
-    ------
-    EvaluationError
-        No tile; a number that is not finite; different lengths.
     """
     _check(tumour_fraction, score)
     return bool(tumour_fraction[int(np.argmax(score))] > TUMOUR_TILE)
 
 
-def effective_tiles(attention: NDArray[np.floating]) -> float:
-    """Return the number of tiles over which attention, which sums to 1, is spread: exp of its entropy, 1 to N.
-
-    Raises
-    ------
-    EvaluationError
-        No tile, a negative or not finite number, or a sum that is not 1.
-    """
+def effective_tiles(attention: Shares) -> float:
+    """Return the number of tiles over which attention, which sums to 1, is spread: exp of its entropy, 1 to N."""
     if not len(attention) or not np.isfinite(attention).all() or (attention < 0).any():
         raise EvaluationError("attention must be finite and not negative, for at least one tile; predict again")
     if abs(float(attention.sum()) - 1) > 1e-3:
@@ -237,27 +206,10 @@ def effective_tiles(attention: NDArray[np.floating]) -> float:
     return float(np.exp(-(held * np.log(held)).sum()))
 
 
-def false_alarm_mm2(
-    score: NDArray[np.floating], tissue_fraction: NDArray[np.floating], *, tile_mm2: float, threshold: float
-) -> float:
-    """Return the tissue area of a negative slide whose tiles reach a threshold; raises as :func:`pointing_hit`."""
+def false_alarm_mm2(score: Shares, tissue_fraction: Shares, *, tile_mm2: float, threshold: float) -> float:
+    """Return the tissue area of a negative slide whose tiles reach a threshold."""
     _check(tissue_fraction, score)
     return float(tissue_fraction[score >= threshold].sum() * tile_mm2)
-
-
-def _tile_figures(
-    slides: Sequence[SlideLocalisation], notes: list[str]
-) -> tuple[TileFigures | None, TileFigures | None]:
-    """Return tile metrics of probability and of attention."""
-    truth = np.concatenate([s.tumour_fraction for s in slides])
-    try:
-        return (
-            tile_figures(truth, np.concatenate([s.probability for s in slides])),
-            tile_figures(truth, np.concatenate([s.attention for s in slides])),
-        )
-    except EvaluationError as error:
-        notes.append(f"no tile AUC: {error}")
-        return None, None
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -265,7 +217,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _check(fraction: NDArray[np.floating], score: NDArray[np.floating]) -> None:
+def _check(fraction: Shares, score: Shares) -> None:
     if fraction.shape != score.shape or fraction.ndim != 1 or not len(score):
         raise EvaluationError(f"{fraction.shape} fractions and {score.shape} scores: one of each per tile is needed")
     if not np.isfinite(score).all():

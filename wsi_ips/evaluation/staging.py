@@ -21,15 +21,10 @@ from wsi_ips.geometry import Scale
 from wsi_ips.tiles.recall import longest_diameter_um
 
 NodeLabel = Literal["negative", "itc", "micro", "macro"]
-"""What a lymph node holds, by its largest metastasis."""
-
-NODE_LABELS: tuple[str, ...] = get_args(NodeLabel)
-STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")
-"""Stages from best to worst."""
-
+NODE_LABELS: tuple[str, ...] = get_args(NodeLabel)  # what a lymph node holds, by its largest metastasis
+STAGES = ("pN0", "pN0(i+)", "pN1mi", "pN1", "pN2")  # from best to worst
 MICRO_MM, MACRO_MM = 0.2, 2.0
-MOST_OF_PN1, MOST_OF_PN2 = 3, 9
-"""Most positive nodes of these stages."""
+MOST_OF_PN1, MOST_OF_PN2 = 3, 9  # most positive nodes of these stages
 
 
 @dataclass(frozen=True)
@@ -94,32 +89,20 @@ def node_label(longest_mm: float) -> NodeLabel:
 def largest_part_mm(called: NDArray[np.bool_], cell_um: Scale) -> float:
     """Return the longest diameter of the largest connected part of a map, mm; 0 where nothing is called.
 
-    Measured between corners of cells: as coarse as the map is, and never less than a cell's diagonal.
-
-    Parameters
-    ----------
-    called
-        Cells that are tumour, bool, shape (rows, columns); 8-connected.
-    cell_um
-        Width and height of a cell.
+    Tumour cells ``called``, bool, shape (rows, columns), are 8-connected. Measured between corners of cells: as coarse
+    as the map is, and never less than a cell's diagonal.
     """
-    labels, count = ndimage.label(called, structure=np.ones((3, 3)))
+    labels, _ = ndimage.label(called, structure=np.ones((3, 3)))
     longest = 0.0
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         rows, columns = np.nonzero(labels[box] == number)
         corners = np.concatenate([np.stack([columns + x, rows + y], 1) for x in (0, 1) for y in (0, 1)])
         longest = max(longest, longest_diameter_um(shapely.MultiPoint(corners), cell_um))
-    return longest / 1000 if count else 0.0
+    return longest / 1000
 
 
 def pn_stage(nodes: Sequence[str]) -> str:
-    """Return the stage of a patient from the labels of the lymph nodes; isolated tumour cells make no node positive.
-
-    Raises
-    ------
-    EvaluationError
-        No node, an unknown label, or more positive nodes than the rule covers.
-    """
+    """Return the stage of a patient from the labels of the lymph nodes; isolated tumour cells make no node positive."""
     if not nodes or not set(nodes) <= set(NODE_LABELS):
         raise EvaluationError(f"node labels {list(nodes)}: give one or more of {', '.join(NODE_LABELS)}")
     positive = sum(node in ("micro", "macro") for node in nodes)
@@ -133,25 +116,7 @@ def pn_stage(nodes: Sequence[str]) -> str:
 
 
 def quadratic_kappa(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Compute the quadratically weighted kappa of stages.
-
-    Parameters
-    ----------
-    truth, predicted
-        One of :data:`STAGES` per patient.
-
-    Raises
-    ------
-    EvaluationError
-        Different lengths, no patient, an unknown stage, or one and the same stage everywhere.
-    """
-    if len(truth) != len(predicted) or not truth:
-        raise EvaluationError(
-            f"{len(truth)} true and {len(predicted)} predicted stages; one of each per patient is needed"
-        )
-    odd = sorted({stage for stage in (*truth, *predicted) if stage not in STAGES})
-    if odd:
-        raise EvaluationError(f"stages {', '.join(odd)}: use {', '.join(STAGES)}")
+    """Return the quadratically weighted kappa of stages, one per patient; raises where it is undefined."""
     if len({*truth, *predicted}) == 1:
         raise EvaluationError(
             f"all {len(truth)} patients have stage {truth[0]}, in truth and prediction: kappa is undefined"

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsi_ips.evaluation.localisation import Localisation
-from wsi_ips.evaluation.multiclass import TaskEvaluation
-from wsi_ips.evaluation.slide_evaluation import SlideEvaluation
+from wsi_ips.evaluation.slide_evaluation import SlideEvaluation, TaskEvaluation
 from wsi_ips.evaluation.staging import Patients
 
 
@@ -21,9 +20,7 @@ class Evaluation:
     localisation: Localisation | None = None  # where the score maps are right
     patients: Patients | None = None  # pN stages
     tasks: tuple[TaskEvaluation, ...] = ()  # metrics of each further task, and of a label with more than two classes
-    # what segmentation and tiling left of the annotated lesions of all slides: ``lesions``, ``lost``, ``in_tissue``,
-    # ``in_tiles``
-    tissue: dict[str, float] | None = None
+    tissue: dict[str, float] | None = None  # annotated ``lesions``, ``lost`` ones, shares ``in_tissue``, ``in_tiles``
     notes: tuple[str, ...] = ()  # what could not be computed or was left out, and why
 
     def as_json(self) -> dict[str, Any]:
@@ -35,33 +32,28 @@ class Evaluation:
         """Return the figures of ``summary.json``, by name."""
         slides, where = self.slides, self.localisation
         metrics = slides.metrics if slides else {}
-        auc = metrics.get("auc")
         tiles, attention = (where.tile_probability, where.tile_attention) if where else (None, None)
-        curve = where.lesions_by_peaks if where else None
+        auc = {"": "value", "_low": "low", "_high": "high", "_method": "method"}
         return {
-            "test_auc": auc.value if auc else None,
-            "test_auc_low": auc.low if auc else None,
-            "test_auc_high": auc.high if auc else None,
-            "test_auc_method": auc.method if auc else None,
-            "test_positives": auc.positives if auc else None,
-            "test_negatives": auc.negatives if auc else None,
-            "test_threshold": slides.threshold if slides else None,
-            "test_threshold_from": slides.threshold_from if slides else None,
+            **_named(metrics.get("auc"), {f"test_auc{end}": field for end, field in auc.items()}),
+            **_named(metrics.get("auc"), {"test_positives": "positives", "test_negatives": "negatives"}),
+            **_named(slides, {"test_threshold": "threshold", "test_threshold_from": "threshold_from"}),
             **{f"test_{name}": metrics[name].value for name in metrics if not name.startswith("auc")},
             **{
                 f"test_{what}_{task.name}": value
                 for task in self.tasks
                 for what, value in (("accuracy", task.share_right), ("auc", task.mean_auc), ("slides", task.slides))
             },
-            "tile_auc_probability": tiles.auc if tiles else None,
-            "tile_pr_auc_probability": tiles.pr_auc if tiles else None,
-            "tile_auc_attention": attention.auc if attention else None,
-            "tile_pr_auc_attention": attention.pr_auc if attention else None,
-            "froc": curve.score if curve else None,
-            "froc_lesions": curve.lesions if curve else None,
-            "tumour_tiles": tiles.tumour_tiles if tiles else None,
-            "tiles": tiles.tiles if tiles else None,
+            **_named(tiles, {"tile_auc_probability": "auc", "tile_pr_auc_probability": "pr_auc"}),
+            **_named(attention, {"tile_auc_attention": "auc", "tile_pr_auc_attention": "pr_auc"}),
+            **_named(where.lesions_by_peaks if where else None, {"froc": "score", "froc_lesions": "lesions"}),
+            **_named(tiles, {"tumour_tiles": "tumour_tiles", "tiles": "tiles"}),
         }
+
+
+def _named(found: object, fields: dict[str, str]) -> dict[str, Any]:
+    """Return fields under other names; None for each where nothing was found."""
+    return {name: getattr(found, field) if found else None for name, field in fields.items()}
 
 
 def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -10,27 +10,23 @@ import numpy as np
 
 from wsi_ips.annotations import read_annotation, region_mask
 from wsi_ips.errors import AnnotationError, EvaluationError
-from wsi_ips.evaluation import (
-    Evaluation,
+from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
+from wsi_ips.evaluation.classification import auc_with_interval
+from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE, Lesions, find_lesions
+from wsi_ips.evaluation.localisation import SIZES, Localisation, SlideMap, localise, localise_slide, tile_threshold
+from wsi_ips.evaluation.slide_evaluation import (
+    LARGEST_LESION,
     Groups,
-    Lesions,
-    Localisation,
-    Node,
-    Patients,
     Scored,
     SlideEvaluation,
     TaskEvaluation,
-    auc_with_interval,
     evaluate_slides,
     evaluate_task,
-    find_lesions,
-    node_label,
+    group_columns,
+    with_frozen_temperature,
 )
-from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
-from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE
-from wsi_ips.evaluation.localisation import SIZES, SlideMap, localise, localise_slide, tile_threshold
-from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, group_columns, with_frozen_temperature
-from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm, stage_patients
+from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, largest_part_mm, node_label, stage_patients
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.inference.slide_scores import HIGHEST_TILES
@@ -39,12 +35,11 @@ from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import calibrate, predicted
 from wsi_ips.pipeline.tissue_sheet import sheet_entries
-from wsi_ips.results.contact_sheet import SheetEntry, recall_figures
+from wsi_ips.results.contact_sheet import recall_figures
 from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.tiles import TileIndex
 
-CLEARLY_BETTER = 0.05
-"""Lead in AUC from which the highest tiles, against the model's decision, get a note."""
+CLEARLY_BETTER = 0.05  # lead in AUC from which the highest tiles, against the model's decision, get a note
 
 
 def evaluate_run(
@@ -62,12 +57,8 @@ def evaluate_run(
 
     Parameters
     ----------
-    run
-        A run with predictions.
     by
         Columns of the manifest that make subgroups, in addition to those of sites.
-    split
-        Split to report on.
     threshold
         Calibrated probability at or above which a slide is called positive, in place of the checkpoint's.
     nodes
@@ -84,30 +75,24 @@ def evaluate_run(
     """
     slides = _predicted_slides(run, split, threshold)
     sheet = sheet_entries(run)
-    sizes = largest_lesions(sheet)
+    sizes = {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
     notes = _not_predicted(run, slides.records, split)
     figures = _slide_figures(slides, by, sizes, notes)
     localisation = _localisation(slides, sizes, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None, notes)
     patients = _patients_by_map(slides, nodes, notes) if nodes else _patients(slides)
     recall = recall_figures(sheet)
-    return Evaluation(
-        figures,
-        localisation,
-        patients,
-        _tasks(slides, notes),
-        recall if recall["lesions"] else None,
-        (*(figures.notes if figures else ()), *notes),
-    )
+    tissue = recall if recall["lesions"] else None
+    found = Evaluation(figures, localisation, patients, _tasks(slides, notes), tissue)
+    return replace(found, notes=(*(figures.notes if figures else ()), *notes))
 
 
 @dataclass(frozen=True)
 class _Slides:
     """Predicted slides of a split."""
 
-    # run, records, scores: slides and their calibrated scores, by slide_id
     run: Run
     records: Sequence[SlideRecord]
-    scores: Mapping[str, SlideScores]
+    scores: Mapping[str, SlideScores]  # calibrated, by slide_id
     frozen: TaskCalibration  # calibration of the label
     given: float | None  # threshold that was asked for; None takes the frozen one
 
@@ -197,11 +182,6 @@ def manifest_cells(run: Run, columns: Sequence[str] = ()) -> dict[str, dict[str,
     return {row.cells["slide_id"]: row.cells for row in rows}
 
 
-def largest_lesions(sheet: Sequence[SheetEntry]) -> dict[str, str]:
-    """Return the size class of the largest annotated lesion, by slide."""
-    return {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
-
-
 def _localisation(
     slides: _Slides, sizes: Mapping[str, str], mpp: Scale | None, notes: list[str]
 ) -> Localisation | None:
@@ -218,30 +198,27 @@ def _localisation(
         except (AnnotationError, OSError) as error:
             notes.append(f"slide {record.slide_id} is not in the lesion and tile metrics: {error}")
             continue
-        slide_map = _slide_map(slides.scores[record.slide_id], index, lesions)
-        slide_map = replace(slide_map, is_negative=is_negative, largest_lesion=sizes.get(record.slide_id, ""))
+        entry, fraction = slides.scores[record.slide_id], index.tumour_fraction
+        raster = score_raster(entry, index)
+        slide_map = SlideMap(
+            values=raster.values,
+            origin_px0=raster.origin_px0,
+            cell_px0=raster.cell_px0,
+            mpp=index.mpp,
+            probability=entry.positive_probability,
+            attention=entry.attention,
+            tissue_fraction=index.tissue_fraction,
+            tumour_fraction=np.zeros(len(index), np.float32) if fraction is None else fraction,
+            kept=entry.kept,
+            lesions=lesions,
+            is_negative=is_negative,
+            largest_lesion=sizes.get(record.slide_id, ""),
+        )
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
         notes.append(f"{len(left_out)} slides without annotation are not in the lesion and tile metrics: {shown}")
     return localise(found, notes)
-
-
-def _slide_map(entry: SlideScores, index: TileIndex, lesions: Lesions) -> SlideMap:
-    raster = score_raster(entry, index)
-    fraction = index.tumour_fraction if index.tumour_fraction is not None else np.zeros(len(index), np.float32)
-    return SlideMap(
-        values=raster.values,
-        origin_px0=raster.origin_px0,
-        cell_px0=raster.cell_px0,
-        mpp=index.mpp,
-        probability=entry.positive_probability,
-        attention=entry.attention,
-        tissue_fraction=index.tissue_fraction,
-        tumour_fraction=fraction,
-        kept=entry.kept,
-        lesions=lesions,
-    )
 
 
 def score_raster(entry: SlideScores, index: TileIndex) -> Raster:
@@ -256,20 +233,8 @@ def score_raster(entry: SlideScores, index: TileIndex) -> Raster:
     )
 
 
-def lesions_of(run: Run, record: SlideRecord) -> Lesions:
-    """Return the lesions of a tiled slide at the challenge's downsample; none where it is not annotated."""
-    index = run.index(record)
-    return read_lesions(record, index.size_px0, index.bounds, index.mpp)
-
-
 def read_lesions(record: SlideRecord, size: Size, bounds: Box, mpp: Scale) -> Lesions:
-    """Read the lesions of a slide from its annotation, at the challenge's downsample.
-
-    Raises
-    ------
-    AnnotationError
-        The annotation cannot be read.
-    """
+    """Return the annotated lesions of a slide at the challenge's downsample; none where it is not annotated."""
     if record.annotation is None:
         shape = (-(-size.height // MASK_DOWNSAMPLE), -(-size.width // MASK_DOWNSAMPLE))
         return Lesions(np.zeros(shape, np.int32), frozenset(), MASK_DOWNSAMPLE)

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from wsi_ips.errors import EvaluationError, WsiIpsError
-from wsi_ips.evaluation import Detections, Evaluation, Lesions, Localisation, match_detections
-from wsi_ips.evaluation.froc import LEGACY_MPP, froc_with_interval
-from wsi_ips.evaluation.prediction_table import TableQuestion, evaluate_table
+from wsi_ips.evaluation.froc import LEGACY_MPP, Detections, froc_with_interval, match_detections
+from wsi_ips.evaluation.localisation import Localisation
+from wsi_ips.evaluation.slide_evaluation import Groups, Scored, evaluate_slides, group_columns
+from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, stage_patients
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Scale
 from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
 from wsi_ips.pipeline.evaluate_run import read_lesions
 from wsi_ips.slides import open_slide
 
-COLUMNS = ("probability", "x", "y")
-"""Columns of a table of detections; CAMELYON16 has them in this order and without a header."""
+COLUMNS = ("probability", "x", "y")  # of a table of detections; CAMELYON16 has this order and no header
+
+
+@dataclass(frozen=True)
+class TableQuestion:
+    """What to measure in a table of predictions."""
+
+    positive: str  # label that counts as positive; all others are negative
+    by: Sequence[str] = ()  # columns that make subgroups, in addition to those of sites
+    split: str = "test"  # split to report on; all slides where there is no column ``split``
+    threshold: float | None = None  # threshold in place of the one from the validation slides
 
 
 def evaluate_files(
@@ -33,25 +44,8 @@ def evaluate_files(
 ) -> Evaluation:
     """Measure a table of predictions, a folder of detections, or both.
 
-    Parameters
-    ----------
-    question
-        Positive label, subgroups, split and threshold. For detections, a slide with another label counts as without
-        tumour.
-    predictions
-        CSV, see :func:`wsi_ips.evaluation.prediction_table.evaluate_table`.
-    detections
-        Folder, see :func:`evaluate_detections`.
-    manifest
-        Fills in what the predictions lack (``label``, ``split``, ``patient_id``). Required for detections, whose slides
-        and annotations it names.
-    legacy_spacing
-        Take the µm/px of the challenge's script for lesions, not that of each slide.
-
-    Raises
-    ------
-    EvaluationError
-        A file cannot be used, or detections have no manifest.
+    The manifest fills in what the predictions lack (``label``, ``split``, ``patient_id``). Detections require it, as it
+    names slides and annotations; a slide with another label than the positive one counts as without tumour.
     """
     rows = read_manifest(manifest) if manifest is not None else None
     found = Evaluation(None)
@@ -74,13 +68,7 @@ def evaluate_files(
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a table of predictions as text cells.
-
-    Raises
-    ------
-    EvaluationError
-        No CSV, no column ``slide_id``, or a slide with two rows.
-    """
+    """Return a table of predictions as text cells, with one row per slide."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -109,6 +97,69 @@ def _with_manifest(table: pd.DataFrame, manifest: Manifest | None) -> pd.DataFra
     return table if table["split"].any() else table.drop(columns="split")
 
 
+def evaluate_table(table: pd.DataFrame, question: TableQuestion, source: str = "predictions") -> Evaluation:
+    """Measure the slides of a table of text cells; ``source`` names it in messages.
+
+    Columns ``slide_id``, ``label``, and ``probability_POSITIVE`` or ``probability``; ``split`` if the threshold is to
+    come from validation slides; ``patient_id`` if patients have several slides. With ``patient_id``, ``predicted``, and
+    labels of lymph nodes in ``label`` and ``predicted``, patients are staged; then the probability may be missing.
+    """
+    labels = {*table.get("label", ()), *table.get("predicted", ())} - {""}
+    nodes = {"patient_id", "label", "predicted"} <= {*table.columns} and bool(labels) and labels <= {*NODE_LABELS}
+    notes: list[str] = []
+    score = _probabilities(table, question, source, optional=nodes)
+    parts = table["split"] if "split" in table else pd.Series(question.split, index=table.index)
+    patients = _stages(table[parts == question.split], notes) if nodes else None
+    if score is None:
+        return Evaluation(None, patients=patients, notes=tuple(notes))
+    labelled = table["label"] != ""
+    if not labelled.all():
+        notes.append(f"{int((~labelled).sum())} slides without a label are left out")
+    if not (table["label"] == question.positive).any():
+        raise EvaluationError(f"{source}: no slide has label `{question.positive}`; name the positive label")
+
+    def scored(rows: pd.Series[bool]) -> Scored:
+        truth = (table["label"][rows] == question.positive).to_numpy().astype(np.int64)
+        of = table["patient_id"][rows].tolist() if "patient_id" in table else None
+        return Scored(truth, np.asarray(score[rows], np.float64), of)
+
+    test, validation = labelled & (parts == question.split), labelled & (parts == "val") & (question.split != "val")
+    rows = [{str(name): str(cell) for name, cell in row.items()} for row in table[test].to_dict("records")]
+    groups = Groups(group_columns(rows, question.by))
+    slides = evaluate_slides(scored(test), scored(validation), groups=groups, threshold=question.threshold)
+    return Evaluation(slides, patients=patients, notes=(*slides.notes, *notes))
+
+
+def _probabilities(
+    table: pd.DataFrame, question: TableQuestion, source: str, *, optional: bool
+) -> pd.Series[float] | None:
+    """Return the probability of the positive label per row; None where there is none and none is needed."""
+    named = f"probability_{question.positive}"
+    column = named if named in table else "probability"
+    wanted = ("label", *(() if optional else (column,)), *question.by)
+    missing = [f"`{name}`" for name in wanted if name not in table]
+    if missing:
+        raise EvaluationError(f"{source}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    if column not in table:
+        return None
+    score = pd.to_numeric(table[column], errors="coerce")
+    bad = table["slide_id"][~score.between(0, 1)]
+    if len(bad):
+        raise EvaluationError(
+            f"{source}, column `{column}`: {len(bad)} cells are no probability, the first of slide {bad.iloc[0]}"
+        )
+    return score
+
+
+def _stages(table: pd.DataFrame, notes: list[str]) -> Patients | None:
+    columns = ["patient_id", "label", "predicted"]
+    whole = (table[columns] != "").all(axis=1)
+    if not whole.all():
+        notes.append(f"{int((~whole).sum())} nodes without patient, label or prediction are in no stage")
+    nodes = [Node(*row) for row in table.loc[whole, columns].itertuples(index=False)]
+    return stage_patients(nodes, notes) if nodes else None
+
+
 def evaluate_detections(
     folder: Path,
     records: Sequence[SlideRecord],
@@ -117,24 +168,10 @@ def evaluate_detections(
     negative: frozenset[str],
     legacy_spacing: bool = False,
 ) -> Localisation:
-    """Compute the FROC of detections on the annotated and negative slides.
+    """Return the FROC of detections on the annotated and negative slides; what is left out is added to ``notes``.
 
-    Parameters
-    ----------
-    folder
-        A file ``SLIDE_ID.csv`` per slide with ``probability, x, y`` (level-0 pixels), with or without a header. A slide
-        without a file has no detection.
-    records, negative
-        Slides to report on, and those known to hold no tumour.
-    notes
-        What is left out is added here.
-    legacy_spacing
-        As for :func:`evaluate_files`.
-
-    Raises
-    ------
-    EvaluationError
-        No file belongs to a slide, or a file cannot be read (the message names file and row).
+    The folder has a file ``SLIDE_ID.csv`` per slide with ``probability, x, y`` (level-0 pixels), with or without a
+    header. A slide without a file has no detection.
     """
     if not folder.is_dir():
         raise EvaluationError(f"detections {folder}: no folder; give one with a file SLIDE_ID.csv per slide")
@@ -147,8 +184,10 @@ def evaluate_detections(
     for record in known:
         found = read_detections(files[record.slide_id]) if record.slide_id in files else Detections(*np.zeros((3, 0)))
         try:
-            lesions = _lesions_of_slide(record, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None)
-            matched.append(match_detections(found, lesions))
+            with open_slide(record.path, mpp_override=record.mpp) as reader:
+                info = reader.info
+            mpp = Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else info.pyramid.mpp
+            matched.append(match_detections(found, read_lesions(record, info.size_px0, info.bounds, mpp)))
         except (WsiIpsError, OSError) as error:
             notes.append(f"slide {record.slide_id} is not in the lesion metrics: {error}")
             continue
@@ -161,35 +200,20 @@ def evaluate_detections(
     return Localisation(lesions_given=froc_with_interval(matched, notes))
 
 
-def _lesions_of_slide(record: SlideRecord, mpp: Scale | None) -> Lesions:
-    """Read the lesions of a slide that is not tiled; ``mpp`` in place of its own."""
-    with open_slide(record.path, mpp_override=record.mpp) as reader:
-        size, bounds, own = reader.info.size_px0, reader.info.bounds, reader.info.pyramid.mpp
-    return read_lesions(record, size, bounds, mpp or own)
-
-
 def _note(notes: list[str], names: Sequence[str], what: str) -> None:
     if names:
         notes.append(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
 
 
 def read_detections(path: Path) -> Detections:
-    """Read the detections of one slide.
-
-    Raises
-    ------
-    EvaluationError
-        A row is no detection; the message names file and row.
-    """
+    """Return the detections of one slide; an error names file and row."""
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, ValueError, csv.Error) as error:
         raise EvaluationError(f"detections {path}: no CSV table ({error})") from error
-    order: list[int] = [0, 1, 2]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     titled = set(COLUMNS) <= set(header)
-    if titled:
-        order = [header.index(name) for name in COLUMNS]
+    order = [header.index(name) for name in COLUMNS] if titled else [0, 1, 2]
     found = []
     for number, row in enumerate(rows[titled:], 1 + titled):
         if not any(cell.strip() for cell in row):

@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 
 from wsi_ips.errors import EvaluationError
-from wsi_ips.evaluation import Evaluation
+from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
-from wsi_ips.evaluation.summary import headline
+from wsi_ips.evaluation.summary import Evaluation, headline
 from wsi_ips.inference import SlideScores
 from wsi_ips.inference.decision import DECIDING_TILES
 from wsi_ips.manifest import SlideRecord
@@ -27,9 +27,16 @@ from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
 from wsi_ips.results.handoff.pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
-from wsi_ips.results.report import write_report
+from wsi_ips.results.report import (
+    PICTURE_BYTES,
+    overlay_picture,
+    picture_bytes,
+    thumbnail,
+    tile_picture,
+    worth_pictures,
+    write_report,
+)
 from wsi_ips.results.report_data import (
-    CardSection,
     Figure,
     MapPicture,
     ReportData,
@@ -39,31 +46,17 @@ from wsi_ips.results.report_data import (
     lesion_recall,
     outcome_of,
 )
-from wsi_ips.results.report_pictures import (
-    PICTURE_BYTES,
-    overlay_picture,
-    picture_bytes,
-    thumbnail,
-    tile_picture,
-    worth_pictures,
-)
 from wsi_ips.results.report_plots import History
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.tiles import TileIndex, read_tiles
 
-SPLIT = "test"
-"""Split that the figures of a run are based on."""
+SPLIT = "test"  # the figures of a run are based on it
 
 
 def report_stage(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     """Write ``summary.json``, ``run.json``, ``evaluation.json`` and the report; return the summary.
 
-    Parameters
-    ----------
-    run
-        A run with predictions, or at least with a model.
-    seconds
-        Time the call took so far; None keeps time and memory of the stored summary.
+    ``seconds`` is the time the call took so far; None keeps time and memory of the stored summary.
     """
     try:
         evaluation = evaluate_run(run, split=SPLIT)
@@ -120,7 +113,7 @@ def _report_data(run: Run, evaluation: Evaluation, summary: dict[str, Any], fact
         history=_history(run, card) if trained_here else None,
         recall=recall,
         lost_lesions=lost,
-        card=_card(run, card, evaluation, slides),
+        card=model_card(_card_facts(run, card, evaluation, slides, calibration)),
     )
 
 
@@ -150,25 +143,25 @@ def _history(run: Run, card: ModelCard) -> History | None:
     return History(epochs, None if kept is None else round(kept), warm_start)
 
 
-def _card(run: Run, card: ModelCard, evaluation: Evaluation, slides: list[SlideEntry]) -> tuple[CardSection, ...]:
+def _card_facts(
+    run: Run, card: ModelCard, evaluation: Evaluation, slides: list[SlideEntry], calibration: Calibration
+) -> CardFacts:
     decision = (
         f"the {card.memory_size} tiles of the highest score"
-        if model_calibration(run).tasks[0].decision == "pooled"
+        if calibration.tasks[0].decision == "pooled"
         else f"the {DECIDING_TILES} tiles that speak most strongly for a class (`predict.decision: tiles`)"
     )
     cells = manifest_cells(run)
-    return model_card(
-        CardFacts(
-            card,
-            decision,
-            run.recipe.predict.checkpoint is None,
-            slides,
-            SPLIT,
-            sites={name: {r.slide_id: cells[r.slide_id].get(name, "") for r in run.records} for name in SITE_COLUMNS},
-            patients={r.slide_id: r.patient_id for r in run.records if r.patient_id},
-            evaluation=evaluation,
-            is_synthetic=is_synthetic(run.recipe.manifest),
-        )
+    return CardFacts(
+        card,
+        decision,
+        run.recipe.predict.checkpoint is None,
+        slides,
+        SPLIT,
+        sites={name: {r.slide_id: cells[r.slide_id].get(name, "") for r in run.records} for name in SITE_COLUMNS},
+        patients={r.slide_id: r.patient_id for r in run.records if r.patient_id},
+        evaluation=evaluation,
+        is_synthetic=is_synthetic(run.recipe.manifest),
     )
 
 
@@ -231,11 +224,6 @@ def _top_tiles(run: Run, record: SlideRecord, scores: SlideScores, index: TileIn
     if pixels is None:
         return ()
     return tuple(
-        TopTile(
-            jpeg=tile_picture(patch),
-            probability=float(scores.positive_probability[tile]),
-            x_px0=int(index.x[tile]),
-            y_px0=int(index.y[tile]),
-        )
-        for tile, patch in zip(best, pixels, strict=True)
+        TopTile(tile_picture(patch), float(scores.positive_probability[n]), int(index.x[n]), int(index.y[n]))
+        for n, patch in zip(best, pixels, strict=True)
     )

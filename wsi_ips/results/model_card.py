@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wsi_ips.evaluation import Evaluation, Interval
+from wsi_ips.evaluation.classification import Interval
 from wsi_ips.evaluation.localisation import SIZES
 from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, SITE_COLUMNS, SlideEvaluation
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.model.card_text import licence_text, origin_text, training_text
 from wsi_ips.model.checkpoint_card import ModelCard
-from wsi_ips.results.report_data import CardSection, SlideEntry
+from wsi_ips.results.report_data import CardSection, SlideEntry, label_counts
 
-FEW_OF_A_CLASS = 50
-"""Fewer test slides of a class than this are stated as a limit."""
+FEW_OF_A_CLASS = 50  # fewer test slides of a class than this are stated as a limit
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,14 @@ class CardFacts:
 
     card: ModelCard  # the checkpoint's own card
     decision: str  # what the answer of a slide is based on, in words
-    trained_here: bool  # whether this run trained the model
+    trained_here: bool
     slides: Sequence[SlideEntry]  # all slides of the cohort
-    split: str  # split that the figures are based on
-    # site of each slide by column of the manifest, then slide_id; empty where unknown
+    split: str  # that the figures are based on
+    # Site by column of the manifest, then slide_id; empty where unknown.
     sites: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    # patient by slide_id; only of slides with a known patient
-    patients: Mapping[str, str] = field(default_factory=dict)
-    evaluation: Evaluation | None = None  # all metrics; None where nothing is labelled
-    is_synthetic: bool = False  # whether the slides were drawn by a program
+    patients: Mapping[str, str] = field(default_factory=dict)  # known ones, by slide_id
+    evaluation: Evaluation | None = None  # None where nothing is labelled
+    is_synthetic: bool = False
 
 
 def model_card(facts: CardFacts) -> tuple[CardSection, ...]:
@@ -74,28 +73,22 @@ def _training_slides(facts: CardFacts) -> tuple[str, ...]:
     if not facts.trained_here:
         return ("It was trained elsewhere; this run does not know on what. See the card of its own training.",)
     lines = []
+    tiled = [s for s in facts.slides if s.state == "ok" or (s.state == "failed" and s.stage != "tile")]
     for split, purpose in (("train", "for training"), ("val", "that chose the epoch and set the threshold")):
-        part = [s for s in facts.slides if _has_tiles(s) and s.split == split and s.has_label]
+        part = [s for s in tiled if s.split == split and s.has_label]
         if not part:
             lines.append("No slide of split val: the last epoch is kept." if split == "val" else "No slide.")
             continue
-        labels = Counter(s.label or "unlabelled" for s in part)
         patients = {facts.patients[s.slide_id] for s in part if s.slide_id in facts.patients}
-        text = f"{len(part)} slides {purpose}: {', '.join(f'{c} {n}' for n, c in sorted(labels.items()))}"
-        lines.append(f"{text}; {f'{len(patients)} known patients' if patients else 'patients unknown'}.")
+        known = f"{len(patients)} known patients" if patients else "patients unknown"
+        lines.append(f"{len(part)} slides {purpose}: {label_counts(part)}; {known}.")
         for column, site in facts.sites.items():
             counts = Counter(site[s.slide_id] for s in part if site[s.slide_id])
             if counts:
                 lines.append(f"By {column}: {', '.join(f'{n} ({c})' for n, c in sorted(counts.items()))}.")
     if facts.is_synthetic:
-        lines.append(
-            "All slides are synthetic: drawn by a program, with planted tumour. Nothing follows for real tissue."
-        )
+        lines.append("All slides are synthetic (drawn by a program): the figures say nothing about real tissue.")
     return tuple(lines)
-
-
-def _has_tiles(slide: SlideEntry) -> bool:
-    return slide.state == "ok" or (slide.state == "failed" and slide.stage != "tile")
 
 
 def _figures(evaluation: Evaluation | None, split: str) -> tuple[str, ...]:

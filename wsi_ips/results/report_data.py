@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from wsi_ips.evaluation import Evaluation
 from wsi_ips.evaluation.localisation import SIZES
+from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.results.contact_sheet import SheetEntry
 from wsi_ips.results.report_plots import History
 
@@ -29,10 +29,9 @@ class Figure:
 class TopTile:
     """One tile of a gallery."""
 
-    jpeg: bytes  # the patch
-    probability: float  # probability of the positive class for this tile alone
-    # x_px0, y_px0: top-left corner, level-0 pixels
-    x_px0: int
+    jpeg: bytes
+    probability: float  # of the positive class for this tile alone
+    x_px0: int  # top-left corner
     y_px0: int
 
 
@@ -48,23 +47,20 @@ class MapPicture:
 class SlideEntry:
     """One slide of the worklist."""
 
-    # slide_id, state, reason: identity and state
     slide_id: str
     state: str
     reason: str
-    # label, split: as in the manifest, empty where not given
-    label: str
+    label: str  # empty where not given, like the split
     split: str
-    probability: float | None  # probability of the positive class; None where the slide was not predicted
-    predicted: str  # predicted class
-    # tiles, tissue_mm2: number of tiles and tissue area
+    probability: float | None  # of the positive class; None where the slide was not predicted
+    predicted: str
     tiles: int | None
     tissue_mm2: float | None
     positive: bool | None = None  # whether the label is positive; None where it is unknown
     # ``missed``: labelled positive, called negative, in the split that is reported on; ``false alarm``: the opposite
     outcome: Outcome = ""
     stage: str = ""  # last stage that worked on the slide
-    is_tiled: bool = True  # whether it was tiled, with tiles or without
+    is_tiled: bool = True  # with tiles or without
     has_label: bool = True  # whether the truth of any task is known
     overlays: tuple[MapPicture, ...] = ()  # heatmaps; empty where not drawn, or where the page would become too large
     top: tuple[TopTile, ...] = ()  # tiles with the highest probability
@@ -84,10 +80,9 @@ class Loss:
 class FlowStep:
     """One step of the cohort on its way to the figures."""
 
-    # name, note: what holds for the slides that are left
     name: str
-    slides: int  # number of slides left
-    lost: tuple[Loss, ...] = ()  # slides lost since the step before
+    slides: int  # slides left
+    lost: tuple[Loss, ...] = ()
     note: str = ""
 
 
@@ -96,12 +91,10 @@ class RecallRow:
     """Annotated lesions of one size class."""
 
     size: str  # ``ITC``, ``micro``, ``macro``, or ``all``
-    # lesions, lost_to_segmentation, lost_to_tiling: number of lesions
-    lesions: int
+    lesions: int  # numbers of lesions
     lost_to_segmentation: int
     lost_to_tiling: int
-    # in_tissue, in_tiles: share of their area, 0-1
-    in_tissue: float
+    in_tissue: float  # share of their area
     in_tiles: float
 
 
@@ -129,22 +122,20 @@ class CardSection:
 class ReportData:
     """Everything the page shows."""
 
-    # title, positive_class, model_id: name of the run, of the positive class and of the model
     title: str
     positive_class: str
     model_id: str
-    split: str  # split that the figures are based on
+    split: str  # that the figures are based on
     figures: tuple[Figure, ...]  # headline figures
     slides: tuple[SlideEntry, ...]  # all slides of the cohort
     facts: tuple[tuple[str, str], ...]  # name and value of how the run was made
-    recipe: str  # the recipe as YAML
-    evaluation: Evaluation | None = None  # all metrics; None where nothing is labelled
-    flow: tuple[FlowStep, ...] = ()  # steps from the manifest to the figures
-    history: History | None = None  # the training; None where the model was trained elsewhere
-    # recall, lost_lesions: what segmentation and tiling left of the annotated lesions
-    recall: tuple[RecallRow, ...] = ()
+    recipe: str  # as YAML
+    evaluation: Evaluation | None = None  # None where nothing is labelled
+    flow: tuple[FlowStep, ...] = ()  # from the manifest to the figures
+    history: History | None = None  # None where the model was trained elsewhere
+    recall: tuple[RecallRow, ...] = ()  # what segmentation and tiling left of the annotated lesions
     lost_lesions: tuple[LostLesion, ...] = ()
-    card: tuple[CardSection, ...] = ()  # the model card
+    card: tuple[CardSection, ...] = ()
 
 
 def outcome_of(positive: bool | None, probability: float | None, threshold: float | None) -> Outcome:
@@ -157,19 +148,7 @@ def outcome_of(positive: bool | None, probability: float | None, threshold: floa
 def cohort_flow(
     slides: Sequence[SlideEntry], split: str, *, predict_splits: Collection[str], trained_here: bool
 ) -> tuple[FlowStep, ...]:
-    """Return the steps from all slides of the manifest to those that the figures are based on.
-
-    Parameters
-    ----------
-    slides
-        All slides, after prediction.
-    split
-        Split that the figures are based on.
-    predict_splits
-        Splits to predict; slides without a split are predicted too.
-    trained_here
-        Whether the run trained the model.
-    """
+    """Return the steps from all slides of the manifest to those of ``split`` that the figures are based on."""
     flow = _Flow(slides)
     flow.keep("readable", lambda s: s.is_tiled, _failure)
     flow.keep("with tissue", lambda s: bool(s.tissue_mm2 or s.tiles), lambda _: "without tissue")

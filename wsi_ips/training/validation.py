@@ -13,7 +13,7 @@ import torch
 
 from wsi_ips.config import TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError, TrainingError
-from wsi_ips.evaluation.multiclass import task_figures
+from wsi_ips.evaluation.slide_evaluation import task_figures
 from wsi_ips.labels import Target, Task
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import Selection
