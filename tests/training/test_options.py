@@ -15,10 +15,10 @@ from tests.training.test_loop import COMPUTE, Recorder, cohort, small_net, train
 from wsi_ips.errors import DivergedError, RecipeError, TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.training.epoch_records import Cost, EpochRecord, LastSelection, attention_entropy
-from wsi_ips.training.optimiser import MixedPrecision
-from wsi_ips.training.sampling import epoch_order, epoch_steps
+from wsi_ips.training.loop import epoch_order, epoch_steps
 from wsi_ips.training.settings import LabelledSlide
+from wsi_ips.training.step import MixedPrecision
+from wsi_ips.training.tracking import Cost, EpochRecord, LastSelection, attention_entropy
 from wsi_ips.training.validation import Figures, best_epoch, epochs_since_best
 
 COST = Cost(None, 0.0, 0.0, 0.0, 0.0, None)
