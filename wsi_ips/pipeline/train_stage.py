@@ -79,9 +79,8 @@ def train_stage(run: Run, processes: Processes | None = None) -> bool:
     features = feature_source(run) if recipe.model.input == "features" else None
     while True:
         cohort = _cohort(run, features, processes)
-        is_trained = (run.folder.model / CARD_NAME).exists() and read_card(
-            run.folder.model
-        ).fingerprint == cohort.fingerprint
+        model = run.folder.model
+        is_trained = (model / CARD_NAME).exists() and read_card(model).fingerprint == cohort.fingerprint
         if processes.from_first(is_trained):
             return False
         try:

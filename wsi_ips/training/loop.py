@@ -65,16 +65,9 @@ class Trainer:
         file: StateFile | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        """Run all epochs, from where an earlier call stopped and ``file`` says so (None starts anew, saves nothing).
+        """Run all epochs, from where an earlier call stopped as ``file`` says (None starts anew and saves nothing).
 
-        Raises
-        ------
-        TrainingError
-            The training slides of a task are all alike, or there are no validation slides for what needs them.
-        DivergedError
-            A loss, gradient or score is not finite; the weights are those before the step.
-        KeyboardInterrupt
-            One process was asked to stop; the state is saved.
+        Raises a :class:`KeyboardInterrupt` once the state is saved where a process was asked to ``stop``.
         """
         section = self.settings.section
         self.step.stop = stop or StopRequest()

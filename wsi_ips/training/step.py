@@ -117,7 +117,7 @@ class Step:
         try:
             for part in parts:
                 self._learn_part(batch[part], epoch, loss, StepFigures(figures.table[part], classes))
-            processes.attempt(lambda: self._require_finite(figures, epoch, optimiser))
+            processes.attempt(lambda: self._require_finite(figures.loss, epoch, optimiser))
             table, self.all_stop = processes.sum_step([*self.net.parameters()], figures.table, stop=self.stop.asked)
         except ScoresError as error:
             raise self._diverged(epoch, "attention scores are not finite") from error
@@ -178,13 +178,14 @@ class Step:
 
     def _update(self, epoch: int, optimiser: torch.optim.Optimizer) -> None:
         """Clip the gradient, step the optimiser and the average of the weights."""
-        self.precision.unscale(optimiser)
+        self.precision.unscale_(optimiser)
         norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
         if math.isfinite(norm):
             self.choice.meter.add("gradient_norm", norm)
-        elif not self.precision.scales:
+        elif not self.precision.is_enabled():  # else this step is skipped
             raise self._diverged(epoch, f"the gradient is {norm}", optimiser)
         self.precision.step(optimiser)
+        self.precision.update()
         if self.average is not None:
             self.average.update_parameters(self.net)
 
@@ -197,9 +198,9 @@ class Step:
             if overlap is not None:
                 self.choice.meter.add("selection_overlap", overlap)
 
-    def _require_finite(self, figures: StepFigures, epoch: int, optimiser: torch.optim.Optimizer) -> None:
-        if not math.isfinite(figures.loss):
-            raise self._diverged(epoch, f"the loss is {figures.loss}", optimiser)
+    def _require_finite(self, loss: float, epoch: int, optimiser: torch.optim.Optimizer) -> None:
+        if not math.isfinite(loss):
+            raise self._diverged(epoch, f"the loss is {loss}", optimiser)
 
     def _diverged(self, epoch: int, what: str, optimiser: torch.optim.Optimizer | None = None) -> DivergedError:
         section = self.settings.section
@@ -243,7 +244,7 @@ def averaged(net: IpsNet, decay: float) -> AveragedModel:
         return AveragedModel(net, multi_avg_fn=torch.no_grad()(average))
 
 
-class MixedPrecision:
+class MixedPrecision(torch.amp.GradScaler):
     """Autocast of the encoder where it learns, and the scale of the loss; ``dtype`` is that of the activations.
 
     Weights, optimiser, pooling and loss stay in float32. bfloat16 has the range of float32 and needs no scale; with
@@ -251,30 +252,23 @@ class MixedPrecision:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
-        self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.scale, self.unscale = self._scaler.scale, self._scaler.unscale_
-        self.scales = self._scaler.is_enabled()  # whether steps are skipped when their scaled gradient overflows
+        super().__init__(device.type, enabled=dtype == torch.float16)
+        self._dtype = dtype
 
     def encoder(self) -> AbstractContextManager[object]:
         """Return a ``with`` block in which the encoder runs in reduced precision."""
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+        return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
 
     def full(self) -> AbstractContextManager[object]:
         """Return a ``with`` block in which everything runs in full precision."""
-        return torch.autocast(self._device.type, enabled=False)
-
-    def step(self, optimiser: torch.optim.Optimizer) -> None:
-        """Step the optimiser, unless the gradient overflowed."""
-        self._scaler.step(optimiser)
-        self._scaler.update()
+        return torch.autocast(self._device, enabled=False)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what to store: nothing where nothing is scaled."""
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._scaler.state_dict().items()}
+        """Return what to store, as tensors: nothing where nothing is scaled."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in super().state_dict().items()}
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
         """Restore what was stored."""
-        if self.scales:
-            kinds = {name: type(value) for name, value in self._scaler.state_dict().items()}
-            self._scaler.load_state_dict({name: kinds[name](value.item()) for name, value in stored.items()})
+        kinds = {name: type(value) for name, value in super().state_dict().items()}
+        if stored:  # nothing is stored where nothing was scaled
+            super().load_state_dict({name: kind(stored[name].item()) for name, kind in kinds.items()})
