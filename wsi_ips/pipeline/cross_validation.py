@@ -103,7 +103,12 @@ def cross_validate(
     with Run.open(recipe, watcher) as run:
         tile_stage(run)
     found = [_run_fold(recipe, k, watcher) for k in range(count)]
-    tables = [_predictions(recipe, k) for k in range(count)]
+    tables = []
+    for fold in range(count):
+        with Run.open(fold_recipe(recipe, fold)) as run:
+            table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
+        table.insert(1, "fold", fold)
+        tables.append(table)
     tested, averaged = pd.concat([t[t["split"] == "test"] for t in tables]), _ensemble(tables)
     out_of_fold, ensemble = recipe.output / OUT_OF_FOLD_NAME, recipe.output / ENSEMBLE_NAME
     _write(out_of_fold, tested)
@@ -169,14 +174,6 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
         except EvaluationError as error:
             progress.note(f"fold {fold}: {error}")
         return FoldFigures(fold, tested, evaluation, run.states.count("failed"))
-
-
-def _predictions(recipe: Recipe, fold: int) -> pd.DataFrame:
-    """Return the rows of a fold's predicted slides, with its number."""
-    with Run.open(fold_recipe(recipe, fold)) as run:
-        table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
-    table.insert(1, "fold", fold)
-    return table
 
 
 def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

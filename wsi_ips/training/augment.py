@@ -45,7 +45,10 @@ def augment(patches: Tensor, keys: NDArray[np.uint64], strengths: AugmentSection
     """
     out = _turned(patches, keys) if strengths.turns else patches.clone(memory_format=torch.preserve_format)
     if strengths.hed:
-        out = _restained(out, *stain_map(keys, strengths))
+        matrix, shift = stain_map(keys, strengths)
+        density = out.clamp(min=DARKEST).log_().neg_()
+        mixed = _mapped(density, matrix).add_(torch.from_numpy(shift).to(out)[:, :, None, None])
+        out = mixed.neg_().exp_().clamp_(max=1)
     if strengths.brightness or strengths.saturation:
         out = _mapped(out, colour_map(keys, strengths)).clamp_(0, 1)
     return out
@@ -91,12 +94,6 @@ def _turned(patches: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         part = torch.rot90(patches[rows], int(value) & 3, (2, 3))
         turned[rows] = part.flip(3) if value & 4 else part
     return turned
-
-
-def _restained(patches: Tensor, matrix: Floats, shift: Floats) -> Tensor:
-    density = patches.clamp(min=DARKEST).log_().neg_()
-    mixed = _mapped(density, matrix).add_(torch.from_numpy(shift).to(patches)[:, :, None, None])
-    return mixed.neg_().exp_().clamp_(max=1)
 
 
 def _mapped(patches: Tensor, matrix: Floats) -> Tensor:

@@ -139,8 +139,7 @@ class StepGradient:
                 return plain_gradient(net.encoder, winners, prepare, loss_of)
             return two_pass_gradient(net.encoder, winners, prepare, loss_of, micro_batch=self.micro_batch)
         except torch.cuda.OutOfMemoryError as error:
-            self._require_fallback(net.encoder, error)
-        self._fall_back()
+            self._fall_back(net.encoder, error)
         for parameter in net.parameters():
             parameter.grad = None
         before.restore()
@@ -156,7 +155,13 @@ class StepGradient:
             return "two-pass"  # refuses the former, has no second pass for the latter
         if self._tile_gb is None:
             self._tile_gb = SPARE * activation_bytes(encoder, winners, prepare) / 1e9
-            self._fit_micro_batch(self._tile_gb)
+            fits = max(1, int(self.budget_gb / self._tile_gb))
+            if fits < self.micro_batch:
+                self.note(
+                    f"{self.micro_batch} patches at a time would need about {self.micro_batch * self._tile_gb:.1f} GB, "
+                    f"the budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
+                )
+                self.micro_batch = fits
         needed_gb = self._tile_gb * len(winners)
         if self.kind == "auto" and needed_gb <= self.budget_gb:
             return "plain"
@@ -168,16 +173,8 @@ class StepGradient:
             )
         return "two-pass"
 
-    def _fit_micro_batch(self, tile_gb: float) -> None:
-        fits = max(1, int(self.budget_gb / tile_gb))
-        if fits < self.micro_batch:
-            self.note(
-                f"{self.micro_batch} patches at a time would need about {self.micro_batch * tile_gb:.1f} GB, the "
-                f"budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
-            )
-            self.micro_batch = fits
-
-    def _require_fallback(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
+    def _fall_back(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
+        """Take two passes instead of one, or half the micro-batch; once."""
         if uses_batch_statistics(encoder):
             raise TrainingError(
                 "memory ran out, and an encoder with batch statistics cannot be learned in parts: leave `model.norm: "
@@ -188,8 +185,6 @@ class StepGradient:
                 f"memory ran out again with {self.micro_batch} patches at a time; set `compute.gpu_memory_gb` to what "
                 "is free, or take a smaller `model.encoder`"
             ) from error
-
-    def _fall_back(self) -> None:
         self._fell_back = True
         if self._last == "two-pass":
             self.micro_batch = max(1, self.micro_batch // 2)
