@@ -73,18 +73,18 @@ class EpochRecord:
 
 
 class Meter:
-    """Sums of the running epoch; ``sums`` has (sum of weighted values, sum of weights, largest value) by name."""
+    """Sums of the running epoch; ``sums`` has (sum of values, their number, the largest) by name."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
         self.sums = {} if sums is None else sums
 
-    def add(self, name: str, value: float, weight: float = 1.0) -> None:
+    def add(self, name: str, value: float) -> None:
         """Add a value."""
-        total, weights, largest = self.sums.get(name, [0.0, 0.0, value])
-        self.sums[name] = [total + value * weight, weights + weight, max(largest, value)]
+        total, count, largest = self.sums.get(name, [0.0, 0.0, value])
+        self.sums[name] = [total + value, count + 1, max(largest, value)]
 
     def mean(self, name: str) -> float | None:
-        """Return the weighted mean; None where nothing was added."""
+        """Return the mean; None where nothing was added."""
         return self.sums[name][0] / self.sums[name][1] if name in self.sums else None
 
     def largest(self, name: str) -> float | None:
