@@ -166,13 +166,9 @@ class Trainer:
 
     def _batches(self, train: Sequence[LabelledSlide], epoch: int) -> list[list[LabelledSlide]]:
         """Return the slides of each step of an epoch."""
-        visits = epoch_steps(
-            [slide.targets[0] for slide in train],
-            seed=abs(self.settings.seed),
-            epoch=epoch,
-            steps=self._steps(len(train), epoch),
-            balanced=self.settings.section.balance == "sampling",
-        )
+        classes, balanced = [slide.targets[0] for slide in train], self.settings.section.balance == "sampling"
+        seed, steps = abs(self.settings.seed), self._steps(len(train), epoch)
+        visits = epoch_steps(classes, seed=seed, epoch=epoch, steps=steps, balanced=balanced)
         return [[replace(train[slide], view=view) for slide, view in step] for step in visits]
 
     def _is_out_of_patience(self, state: TrainingState) -> bool:

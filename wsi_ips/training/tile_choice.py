@@ -113,14 +113,10 @@ class TileChoice:
     def _scan(self, net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare) -> list[Selection]:
         if not requests:
             return []
+        size, compute = self.settings.memory_size, self.settings.compute
+        counted, clock = partial(self.meter.add, "tiles"), partial(self.meter.clock, "scan_read")
         with self.meter.clock("scan"):
-            options = ScanOptions(
-                self.settings.memory_size,
-                self.settings.compute,
-                self.limit,
-                on_tiles=partial(self.meter.add, "tiles"),
-                reading=partial(self.meter.clock, "scan_read"),
-            )
+            options = ScanOptions(size, compute, self.limit, on_tiles=counted, reading=clock)
             return scan_slides(net, requests, prepare, options)
 
     def _given(self, start: Start, slide: LabelledSlide, epoch: int) -> Kept:
