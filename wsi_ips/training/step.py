@@ -70,7 +70,7 @@ class StepFigures:
 
     def best(self, slide: int) -> NDArray[np.int64]:
         """Return the best tiles of a slide, best first."""
-        row = self._best[slide].numpy()
+        row: NDArray[np.float32] = self._best[slide].numpy()
         return row[row > 0].astype(np.int64) - 1
 
 

@@ -154,6 +154,7 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Close what is open."""
+        return
 
 
 class Tracking:
