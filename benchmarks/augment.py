@@ -28,7 +28,7 @@ from wsi_ips.model import build_encoder, encoder_spec
 from wsi_ips.model.scan_encoders import auto
 from wsi_ips.training.augment import augment, tile_keys
 
-COLOUR = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
+COLOUR = {"brightness": 0.2, "saturation": 0.2}
 
 
 def only(**strengths: float) -> AugmentSection:
@@ -46,7 +46,6 @@ CASES: dict[str, tuple[AugmentSection, Callable[[Tensor], Tensor] | None]] = {
     "default": (AugmentSection(), None),
     "HED": (only(hed=0.2), None),
     "colour": (only(**COLOUR), v2.ColorJitter(**COLOUR)),
-    "everything": (AugmentSection(**COLOUR), None),
 }
 
 

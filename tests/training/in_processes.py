@@ -23,11 +23,11 @@ from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.tiles import SlideTiles
-from wsi_ips.training.epoch_records import EpochRecord
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
+from wsi_ips.training.tracking import EpochRecord
 
 TASKS = (Task("label", ("normal", "tumor")), Task("stain", ("a", "b"), "multi"))
 SETTINGS = {

@@ -18,11 +18,10 @@ from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles import read_tiles
-from wsi_ips.training.epoch_records import EpochRecord
-from wsi_ips.training.loop import Trainer
+from wsi_ips.training.loop import Trainer, warmup_cosine
 from wsi_ips.training.loss import StepLoss, class_weights, selection_weights
-from wsi_ips.training.optimiser import warmup_cosine
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
+from wsi_ips.training.tracking import EpochRecord
 
 COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
 

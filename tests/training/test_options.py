@@ -15,10 +15,10 @@ from tests.training.test_loop import COMPUTE, Recorder, cohort, small_net, train
 from wsi_ips.errors import DivergedError, RecipeError, TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.training.epoch_records import Cost, EpochRecord, LastSelection, attention_entropy
-from wsi_ips.training.optimiser import MixedPrecision
-from wsi_ips.training.sampling import epoch_order, epoch_steps
+from wsi_ips.training.loop import epoch_order, epoch_steps
 from wsi_ips.training.settings import LabelledSlide
+from wsi_ips.training.step import MixedPrecision
+from wsi_ips.training.tracking import Cost, EpochRecord, LastSelection, attention_entropy
 from wsi_ips.training.validation import Figures, best_epoch, epochs_since_best
 
 COST = Cost(None, 0.0, 0.0, 0.0, 0.0, None)
@@ -200,17 +200,17 @@ def test_float16_leaves_out_a_step_that_overflows_and_goes_on_with_a_smaller_sca
     loop = trainer(small_net())
     loop.step.precision = MixedPrecision(torch.device("cpu"), torch.float16)
     optimiser = torch.optim.AdamW(loop.net.parameters(), lr=1e-3)
-    loop.step.precision._scaler._lazy_init_scale_growth_tracker(torch.device("cpu"))
-    loop.step.precision._scaler.update(2.0**120)
+    loop.step.precision._lazy_init_scale_growth_tracker(torch.device("cpu"))
+    loop.step.precision.update(2.0**120)
     before = [p.detach().clone() for p in loop.net.parameters()]
     loss, _ = loop.step.learn(cohort(2), 1, [torch.ones(2)], optimiser)
     assert math.isfinite(loss)
     assert all(torch.equal(a, b) for a, b in zip(loop.net.parameters(), before, strict=True))
-    assert loop.step.precision._scaler.get_scale() < 2.0**120
+    assert loop.step.precision.get_scale() < 2.0**120
     again = MixedPrecision(torch.device("cpu"), torch.float16)
     again.load_state_dict(loop.step.precision.state_dict())
-    assert again._scaler.state_dict() == loop.step.precision._scaler.state_dict()
-    loop.step.precision._scaler.update(2.0**8)
+    assert again.state_dict() == loop.step.precision.state_dict()
+    loop.step.precision.update(2.0**8)
     loop.step.learn(cohort(2), 1, [torch.ones(2)], optimiser)
     assert not all(torch.equal(a, b) for a, b in zip(loop.net.parameters(), before, strict=True))
 

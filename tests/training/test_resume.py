@@ -16,8 +16,8 @@ from safetensors import safe_open
 from tests.training.test_loop import COMPUTE, Recorder, cohort, trainer
 from wsi_ips.config import ComputeSection
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.training.epoch_records import EpochRecord
 from wsi_ips.training.resume import StateFile, StopRequest
+from wsi_ips.training.tracking import EpochRecord
 
 SETTINGS = {"epochs": 4, "warm_start_epochs": 2, "exploration": 0.5, "tile_dropout": 0.2}
 STEPS = 8

@@ -132,7 +132,7 @@ class ModelCard(NetSettings):
         pixels the network sees, as plain JSON; None pins nothing.
     training
         Facts about the slides and the training, for people, as plain JSON; see
-        :mod:`wsi_ips.pipeline.training_facts`.
+        :func:`wsi_ips.pipeline.train_stage.training_facts`.
     origin
         Where the encoder's weights come from; None where nobody recorded it.
     input

@@ -25,14 +25,9 @@ from wsi_ips.pipeline.stages import run_until
 from wsi_ips.pipeline.tile_stage import tile_stage
 from wsi_ips.provenance import atomic_path, atomic_write_json
 
-FOLDS_NAME, OUT_OF_FOLD_NAME, ENSEMBLE_NAME, FIGURES_NAME = (
-    "folds.json",
-    "out_of_fold.csv",
-    "ensemble.csv",
-    "cross_validation.json",
-)
-VALIDATED = 0.1
-"""Share of the slides that a fold does not test which validates it, where the folds are made here."""
+FOLDS_NAME, FIGURES_NAME = "folds.json", "cross_validation.json"
+OUT_OF_FOLD_NAME, ENSEMBLE_NAME = "out_of_fold.csv", "ensemble.csv"
+VALIDATED = 0.1  # of the slides that a fold does not test, where the folds are made here
 
 
 @dataclass(frozen=True)
@@ -53,13 +48,11 @@ class FoldFigures:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Figures over all folds.
-
-    ``pooled`` are those of the out-of-fold scores of all slides together, None where they are of one class. Scores of
-    different models share no scale, so the mean over folds is the safer figure.
-    """
+    """Figures over all folds."""
 
     folds: tuple[FoldFigures, ...]
+    # Of the out-of-fold scores of all slides together, None where they are of one class. Scores of different models
+    # share no scale, so the mean over folds is the safer figure.
     pooled: dict[str, Interval] | None
     out_of_fold: Path  # a row per tested slide
     ensemble: Path | None  # mean of all models for slides in no part; None without any
@@ -76,7 +69,7 @@ class CrossValidation:
         return max(fold.failed for fold in self.folds)
 
     def as_json(self) -> dict[str, Any]:
-        """For ``cross_validation.json``."""
+        """Return what ``cross_validation.json`` holds."""
         spread = self.auc_mean_and_spread
         return {
             "auc": {"mean": spread[0], "sd": spread[1]} if spread else None,
@@ -100,25 +93,9 @@ def cross_validate(
     """Train and test once per fold; skip what is up to date.
 
     The tiles are made once, in the recipe's run folder; each fold is a run of its own below it (``fold_0`` ...), with
-    model, predictions and heatmaps where other commands find them.
-
-    Parameters
-    ----------
-    recipe
-        The whole recipe. Folds come from ``split.file``; without it they are made here and kept as ``folds.json``.
-    folds
-        Number of folds to make: patients and copies stay together, labels in proportion.
-    by
-        Manifest column of the centre: a fold tests whole centres.
-    progress
-        Progress listener.
-
-    Raises
-    ------
-    RecipeError
-        No folds are given, or an earlier call made other ones.
-    WsiIpsError
-        As :func:`wsi_ips.pipeline.run_pipeline`.
+    model, predictions and heatmaps where other commands find them. Folds come from ``split.file``; without it
+    ``folds`` of them are made here and kept as ``folds.json``: patients and copies stay together, labels in proportion.
+    ``by`` is the manifest column of the centre: a fold then tests whole centres.
     """
     watcher = progress or Silent()
     recipe = _with_folds(recipe, folds, by, watcher)
@@ -127,17 +104,18 @@ def cross_validate(
     with Run.open(recipe, watcher) as run:
         tile_stage(run)
     found = [_run_fold(recipe, k, watcher) for k in range(count)]
-    tables = [_predictions(recipe, k) for k in range(count)]
-    out_of_fold = _write(recipe.output / OUT_OF_FOLD_NAME, pd.concat([t[t["split"] == "test"] for t in tables]))
-    averaged = _ensemble(tables)
-    result = CrossValidation(
-        tuple(found),
-        _pooled(recipe, out_of_fold),
-        recipe.output / OUT_OF_FOLD_NAME,
-        None if averaged.empty else recipe.output / ENSEMBLE_NAME,
-    )
-    if result.ensemble:
-        _write(result.ensemble, averaged)
+    tables = []
+    for fold in range(count):
+        with Run.open(fold_recipe(recipe, fold)) as run:
+            table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
+        table.insert(1, "fold", fold)
+        tables.append(table)
+    tested, averaged = pd.concat([t[t["split"] == "test"] for t in tables]), _ensemble(tables)
+    out_of_fold, ensemble = recipe.output / OUT_OF_FOLD_NAME, recipe.output / ENSEMBLE_NAME
+    _write(out_of_fold, tested)
+    if not averaged.empty:
+        _write(ensemble, averaged)
+    result = CrossValidation(tuple(found), _pooled(recipe, tested), out_of_fold, None if averaged.empty else ensemble)
     atomic_write_json(recipe.output / FIGURES_NAME, result.as_json())
     return result
 
@@ -177,13 +155,8 @@ def _with_folds(recipe: Recipe, folds: int | None, by: str | None, progress: Pro
     else:
         with Run.open(recipe, progress) as run:
             manifest = run.recipe.manifest
-        plan = SplitPlan(
-            fractions=(1 - VALIDATED, VALIDATED, 0.0),
-            folds=folds,
-            by=by,
-            stratify=(recipe.labels.column,),
-            seed=recipe.seed,
-        )
+        fractions, stratify = (1 - VALIDATED, VALIDATED, 0.0), (recipe.labels.column,)
+        plan = SplitPlan(fractions=fractions, folds=folds, by=by, stratify=stratify, seed=recipe.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_splits(path, split_cohort(manifest, plan, progress=progress).splits)
     return recipe.model_copy(update={"split": recipe.split.model_copy(update={"file": path})})
@@ -202,14 +175,6 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
         except EvaluationError as error:
             progress.note(f"fold {fold}: {error}")
         return FoldFigures(fold, tested, evaluation, run.states.count("failed"))
-
-
-def _predictions(recipe: Recipe, fold: int) -> pd.DataFrame:
-    """Return the rows of a fold's predicted slides, with its number."""
-    with Run.open(fold_recipe(recipe, fold)) as run:
-        table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
-    table.insert(1, "fold", fold)
-    return table
 
 
 def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -233,10 +198,9 @@ def _pooled(recipe: Recipe, rows: pd.DataFrame) -> dict[str, Interval] | None:
     return evaluate_slides(Scored(np.array(truth, np.int64), score)).metrics
 
 
-def _write(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _write(path: Path, table: pd.DataFrame) -> None:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-    return table
 
 
 def figures_of(folds: Sequence[FoldFigures]) -> Iterator[tuple[str, str, str]]:

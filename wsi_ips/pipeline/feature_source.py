@@ -39,26 +39,14 @@ class FeatureSource:
         return (self.run.recipe.features.location or self.run.folder.features) / self.key
 
     def wanted(self, record: SlideRecord) -> str:
-        """Return the fingerprint that a slide's features must have to be up to date.
-
-        Raises
-        ------
-        FeaturesError
-            Another tool's file is missing.
-        """
+        """Return the fingerprint that a slide's features must have to be up to date."""
         tiles = stored_fingerprint(self.run.folder.tiles, record.slide_id)
         if self.files is None:
             return fingerprint("features", SCHEMA_VERSION, self.encoder, tiles)
         return fingerprint("imported features", SCHEMA_VERSION, content_identity(self.file(record)), tiles)
 
     def file(self, record: SlideRecord) -> Path:
-        """Return the feature file of a slide that another tool wrote.
-
-        Raises
-        ------
-        FeaturesError
-            There is none.
-        """
+        """Return the feature file of a slide that another tool wrote."""
         found = (self.files or {}).get(record.slide_id)
         if found is None:
             raise FeaturesError(
@@ -76,30 +64,18 @@ class FeatureSource:
             return False
 
     def tiles(self, record: SlideRecord) -> FeatureTiles:
-        """Return the slide's tiles at slot 0, with features in place of pixels.
-
-        Raises
-        ------
-        FeaturesError
-            They are missing, damaged, or not one for each tile.
-        """
+        """Return the slide's tiles at slot 0, with features in place of pixels."""
         tiles, features = self.run.tiles(record), open_features(self.folder, record.slide_id)
         if features.tiles != len(tiles.index):
             raise FeaturesError(
                 f"features of slide {record.slide_id}: {features.tiles} for {len(tiles.index)} tiles; run `wsi-ips "
-                "features` again",
+                "run --until features` again",
                 slide_id=record.slide_id,
             )
         return FeatureTiles(tiles.slot, tiles.slide_id, tiles.index, tiles.open, tiles.tiles, features)
 
     def of_one_encoder(self, records: Sequence[SlideRecord]) -> tuple[str, int]:
-        """Return name and width of the encoder of all these slides.
-
-        Raises
-        ------
-        FeaturesError
-            They are of several encoders; names slides of two.
-        """
+        """Return name and width of the encoder of all these slides."""
         seen: dict[tuple[str, int], str] = {}
         for record in records:
             features = open_features(self.folder, record.slide_id)

@@ -43,17 +43,7 @@ FEATURES_JOB = f"{__name__}:features_job"
 
 
 def features_stage(run: Run, names: Sequence[str] = ()) -> int:
-    """Store the features of all slides with tiles (or of some) that are not up to date; return the number worked on.
-
-    Raises
-    ------
-    CheckpointError, RecipeError
-        The encoder cannot be built.
-    FeaturesError
-        The folder of another tool's features cannot be used.
-    ManifestError
-        A name is no slide_id of the manifest.
-    """
+    """Store the features of all slides with tiles (or of some) that are not up to date; return the number worked on."""
     unknown = sorted(set(names) - {record.slide_id for record in run.records})
     if unknown:
         raise ManifestError(f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling")
@@ -102,16 +92,11 @@ def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> Non
             "`model.pretrained`, `model.weights` or `model.start`"
         )
     ordered = sorted(due, key=lambda record: -(run.states[record.slide_id].tiles or 0))
-    jobs = [
-        Job(
-            record.slide_id,
-            FEATURES_JOB,
-            FeaturesTask(recipe, record, source.key, source.encoder),
-            timeout_s=timeout_s(recipe.compute, run.states[record.slide_id].tiles or 0),
-        )
-        for record in ordered
-    ]
-    tiles = 0
+    jobs, tiles = [], 0
+    for record in ordered:
+        task = FeaturesTask(recipe, record, source.key, source.encoder)
+        limit = timeout_s(recipe.compute, run.states[record.slide_id].tiles or 0)
+        jobs.append(Job(record.slide_id, FEATURES_JOB, task, timeout_s=limit))
     with (
         run.progress.stage("features", len(jobs), "slides") as advance,
         spread(_one_per_gpu(recipe.compute), jobs) as work,
@@ -134,27 +119,24 @@ def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
 
 def _record(run: Run, outcome: JobOutcome) -> int:
     """Record the result of a slide; return the number of tiles embedded."""
-    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
-    cost = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
-    if isinstance(result.value, int):
-        done = {"state": "ok", "reason": "", "traceback": ""}
-        run.states.update(
-            name, stage="features", seconds=round(usage.wall_s, 3), attempts=outcome.attempts, **cost, **done
-        )
-        return result.value
-    run.states.fail(name, "features", failure_of_job(outcome), seconds=usage.wall_s, attempts=outcome.attempts)
-    run.states.update(name, **cost)
-    return 0
+    name, tiles, usage, attempts = outcome.job.name, outcome.result.value, outcome.result.usage, outcome.attempts
+    took = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
+    if not isinstance(tiles, int):
+        run.states.fail(name, "features", failure_of_job(outcome), seconds=usage.wall_s, attempts=attempts, **took)
+        return 0
+    done = {"stage": "features", "state": "ok", "reason": "", "traceback": ""}
+    run.states.update(name, seconds=round(usage.wall_s, 3), attempts=attempts, **took, **done)
+    return tiles
 
 
 @dataclass(frozen=True)
 class FeaturesTask:
-    """One slide, the recipe for it, and which encoder is meant: the folder of its features and its fingerprint."""
+    """One slide to compute."""
 
     recipe: Recipe
     record: SlideRecord
-    key: str
-    encoder: str
+    key: str  # folder of the encoder's features
+    encoder: str  # its fingerprint
 
 
 def features_job(task: FeaturesTask) -> int:
@@ -177,8 +159,7 @@ def features_job(task: FeaturesTask) -> int:
         return len(tiles.index)
 
 
-_kept: dict[str, Encoder] = {}
-"""The encoder of this process by its fingerprint, kept for the next slide; one at most."""
+_kept: dict[str, Encoder] = {}  # the encoder of this process by its fingerprint, kept for the next slide; one at most
 
 
 def _encoder(task: FeaturesTask) -> Encoder:
@@ -198,22 +179,7 @@ def _encoder(task: FeaturesTask) -> Encoder:
 
 
 def read_features_of(path: Path, record: SlideRecord) -> ForeignFeatures:
-    """Read the features of a slide from another tool's file.
-
-    Parameters
-    ----------
-    path
-        ``.h5`` of CLAM or TRIDENT, or ``.pt`` of CLAM, whose rows follow the slide's coordinate file.
-    record
-        The slide.
-
-    Raises
-    ------
-    FeaturesError
-        The file cannot be used.
-    TileIndexError
-        Its coordinates, or those of the coordinate file, cannot be used.
-    """
+    """Read the features of a slide from ``.h5`` of CLAM or TRIDENT, or ``.pt`` of CLAM, rows as in its coordinates."""
     if path.suffix != TENSOR:
         return read_foreign_features(path)
     if record.coordinates is None:
@@ -231,20 +197,13 @@ def read_features_of(path: Path, record: SlideRecord) -> ForeignFeatures:
 
 
 def write_features_of(to: Path, record: SlideRecord, index: TileIndex, source: FeatureSource, kind: str) -> Path | None:
-    """Write a slide's stored features for another tool; return the feature file, None where there is no tile.
-
-    Raises
-    ------
-    FeaturesError
-        They are not stored, or of other tiles.
-    TileIndexError
-        The format cannot say where the tiles are.
-    """
+    """Write a slide's stored features for another tool; return the feature file, None where there is no tile."""
     if not len(index):
         return None
     if not source.has(record):
         raise FeaturesError(
-            f"slide {record.slide_id}: no features of these tiles; run `wsi-ips features`", slide_id=record.slide_id
+            f"slide {record.slide_id}: no features of these tiles; run `wsi-ips run --until features`",
+            slide_id=record.slide_id,
         )
     features = source.tiles(record).features
     values = features.rows(np.arange(features.tiles)).astype(np.float32)  # (N, F)

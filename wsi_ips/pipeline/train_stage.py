@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import manual_seed, nn
 
 from wsi_ips.cluster.torchrun import Launch
 from wsi_ips.config import AugmentSection, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
+from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.model import IpsNet, ModelCard, read_card, save_checkpoint
 from wsi_ips.model.checkpoint import add_trunk
 from wsi_ips.model.checkpoint_card import CARD_NAME, checkpoint_fingerprint
@@ -22,20 +26,17 @@ from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.split_cohort import require_no_leak
-from wsi_ips.pipeline.training_facts import training_facts
-from wsi_ips.provenance import atomic_folder, fingerprint
+from wsi_ips.provenance import atomic_folder, fingerprint, run_facts
 from wsi_ips.scanning import choose_device
-from wsi_ips.training.epoch_records import EpochRecord
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.model_building import build_network, new_card, plan_encoder
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
-from wsi_ips.training.tracking import MetricsFile, Tracker, Tracking, mlflow, tensorboard
+from wsi_ips.training.tracking import EpochRecord, MetricsFile, Tracker, Tracking, mlflow, tensorboard
 from wsi_ips.training.validation import best_epoch
 
-STATE_NAME, BEST_NAME = "state.safetensors", "best"
-"""In the folder of a running training."""
+STATE_NAME, BEST_NAME = "state.safetensors", "best"  # in the folder of a running training
 
 
 def joined(recipe: Recipe) -> AbstractContextManager[Processes]:
@@ -44,13 +45,7 @@ def joined(recipe: Recipe) -> AbstractContextManager[Processes]:
 
 
 def train_along(recipe: Recipe) -> None:
-    """Do what every process but the first does: wait until the slides are tiled, then train with the others.
-
-    Raises
-    ------
-    WsiIpsError
-        As in the first process.
-    """
+    """Do what every process but the first does: wait until the slides are tiled, then train with the others."""
     with joined(recipe) as processes:
         with processes.ahead():
             pass
@@ -60,35 +55,19 @@ def train_along(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Cohort:
-    """What a training learns from: its slides, their stored features (None for pixels), its fingerprint."""
+    """What a training learns from."""
 
     train: Sequence[SlideRecord]
     val: Sequence[SlideRecord]
-    features: FeatureSource | None
-    fingerprint: str
-
-    @property
-    def records(self) -> list[SlideRecord]:
-        """All slides."""
-        return [*self.train, *self.val]
+    features: FeatureSource | None  # stored features of the slides; None for pixels
+    fingerprint: str  # of the training
 
 
 def train_stage(run: Run, processes: Processes | None = None) -> bool:
     """Train from where an earlier call stopped; return False where the checkpoint is up to date.
 
-    A training slide whose tiles cannot be read is marked as failed, and training starts again without it.
-
-    Parameters
-    ----------
-    run
-        Each process has its own; only the first writes into the folder.
-    processes
-        The processes that train together; None trains alone.
-
-    Raises
-    ------
-    TrainingError
-        Too many training slides yielded no tile, a class has none, or the loss is not finite.
+    A training slide whose tiles cannot be read is marked as failed, and training starts again without it. Each process
+    has a ``run`` of its own; only the first writes into the folder. Without ``processes`` it trains alone.
     """
     recipe = run.recipe
     if recipe.predict.checkpoint is not None:
@@ -100,7 +79,9 @@ def train_stage(run: Run, processes: Processes | None = None) -> bool:
     features = feature_source(run) if recipe.model.input == "features" else None
     while True:
         cohort = _cohort(run, features, processes)
-        if processes.from_first(_is_trained(run, cohort)):
+        model = run.folder.model
+        is_trained = (model / CARD_NAME).exists() and read_card(model).fingerprint == cohort.fingerprint
+        if processes.from_first(is_trained):
             return False
         try:
             _fit(run, cohort, processes)
@@ -116,10 +97,6 @@ def train_stage(run: Run, processes: Processes | None = None) -> bool:
             run.progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
         else:
             return True
-
-
-def _is_trained(run: Run, cohort: Cohort) -> bool:
-    return (run.folder.model / CARD_NAME).exists() and read_card(run.folder.model).fingerprint == cohort.fingerprint
 
 
 def _cohort(run: Run, features: FeatureSource | None, processes: Processes) -> Cohort:
@@ -141,7 +118,6 @@ def _has_label(run: Run, record: SlideRecord) -> bool:
 
 
 def _require_enough(run: Run, train: Sequence[SlideRecord]) -> None:
-    """Refuse a cohort without training slides, or in which too many of them have no tile."""
     listed = [r for r in run.records if r.split == "train" and _has_label(run, r)]
     if not listed:
         raise TrainingError(
@@ -171,7 +147,6 @@ def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSour
 
 
 def _fit(run: Run, cohort: Cohort, processes: Processes) -> None:
-    """Build the network, train it, and put the checkpoints in their places."""
     recipe, folder, is_first = run.recipe, run.folder, processes.is_first
     manual_seed(recipe.seed)
     card, net, trunk = _build(run, cohort, processes)
@@ -209,22 +184,62 @@ def _fit(run: Run, cohort: Cohort, processes: Processes) -> None:
 
 
 def _build(run: Run, cohort: Cohort, processes: Processes) -> tuple[ModelCard, IpsNet, nn.Module | None]:
-    """Build the card and the network, and the trunk of an encoder whose stored features are learned from."""
     recipe, features = run.recipe, cohort.features
     plan = plan_encoder(recipe.model)
     if features is not None and features.files is not None:
-        plan = plan.with_features_of(*features.of_one_encoder(cohort.records))
+        plan = plan.with_features_of(*features.of_one_encoder([*cohort.train, *cohort.val]))
     card = replace(
         new_card(recipe.model, recipe.tiles, recipe.labels.tasks, plan),
         model_id=f"{recipe.name}-{cohort.fingerprint[:8]}",
         fingerprint=cohort.fingerprint,
-        preparation=preparation_of(recipe, imported=any(r.coordinates is not None for r in cohort.records)),
+        preparation=preparation_of(
+            recipe, imported=any(r.coordinates is not None for r in (*cohort.train, *cohort.val))
+        ),
         training=training_facts(run, cohort.train, cohort.val),
     )
     for text in encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
         run.progress.note(text)
     net, trunk = build_network(recipe.model, card, plan, processes=processes, on_features=features is not None)
     return replace(card, encoder=net.encoder.spec), net, trunk
+
+
+def training_facts(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord]) -> dict[str, Any]:
+    """Return what the model card says of the slides behind a model and of its training, as plain JSON.
+
+    ``slides``: per split the number of slides, of patients (None if unknown) and, per task, of slides of each class;
+    ``places``: per split and site column its values with their slides; ``level0_mpp``: µm/px of level 0 with their
+    slides; ``made``: time, versions, commit; ``recipe``: sections model and training, seed.
+    """
+    rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column)
+    cells = {row.cells["slide_id"]: row.cells for row in rows}
+    splits, facts = {"train": train, "val": val}, run_facts()
+    return {
+        "slides": {name: _counted(run, records) for name, records in splits.items()},
+        "places": {
+            name: {
+                column: dict(Counter(cells[r.slide_id][column] or "(empty)" for r in records))
+                for column in SITE_COLUMNS
+                if records and column in cells[records[0].slide_id]
+            }
+            for name, records in splits.items()
+        },
+        "level0_mpp": dict(Counter(f"{run.states[r.slide_id].mpp or 0:.4g}" for r in (*train, *val))),
+        "made": {name: facts[name] for name in ("time", "wsi_ips", "commit", "python", "libraries")},
+        "recipe": {
+            "seed": run.recipe.seed,
+            "model": run.recipe.model.model_dump(mode="json", exclude={"weights"}),
+            "training": planned(run.recipe.training, len(train)).model_dump(mode="json"),
+        },
+    }
+
+
+def _counted(run: Run, records: Sequence[SlideRecord]) -> dict[str, Any]:
+    patients = {r.patient_id for r in records if r.patient_id}
+    classes: dict[str, dict[str, int]] = {}
+    for number, task in enumerate(run.recipe.labels.tasks):
+        texts = [task.format(run.targets[r.slide_id][number]) or "(not known)" for r in records]
+        classes[task.name] = dict(sorted(Counter(texts).items()))
+    return {"slides": len(records), "patients": len(patients) or None, "classes": classes}
 
 
 def _trackers(run: Run, training: str) -> list[Tracker]:

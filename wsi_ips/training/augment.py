@@ -19,16 +19,13 @@ from torch import Tensor
 
 from wsi_ips.config import AugmentSection
 
+# Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston, 2001)
 HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-"""Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston, 2001)."""
 
-GREY = np.array([0.299, 0.587, 0.114])
-"""Luma of red, green and blue (ITU-R BT.601), as in torchvision (0.2989 there)."""
+GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue (ITU-R BT.601), as in torchvision (0.2989 there)
 
 DARKEST = 1 / 255
-STAINS, COLOURS = 1, 2
-"""Streams of random numbers of a tile; the key itself is the first."""
-
+STAINS, COLOURS = 1, 2  # streams of random numbers of a tile; the key itself is the first
 Floats = NDArray[np.float64]
 
 
@@ -41,28 +38,17 @@ def tile_keys(*, seed: int, epoch: int, slide_id: str, tiles: NDArray[np.integer
 
 
 def augment(patches: Tensor, keys: NDArray[np.uint64], strengths: AugmentSection) -> Tensor:
-    """Turn, flip, restain and recolour patches.
+    """Return patches, float in 0-1, (n, 3, h, w) with h = w, turned, restained and recoloured by :func:`tile_keys`.
 
     HED: the optical density is unmixed into haematoxylin, eosin and DAB, each of which is multiplied and shifted, and
     mixed again (Tellez et al., 2018; natural logarithm).
-
-    Parameters
-    ----------
-    patches
-        Float in 0-1, shape (n, 3, h, w) with h = w.
-    keys
-        From :func:`tile_keys`, shape (n,).
-    strengths
-        What is changed, and how much at most.
-
-    Returns
-    -------
-    torch.Tensor
-        New tensor in 0-1, shape (n, 3, h, w).
     """
     out = _turned(patches, keys) if strengths.turns else patches.clone(memory_format=torch.preserve_format)
     if strengths.hed:
-        out = _restained(out, *stain_map(keys, strengths))
+        matrix, shift = stain_map(keys, strengths)
+        density = out.clamp(min=DARKEST).log_().neg_()
+        mixed = _mapped(density, matrix).add_(torch.from_numpy(shift).to(out)[:, :, None, None])
+        out = mixed.neg_().exp_().clamp_(max=1)
     if strengths.brightness or strengths.saturation:
         out = _mapped(out, colour_map(keys, strengths)).clamp_(0, 1)
     return out
@@ -101,7 +87,6 @@ def _uniform(keys: NDArray[np.uint64], stream: int, count: int) -> Floats:
 
 
 def _turned(patches: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-    """Return each patch in one of its eight positions."""
     turned = torch.empty_like(patches)
     code = (keys & np.uint64(7)).astype(np.int64)  # 4 turns x 2 mirrors
     for value in np.unique(code):
@@ -109,12 +94,6 @@ def _turned(patches: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         part = torch.rot90(patches[rows], int(value) & 3, (2, 3))
         turned[rows] = part.flip(3) if value & 4 else part
     return turned
-
-
-def _restained(patches: Tensor, matrix: Floats, shift: Floats) -> Tensor:
-    density = patches.clamp(min=DARKEST).log_().neg_()
-    mixed = _mapped(density, matrix).add_(torch.from_numpy(shift).to(patches)[:, :, None, None])
-    return mixed.neg_().exp_().clamp_(max=1)
 
 
 def _mapped(patches: Tensor, matrix: Floats) -> Tensor:

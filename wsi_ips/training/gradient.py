@@ -7,26 +7,22 @@ two passes they are never kept together:
    the embeddings, dL/dE (a small table);
 2. embed each micro-batch again with gradient and propagate its rows of dL/dE back into the encoder.
 
-The sum over micro-batches is the ordinary gradient, because an embedding depends on its own patch only. Random numbers
-that the encoder drew in the first pass (dropout, stochastic depth) are replayed in the second. Live batch statistics
-rule two passes out: they tie the patches of a batch together. The idea is that of gradient caching (Gao et al., 2021),
-with the random state replayed.
+The sum over micro-batches is the ordinary gradient, because an embedding depends on its own patch only (live batch
+statistics rule two passes out). Random numbers of the first pass (dropout, stochastic depth) are replayed in the
+second. The idea is that of gradient caching (Gao et al., 2021).
 
-What still grows with M·B: pixels as uint8 (h·w·3 bytes a winner, in main memory), and the tables of embeddings and
-their gradient (a few D floats a winner).
-
-Autocast: call these functions within it; forward passes run in it, backward passes outside, as PyTorch asks. A loss
-scaled by ``GradScaler`` scales the whole gradient, that of the encoder through dL/dE: unscale and step as usual. Where
-dL/dE overflows, so does the encoder's gradient, and the scaler skips the step.
-
-An encoder that draws random numbers (Swin Transformers of timm have stochastic depth; ResNets draw none) draws other
-ones with another ``micro_batch``, as with another seed.
+What still grows with M·B: pixels as uint8 in main memory, and the tables of embeddings and their gradient. Call these
+functions within autocast; backward passes leave it, as PyTorch asks. A loss scaled by ``GradScaler`` scales the whole
+gradient, that of the encoder through dL/dE. An encoder that draws random numbers (Swin Transformers of timm have
+stochastic depth; ResNets draw none) draws other ones with another ``micro_batch``, as with another seed.
 
 Shapes: K_b winners of slide b, n = sum of K_b, B slides, D width.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -39,22 +35,16 @@ from wsi_ips.errors import TrainingError
 from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import Prepare, Winners
 
-MEASURED_TILES = 2
-"""Winners from which the memory of one winner's activations is measured."""
-
-SPARE = 1.5
-"""Factor on the memory of saved activations, for what else the backward pass needs (their gradients, workspaces)."""
-
-LossOf = Callable[[Tensor, Tensor], Tensor]
-"""(embeddings (B, K, D), mask (B, K)) -> scalar loss."""
+MEASURED_TILES = 2  # winners from which the memory of one winner's activations is measured
+SPARE = 1.5  # times the saved activations, for what else the backward pass needs (their gradients, workspaces)
+LossOf = Callable[[Tensor, Tensor], Tensor]  # (embeddings (B, K, D), mask (B, K)) -> scalar loss
 
 
 def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
     """Add the gradient of a loss to all parameters, in one pass; return the loss, detached.
 
     ``encoder`` turns float patches (n, 3, h, w) into embeddings (n, D); ``prepare`` makes its input, always the same
-    for the same tile; ``loss_of`` is pooling, head and loss, and may be scaled (``GradScaler``), as the gradient then
-    is.
+    for the same tile; ``loss_of`` is pooling, head and loss.
     """
     embedded = encoder(winners.patches(0, len(winners), prepare))  # (n, D)
     loss = loss_of(*winners.padded(embedded))
@@ -65,25 +55,23 @@ def plain_gradient(encoder: nn.Module, winners: Winners, prepare: Prepare, loss_
 def two_pass_gradient(
     encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf, *, micro_batch: int
 ) -> Tensor:
-    """Add the gradient of a loss to all parameters, in two passes; return the loss, detached.
+    """Do what :func:`plain_gradient` does, in two passes, with ``micro_batch`` patches in the encoder at a time.
 
-    Arguments as for :func:`plain_gradient`; ``micro_batch`` patches are in the encoder at a time. Memory is that of
-    ``micro_batch`` patches for any M and B. Equal to :func:`plain_gradient` up to rounding (float64: 1e-10) where the
-    encoder draws no random numbers; where it does, equal to one pass through the same micro-batches.
-
-    Raises
-    ------
-    TrainingError
-        The encoder uses batch statistics.
+    Equal to it up to rounding (float64: 1e-10) where the encoder draws no random numbers; where it does, equal to one
+    pass through the same micro-batches. Raises a :class:`TrainingError` if the encoder uses batch statistics.
     """
-    require_independent_patches(encoder)
+    if uses_batch_statistics(encoder):
+        raise TrainingError(
+            "the encoder uses batch statistics, so its gradient cannot be taken in parts: leave `model.norm: auto` "
+            "(frozen batch norm, or group norm from scratch)"
+        )
     parts = winners.parts(micro_batch)
     device = next(encoder.parameters()).device
     states: list[RandomState] = []
     rows = []
     with torch.no_grad():
         for a, b in parts:
-            states.append(RandomState(device, like=states[-1] if states else None))
+            states.append(RandomState(device))
             rows.append(encoder(winners.patches(a, b, prepare)))  # (b - a, D)
     # Older versions of PyTorch reuse weights that autocast has cast without gradient in passes with gradient (its issue
     # 112583): the encoder would learn nothing, silently.
@@ -103,7 +91,6 @@ def two_pass_gradient(
 
 
 def _backward(output: Tensor, gradient: Tensor | None = None) -> None:
-    """Run a backward pass outside autocast."""
     with torch.autocast(output.device.type, enabled=False):
         output.backward(gradient)
 
@@ -112,22 +99,11 @@ def _learns(encoder: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-Kind = Literal["plain", "two-pass"]
-
-
 class StepGradient:
     """Chooses one pass or two by a memory budget, and falls back once where memory runs out all the same.
 
-    Parameters
-    ----------
-    kind
-        ``plain`` (one pass), ``two-pass``, or ``auto``: plain where its activations fit into the budget.
-    micro_batch
-        Patches in the encoder at a time, in two passes; fewer where they do not fit into the budget.
-    budget_gb
-        Memory for activations, GB (1e9 bytes).
-    note
-        Called with a message when the gradient is split into passes and when that changes.
+    ``kind`` ``auto`` is one pass where its activations fit into ``budget_gb`` (1e9 bytes). Two passes take
+    ``micro_batch`` patches at a time, fewer where they do not fit.
     """
 
     def __init__(
@@ -140,18 +116,13 @@ class StepGradient:
     ) -> None:
         self.kind, self.micro_batch, self.budget_gb, self.note = kind, micro_batch, budget_gb, note
         self._tile_gb: float | None = None
-        self._last: Kind = "plain"
+        self._last: Literal["plain", "two-pass"] = "plain"
         self._told = self._fell_back = False
 
     def __call__(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         """Add to the gradient of all parameters of ``net``; return the loss, detached.
 
-        ``loss_of`` is called again where memory runs out.
-
-        Raises
-        ------
-        TrainingError
-            Memory runs out even with half the micro-batch.
+        ``loss_of`` is called again where memory runs out; a :class:`TrainingError` says that it ran out twice.
         """
         earlier = [(parameter, parameter.grad) for parameter in net.parameters() if parameter.grad is not None]
         net.zero_grad(set_to_none=True)  # so that a second try starts from nothing
@@ -163,10 +134,12 @@ class StepGradient:
     def _with_fallback(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         before = RandomState(next(net.parameters()).device)
         try:
-            return self._run(net.encoder, winners, prepare, loss_of)
+            self._last = self._choose(net.encoder, winners, prepare)
+            if self._last == "plain":
+                return plain_gradient(net.encoder, winners, prepare, loss_of)
+            return two_pass_gradient(net.encoder, winners, prepare, loss_of, micro_batch=self.micro_batch)
         except torch.cuda.OutOfMemoryError as error:
-            self._require_fallback(net.encoder, error)
-        self._fall_back()
+            self._fall_back(net.encoder, error)
         for parameter in net.parameters():
             parameter.grad = None
         before.restore()
@@ -174,14 +147,7 @@ class StepGradient:
             torch.cuda.empty_cache()
         return self._with_fallback(net, winners, prepare, loss_of)
 
-    def _run(self, encoder: nn.Module, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
-        self._last = self._choose(encoder, winners, prepare)
-        if self._last == "plain":
-            return plain_gradient(encoder, winners, prepare, loss_of)
-        return two_pass_gradient(encoder, winners, prepare, loss_of, micro_batch=self.micro_batch)
-
-    def _choose(self, encoder: nn.Module, winners: Winners, prepare: Prepare) -> Kind:
-        """Choose one pass or two; also bring the micro-batch within the budget."""
+    def _choose(self, encoder: nn.Module, winners: Winners, prepare: Prepare) -> Literal["plain", "two-pass"]:
         tied = uses_batch_statistics(encoder)
         if self.kind == "plain" or (tied and self.kind == "auto"):
             return "plain"
@@ -189,7 +155,13 @@ class StepGradient:
             return "two-pass"  # refuses the former, has no second pass for the latter
         if self._tile_gb is None:
             self._tile_gb = SPARE * activation_bytes(encoder, winners, prepare) / 1e9
-            self._fit_micro_batch(self._tile_gb)
+            fits = max(1, int(self.budget_gb / self._tile_gb))
+            if fits < self.micro_batch:
+                self.note(
+                    f"{self.micro_batch} patches at a time would need about {self.micro_batch * self._tile_gb:.1f} GB, "
+                    f"the budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
+                )
+                self.micro_batch = fits
         needed_gb = self._tile_gb * len(winners)
         if self.kind == "auto" and needed_gb <= self.budget_gb:
             return "plain"
@@ -201,16 +173,8 @@ class StepGradient:
             )
         return "two-pass"
 
-    def _fit_micro_batch(self, tile_gb: float) -> None:
-        fits = max(1, int(self.budget_gb / tile_gb))
-        if fits < self.micro_batch:
-            self.note(
-                f"{self.micro_batch} patches at a time would need about {self.micro_batch * tile_gb:.1f} GB, the "
-                f"budget is {self.budget_gb:g} GB (`compute.gpu_memory_gb`): {fits} at a time"
-            )
-            self.micro_batch = fits
-
-    def _require_fallback(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
+    def _fall_back(self, encoder: nn.Module, error: torch.cuda.OutOfMemoryError) -> None:
+        """Take two passes instead of one, or half the micro-batch; once."""
         if uses_batch_statistics(encoder):
             raise TrainingError(
                 "memory ran out, and an encoder with batch statistics cannot be learned in parts: leave `model.norm: "
@@ -221,9 +185,6 @@ class StepGradient:
                 f"memory ran out again with {self.micro_batch} patches at a time; set `compute.gpu_memory_gb` to what "
                 "is free, or take a smaller `model.encoder`"
             ) from error
-
-    def _fall_back(self) -> None:
-        """Take two passes instead of one, or half the micro-batch; once."""
         self._fell_back = True
         if self._last == "two-pass":
             self.micro_batch = max(1, self.micro_batch // 2)
@@ -232,11 +193,9 @@ class StepGradient:
 
 
 def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> int:
-    """Return the bytes that are kept for the backward pass of one patch, at least 1.
-
-    Measured on a few winners and on one; the difference excludes weights and what autocast makes of them.
-    """
+    """Return the bytes that are kept for the backward pass of one patch, at least 1."""
     before = RandomState(next(encoder.parameters()).device)
+    # Measured on a few winners and on one; the difference excludes weights and what autocast makes of them.
     count = min(MEASURED_TILES, len(winners))
     kept = []
     for tiles in (count, 1) if count > 1 else (1,):
@@ -252,27 +211,12 @@ def uses_batch_statistics(encoder: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in encoder.modules())
 
 
-def require_independent_patches(encoder: nn.Module) -> None:
-    """Refuse live batch statistics."""
-    if uses_batch_statistics(encoder):
-        raise TrainingError(
-            "the encoder uses batch statistics, so its gradient cannot be taken in parts: leave `model.norm: auto` "
-            "(frozen batch norm, or group norm from scratch)"
-        )
-
-
 class RandomState:
-    """State of the random number generators of the CPU and of one CUDA device.
+    """State of the random number generators of the CPU and of one CUDA device."""
 
-    One that equals ``like`` shares its memory: 5 kB each, and most encoders draw nothing.
-    """
-
-    def __init__(self, device: torch.device, like: RandomState | None = None) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._cpu = device, torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        if like is not None and torch.equal(self._cpu, like._cpu):
-            self._cpu = like._cpu
 
     def restore(self) -> None:
         """Set the generators back to this state."""
@@ -282,23 +226,16 @@ class RandomState:
 
 
 class SavedBytes:
-    """Counts the bytes that autograd keeps for backward passes while its ``with`` block runs.
+    """Counts the bytes that autograd keeps for backward passes in a ``with`` block: ``now``, and at most (``peak``).
 
     Counted from the tensors themselves, so the figures are the same on every machine. A storage counts once, from the
     first operation that keeps it until the last one releases it; weights count too, the same for any batch.
-
-    Attributes
-    ----------
-    now
-        Bytes kept at this moment.
-    peak
-        Most bytes kept at any moment.
     """
 
     def __init__(self) -> None:
         self.now = self.peak = 0
-        self._holders: dict[int, int] = {}  # address of a storage -> operations that keep it
-        self._hooks = saved_tensors_hooks(lambda tensor: _Kept(self, tensor), lambda kept: kept.tensor)
+        self._holders: Counter[int] = Counter()  # address of a storage -> operations that keep it
+        self._hooks = saved_tensors_hooks(self._keep, lambda kept: kept.tensor)
 
     def __enter__(self) -> Self:
         self._hooks.__enter__()
@@ -307,30 +244,22 @@ class SavedBytes:
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
 
-    def keep(self, tensor: Tensor) -> None:
-        """Count one more operation that keeps a tensor."""
-        storage = tensor.untyped_storage()
-        holders = self._holders.get(storage.data_ptr(), 0)
-        self._holders[storage.data_ptr()] = holders + 1
-        self.now += 0 if holders else storage.nbytes()
+    def _keep(self, tensor: Tensor) -> _Kept:
+        kept, storage = _Kept(tensor), tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        self.now += 0 if self._holders[address] else size
         self.peak = max(self.peak, self.now)
+        self._holders[address] += 1
+        weakref.finalize(kept, self._release, address, size)  # called before the storage is freed
+        return kept
 
-    def release(self, tensor: Tensor) -> None:
-        """Count one operation less that keeps a tensor."""
-        storage = tensor.untyped_storage()
-        holders = self._holders.pop(storage.data_ptr()) - 1
-        if holders:
-            self._holders[storage.data_ptr()] = holders
-        else:
-            self.now -= storage.nbytes()
+    def _release(self, address: int, size: int) -> None:
+        self._holders[address] -= 1
+        self.now -= 0 if self._holders[address] else size
 
 
 class _Kept:
-    """A tensor that one operation of the graph keeps; counted until the operation releases it."""
+    """A tensor that one operation of the graph keeps."""
 
-    def __init__(self, count: SavedBytes, tensor: Tensor) -> None:
-        self._count, self.tensor = count, tensor
-        count.keep(tensor)
-
-    def __del__(self) -> None:
-        self._count.release(self.tensor)
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor

@@ -12,9 +12,10 @@ The first epochs may be a start phase (:mod:`wsi_ips.training.starts`), which le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,42 +24,26 @@ from torch import Tensor
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.task_losses import target_tensors
 from wsi_ips.tiles import read_tiles
-from wsi_ips.training.epoch_records import EpochRecord, Meter
 from wsi_ips.training.loss import class_weights
-from wsi_ips.training.optimiser import set_learning_rate, warmup_cosine
 from wsi_ips.training.processes import Processes
-from wsi_ips.training.resume import StateFile, Stateful, StopRequest, TrainingState
-from wsi_ips.training.sampling import epoch_steps
+from wsi_ips.training.resume import StateFile, StopRequest, TrainingState
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.step import Step
+from wsi_ips.training.tracking import EpochRecord, Meter
 from wsi_ips.training.validation import Figures, epochs_since_best, require_validation, validate
 
-FIRST_SLIDES, FIRST_TILES = 16, 256
-"""Slides and tiles from which the encoder standardises its embeddings before the first step."""
+FIRST_SLIDES, FIRST_TILES = 16, 256  # from which the encoder standardises its embeddings before the first step
 
 
 class Trainer:
-    """Trains one network on one cohort.
+    """Trains one network, already on the device of ``processes``, on one cohort.
 
-    Parameters
-    ----------
-    net
-        The network, already on the device of ``processes``.
-    settings
-        How to train.
-    processes
-        The processes that train together; None trains alone.
-    listener
-        Hears how the training goes. Of several processes only the first calls ``on_epoch`` and ``on_resume``.
+    Without ``processes`` it trains alone. Of several processes only the first calls ``on_epoch`` and ``on_resume`` of
+    the listener.
     """
 
     def __init__(
-        self,
-        net: IpsNet,
-        settings: Settings,
-        *,
-        processes: Processes | None = None,
-        listener: Listener | None = None,
+        self, net: IpsNet, settings: Settings, *, processes: Processes | None = None, listener: Listener | None = None
     ) -> None:
         self.net, self.settings, self.listener = net, settings, listener or Listener()
         self.processes = processes or Processes(next(net.parameters()).device)
@@ -80,25 +65,9 @@ class Trainer:
         file: StateFile | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        """Run all epochs, from where an earlier call stopped.
+        """Run all epochs, from where an earlier call stopped as ``file`` says (None starts anew and saves nothing).
 
-        Parameters
-        ----------
-        train, val
-            Slides to learn from, and to validate on.
-        file
-            Where the state is saved and resumed from; None starts anew and saves nothing.
-        stop
-            Checked after every step; one process that is asked stops all.
-
-        Raises
-        ------
-        TrainingError
-            The training slides of a task are all alike, or there are no validation slides for what needs them.
-        DivergedError
-            A loss, gradient or score is not finite; the weights are those before the step.
-        KeyboardInterrupt
-            It was asked to stop; the state is saved.
+        Raises a :class:`KeyboardInterrupt` once the state is saved where a process was asked to ``stop``.
         """
         section = self.settings.section
         self.step.stop = stop or StopRequest()
@@ -109,7 +78,9 @@ class Trainer:
         self.listener.on_slides((state.epoch - 1) * len(train))
         while state.epoch <= section.epochs and not self._is_out_of_patience(state):
             self._run_steps(state, train, weights, rate, file)
-            figures = self._validate(val) if val and self._is_validated(state.epoch) else None
+            # In the start phase nothing is selected yet, so there is nothing to choose from.
+            is_validated = self.step.choice.start_of(state.epoch) is None or state.epoch == section.epochs
+            figures = self._validate(val) if val and is_validated else None
             record = self._record(state, len(train), figures, section.learning_rate * rate(state.total))
             if self.processes.is_first:
                 self.listener.on_epoch(record, self.result)
@@ -124,12 +95,12 @@ class Trainer:
         rate: Callable[[int], float],
         file: StateFile | None,
     ) -> None:
-        """Run the steps of an epoch that are still to do."""
         self.step.choice.meter = meter = Meter(state.sums)
         batches = self._batches(train, state.epoch)
         self.listener.on_slides(sum(len(batch) for batch in batches[: state.step]))
         for batch in batches[state.step :]:
-            set_learning_rate(state.optimiser, self.settings.section.learning_rate * rate(state.total))
+            for group in state.optimiser.param_groups:
+                group["lr"] = self.settings.section.learning_rate * rate(state.total)
             with meter.clock("step"):
                 loss, right = self.step.learn(batch, state.epoch, weights, state.optimiser)
             state.finish_step(loss * len(batch), right * len(batch))
@@ -144,7 +115,7 @@ class Trainer:
         """Return the state to go on from, the same in all processes: that of the file, else the first one."""
         section, processes = self.settings.section, self.processes
         optimiser = torch.optim.AdamW(self.net.parameter_groups(section.weight_decay), lr=section.learning_rate)
-        others: dict[str, Stateful] = {"precision": self.step.precision, "selections": self.step.last}
+        others: dict[str, Any] = {"precision": self.step.precision, "selections": self.step.last}
         if self.step.average is not None:
             others["average"] = self.step.average
         state = TrainingState(self.net, optimiser, others)
@@ -163,7 +134,6 @@ class Trainer:
 
     @torch.no_grad()
     def _standardise_embeddings(self, slides: Sequence[LabelledSlide]) -> None:
-        """Show the encoder some tiles of several slides before the first step."""
         rng = np.random.default_rng([abs(self.settings.seed), 0])
         chosen = rng.permutation(len(slides))[:FIRST_SLIDES]
         each = max(2, FIRST_TILES // len(chosen))
@@ -191,34 +161,25 @@ class Trainer:
         return weights or []
 
     def _steps(self, slides: int, epoch: int) -> int:
-        """Return the number of steps of an epoch."""
         start = self.step.choice.start_of(epoch)
         return math.ceil(slides / self.settings.section.batch_slides) if start is None else start.steps(slides)
 
     def _batches(self, train: Sequence[LabelledSlide], epoch: int) -> list[list[LabelledSlide]]:
         """Return the slides of each step of an epoch."""
-        visits = epoch_steps(
-            [slide.targets[0] for slide in train],
-            seed=abs(self.settings.seed),
-            epoch=epoch,
-            steps=self._steps(len(train), epoch),
-            balanced=self.settings.section.balance == "sampling",
-        )
+        classes, balanced = [slide.targets[0] for slide in train], self.settings.section.balance == "sampling"
+        seed, steps = abs(self.settings.seed), self._steps(len(train), epoch)
+        visits = epoch_steps(classes, seed=seed, epoch=epoch, steps=steps, balanced=balanced)
         return [[replace(train[slide], view=view) for slide, view in step] for step in visits]
 
     def _is_out_of_patience(self, state: TrainingState) -> bool:
         section = self.settings.section
         return section.patience is not None and epochs_since_best(state.history, section.select) >= section.patience
 
-    def _is_validated(self, epoch: int) -> bool:
-        """Tell whether to validate; in the start phase nothing is selected yet, so there is nothing to choose from."""
-        return self.step.choice.start_of(epoch) is None or epoch == self.settings.section.epochs
-
     def _validate(self, slides: Sequence[LabelledSlide]) -> Figures:
         return validate(self.result, slides, self.settings, processes=self.processes, limit=self.step.limit)
 
     def _record(self, state: TrainingState, slides: int, figures: Figures | None, learning_rate: float) -> EpochRecord:
-        meter = self.step.meter
+        meter = self.step.choice.meter
         return EpochRecord(
             epoch=state.epoch,
             loss=state.loss / slides,
@@ -237,3 +198,51 @@ class Trainer:
     def _save(self, state: TrainingState, file: StateFile | None, *, at_once: bool = False) -> None:
         if file and self.processes.is_first and (at_once or file.is_due):
             file.save(state)
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
+    """Return the factor of the learning rate: linear to 1 over ``warmup`` steps, then cosine to 0.001 at ``total``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+class Visit(NamedTuple):
+    """One use of a slide in an epoch: its number among the training slides, and how often it was used before."""
+
+    slide: int
+    view: int = 0
+
+
+def epoch_order(groups: Sequence[Hashable | None], *, seed: int, epoch: int, balanced: bool) -> list[Visit]:
+    """Return the visits of an epoch, as many as there are slides; ``groups`` are their classes, None where unknown.
+
+    ``balanced`` spreads the visits evenly over the classes. Slides of a rare class come several times, each as often
+    as the others of its class or once more; some slides of a frequent class are left out, other ones in each epoch.
+    Slides of unknown class come once. If False, each slide comes once.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if not balanced:
+        return [Visit(int(slide)) for slide in rng.permutation(len(groups))]
+    members: dict[Hashable, list[int]] = {}
+    for slide, group in enumerate(groups):
+        if group is not None:
+            members.setdefault(group, []).append(slide)
+    visits = [Visit(slide) for slide, group in enumerate(groups) if group is None]
+    extra = rng.permutation(len(members))  # the classes that get one more visit where the division has a remainder
+    each, remainder = divmod(len(groups) - len(visits), max(1, len(members)))
+    for rank, slides in zip(extra, members.values(), strict=True):
+        count = each + (rank < remainder)
+        rounds = -(-count // len(slides))
+        turns = [Visit(int(slide), view) for view in range(rounds) for slide in rng.permutation(slides)]
+        visits += turns[:count]
+    return [visits[i] for i in rng.permutation(len(visits))]
+
+
+def epoch_steps(
+    groups: Sequence[Hashable | None], *, seed: int, epoch: int, steps: int, balanced: bool
+) -> list[list[Visit]]:
+    """Return the visits of :func:`epoch_order`, split into the steps of the epoch; the first steps get one more."""
+    order = epoch_order(groups, seed=seed, epoch=epoch, balanced=balanced)
+    return [[order[i] for i in part] for part in np.array_split(np.arange(len(order)), steps)]

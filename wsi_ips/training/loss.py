@@ -20,23 +20,17 @@ from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.pooling import selection_weights
-from wsi_ips.model.task_losses import UNKNOWN, is_known, is_negative, task_loss, task_losses_each
-from wsi_ips.training.epoch_records import attention_entropy
+from wsi_ips.model.task_losses import UNKNOWN, is_negative, task_loss, task_losses_each
+from wsi_ips.training.tracking import attention_entropy
 
-ROWS_AT_A_TIME = 256
-"""Tiles whose activations are kept at a time."""
+ROWS_AT_A_TIME = 256  # tiles whose activations are kept at a time
 
 
 def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
     """Return the weights of a task's classes, shape (C_t,); all 1 if not ``balanced``.
 
     Single-label: inverse to the frequency of a class, 1 on average over slides. Multi-label: slides without the class
-    over slides with it. ``truth`` is that of the training slides, as in :func:`wsi_ips.model.task_losses.task_loss`.
-
-    Raises
-    ------
-    TrainingError
-        There is nothing to learn: fewer than two classes occur, or each class holds for all slides or for none.
+    over slides with it. Raises a :class:`TrainingError` where the training slides are all alike.
     """
     if task.kind == "single":
         counts = torch.bincount(truth[truth != UNKNOWN], minlength=task.width).double()
@@ -59,17 +53,12 @@ def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
     return weights.float() if balanced else torch.ones(task.width)
 
 
-def known_slides(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
-    """Return the number of slides whose label is known, at least 1, per task, shape (T,)."""
-    return is_known(targets, tasks).sum(0).clamp_min(1)
-
-
 class SlideLosses(NamedTuple):
-    """Loss of some slides, a scalar; their class logits, (B, C); entropy of their attention, (B,)."""
+    """Loss of some slides and its parts."""
 
-    loss: Tensor
-    logits: Tensor
-    entropy: Tensor
+    loss: Tensor  # scalar
+    logits: Tensor  # (B, C), of classes
+    entropy: Tensor  # (B,), of attention
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class StepLoss:
     """The loss of a step; the losses of its parts, also of those in other processes, add up to it."""
 
     weights: Sequence[Tensor | None]  # of each class, per task
-    known: Tensor  # `known_slides` of the whole step
+    known: Tensor  # (T,), slides of the whole step whose label is known, at least 1
     totals: Sequence[Tensor] | None = None  # `label_totals` of the whole step; None: the slides at hand are all of it
     tile_weight: float = 1.0  # weight of the loss of single tiles, `training.tile_loss`
     evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
@@ -126,17 +115,10 @@ class StepLoss:
 
 
 def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Return the sum of a loss over parts of some rows, in the memory of one part.
+    """Return the sum of ``part``, a scalar, over parts of some tensors' rows, in the memory of one part.
 
     Each part is computed again in the backward pass, with the same random numbers. The size of a part is fixed, because
     random numbers depend on it and results must not depend on the machine.
-
-    Parameters
-    ----------
-    part
-        Takes the same rows of all tensors and returns a scalar.
-    rows
-        Tensors of the same length.
     """
     if len(rows[0]) <= ROWS_AT_A_TIME:
         return part(*rows)

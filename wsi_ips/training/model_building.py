@@ -42,15 +42,7 @@ class EncoderPlan:
 
 
 def plan_encoder(section: ModelSection) -> EncoderPlan:
-    """Return how to build a recipe's encoder: that of `model.start`, else the named one.
-
-    Raises
-    ------
-    CheckpointError
-        `model.start` has another encoder or cannot be read.
-    RecipeError
-        There is no such encoder.
-    """
+    """Return how to build a recipe's encoder: that of `model.start`, else the named one."""
     projector = section.projector or 0
     if section.start is not None:
         card = read_card(section.start)
@@ -63,26 +55,19 @@ def plan_encoder(section: ModelSection) -> EncoderPlan:
                 )
             origin = card.origin and replace(card.origin, through=(*card.origin.through, card.model_id))
             return EncoderPlan(replace(stored, projector=projector), False, None, origin, section.start)
-    has_weights = section.pretrained or section.weights is not None
-    spec = encoder_spec(section.encoder, norm=section.norm, has_weights=has_weights)
-    return EncoderPlan(replace(spec, projector=projector), section.pretrained, section.weights, _origin(section))
-
-
-def _origin(section: ModelSection) -> EncoderOrigin:
+    spec = encoder_spec(
+        section.encoder, norm=section.norm, has_weights=section.pretrained or section.weights is not None
+    )
+    origin = EncoderOrigin("published" if section.pretrained else "random")
     if section.weights is not None:
-        return EncoderOrigin("file", section.weights.name)
-    return EncoderOrigin("published" if section.pretrained else "random")
+        origin = EncoderOrigin("file", section.weights.name)
+    return EncoderPlan(replace(spec, projector=projector), section.pretrained, section.weights, origin)
 
 
 def frozen_encoder(section: ModelSection, *, seed: int, patch_px: int) -> Encoder:
     """Return the encoder whose features are stored, in evaluation mode, without projector.
 
     One without weights is drawn from the recipe's seed, the same as for a training on pixels.
-
-    Raises
-    ------
-    CheckpointError, RecipeError
-        It cannot be built.
     """
     plan = plan_encoder(section)
     torch.manual_seed(seed)
@@ -136,19 +121,7 @@ def build_network(
 ) -> tuple[IpsNet, nn.Module | None]:
     """Build the network of a card on the device of a process, with its first weights and its frozen parts.
 
-    Parameters
-    ----------
-    section, card, plan
-        What to build.
-    processes
-        The first process fetches published weights before the others do.
-    on_features
-        Stored features of this encoder are learned from: its trunk is taken off.
-
-    Returns
-    -------
-    tuple
-        The network, and the trunk that was taken off; None where there is none.
+    The second result is the trunk that is taken off to learn from its stored features (``on_features``), else None.
     """
     build = partial(build_net, card, pretrained=plan.pretrained, weights=plan.weights)
     with processes.ahead() as is_first:

@@ -1,10 +1,8 @@
 """Several processes train one network together, as ``torchrun`` starts them, on top of ``torch.distributed``.
 
-``DistributedDataParallel`` does not fit (DECISIONS D69): it gives every process as many samples and averages their
-gradients. Here a sample is a slide of ten or of 200 000 tiles, most of the time goes into a scan without gradient, a
-step may have fewer slides than processes, and class weights make the loss no mean of means.
-
-What happens in a step:
+``DistributedDataParallel`` does not fit (DECISIONS D69): it averages gradients of as many samples each. Here a sample
+is a slide of ten or of 200 000 tiles, most time goes into a scan without gradient, and a step may have fewer slides
+than processes. What happens in a step:
 
 1. **Divide** (:func:`divide`). The slides of a step follow from the seed, who scans what from their numbers of tiles.
    Every process computes the same division, so nothing is sent. A few slides may be cut between processes.
@@ -15,9 +13,8 @@ What happens in a step:
 4. **Sum** (:meth:`Processes.sum_step`). One all-reduce of one flat buffer: all gradients, then a short tail with the
    figures of the step, whether a process failed, and whether one was asked to stop.
 
-The first process (rank 0) alone writes files and reports. A process that fails does not leave at once, or the others
-would wait for it: it goes on to the next exchange, where all raise the same error. Gradients go by NCCL where they are
-on GPUs; everything else goes by gloo.
+The first process (rank 0) alone writes files and reports. A process that fails goes on to the next exchange, where all
+raise the same error. Gradients go by NCCL where they are on GPUs; everything else goes by gloo.
 """
 
 from __future__ import annotations
@@ -45,21 +42,18 @@ from wsi_ips.tiles import SlideTiles, read_tiles
 
 T = TypeVar("T")
 
-TIMEOUT_S = 3600.0
-"""A process gives up when the others have not answered for this long."""
-TILING_TIMEOUT = timedelta(days=30)
-"""How long the others wait while the first tiles the slides; a lost connection is noticed at once."""
-UNEVEN = 1.1
-"""Slides stay whole while the busiest process has at most this many times the mean number of tiles."""
+TIMEOUT_S = 3600.0  # a process gives up when the others have not answered for this long
+TILING_TIMEOUT = timedelta(days=30)  # while the first tiles the slides; a lost connection is noticed at once
+UNEVEN = 1.1  # slides stay whole while the busiest process has at most this many times the mean number of tiles
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tiles ``start`` to ``stop`` (half-open, counted among those to scan) of one slide of a step."""
+    """Some tiles of one slide of a step."""
 
     slide: int
-    start: int
-    stop: int
+    start: int  # counted among the tiles to scan
+    stop: int  # half-open
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -67,10 +61,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Division:
-    """Who does what in one step: the pieces that each process scans, and for each slide the process that learns."""
+    """Who does what in one step."""
 
-    pieces: tuple[tuple[Piece, ...], ...]
-    owners: tuple[int, ...]
+    pieces: tuple[tuple[Piece, ...], ...]  # that each process scans
+    owners: tuple[int, ...]  # of each slide, the process that learns from it
 
     def owned(self, rank: int) -> list[int]:
         """Return the slides that a process learns from, ascending."""
@@ -124,14 +118,12 @@ def _owners(pieces: Sequence[Sequence[Piece]], slides: int) -> tuple[int, ...]:
 
 
 class Processes:
-    """The processes of one training: this one's ``rank`` and ``device``, and how many there are (``size``).
-
-    With a single process nothing is ever sent.
-    """
+    """The processes of one training, ``size`` in number, as this one (``rank``, ``device``) sees them."""
 
     def __init__(self, device: torch.device, launch: Launch | None = None, timeout_s: float = TIMEOUT_S) -> None:
         launch = launch or Launch()
         self.rank, self.size, self.device = launch.rank, launch.size, device
+        self.is_first, self.is_alone = self.rank == 0, self.size == 1  # the first writes files and reports
         self._timeout_s = timeout_s
         self._failure: Exception | None = None  # of this process, not yet known to the others
         self._buffer: Tensor | None = None
@@ -141,17 +133,7 @@ class Processes:
     @classmethod
     @contextmanager
     def joined(cls, launch: Launch, *, device: str = "auto", timeout_s: float = TIMEOUT_S) -> Iterator[Self]:
-        """Connect to the other processes for a ``with`` block; a process that runs alone connects to nothing.
-
-        ``device`` is ``compute.device``; ``timeout_s`` is how long to wait for an answer.
-
-        Raises
-        ------
-        RecipeError
-            More processes than GPUs, or all are told to use the same one.
-        TrainingError
-            The others do not connect.
-        """
+        """Connect to the other processes for a ``with`` block; a process that runs alone connects to nothing."""
         chosen = device_of(launch, device)
         processes = cls(chosen, launch, timeout_s)
         if not launch.together:
@@ -170,21 +152,8 @@ class Processes:
         finally:
             dist.destroy_process_group()
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes files and reports."""
-        return self.rank == 0
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether there is no other process."""
-        return self.size == 1
-
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """Return the result of ``work``, or None where this process has failed, now or before.
-
-        The failure is kept until the next exchange, where all processes raise it. A single process raises at once.
-        """
+        """Return the result of ``work``; None where this process failed, now or before, until all raise its error."""
         if self.is_alone:
             return work()
         try:
@@ -195,10 +164,7 @@ class Processes:
 
     @contextmanager
     def ahead(self) -> Iterator[bool]:
-        """Let the first process run the block while the others wait at its end; yields whether this is the first.
-
-        They wait as long as it takes. An error in the first one's block is raised in all.
-        """
+        """Let the first process run the block while the others wait at its end; yield whether this is the first."""
         if not self.is_first:
             yield False
             self._raise_everywhere(self.from_first(None, patiently=True))
@@ -212,10 +178,7 @@ class Processes:
         self.from_first(None, patiently=True)
 
     def gather(self, mine: T | None = None) -> list[T | None]:
-        """Return what each process gave, by rank; also waits until all have come here.
-
-        Where a process failed, all raise the error of the first that did.
-        """
+        """Return what each process gave, by rank, once all have; where some failed, all raise the first one's error."""
         if self.is_alone:
             return [mine]
         failure, self._failure = self._failure, None
@@ -279,10 +242,9 @@ class Processes:
             torch.cuda.set_rng_state(received["cuda random"], self.device)
 
     def sum_step(self, parameters: Sequence[nn.Parameter], figures: Tensor, *, stop: bool) -> tuple[Tensor, bool]:
-        """Replace the gradients by their sums over all processes, in one exchange.
+        """Sum gradients over all processes, in one exchange; a parameter with a gradient in none is left without.
 
-        A parameter that has a gradient in no process is left without one. Returns the sum of the figures (float32), on
-        the CPU, and whether any process was asked to ``stop``. Where a process failed, all raise its error.
+        Returns the sum of the figures (float32), on the CPU, and whether any process was asked to ``stop``.
         """
         if self._group is None:
             return figures.detach().cpu(), stop
@@ -307,10 +269,9 @@ class Processes:
         return summed.view_as(figures), bool(stops)
 
     def _raise_everywhere(self, error: Exception | None) -> None:
-        """Raise what all processes raise; only the first one prints an error of our own."""
         if error is not None:
             if isinstance(error, WsiIpsError):
-                error.is_told = not self.is_first
+                error.is_told = not self.is_first  # only the first one prints it
             raise error
 
     @contextmanager
@@ -328,10 +289,7 @@ class Processes:
 
 
 def device_of(launch: Launch, name: str) -> torch.device:
-    """Return the device of a process; ``auto`` is the GPU with its number where the machine has GPUs.
-
-    Raises a :class:`RecipeError` where there are more processes than GPUs, or all are told to use the same one.
-    """
+    """Return the device of a process; ``auto`` is the GPU with its number where the machine has GPUs."""
     device = choose_device(name)
     if device.type != "cuda" or not launch.together or (device.index is not None and launch.size == 1):
         return device
@@ -362,11 +320,10 @@ def join_shared(
     *,
     memory_size: int,
 ) -> dict[int, Selection]:
-    """Select from the own slides that were cut, with the logits of all their scanners; the result by slide.
+    """Return, by slide, the selection from the own slides that were cut, given what this process ``found``.
 
-    ``found`` is what this process selected from its pieces, ``requests`` are all slides of the step with the tiles to
-    scan. Logits are sent, pixels are not: the owner reads again the tiles that it did not scan itself. All processes
-    must call this.
+    Logits are sent, pixels are not: the owner reads again the tiles that it did not scan itself. All processes must
+    call this. ``requests`` are all slides of the step with the tiles to scan.
     """
     if not division.shared:
         return {}

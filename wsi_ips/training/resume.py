@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,25 +25,13 @@ from torch import Tensor
 
 from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import atomic_path
-from wsi_ips.training.epoch_records import EpochRecord
+from wsi_ips.training.tracking import EpochRecord
 
 SCHEMA_VERSION = 3
 SAVE_EVERY_S = 60.0
+# Ctrl-C, a polite kill, and what SLURM sends before time is up (``--signal=USR1@120``)
 STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C, a polite kill, and what SLURM sends before time is up (``--signal=USR1@120``)."""
 COUNTERS = ("epoch", "step", "total", "loss", "right", "sums", "seconds")
-
-
-class Stateful(Protocol):
-    """Something else whose state belongs to the training; a ``torch.nn.Module`` is one."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors by name."""
-        ...
-
-    def load_state_dict(self, stored: Mapping[str, Any]) -> object:
-        """Restore them."""
-        ...
 
 
 @dataclass
@@ -52,7 +40,7 @@ class TrainingState:
 
     net: IpsNet
     optimiser: torch.optim.Optimizer
-    others: Mapping[str, Stateful] = field(default_factory=dict)  # what else has a state, by name
+    others: Mapping[str, Any] = field(default_factory=dict)  # what else has a `state_dict`, by name
     epoch: int = 1  # the running one
     step: int = 0  # steps of the epoch that are done
     total: int = 0  # steps done in all epochs
@@ -118,17 +106,7 @@ class TrainingState:
 
 
 class StateFile:
-    """The file of the state of one training.
-
-    Parameters
-    ----------
-    path
-        The file.
-    fingerprint
-        Fingerprint of the training; the state of another one is not read.
-    every_s
-        Seconds between saves.
-    """
+    """The file of the state of one training; the state of another fingerprint is not read."""
 
     def __init__(self, path: Path, fingerprint: str, *, every_s: float = SAVE_EVERY_S) -> None:
         self.path, self._every_s = path, every_s
@@ -159,13 +137,10 @@ class StateFile:
 
 
 class StopRequest:
-    """Whether the user asked the training to stop after the running step.
+    """Whether the user asked the training to stop after the running step (``asked``).
 
-    Parameters
-    ----------
-    insistent
-        A second signal stops at once. Not with ``torchrun``: signals come from the terminal or SLURM and once more from
-        it, and it ends processes that take too long itself.
+    ``insistent``: a second signal stops at once. Not with ``torchrun``: signals come from the terminal or SLURM and
+    once more from it, and it ends processes that take too long itself.
     """
 
     def __init__(self, *, insistent: bool = True) -> None:

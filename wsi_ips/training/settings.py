@@ -12,7 +12,7 @@ from wsi_ips.tiles import SlideTiles
 
 if TYPE_CHECKING:
     from wsi_ips.model.net import IpsNet
-    from wsi_ips.training.epoch_records import EpochRecord
+    from wsi_ips.training.tracking import EpochRecord
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """Registry of training starts: what a network learns from before its attention is good enough to select tiles.
 
 An entry's implementation takes :class:`~wsi_ips.training.settings.Settings` and returns a :class:`Start`, or None for
-no start phase. To add one, write it in a module of its own and list it here.
+no start phase. To add one, write it here or in a module of its own, and list it below.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_ips.config.training_length import WARM_START_TILES
 from wsi_ips.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -19,15 +21,9 @@ if TYPE_CHECKING:
 
 
 class Start(Protocol):
-    """The first epochs of a training, whose steps learn from given tiles instead of scanning for the best.
+    """The first epochs of a training, whose steps learn from given tiles instead of scanning for the best."""
 
-    Attributes
-    ----------
-    epochs
-        Number of epochs of the start phase.
-    """
-
-    epochs: int
+    epochs: int  # of the start phase
 
     def steps(self, slides: int) -> int:
         """Return the number of steps of an epoch over so many slides."""
@@ -42,17 +38,26 @@ class Start(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StartEntry(Entry):
-    """One training start.
+class RandomTiles:
+    """A few random tiles of many slides: what tells one slide from another (its stain) averages out."""
 
-    Attributes
-    ----------
-    has_epochs
-        Whether it has epochs of its own (``training.warm_start_epochs``).
-    """
+    def __init__(self, settings: Settings) -> None:
+        self.epochs = settings.section.warm_start_epochs
+        batch = settings.section.batch_slides
+        # A step learns from about as many tiles as one with selection, of more slides.
+        self._batch_slides = max(batch, batch * settings.memory_size // WARM_START_TILES)
 
-    has_epochs: bool = True
+    def steps(self, slides: int) -> int:
+        """Return the number of steps of an epoch."""
+        return math.ceil(slides / self._batch_slides)
+
+    def tile_count(self, slide: LabelledSlide) -> int:
+        """Return the number of tiles to learn from."""
+        return min(WARM_START_TILES, len(slide.tiles.index))
+
+    def tiles(self, slide: LabelledSlide, rng: np.random.Generator) -> NDArray[np.integer]:
+        """Return the ids of random tiles."""
+        return np.sort(rng.permutation(len(slide.tiles.index))[:WARM_START_TILES])
 
 
 def no_start(_: Settings) -> Start | None:
@@ -60,8 +65,15 @@ def no_start(_: Settings) -> Start | None:
     return None
 
 
+@dataclass(frozen=True)
+class StartEntry(Entry):
+    """One training start."""
+
+    has_epochs: bool = True  # whether it has epochs of its own (``training.warm_start_epochs``)
+
+
 _EPOCHS = ("training.warm_start_epochs",)
-_RANDOM_TILES = "wsi_ips.training.random_tiles:RandomTiles"
+_RANDOM_TILES = f"{__name__}:RandomTiles"
 
 STARTS = Registry(
     "training start",

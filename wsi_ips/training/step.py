@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from wsi_ips.config import TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.scan_encoders import scan_dtype
-from wsi_ips.model.task_losses import label_totals, share_right, target_tensors
+from wsi_ips.model.task_losses import is_known, label_totals, share_right, target_tensors
 from wsi_ips.scanning import ChunkLimit, Winners
-from wsi_ips.training.epoch_records import TILES_COMPARED, LastSelection, Meter
 from wsi_ips.training.gradient import RandomState, StepGradient
-from wsi_ips.training.loss import SlideLosses, StepLoss, known_slides
-from wsi_ips.training.optimiser import MixedPrecision, averaged
+from wsi_ips.training.loss import SlideLosses, StepLoss
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StopRequest
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.tile_choice import Kept, TileChoice
+from wsi_ips.training.tracking import TILES_COMPARED, LastSelection
 
 GRADIENT_NORM = 1.0
 DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
@@ -36,73 +37,45 @@ DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
 class StepFigures:
     """Figures of the slides of a step, a row per slide; each process fills its own rows, the sum is the whole.
 
-    Attributes
-    ----------
-    table
-        float32, shape (B, 1 + C + 1 + W). Columns: loss (that of slides learned together is in the row of the first),
-        class logits, attention entropy, and the best tiles plus 1, best first, 0 for none (exact below 2^24).
+    Columns of ``table``, float32, (B, 1 + C + 1 + W): loss (that of slides learned together is in the row of the
+    first), class logits, attention entropy, and the best tiles plus 1, best first, 0 for none (exact below 2^24).
     """
 
-    def __init__(self, slides: int, *, classes: int, width: int) -> None:
-        self._sizes = (1, classes, 1, width)
-        self.table = torch.zeros(slides, sum(self._sizes))
+    def __init__(self, table: Tensor, classes: int) -> None:
+        self.table = table
+        widths = [1, classes, 1, table.shape[1] - classes - 2]
+        self._loss, self.logits, entropy, self._best = table.split(widths, dim=1)  # views; logits (B, C)
+        self.entropy = entropy[:, 0]  # (B,)
 
-    def rows(self, part: slice) -> StepFigures:
-        """Return some of the rows, to be filled."""
-        some = StepFigures(0, classes=self._sizes[1], width=self._sizes[3])
-        some.table = self.table[part]
-        return some
+    @classmethod
+    def empty(cls, slides: int, *, classes: int, width: int) -> StepFigures:
+        """Return a table of zeros; ``width`` is W, the number of best tiles."""
+        return cls(torch.zeros(slides, 2 + classes + width), classes)
 
     @property
     def loss(self) -> float:
         """Sum of the losses."""
-        return float(sum(self.table[:, 0].tolist()))
-
-    @property
-    def logits(self) -> Tensor:
-        """Class logits, shape (B, C)."""
-        return self._columns()[1]
-
-    @property
-    def entropy(self) -> Tensor:
-        """Attention entropy, shape (B,)."""
-        return self._columns()[2][:, 0]
+        return float(sum(self._loss[:, 0].tolist()))
 
     def add(self, own: Sequence[int], found: SlideLosses, best: Mapping[int, NDArray[np.integer]]) -> None:
         """Fill the rows of the own slides; logits and entropy in ``found`` are those of all slides."""
         if own:
             rows = torch.tensor(own)
-            self.table[own[0], 0] += float(found.loss.detach())
+            self._loss[own[0], 0] += float(found.loss.detach())
             self.logits[rows] = found.logits.detach().float().cpu()[rows]
             self.entropy[rows] = found.entropy.detach().float().cpu()[rows]
         for slide, tiles in best.items():
-            shown = tiles[: self._sizes[3]]
-            self._columns()[3][slide, : len(shown)] = torch.from_numpy(shown + 1).float()
+            shown = tiles[: self._best.shape[1]]
+            self._best[slide, : len(shown)] = torch.from_numpy(shown + 1).float()
 
     def best(self, slide: int) -> NDArray[np.int64]:
         """Return the best tiles of a slide, best first."""
-        row = self._columns()[3][slide].numpy()
+        row: NDArray[np.float32] = self._best[slide].numpy()
         return row[row > 0].astype(np.int64) - 1
-
-    def _columns(self) -> tuple[Tensor, ...]:
-        columns: tuple[Tensor, ...] = self.table.split(self._sizes, dim=1)
-        return columns
 
 
 class Step:
-    """Runs the steps of a training.
-
-    Attributes
-    ----------
-    choice
-        Chooses the tiles to learn from.
-    last
-        The best tiles of every slide at its last visit.
-    average
-        Running average of the network, None where none is kept.
-    stop
-        Asked in every step; ``all_stop`` tells after a step whether any process was asked to stop.
-    """
+    """Runs the steps of a training."""
 
     def __init__(self, net: IpsNet, settings: Settings, processes: Processes, listener: Listener) -> None:
         section, compute = settings.section, settings.compute
@@ -116,26 +89,14 @@ class Step:
         self.average = averaged(net, section.weight_average) if section.weight_average else None
         dtype = scan_dtype(compute.gradient_precision, processes.device, key="compute.gradient_precision")
         self.precision = MixedPrecision(processes.device, dtype)
-        self.stop, self.all_stop = StopRequest(), False
-
-    @property
-    def meter(self) -> Meter:
-        """Sums of the running epoch."""
-        return self.choice.meter
+        self.stop, self.all_stop = StopRequest(), False  # of this process; whether any was asked, known after a step
 
     def learn(
-        self,
-        batch: Sequence[LabelledSlide],
-        epoch: int,
-        weights: Sequence[Tensor],
-        optimiser: torch.optim.Optimizer,
+        self, batch: Sequence[LabelledSlide], epoch: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer
     ) -> tuple[float, float]:
         """Learn from some slides; return their mean loss and the share of correct answers.
 
-        Raises
-        ------
-        DivergedError
-            A loss, gradient or score is not finite; the weights are those before the step.
+        Raises :class:`DivergedError` where a loss, gradient or score is not finite; the weights are those before.
         """
         tasks, processes = self.net.tasks, self.processes
         at_once = self.settings.compute.slides_at_once or len(batch)
@@ -145,34 +106,33 @@ class Step:
         is_whole = len(parts) == 1 and processes.is_alone
         loss = StepLoss(
             weights,
-            known_slides(targets, tasks),
+            is_known(targets, tasks).sum(0).clamp_min(1),
             None if is_whole else label_totals(targets, tasks, weights),
             self.settings.section.tile_loss,
             evenly=self.choice.start_of(epoch) is not None,
         )
         optimiser.zero_grad(set_to_none=True)
-        width = min(self.settings.memory_size, TILES_COMPARED)
-        figures = StepFigures(len(batch), classes=sum(task.width for task in tasks), width=width)
+        classes, width = sum(task.width for task in tasks), min(self.settings.memory_size, TILES_COMPARED)
+        figures = StepFigures.empty(len(batch), classes=classes, width=width)
         try:
             for part in parts:
-                self._learn_part(batch[part], epoch, loss, figures.rows(part))
-            processes.attempt(lambda: self._require_finite(figures, epoch, optimiser))
-            parameters = list(self.net.parameters())
-            figures.table, self.all_stop = processes.sum_step(parameters, figures.table, stop=self.stop.asked)
+                self._learn_part(batch[part], epoch, loss, StepFigures(figures.table[part], classes))
+            processes.attempt(lambda: self._require_finite(figures.loss, epoch, optimiser))
+            table, self.all_stop = processes.sum_step([*self.net.parameters()], figures.table, stop=self.stop.asked)
         except ScoresError as error:
             raise self._diverged(epoch, "attention scores are not finite") from error
         self._update(epoch, optimiser)
-        self._count(batch, figures)
-        return figures.loss, share_right(figures.logits, [truth.cpu() for truth in targets], tasks)
+        summed = StepFigures(table, classes)
+        self._count(batch, summed)
+        return summed.loss, share_right(summed.logits, [truth.cpu() for truth in targets], tasks)
 
     def _learn_part(self, batch: Sequence[LabelledSlide], epoch: int, loss: StepLoss, figures: StepFigures) -> None:
-        """Scan some slides of a step and add the gradient of the own ones."""
         best: dict[int, NDArray[np.int64]] = {}
         kept = self.choice.kept(self.net, batch, epoch, best)
 
         def work() -> None:
             own = self.choice.division(batch, epoch).owned(self.processes.rank)
-            with self.meter.clock("gradient"):
+            with self.choice.meter.clock("gradient"):
                 found = self._add_gradient(batch, own, kept or [], epoch, loss)
             figures.add(own, found, best)
 
@@ -181,12 +141,9 @@ class Step:
     def _add_gradient(
         self, batch: Sequence[LabelledSlide], own: list[int], kept: Sequence[Kept], epoch: int, loss: StepLoss
     ) -> SlideLosses:
-        """Add the gradient of the own slides; return the losses.
-
-        Several processes must draw the same dropout for the slides of the step, whatever their encoders drew for the
-        own slides. So each starts the pooling from the same random state (``before``) and ends with the state that the
-        pooling left (``after``).
-        """
+        # Several processes must draw the same dropout for the slides of the step, whatever their encoders drew for the
+        # own slides. So each starts the pooling from the same random state (`before`) and ends with the state that the
+        # pooling left (`after`).
         self.net.train()
         targets = target_tensors([slide.targets for slide in batch], self.net.tasks)
         targets = [truth.to(self.processes.device) for truth in targets]
@@ -221,29 +178,29 @@ class Step:
 
     def _update(self, epoch: int, optimiser: torch.optim.Optimizer) -> None:
         """Clip the gradient, step the optimiser and the average of the weights."""
-        self.precision.unscale(optimiser)
+        self.precision.unscale_(optimiser)
         norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
         if math.isfinite(norm):
-            self.meter.add("gradient_norm", norm)
-        elif not self.precision.scales:
+            self.choice.meter.add("gradient_norm", norm)
+        elif not self.precision.is_enabled():  # else this step is skipped
             raise self._diverged(epoch, f"the gradient is {norm}", optimiser)
         self.precision.step(optimiser)
+        self.precision.update()
         if self.average is not None:
             self.average.update_parameters(self.net)
 
     def _count(self, batch: Sequence[LabelledSlide], figures: StepFigures) -> None:
-        """Count entropy and overlap of the slides of a whole step."""
         for number, slide in enumerate(batch):
             entropy, best = float(figures.entropy[number]), figures.best(number)
             if math.isfinite(entropy):  # it is not where one tile was kept
-                self.meter.add("attention_entropy", entropy)
+                self.choice.meter.add("attention_entropy", entropy)
             overlap = self.last.overlap(slide.slide_id, best) if len(best) else None
             if overlap is not None:
-                self.meter.add("selection_overlap", overlap)
+                self.choice.meter.add("selection_overlap", overlap)
 
-    def _require_finite(self, figures: StepFigures, epoch: int, optimiser: torch.optim.Optimizer) -> None:
-        if not math.isfinite(figures.loss):
-            raise self._diverged(epoch, f"the loss is {figures.loss}", optimiser)
+    def _require_finite(self, loss: float, epoch: int, optimiser: torch.optim.Optimizer) -> None:
+        if not math.isfinite(loss):
+            raise self._diverged(epoch, f"the loss is {loss}", optimiser)
 
     def _diverged(self, epoch: int, what: str, optimiser: torch.optim.Optimizer | None = None) -> DivergedError:
         section = self.settings.section
@@ -271,3 +228,47 @@ def among_all(embeddings: Tensor, own: Sequence[int], counts: Sequence[int]) -> 
     if own:
         table[torch.tensor(own, device=device), : embeddings.shape[1]] = embeddings
     return table, mask
+
+
+def averaged(net: IpsNet, decay: float) -> AveragedModel:
+    """Return a copy of a network whose weights are a running average (EMA); buffers are those of the network.
+
+    The decay is ``min(decay, (1 + n) / (10 + n))`` after n steps, so that the first weights are soon forgotten.
+    """
+
+    def average(averages: Sequence[Tensor], now: Sequence[Tensor], steps: Tensor | int) -> None:
+        n = int(steps)
+        torch._foreach_lerp_(list(averages), list(now), 1 - min(decay, (1 + n) / (10 + n)))
+
+    with torch.no_grad():
+        return AveragedModel(net, multi_avg_fn=torch.no_grad()(average))
+
+
+class MixedPrecision(torch.amp.GradScaler):
+    """Autocast of the encoder where it learns, and the scale of the loss; ``dtype`` is that of the activations.
+
+    Weights, optimiser, pooling and loss stay in float32. bfloat16 has the range of float32 and needs no scale; with
+    float16 the loss is scaled up, and a step whose gradient overflows is skipped.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(device.type, enabled=dtype == torch.float16)
+        self._dtype = dtype
+
+    def encoder(self) -> AbstractContextManager[object]:
+        """Return a ``with`` block in which the encoder runs in reduced precision."""
+        return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
+
+    def full(self) -> AbstractContextManager[object]:
+        """Return a ``with`` block in which everything runs in full precision."""
+        return torch.autocast(self._device, enabled=False)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what to store, as tensors: nothing where nothing is scaled."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in super().state_dict().items()}
+
+    def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
+        """Restore what was stored."""
+        kinds = {name: type(value) for name, value in super().state_dict().items()}
+        if stored:  # nothing is stored where nothing was scaled
+            super().load_state_dict({name: kind(stored[name].item()) for name, kind in kinds.items()})

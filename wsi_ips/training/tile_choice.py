@@ -20,32 +20,24 @@ from wsi_ips.model.selection import Selection
 from wsi_ips.scanning import ChunkLimit, Prepare, ScanOptions, plain_patches, scan_slides
 from wsi_ips.tiles import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
-from wsi_ips.training.epoch_records import Meter
 from wsi_ips.training.processes import Division, Processes, divide, join_shared, piece_requests
 from wsi_ips.training.settings import LabelledSlide, Settings
 from wsi_ips.training.starts import STARTS, Start
+from wsi_ips.training.tracking import Meter
 
-DROPOUT, EXPLORATION = 0, 2
-RANDOM_TILES = 1
-"""Streams of random numbers of a slide in an epoch."""
+DROPOUT, RANDOM_TILES, EXPLORATION = 0, 1, 2  # streams of random numbers of a slide in an epoch
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Tiles of one slide to learn from: ids, shape (K,), and patches, uint8, shape (K, h, w, 3)."""
+    """Tiles of one slide to learn from."""
 
-    tiles: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    tiles: NDArray[np.int64]  # (K,), ids
+    pixels: NDArray[np.uint8]  # (K, h, w, 3)
 
 
 class TileChoice:
-    """Chooses the tiles of training slides, together with the other processes.
-
-    Attributes
-    ----------
-    meter
-        Counts tiles and times.
-    """
+    """Chooses the tiles of training slides, together with the other processes."""
 
     def __init__(self, settings: Settings, processes: Processes, limit: ChunkLimit) -> None:
         self.settings, self.processes, self.limit = settings, processes, limit
@@ -65,10 +57,9 @@ class TileChoice:
     def kept(
         self, net: IpsNet, batch: Sequence[LabelledSlide], epoch: int, best: dict[int, NDArray[np.int64]]
     ) -> list[Kept] | None:
-        """Return the tiles of the own slides to learn from, in the order of their numbers.
+        """Return the tiles of the own slides to learn from; fill in ``best``, the best tiles by number of the slide.
 
-        Those of the start phase, later the best by attention and some random ones. ``best`` receives the best tiles by
-        number of the slide. None where this process failed and the others do not know it yet.
+        None where this process failed and the others do not know it yet.
         """
         division = self.division(batch, epoch)
         own = division.owned(self.processes.rank)
@@ -122,14 +113,10 @@ class TileChoice:
     def _scan(self, net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare) -> list[Selection]:
         if not requests:
             return []
+        size, compute = self.settings.memory_size, self.settings.compute
+        counted, clock = partial(self.meter.add, "tiles"), partial(self.meter.clock, "scan_read")
         with self.meter.clock("scan"):
-            options = ScanOptions(
-                self.settings.memory_size,
-                self.settings.compute,
-                self.limit,
-                on_tiles=partial(self.meter.add, "tiles"),
-                reading=partial(self.meter.clock, "scan_read"),
-            )
+            options = ScanOptions(size, compute, self.limit, on_tiles=counted, reading=clock)
             return scan_slides(net, requests, prepare, options)
 
     def _given(self, start: Start, slide: LabelledSlide, epoch: int) -> Kept:

@@ -1,7 +1,9 @@
-"""Where the figures of each epoch go: ``metrics.jsonl``, TensorBoard where it is installed, MLflow on request.
+"""Figures of each epoch: summed while it runs, recorded when it is done, and where the records go.
 
-A tracker receives all epochs so far and stores those that are missing. So a resumed training writes no epoch twice, and
-what could not be written is written with the next epoch. No tracker can stop a training.
+Sums are part of the stored state, so a training that was stopped within an epoch reports the same figures. Records go
+to ``metrics.jsonl``, to TensorBoard where it is installed, and to MLflow on request. A tracker receives all epochs so
+far and stores those that are missing. So a resumed training writes no epoch twice, and what could not be written is
+written with the next epoch. No tracker can stop a training.
 """
 
 from __future__ import annotations
@@ -9,26 +11,136 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from wsi_ips.errors import TrainingError
-from wsi_ips.provenance import atomic_write_text
-from wsi_ips.training.epoch_records import EpochRecord
+from wsi_ips.provenance import atomic_write_text, peak_rss_mb
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
     from tensorboardX import SummaryWriter
 
+TILES_COMPARED = 256  # best tiles of a slide that are remembered until its next visit
 RUN_TAG = "wsi_ips.training"
+# For a server that does not answer; MLflow's own values would delay each epoch by minutes.
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""For a server that does not answer; MLflow's own values would delay each epoch by minutes."""
-ENDLESS = 0
-"""Length of TensorBoard's queue, 0 = no limit: its thread ends where the disk is full, and a full queue would block."""
+ENDLESS = 0  # TensorBoard's queue without limit: its thread ends where the disk is full, and a full queue would block
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an epoch cost on this machine; the only figures that differ when a training is repeated."""
+
+    tiles_per_s: float | None  # read and scored per second of the scan; None in a start phase without a scan
+    read_share: float  # of the time in steps: waiting for pixels
+    scan_share: float  # scoring tiles
+    gradient_share: float  # learning from those kept
+    peak_rss_mb: float  # largest resident memory of the process so far
+    peak_gpu_mb: float | None  # largest memory of tensors on the GPU so far; None without a GPU
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Figures of one epoch."""
+
+    epoch: int  # counted from 1
+    loss: float  # mean training loss of the slides
+    accuracy: float  # share of correct answers on the training slides, dropout on, mean over tasks
+    val_loss: float | None  # mean over validation slides and tasks; None without any and in the start phase
+    val_auc: float | None  # mean over classes and tasks; None also where validation slides are of one class
+    learning_rate: float  # at the end of the epoch
+    gradient_norm: float | None  # before clipping, mean of the steps
+    gradient_norm_max: float | None  # the largest of the steps
+    attention_entropy: float | None  # over a slide's kept tiles, 0 (all on one) to 1 (even), mean over slides
+    selection_overlap: float | None  # share of a slide's best tiles that were among them at its last visit, mean
+    seconds: float  # spent on the training so far, in all calls
+    cost: Cost
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Build a record from the result of ``dataclasses.asdict``."""
+        return cls(**(dict(stored) | {"cost": Cost(**stored["cost"])}))
+
+
+class Meter:
+    """Sums of the running epoch; ``sums`` has (sum of values, their number, the largest) by name."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
+        self.sums = {} if sums is None else sums
+
+    def add(self, name: str, value: float) -> None:
+        """Add a value."""
+        total, count, largest = self.sums.get(name, [0.0, 0.0, value])
+        self.sums[name] = [total + value, count + 1, max(largest, value)]
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean; None where nothing was added."""
+        return self.sums[name][0] / self.sums[name][1] if name in self.sums else None
+
+    def largest(self, name: str) -> float | None:
+        """Return the largest value; None where nothing was added."""
+        return self.sums[name][2] if name in self.sums else None
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Add the seconds of a ``with`` block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - began)
+
+    def cost(self, device: torch.device) -> Cost:
+        """Return the cost, from the clocks ``step``, ``scan``, ``scan_read`` (within it), ``read`` and ``gradient``."""
+        names = ("step", "scan", "scan_read", "read", "gradient", "tiles")
+        step, scan, within, read, gradient, tiles = (self.sums.get(name, [0.0])[0] for name in names)
+        whole = max(step, 1e-9)
+        return Cost(
+            tiles_per_s=round(tiles / scan, 1) if scan else None,
+            read_share=round((within + read) / whole, 4),
+            scan_share=round((scan - within) / whole, 4),
+            gradient_share=round(gradient / whole, 4),
+            peak_rss_mb=round(peak_rss_mb(), 1),
+            peak_gpu_mb=round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else None,
+        )
+
+
+class LastSelection:
+    """The best tiles of every training slide at its last visit; ``memory_size`` is the number kept per slide (M)."""
+
+    def __init__(self, memory_size: int) -> None:
+        self._width = min(memory_size, TILES_COMPARED)
+        self._tiles: dict[str, NDArray[np.int32]] = {}
+
+    def overlap(self, slide_id: str, best: NDArray[np.integer]) -> float | None:
+        """Remember a slide's best tiles; return the share that was among them last time, None the first time."""
+        now, before = best[: self._width].astype(np.int32), self._tiles.get(slide_id)
+        self._tiles[slide_id] = now
+        return None if before is None else float(np.isin(now, before).mean())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what to store."""
+        return {slide_id: torch.from_numpy(tiles) for slide_id, tiles in self._tiles.items()}
+
+    def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
+        """Restore what was stored."""
+        self._tiles = {slide_id: tiles.numpy() for slide_id, tiles in stored.items()}
+
+
+def attention_entropy(weights: Tensor, mask: Tensor) -> Tensor:  # (B, K, T), (B, K) -> (B,)
+    """Return the entropy of attention over its largest possible value, mean over queries; NaN for a single tile."""
+    entropy: Tensor = torch.special.entr(weights.double()).sum(1).mean(1)  # (B,)
+    return entropy / mask.sum(1).double().log()
 
 
 class Tracker(Protocol):
@@ -42,7 +154,7 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Close what is open."""
-        ...
+        return
 
 
 class Tracking:
@@ -74,7 +186,7 @@ class Tracking:
                     )
 
 
-class MetricsFile:
+class MetricsFile(Tracker):
     """One JSON object per line and epoch; the file is replaced as a whole."""
 
     def __init__(self, path: Path) -> None:
@@ -84,11 +196,8 @@ class MetricsFile:
         """Write all epochs."""
         atomic_write_text(self._path, "".join(json.dumps(asdict(record)) + "\n" for record in history))
 
-    def close(self) -> None:
-        """Do nothing: nothing is open."""
 
-
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in a folder. Each call of the program writes all epochs and makes TensorBoard drop earlier ones."""
 
     name = "TensorBoard"
@@ -122,19 +231,10 @@ class TensorBoard:
             writer.close()
 
 
-class MlflowRun:
-    """A run on an MLflow server or in an MLflow file; a resumed training finds it by its fingerprint.
+class MlflowRun(Tracker):
+    """A run on an MLflow server or in an MLflow file; a resumed training finds it by its fingerprint (``training``).
 
-    Parameters
-    ----------
-    address
-        Tracking address.
-    experiment
-        Name of the experiment and of the run.
-    training
-        Fingerprint of the training.
-    parameters
-        Keys of the recipe, stored once.
+    ``experiment`` names the experiment and the run; ``parameters`` are keys of the recipe, stored once.
     """
 
     def __init__(self, address: str, *, experiment: str, training: str, parameters: Mapping[str, Any]) -> None:
@@ -196,15 +296,7 @@ def tensorboard(folder: Path, note: Callable[[str], None]) -> list[Tracker]:
 
 
 def mlflow(key: str | None, folder: Path, **described: Any) -> list[Tracker]:
-    """Return the tracker that ``tracking.mlflow`` asks for, none where it is empty.
-
-    ``folder`` is the run folder, for ``mlflow: local``; the rest goes to :class:`MlflowRun`.
-
-    Raises
-    ------
-    TrainingError
-        MLflow is not installed.
-    """
+    """Return the tracker that ``tracking.mlflow`` asks for; ``folder`` is the run folder, for ``mlflow: local``."""
     if key is None:
         return []
     if find_spec("mlflow") is None:

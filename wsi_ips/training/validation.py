@@ -19,34 +19,27 @@ from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import Selection
 from wsi_ips.model.task_losses import is_known, target_tensors, task_loss
 from wsi_ips.scanning import ChunkLimit, ScanOptions, plain_patches, scan_slides, slide_logits
-from wsi_ips.training.epoch_records import EpochRecord
 from wsi_ips.training.processes import Piece, Processes, divide, join_shared, piece_requests
 from wsi_ips.training.settings import LabelledSlide, Settings
+from wsi_ips.training.tracking import EpochRecord
 
-LEAP = 10.0
-"""Factor over the training loss of the first epoch (about that of guessing) from which an epoch has diverged."""
-
+LEAP = 10.0  # times the training loss of the first epoch (about that of guessing): an epoch has diverged
 Select = Literal["loss", "auc"]
 
 
 class Figures(NamedTuple):
-    """Mean loss over tasks, and mean AUC over classes and tasks, None where all slides are of one class."""
+    """Figures of the validation slides."""
 
-    loss: float
-    auc: float | None
+    loss: float  # mean over tasks
+    auc: float | None  # mean over classes and tasks; None where all slides are of one class
 
 
 def validate(
     net: IpsNet, slides: Sequence[LabelledSlide], settings: Settings, *, processes: Processes, limit: ChunkLimit
 ) -> Figures:
-    """Return loss and AUC of slides, one at a time, all their tiles, without augmentation.
+    """Return loss and AUC of all tiles of slides, without augmentation; the same in all processes, which divide them.
 
-    Several processes divide the slides and get the same figures.
-
-    Raises
-    ------
-    DivergedError
-        The loss is not finite.
+    Raises a :class:`DivergedError` where the loss is not finite.
     """
     tiles, prepare = [slide.tiles for slide in slides], plain_patches(processes.device)
     division = divide([len(slide.index) for slide in tiles], processes.size)
@@ -88,13 +81,7 @@ def validate(
 
 
 def require_validation(section: TrainingSection, targets: Sequence[Sequence[Target]], tasks: Sequence[Task]) -> None:
-    """Refuse to choose or stop by validation slides that are not there.
-
-    Raises
-    ------
-    TrainingError
-        ``patience`` or ``select: auc`` without validation slides, or the latter with slides of one class only.
-    """
+    """Refuse to choose or stop by validation slides that are not there."""
     key = "patience" if section.patience is not None else "select" if section.select == "auc" else None
     if key and not targets:
         raise TrainingError(
@@ -128,15 +115,13 @@ def epochs_since_best(history: Sequence[EpochRecord], select: Select) -> int:
 
 
 def _merit(record: EpochRecord, select: Select) -> tuple[float, ...]:
-    """Return a key that is smaller for a better epoch."""
     assert record.val_loss is not None
     if select == "auc" and record.val_auc is not None:
         return (-record.val_auc, record.val_loss)
     return (record.val_loss,)
 
 
-def _auc(net: IpsNet, logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> float | None:
-    """Return the mean AUC over classes and tasks of slides with these logits, (B, C)."""
+def _auc(net: IpsNet, logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> float | None:  # logits (B, C)
     known = is_known(labels, net.tasks)  # (B, T)
     parts = net.probabilities(logits.double()).split([task.width for task in net.tasks], dim=-1)
     aucs = []
