@@ -10,9 +10,10 @@ from typing import Any
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.folder_files import Discovery, all_files, few, slide_table
 
+# Slides that the organisers withdrew; left out where the file still exists
 CAMELYON16_DUPLICATES = frozenset(["test_049"])
-"""Slides that the organisers withdrew; left out where the file still exists."""
 
+# Slides whose outlines miss lesions; their annotations are ignored, as tissue outside may be tumour
 CAMELYON16_INCOMPLETE = frozenset(
     ["test_114"]
     + [
@@ -20,12 +21,11 @@ CAMELYON16_INCOMPLETE = frozenset(
         for number in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
     ]
 )
-"""Slides whose outlines miss lesions; their annotations are ignored, as tissue outside may be tumour."""
 
 CAMELYON16_NAME = re.compile(r"(normal|tumor|test)_\d{3}")
 CAMELYON17_NAME = re.compile(r"patient_(\d{3})_node_\d")
+# CAMELYON17: patients 0 to 99 have labels; patients 0 to 19 and 100 to 119 are from centre 0, and so on
 TRAINING_PATIENTS, PATIENTS_PER_CENTRE = 100, 20
-"""CAMELYON17: patients 0 to 99 have labels; patients 0 to 19 and 100 to 119 are from centre 0, and so on."""
 
 NODES = ("negative", "itc", "micro", "macro")
 
@@ -48,11 +48,6 @@ def discover_camelyon16(folder: Path) -> Discovery:
     Slides are in ``training/normal``, ``training/tumor`` and ``testing`` (as the challenge published them), or all in
     ``images`` (on AWS), where the name tells the split. Labels of test slides come from ``reference.csv`` (None without
     it), outlines from every ``.xml`` named like a slide, except those of `CAMELYON16_INCOMPLETE`. Masks are left out.
-
-    Raises
-    ------
-    ManifestError
-        No slide is found, outlines are still packed or doubled, or ``reference.csv`` misses slides.
     """
     files = all_files(folder)
     root = folder.resolve()
@@ -78,11 +73,6 @@ def discover_camelyon17(folder: Path) -> Discovery:
     ``stages.csv``; ``center`` (0 to 4) from a folder ``center_N``, else from the patient's number. Labelled slides get
     split ``train``; hold out whole centres with ``wsi-ips split --by center``. Patients from 100 on are the challenge's
     test set, whose labels are not public: they get no split and are only predicted.
-
-    Raises
-    ------
-    ManifestError
-        No slide is found, patients or outlines are still packed, or the table of labels is missing or misses slides.
     """
     files = all_files(folder)
     slides = [file for file in files if _is_slide(file) and CAMELYON17_NAME.fullmatch(file.stem.lower())]

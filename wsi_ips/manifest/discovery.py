@@ -17,13 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def discover(folder: Path) -> Discovery:
-    """Find the slides of a folder: as CAMELYON16 or 17 where it looks like one of them, else every slide file.
-
-    Raises
-    ------
-    ManifestError
-        No slide is found, or two files would have one slide_id.
-    """
+    """Find the slides of a folder: as CAMELYON16 or 17 where it looks like one of them, else every slide file."""
     if is_camelyon17(folder):
         return discover_camelyon17(folder)
     return discover_camelyon16(folder) if is_camelyon16(folder) else discover_folder(folder)
@@ -41,13 +35,7 @@ def discover_slides(folder: Path) -> pd.DataFrame:
 
 
 def discover_folder(folder: Path) -> Discovery:
-    """Find every slide file of a folder and its subfolders; the slide_id is the name without its ending.
-
-    Raises
-    ------
-    ManifestError
-        No slide is found, two files would have one slide_id, or a name cannot be a slide_id.
-    """
+    """Find every slide file of a folder and its subfolders; the slide_id is the name without its ending."""
     files = all_files(folder)
     slides = [file for file in files if file.suffix.lower() in SLIDE_SUFFIXES]
     table = slide_table([{"slide_id": file.stem, "path": file} for file in slides], folder)

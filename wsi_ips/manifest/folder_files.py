@@ -16,10 +16,10 @@ from wsi_ips.manifest.slide_record import SlideRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+# Endings of the files that count as slides when a folder is searched
 SLIDE_SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
-"""Endings of the files that count as slides when a folder is searched."""
 SHOWN = 10
 
 
@@ -40,15 +40,7 @@ class Discovery:
 
 
 def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
-    """Return the files of some folders, as :func:`all_files` does; missing folders are skipped.
-
-    Parameters
-    ----------
-    folders
-        Where to look.
-    deep
-        Whether to search subfolders, too.
-    """
+    """Return the files of some folders, as :func:`all_files` does; missing folders are skipped."""
     found = set[Path]()
     for folder in folders:
         if folder.is_dir():

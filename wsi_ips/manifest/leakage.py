@@ -52,19 +52,7 @@ def related_slides(
     *,
     across: bool = False,
 ) -> list[RelatedSlides]:
-    """Find slides that belong together; for a patient with many slides, pair each with the first.
-
-    Parameters
-    ----------
-    records
-        Rows of the manifest.
-    contents
-        Content identity by slide_id, where known.
-    similar
-        Pairs of slides that look alike, with the share of their perceptual hash that differs.
-    across
-        Only pairs in different splits, and then all of them; slides without a split do not count.
-    """
+    """Find slides that belong together; for a patient with many slides, pair each with the first."""
     splits = {r.slide_id: r.split for r in records} if across else None
     return [
         *_equal("patient", ((r.slide_id, r.patient_id) for r in records), splits),
@@ -84,13 +72,7 @@ def require_no_leaks(
     similar: Iterable[tuple[str, str, float]],
     allow: Collection[Leak],
 ) -> None:
-    """Refuse related slides in different splits, unless ``allow`` names the reason; see :func:`related_slides`.
-
-    Raises
-    ------
-    ManifestError
-        Names the slides, their splits and the remedies.
-    """
+    """Refuse related slides in different splits, unless ``allow`` names the reason; see :func:`related_slides`."""
     leaks = [pair for pair in related_slides(records, contents, similar, across=True) if pair.kind not in allow]
     if not leaks:
         return

@@ -20,8 +20,7 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.manifest.splits import Splits
 
 MOST_UNITS = 20
-CLOSE_ENOUGH = 0.02
-"""Largest error of a share that still counts as met."""
+CLOSE_ENOUGH = 0.02  # largest error of a share that still counts as met
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,7 @@ class SlideToSplit:
 
 
 def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
-    """Divide slides as planned; the settings of the result tell the plan.
-
-    Raises
-    ------
-    ManifestError
-        There are too few groups or sites.
-    """
+    """Divide slides as planned; the settings of the result tell the plan."""
     train, val, _ = plan.fractions
     val_share = val / (train + val) if train + val else 0.0
     if plan.hold_out:
@@ -98,11 +91,6 @@ def fixed_splits(slides: Sequence[SlideToSplit], fractions: tuple[float, float, 
 
     Where slides have sites, whole sites are tested; train and val come from the others. The same seed and slides give
     the same splits.
-
-    Raises
-    ------
-    ManifestError
-        There are too few groups.
     """
     train, val, test = (share / sum(fractions) for share in fractions)
     _require_one_site_per_group(slides)
@@ -113,13 +101,7 @@ def fixed_splits(slides: Sequence[SlideToSplit], fractions: tuple[float, float, 
 
 
 def held_out_sites(slides: Sequence[SlideToSplit], sites: Sequence[str], val: float, *, seed: int) -> Splits:
-    """Test the named sites; of the other slides a share ``val`` validates.
-
-    Raises
-    ------
-    ManifestError
-        A site has no slide, or nothing is left to train on.
-    """
+    """Test the named sites; of the other slides a share ``val`` validates."""
     known = Counter(s.site for s in slides)
     for site in sites:
         if not known[site]:
@@ -138,11 +120,6 @@ def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int
 
     Where slides have sites, a fold tests whole sites: as many folds as sites leave one site out. The same seed and
     slides give the same folds.
-
-    Raises
-    ------
-    ManifestError
-        There are fewer groups, or sites, than folds.
     """
     _require_one_site_per_group(slides)
     units = _units(slides, folds, seed, by_site=_has_sites(slides))
@@ -157,24 +134,7 @@ def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int
 def with_validation_share(
     records: Sequence[SlideRecord], labels: Mapping[str, str | None], share: float, *, seed: int
 ) -> tuple[SlideRecord, ...]:
-    """Move a share of the labelled training slides to split ``val``: whole patients, labels in proportion.
-
-    Parameters
-    ----------
-    records
-        Rows of the manifest.
-    labels
-        Label by slide_id; None where unknown.
-    share
-        Share of the training slides.
-    seed
-        Seed of the choice.
-
-    Raises
-    ------
-    ManifestError
-        There are fewer than two patients.
-    """
+    """Move a share of the labelled training slides to split ``val``: whole patients, labels in proportion."""
     train = [
         SlideToSplit(r.slide_id, r.patient_id or r.slide_id, labels[r.slide_id] or "")
         for r in records

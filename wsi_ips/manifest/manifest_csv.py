@@ -24,8 +24,7 @@ from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.slide_record import REQUIRED, SlideRecord
 
 MAX_PROBLEMS = 20
-FILE_COLUMNS = ("annotation", "coordinates", "tissue_mask")
-"""Columns that name a file, relative to the manifest."""
+FILE_COLUMNS = ("annotation", "coordinates", "tissue_mask")  # columns that name a file, relative to the manifest
 
 
 @dataclass(frozen=True)
@@ -86,22 +85,6 @@ def read_manifest(
     """Read and check a manifest.
 
     The slides' files need not exist: a missing file fails that slide, not the cohort.
-
-    Parameters
-    ----------
-    path
-        CSV file with a header; comma, semicolon or tab, UTF-8 with or without byte order mark.
-    label_column
-        Column with the label; required unless it is ``label``.
-    further_columns
-        More columns to read, all of them required.
-    leaks
-        What may be in two splits without an error: ``patient``, ``content`` (a file).
-
-    Raises
-    ------
-    ManifestError
-        The file cannot be read, a required column is missing, or rows have problems; names rows and columns.
     """
     rows = read_rows(path, label_column=label_column, further_columns=further_columns)
     records, problems = list[Numbered](), list[Problem]()
@@ -121,13 +104,7 @@ def read_manifest(
 
 
 def read_rows(path: Path, *, label_column: str, further_columns: Sequence[str] = ()) -> list[Row]:
-    """Read the rows of a manifest file and check its header; parameters as in :func:`read_manifest`.
-
-    Raises
-    ------
-    ManifestError
-        The file is not a CSV table in UTF-8, or columns are missing, doubled or misspelt.
-    """
+    """Read the rows of a manifest file and check its header; parameters as in :func:`read_manifest`."""
     text = _text(path)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     try:

@@ -14,13 +14,12 @@ from wsi_ips.geometry import Scale
 from wsi_ips.labels import Split
 from wsi_ips.provenance import atomic_write_json
 
-MAX_NAME_BYTES = 120
-"""Longest slide_id in UTF-8. File systems allow 255 bytes, and the package appends to the name."""
-FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'
-"""Characters that some file systems do not allow in a name."""
+MAX_NAME_BYTES = 120  # longest slide_id in UTF-8. File systems allow 255 bytes, and the package appends to the name.
+FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'  # characters that some file systems do not allow in a name
 SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
 NUMBER = r"[0-9]*\.?[0-9]+"
 PAIR = rf"(?![0-9]+,[0-9]+$){NUMBER}[,;]{NUMBER}"
+# What the JSON schema requires of a cell, beyond being text
 CELL_PATTERNS: dict[str, dict[str, Any]] = {
     "slide_id": {
         "minLength": 1,
@@ -31,7 +30,6 @@ CELL_PATTERNS: dict[str, dict[str, Any]] = {
     "tissue_min_saturation": {"pattern": r"^(0(\.[0-9]+)?|1(\.0+)?|\.[0-9]+)?$"},
     "mpp": {"pattern": rf"^({NUMBER}|{PAIR})?$"},
 }
-"""What the JSON schema requires of a cell, beyond being text."""
 
 
 def _folder_name(value: str) -> str:
@@ -119,8 +117,8 @@ class SlideRecord(BaseModel):
     )
 
 
+# Columns that every manifest has and every row fills in
 REQUIRED = tuple(name for name, info in SlideRecord.model_fields.items() if info.is_required())
-"""Columns that every manifest has and every row fills in."""
 
 
 def manifest_schema() -> dict[str, Any]:

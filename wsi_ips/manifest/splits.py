@@ -46,15 +46,7 @@ class Splits:
 
 
 def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[SlideRecord, ...]:
-    """Return the records with the splits of a file's fold; a slide in no split gets None and is only predicted.
-
-    Raises
-    ------
-    ManifestError
-        The file cannot be used, or names slides that are not in the manifest.
-    RecipeError
-        There is no such fold.
-    """
+    """Return the records with the splits of a file's fold; a slide in no split gets None and is only predicted."""
     folds = read_splits(path).folds
     if fold >= len(folds):
         raise RecipeError(f"key `split.fold`: {fold}, but {path} holds {len(folds)} (from 0)")
@@ -69,13 +61,7 @@ def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Save splits and their hash as JSON (with settings) or as CSV (a column per fold), by the file's ending.
-
-    Raises
-    ------
-    ManifestError
-        The file has another ending.
-    """
+    """Save splits and their hash as JSON (with settings) or as CSV (a column per fold), by the file's ending."""
     if path.suffix == ".json":
         document = {
             "schema_version": SCHEMA_VERSION,
@@ -100,11 +86,6 @@ def read_splits(path: Path) -> Splits:
     """Read splits from a file; if the file holds a hash, check that nothing changed since.
 
     A CSV needs column ``slide_id`` and ``split`` or ``fold_0``, ``fold_1`` ...; one from another source needs no hash.
-
-    Raises
-    ------
-    ManifestError
-        The file cannot be read, has another form, names another split, or changed since it was saved.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

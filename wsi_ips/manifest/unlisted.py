@@ -13,8 +13,7 @@ from wsi_ips.manifest.folder_files import SLIDE_SUFFIXES, files_of_folders
 from wsi_ips.manifest.slide_record import SlideRecord
 
 DICOM_SERIES = "dicom.SeriesInstanceUID"
-INDEX_SUFFIXES = (".vms", ".vmu")
-"""Hamamatsu's index files name the image files beside them."""
+INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
 
 
 class Unlisted(NamedTuple):
@@ -36,19 +35,6 @@ def unlisted_files(
 
     A slide also consists of the folder of a ``.mrxs`` file, the files that a ``.vms`` or ``.vmu`` file names, and all
     files of its DICOM series.
-
-    Parameters
-    ----------
-    folders
-        Where to search.
-    records
-        Rows of the manifest.
-    deep
-        Search subfolders too.
-    own
-        Files that belong to the cohort without being slides, such as the manifest.
-    series
-        DICOM series that have a row.
     """
     used = {p.resolve() for r in records for p in (r.path, r.annotation, r.coordinates) if isinstance(p, Path)}
     for path in [p for p in used if p.suffix.lower() in INDEX_SUFFIXES]:

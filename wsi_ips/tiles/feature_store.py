@@ -45,13 +45,7 @@ class StoredFeatures:
     array: Any  # the stored array
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
-        """Read the features of some tiles, in their order: float16, shape (n, F).
-
-        Raises
-        ------
-        FeaturesError
-            They cannot be read; names the slide.
-        """
+        """Read the features of some tiles, in their order: float16, shape (n, F)."""
         if not len(tiles):
             return np.empty((0, self.width), np.float16)
         first, last = int(tiles[0]), int(tiles[-1])
@@ -80,20 +74,7 @@ class FeatureTiles(SlideTiles):
 def write_features(
     root: Path, slide_id: str, parts: Iterable[NDArray[np.floating]], *, encoder: str, fingerprint: str, tiles: int
 ) -> None:
-    """Write one slide's features part by part; memory is that of a part and of a block.
-
-    Parameters
-    ----------
-    parts
-        Features in the order of the tiles, shape (n, F) each, all F alike.
-    tiles
-        Tiles of the slide (N), at least one.
-
-    Raises
-    ------
-    FeaturesError
-        Values that float16 cannot hold (beyond 65 504, or not finite), or not N rows.
-    """
+    """Write one slide's features part by part; memory is that of a part and of a block."""
     with atomic_folder(root / slide_id) as folder:
         group = zarr.create_group(folder, zarr_format=3)
         array, done = None, 0
@@ -121,13 +102,7 @@ def write_features(
 
 
 def open_features(root: Path, slide_id: str) -> StoredFeatures:
-    """Open one slide's features; no row is read yet.
-
-    Raises
-    ------
-    FeaturesError
-        Missing, damaged or of another schema.
-    """
+    """Open one slide's features; no row is read yet."""
     try:
         group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
         attributes, array = dict(group.attrs), group["features"]
@@ -159,13 +134,7 @@ def features_fingerprint(root: Path, slide_id: str) -> str | None:
 
 
 class FeatureStream:
-    """Iterates over chunks of features in the order of the requests; each chunk has its own memory.
-
-    Parameters
-    ----------
-    requests
-        Slides and their tiles; all features have one width.
-    """
+    """Iterates over chunks of features in the order of the requests; each chunk has its own memory."""
 
     def __init__(
         self, requests: Sequence[FeatureTiles], *, chunk_size: int, readers: int, prefetch_chunks: int
@@ -180,13 +149,7 @@ class FeatureStream:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[PatchChunk]:
-        """Yield chunks in order.
-
-        Raises
-        ------
-        FeaturesError
-            Features cannot be read; names the slide.
-        """
+        """Yield chunks in order."""
         waiting: deque[Future[PatchChunk]] = deque()
         for plan in self._plans():
             waiting.append(self._pool.submit(_read, plan))

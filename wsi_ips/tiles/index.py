@@ -17,8 +17,8 @@ from wsi_ips.slides import SlideInfo
 from wsi_ips.tissue import TissueMask
 
 SCHEMA_VERSION = 1
-MARGIN = 0.06
-"""Share of the tiled area that maps show around it."""
+MARGIN = 0.06  # share of the tiled area that maps show around it
+# Stored columns; ``tumour_fraction`` only where the slide is annotated
 COLUMNS = {
     "x": np.int32,
     "y": np.int32,
@@ -26,7 +26,7 @@ COLUMNS = {
     "tumour_fraction": np.float32,
     "flags": np.uint8,
 }
-"""Stored columns; ``tumour_fraction`` only where the slide is annotated."""
+# How the stored attributes of an index are read
 ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "slide_id": str,
     "size_px0": lambda stored: Size(*map(int, stored)),
@@ -41,7 +41,6 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "fingerprint": str,
     "look": str,
 }
-"""How the stored attributes of an index are read."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +157,7 @@ class TileIndex:
 
     @classmethod
     def from_stored(cls, attributes: dict[str, Any], columns: dict[str, NDArray[Any]]) -> Self:
-        """Build an index from its stored :meth:`columns` and :meth:`to_attributes`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            Something is missing or of another type.
-        """
+        """Build an index from its stored :meth:`columns` and :meth:`to_attributes`."""
         stored: dict[str, Any] = {name: read(attributes[name]) for name, read in ATTRIBUTES.items()}
         missing = {name for name in COLUMNS if name not in columns} - {"tumour_fraction"}
         if missing:
@@ -188,23 +181,7 @@ def build_index(
     *,
     tumour_region: BaseGeometry | None = None,
 ) -> TileIndex:
-    """Lay the grid over a slide and keep the tiles with enough tissue; an empty index is valid.
-
-    Parameters
-    ----------
-    rules
-        Scale, size, step and tissue of the tiles; None takes the defaults.
-    origin
-        Stored with the index; None takes the slide's name as ``slide_id``.
-    tumour_region
-        Annotated tumour in level-0 pixels; an empty region for a slide known to be negative; None where
-        nothing is known.
-
-    Raises
-    ------
-    ResolutionError
-        The slide has no scale, or its finest level is coarser than the target.
-    """
+    """Lay the grid over a slide and keep the tiles with enough tissue; an empty index is valid."""
     rules, origin = rules or TileRules(), origin or IndexOrigin(info.name)
     stride_px = rules.stride_px or rules.patch_px
     plan = plan_read(info.pyramid, target_mpp=rules.target_mpp, patch_size=Size(rules.patch_px, rules.patch_px))

@@ -16,10 +16,9 @@ from wsi_ips.geometry import Box, Scale
 from wsi_ips.tissue import TissueMask, covered
 
 SizeClass = Literal["ITC", "micro", "macro"]
+# Longest diameter: isolated tumour cells below, macrometastases above (CAMELYON17, TNM)
 ITC_BELOW_UM, MACRO_ABOVE_UM = 200.0, 2_000.0
-"""Longest diameter: isolated tumour cells below, macrometastases above (CAMELYON17, TNM)."""
-LOST_BELOW = 0.5
-"""A lesion is lost if less than this share of its area is left."""
+LOST_BELOW = 0.5  # A lesion is lost if less than this share of its area is left
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,7 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | None = None) -> None:
-    """Write one slide's index.
-
-    Parameters
-    ----------
-    root
-        The store: a folder or a URL that fsspec knows; its suffix (``.zarr`` or ``.h5``) decides the format.
-    row
-        The slide's row of the table of states, as plain JSON values; stored with the index.
-    """
+    """Write one slide's index."""
     columns = {name: values.astype(COLUMNS[name]) for name, values in index.columns().items()}
     attributes = index.to_attributes() | {"checksum": _checksum(columns), "row": dict(row or {})}
     entry = _entry(root, index.slide_id)
@@ -54,18 +46,7 @@ def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | Non
 
 
 def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> TileIndex:
-    """Read one slide's index.
-
-    Parameters
-    ----------
-    rows
-        Only these tiles; the others are not loaded, and the checksum of all is not verified.
-
-    Raises
-    ------
-    TileIndexError
-        Missing, damaged, replaced while it was read, or of another schema.
-    """
+    """Read one slide's index."""
     attributes = _checked_attributes(root, slide_id)
     try:
         columns = _columns(root, slide_id, slice(None) if rows is None else rows)
@@ -82,13 +63,7 @@ def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> Ti
 
 
 def read_header(root: Path | str, slide_id: str) -> TileIndex:
-    """Read a slide's index without its tiles, from one small file instead of a dozen.
-
-    Raises
-    ------
-    TileIndexError
-        Missing, damaged or of another schema; the checksum of the tiles is not verified.
-    """
+    """Read a slide's index without its tiles, from one small file instead of a dozen."""
     attributes = _checked_attributes(root, slide_id)
     none = {name: np.empty(0, kind) for name, kind in COLUMNS.items() if name != "tumour_fraction"}
     try:
@@ -106,13 +81,7 @@ def stored_fingerprint(root: Path | str, slide_id: str) -> str | None:
 
 
 def stored_row(root: Path | str, slide_id: str) -> dict[str, Any]:
-    """Return the row of the table of states that was stored with the tiles; empty where none was.
-
-    Raises
-    ------
-    TileIndexError
-        There is no index of the slide that can be read.
-    """
+    """Return the row of the table of states that was stored with the tiles; empty where none was."""
     return dict(_checked_attributes(root, slide_id).get("row", {}))
 
 

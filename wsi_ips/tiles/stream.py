@@ -24,13 +24,10 @@ from wsi_ips.geometry import Point, Size
 from wsi_ips.slides import SlideReader, read_patch
 from wsi_ips.tiles.index import TileIndex
 
-RUN_TILES = 32
-"""Tiles that a thread reads in one go."""
+RUN_TILES = 32  # tiles that a thread reads in one go
 
-Pixels = NDArray[Any]
-"""uint8, shape (n, h, w, 3); for stored features, float16, shape (n, F)."""
-Allocate = Callable[[tuple[int, ...]], Pixels]
-"""Function from a shape to contiguous uint8 memory of that shape."""
+Pixels = NDArray[Any]  # uint8, shape (n, h, w, 3); for stored features, float16, shape (n, F)
+Allocate = Callable[[tuple[int, ...]], Pixels]  # function from a shape to contiguous uint8 memory of that shape
 
 
 class PatchChunk(NamedTuple):
@@ -97,20 +94,6 @@ class PatchStream:
 
     Order and pixels do not depend on the number of threads. Leaving the ``with`` block, even early, stops the threads
     and closes the slides.
-
-    Parameters
-    ----------
-    requests
-        Slides and their tiles; all patches have one size.
-    chunk_size
-        Patches per chunk; the last one may be smaller.
-    prefetch_chunks
-        Chunks read ahead of the consumer.
-    held_chunks
-        Chunks that the consumer uses at the same time: a chunk's memory is overwritten once this many later chunks
-        have been requested. To keep a chunk longer, copy it.
-    allocate
-        Makes the chunk buffers, e.g. in page-locked memory.
     """
 
     def __init__(
@@ -147,15 +130,7 @@ class PatchStream:
         self._slides.clear()
 
     def __iter__(self) -> Iterator[PatchChunk]:
-        """Yield chunks in order; ``held_chunks`` tells how long their memory stays valid.
-
-        Raises
-        ------
-        RegionReadError
-            A tile cannot be read; names slide, tile and place.
-        SlideError
-            A slide cannot be opened.
-        """
+        """Yield chunks in order; ``held_chunks`` tells how long their memory stays valid."""
         plans = self._plans()
         free: deque[_Buffer] = deque()
         filling: deque[_Buffer] = deque()

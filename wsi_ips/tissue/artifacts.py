@@ -14,35 +14,25 @@ from scipy import ndimage
 
 from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
 
-OD_UNIT = 100
-"""Optical densities are kept as whole numbers of 1/100."""
-INK_UM2 = 5_000.0
-"""Smaller spots of an ink's colour are pigment, not pen."""
-RED_INK_UM2 = 20_000.0
-"""Smaller red spots are blood."""
-MOST_INK = 0.3
-"""If a larger share of the stained picture has an ink's colour, it is the stain's colour."""
+OD_UNIT = 100  # optical densities are kept as whole numbers of 1/100
+INK_UM2 = 5_000.0  # smaller spots of an ink's colour are pigment, not pen
+RED_INK_UM2 = 20_000.0  # smaller red spots are blood
+MOST_INK = 0.3  # if a larger share of the stained picture has an ink's colour, it is the stain's colour
 
-BLUER = 1.25
-"""Blue ink absorbs this many times more red relative to green light than the slide's stain does."""
+BLUER = 1.25  # blue ink absorbs this many times more red relative to green light than the slide's stain does
 
+# A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2
 FOLD_FACTOR = 1.6
-"""A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2."""
 LEAST_FOLD_OD = 25
-FOLD_UM = 24.0
-"""Narrower dark lines are vessels, crowded nuclei, edges."""
+FOLD_UM = 24.0  # narrower dark lines are vessels, crowded nuclei, edges
 FOLD_UM2 = 5_000.0
 
+# Mean optical density of the rim of a bubble and of the edge of a coverslip: grey, neither glass nor ink
 RIM_OD = (15, 150)
-"""Mean optical density of the rim of a bubble and of the edge of a coverslip: grey, neither glass nor ink."""
-RIM_SPREAD = 0.35
-"""Largest difference between the channels of a grey, as a share of the densest."""
-BUBBLE_UM = 150.0
-"""Smaller rings are vacuoles."""
-RIM_UM = 100.0
-"""Wider rings were drawn with a pen."""
-ROUND = 0.7
-"""Least share of a bubble's bounding ellipse that its filled ring covers."""
+RIM_SPREAD = 0.35  # largest difference between the channels of a grey, as a share of the densest
+BUBBLE_UM = 150.0  # smaller rings are vacuoles
+RIM_UM = 100.0  # wider rings were drawn with a pen
+ROUND = 0.7  # least share of a bubble's bounding ellipse that its filled ring covers
 
 
 def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:

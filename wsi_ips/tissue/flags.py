@@ -17,30 +17,23 @@ from wsi_ips.tissue.mask import AreaSums, TissueMask
 
 Flag = Literal["pen", "blur", "fold", "bubble"]
 PEN, BLUR, FOLD, BUBBLE = 1, 2, 4, 8
+# Bits of column ``flags`` of the tile index; further bits are 0
 BITS: dict[Flag, int] = {"pen": PEN, "blur": BLUR, "fold": FOLD, "bubble": BUBBLE}
-"""Bits of column ``flags`` of the tile index; further bits are 0."""
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 
+# Share of a tile from which it is flagged. A little ink already shows what a person marked.
 LEAST_SHARE: dict[Flag, float] = {"pen": 0.05, "fold": 0.25, "bubble": 0.25}
-"""Share of a tile from which it is flagged. A little ink already shows what a person marked."""
-COARSEST_DETAIL_MPP = 5.0
-"""Blur is not judged at coarser scales, where nuclei are lost."""
+COARSEST_DETAIL_MPP = 5.0  # blur is not judged at coarser scales, where nuclei are lost
+# Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
+# 0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)
 SHARP = 0.65
-"""Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
-0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)."""
-JUDGED_SHARE = 0.5
-"""Blur is judged on tiles with at least this share of tissue."""
+JUDGED_SHARE = 0.5  # blur is judged on tiles with at least this share of tissue
 
 
 def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Compute the flags of each tile.
 
     Returns uint8, shape (N,), bits of :data:`BITS`.
-
-    Parameters
-    ----------
-    boxes_px0
-        Tiles x, y, width, height in level-0 pixels, shape (N, 4).
     """
     flags = np.zeros(len(boxes_px0), np.uint8)
     for flag, seen in artifact_maps(overview, tissue).items():

@@ -15,22 +15,13 @@ from skimage.measure import find_contours
 from wsi_ips.annotations import polygons_of
 from wsi_ips.geometry import Box, Scale, Size
 
-SIMPLIFIED_PX = 0.25
-"""Largest distance in mask pixels between a simplified outline and the true one."""
+SIMPLIFIED_PX = 0.25  # largest distance in mask pixels between a simplified outline and the true one
 SUPERSAMPLED = 4
 BAND_PX = 64
 
 
 class AreaSums:
-    """Sums of a raster over boxes, computed by integral image; parts of pixels count by their area.
-
-    Parameters
-    ----------
-    values
-        bool or whole numbers, shape (height, width); covers all of level 0.
-    px0_per_px
-        Level-0 pixels per pixel, per axis.
-    """
+    """Sums of a raster over boxes, computed by integral image; parts of pixels count by their area."""
 
     def __init__(self, values: NDArray[np.bool_] | NDArray[np.integer], px0_per_px: Scale) -> None:
         self._scale = px0_per_px
@@ -94,11 +85,6 @@ class TissueMask:
         """Return the share of tissue in each box; parts of mask pixels count by their area.
 
         Returns float32, shape (N,), 0-1. Outside the mask is glass.
-
-        Parameters
-        ----------
-        boxes_px0
-            Boxes x, y, width, height in level-0 pixels, shape (N, 4); width and height above 0.
         """
         return np.asarray(np.clip(self._sums.mean(boxes_px0), 0, 1), np.float32)
 
@@ -141,13 +127,6 @@ def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.
     """Return the share of each pixel of a raster window that lies in a region, to a 16th.
 
     Returns float32, shape (height, width) of the window.
-
-    Parameters
-    ----------
-    window
-        Pixels of the raster, which begins at the corner of the slide.
-    px0_per_px
-        Level-0 pixels per pixel of the raster.
     """
     out = np.empty((window.height, window.width), np.float32)
     scale = np.array(px0_per_px) / SUPERSAMPLED

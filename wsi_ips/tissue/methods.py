@@ -26,32 +26,24 @@ Rung = Literal["otsu", "adaptive", "stain", "bounded"]
 Method = Literal["auto", "otsu", "adaptive", "stain"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 
+# A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split
 MOST_SATURATION = 0.2
-"""A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split."""
 MOST_DENSITY = 0.25
-LEAST_DENSITY = 0.05
-"""Dust and shadows take away less light than this."""
-EVERYTHING = 0.97
-"""A larger share of the picture counts as tissue only after all methods have been tried."""
+LEAST_DENSITY = 0.05  # dust and shadows take away less light than this
+EVERYTHING = 0.97  # A larger share of the picture counts as tissue only after all methods have been tried
+# Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears over the
+# edge
 OF_TISSUE = 0.25
-"""Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears
-over the edge."""
+# Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark
 LEFT_OUT = 0.25
-"""Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark."""
-CRUMBS = 0.6
-"""A method that loses a larger share of its area as small pieces has found noise."""
+CRUMBS = 0.6  # A method that loses a larger share of its area as small pieces has found noise
 
-LUMEN_UM = 80.0
-"""A fat wall stands out against the lightest place within half this width: the inside of the next cell."""
-MESH_UM = 64.0
-"""Fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it."""
-LEAST_STEP = 3
-"""Least grey levels (of 255) by which a wall stands out; more where the glass is noisier."""
-COLOURED = 0.6
-"""Walls are coloured: least share of the saturation above which a pixel is not noise of the glass."""
+LUMEN_UM = 80.0  # A fat wall stands out against the lightest place within half this width: the inside of the next cell
+MESH_UM = 64.0  # fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it
+LEAST_STEP = 3  # least grey levels (of 255) by which a wall stands out; more where the glass is noisier
+COLOURED = 0.6  # walls are coloured: least share of the saturation above which a pixel is not noise of the glass
 WINDOW_UM = 160.0
-LEAST_WALLS = 0.2
-"""Least share of a window that walls take up in fat; dust and single fibres take up less."""
+LEAST_WALLS = 0.2  # least share of a window that walls take up in fat; dust and single fibres take up less
 
 
 @dataclass(frozen=True)

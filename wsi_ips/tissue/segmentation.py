@@ -15,12 +15,9 @@ from wsi_ips.tissue.mask import Seen, TissueMask
 from wsi_ips.tissue.methods import Found, Method, attempts, distrust, find_fat
 from wsi_ips.tissue.stain_view import View, view_of
 
-SMOOTHING_UM = 16.0
-"""Side of the box mean on saturation and density."""
-CLOSING_UM = 32.0
-"""Gaps up to this width are closed."""
-UNDER_PEN_UM = 500.0
-"""Width of the surroundings that tell whether a pen mark lies on tissue or on glass."""
+SMOOTHING_UM = 16.0  # side of the box mean on saturation and density
+CLOSING_UM = 32.0  # gaps up to this width are closed
+UNDER_PEN_UM = 500.0  # width of the surroundings that tell whether a pen mark lies on tissue or on glass
 
 
 @dataclass(frozen=True)

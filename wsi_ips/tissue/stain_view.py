@@ -12,23 +12,17 @@ from numpy.typing import NDArray
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.filters import Bools, Bytes, box_mean
 
-DARK = 40
-"""Pixels darker than this in all channels (0-255) are not tissue: ink, coverslip edge, scan gaps."""
+DARK = 40  # pixels darker than this in all channels (0-255) are not tissue: ink, coverslip edge, scan gaps
+# Pixels of at least this in all channels are paper white, which glass never is: not scanned, or stitched in
 SCAN_GAP = 254
-"""Pixels of at least this in all channels are paper white, which glass never is: not scanned, or stitched in."""
-NEAR_GLASS = 20
-"""Grey levels around the most frequent bright grey within which a pixel may be glass."""
+NEAR_GLASS = 20  # grey levels around the most frequent bright grey within which a pixel may be glass
 DIMMEST_GLASS = 150
-LARGEST_TINT = 0.2
-"""A bright colour of higher saturation is not glass: the picture is full of tissue."""
+LARGEST_TINT = 0.2  # A bright colour of higher saturation is not glass: the picture is full of tissue
+# Glass of a lower saturation counts as white, because dividing by it would change nothing but rounding
 CORRECTED_TINT = 0.02
-"""Glass of a lower saturation counts as white, because dividing by it would change nothing but rounding."""
-LEAST_GLASS = 0.01
-"""Least share of glass in the picture from which its noise can be measured."""
-SOME = (slice(None, None, 3), slice(None, None, 3))
-"""The glass is measured on a ninth of the pixels, which is enough."""
-DEVIATIONS = 6.0
-"""Robust standard deviations of the glass above which a pixel is not noise."""
+LEAST_GLASS = 0.01  # least share of glass in the picture from which its noise can be measured
+SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on a ninth of the pixels, which is enough
+DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
 
 
 @dataclass(frozen=True)

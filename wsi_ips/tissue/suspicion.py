@@ -14,11 +14,9 @@ from wsi_ips.tissue.mask import TissueMask
 LITTLE_MM2 = 0.5
 MOST_OF_SLIDE = 0.9
 MANY_PIECES = 60
-CUT_MM = 1.0
-"""Length of tissue along the border of the slide that is not worth a remark."""
+CUT_MM = 1.0  # length of tissue along the border of the slide that is not worth a remark
 MUCH_PEN = 0.02
-MUCH_BLACK = 0.05
-"""Shares of the slide."""
+MUCH_BLACK = 0.05  # shares of the slide
 
 
 def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
@@ -31,6 +29,7 @@ def suspicion(remarks: Sequence[str]) -> int:
     return sum(_weight(text) for text in remarks)
 
 
+# Beginning of each remark and its weight; others weigh 5
 WEIGHTS = (
     ("no tissue", 100),
     ("almost everything", 60),
@@ -41,7 +40,6 @@ WEIGHTS = (
     ("many pieces", 15),
     ("pen", 10),
 )
-"""Beginning of each remark and its weight; others weigh 5."""
 
 
 def _weight(text: str) -> int:

@@ -21,18 +21,11 @@ from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles
 
 SUFFIXES = (".h5", ".hdf5")
 TRIDENT_ENDING = "_patches"
-WHOLE = 1e-3
-"""Largest distance from a whole number of a coordinate that is stored as a float."""
+WHOLE = 1e-3  # largest distance from a whole number of a coordinate that is stored as a float
 
 
 def read_foreign(path: Path) -> ForeignTiles:
-    """Read the tiles in an HDF5 file with dataset ``coords`` of a format in :data:`TILE_FORMATS`.
-
-    Raises
-    ------
-    TileIndexError
-        No such file, no coordinates in it, an unknown format, or impossible values; names file and value.
-    """
+    """Read the tiles in an HDF5 file with dataset ``coords`` of a format in :data:`TILE_FORMATS`."""
     try:
         with h5py.File(path, "r") as file:
             if "coords" not in file or not isinstance(file["coords"], h5py.Dataset):
@@ -153,20 +146,7 @@ class CoordinateFiles:
 
 
 def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> CoordinateFiles:
-    """Search a folder and its subfolders for the coordinate files of slides.
-
-    Parameters
-    ----------
-    folder
-        E.g. CLAM's ``patches``, or a run folder of TRIDENT; also a single file.
-    names
-        Names that files of each slide_id may have: the slide_id, and the slide's file name without ending.
-
-    Raises
-    ------
-    TileIndexError
-        No such folder, or no HDF5 file in it.
-    """
+    """Search a folder and its subfolders for the coordinate files of slides."""
     if not folder.exists():
         raise TileIndexError(f"{folder}: no such file or folder")
     root = folder if folder.is_dir() else folder.parent

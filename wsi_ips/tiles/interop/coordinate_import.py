@@ -17,15 +17,12 @@ from wsi_ips.tiles.interop.coordinate_files import require_on_slide
 from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 from wsi_ips.tissue import TissueMask
 
+# Relative; tools that state one downsample for both axes are off by a pixel of the level's size
 DOWNSAMPLE_TOLERANCE = 1e-3
-"""Relative; tools that state one downsample for both axes are off by a pixel of the level's size."""
-HALF_PX0 = 0.5
-"""Most tools round a footprint to whole level-0 pixels."""
+HALF_PX0 = 0.5  # most tools round a footprint to whole level-0 pixels
 SLACK = 1e-6
-FINEST_STEP = 8
-"""Cells per tile of the raster for scores, where the tiles have no common grid."""
-MPP_AT_1X = 10.0
-"""µm/px that a magnification of 1 stands for: 20x is 0.5 µm/px."""
+FINEST_STEP = 8  # cells per tile of the raster for scores, where the tiles have no common grid
+MPP_AT_1X = 10.0  # µm/px that a magnification of 1 stands for: 20x is 0.5 µm/px
 
 
 def imported_index(
@@ -41,22 +38,6 @@ def imported_index(
 
     All tiles are used except tiles that hang over the edge of the scanned area and repeated tiles, which
     ``tissue_method`` counts. No tile is left out for its tissue; ``tissue_fraction`` comes from the mask.
-
-    Parameters
-    ----------
-    rules
-        Tiles of another scale (by more than 5 %) or patch size are refused; stride and tissue are not used.
-    origin
-        Stored with the index.
-    tumour_region
-        As for :func:`wsi_ips.tiles.build_index`.
-
-    Raises
-    ------
-    TileIndexError
-        The file contradicts the slide or the rules; names both values.
-    ResolutionError
-        The slide has no scale, or the tiles would have to be enlarged.
     """
     where = f"tiles of {foreign.format} for slide {info.name}"
     _check_slide(foreign, info, origin.slide_identity, where)

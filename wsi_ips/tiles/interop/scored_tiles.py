@@ -27,10 +27,9 @@ from wsi_ips.tiles.interop.coordinate_import import common_stride_px
 CORNER_NAMES = (("x", "y"), ("minx", "miny"), ("coord_x", "coord_y"), ("x_px0", "y_px0"), ("left", "top"))
 SIZE_NAMES = (("width", "height"), ("tile_px0", "tile_px0"), ("patch_size_level0", "patch_size_level0"))
 SLIDE_NAMES = ("slide_id", "slide", "slide_name")
+# Columns of numbers that are not scores
 NO_SCORES = frozenset({"id", "index", "tile", "tile_id", "patch_id", "level", "row", "column", "col", "maxx", "maxy"})
-"""Columns of numbers that are not scores."""
-MOST_COLUMNS = 20
-"""With more columns they are features, not scores."""
+MOST_COLUMNS = 20  # with more columns they are features, not scores
 COORDS, FEATURES = "coords", "features"
 
 
@@ -64,22 +63,7 @@ class PlacedScores:
 
 
 def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequence[str] = ()) -> ScoredTiles:
-    """Read a file of scored tiles; its form is recognised by the names in it.
-
-    Parameters
-    ----------
-    columns
-        Scores to read; none = every column of numbers that is neither a position nor a size.
-    slide_names
-        Names of the slide, to find its rows in a table of several slides.
-
-    Raises
-    ------
-    ScoresError
-        No such file, not readable, no coordinates, no scores, or not numbers; names file, column and row.
-    TileIndexError
-        Impossible coordinates or sizes.
-    """
+    """Read a file of scored tiles; its form is recognised by the names in it."""
     if not path.is_file():
         raise ScoresError(f"{path}: no such file; give a CSV or HDF5 file of scored tiles")
     if path.suffix.lower() in SUFFIXES:
@@ -90,20 +74,7 @@ def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequenc
 
 
 def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path | None) -> ScoredTiles:
-    """Add the size of a tile where the file does not state it.
-
-    Parameters
-    ----------
-    tile_px0
-        Side of a tile in level-0 pixels; overrides ``patches`` and the file.
-    patches
-        Coordinate file of another tool that the scores were computed from.
-
-    Raises
-    ------
-    ScoresError
-        The size is not known, or the scores belong to other tiles than those of ``patches``.
-    """
+    """Add the size of a tile where the file does not state it."""
     if tile_px0 is not None:
         return replace(scored, footprint_px0=Scale(tile_px0, tile_px0))
     if patches is not None:
@@ -129,15 +100,6 @@ def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerp
 
     A tile that is listed twice with the same scores is used once; tiles may hang over the slide's edge, as some tools
     lay them. The notes mention both.
-
-    Raises
-    ------
-    ScoresError
-        A score is missing or not finite, or a tile has two different ones; names the row.
-    TileIndexError
-        Tiles outside the slide, or of a slide of another size.
-    ResolutionError
-        The slide has no scale.
     """
     foot = scored.footprint_px0
     if foot is None:

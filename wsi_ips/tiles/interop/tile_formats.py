@@ -23,8 +23,7 @@ from wsi_ips.tiles.index import TileIndex
 if TYPE_CHECKING:
     from wsi_ips.tiles.interop.coordinate_files import Attributes
 
-IDENTITY = "wsi_ips_slide_identity"
-"""Attribute with the content identity of the slide, in the files that we write."""
+IDENTITY = "wsi_ips_slide_identity"  # attribute with the content identity of the slide, in the files that we write
 
 
 @dataclass(frozen=True)
@@ -122,18 +121,6 @@ def write_foreign(folder: Path, index: TileIndex, *, kind: str, name: str) -> Pa
     """Write the tiles of one slide for another tool.
 
     Returns the file; None where there is no tile and the tool writes no file then.
-
-    Parameters
-    ----------
-    kind
-        Name in :data:`TILE_FORMATS`, of a format that is written.
-    name
-        The slide's file name without its ending, by which the tool finds the slide.
-
-    Raises
-    ------
-    TileIndexError
-        The format cannot say where these tiles lie; the message says why.
     """
     written: Path | None = _writer(kind).write_tiles(folder, index, name)
     return written
@@ -145,16 +132,6 @@ def write_foreign_features(
     """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` needs torch and is not written here.
 
     Returns the feature file; None where there is no tile.
-
-    Parameters
-    ----------
-    values
-        Features of the tiles, shape (n, F).
-
-    Raises
-    ------
-    TileIndexError
-        The format cannot say where these tiles lie.
     """
     if not len(index):
         write_foreign(folder, index, kind=kind, name=name)

@@ -22,11 +22,11 @@ from wsi_ips.tiles.interop.tile_formats import (
     write_feature_table,
 )
 
+# TRIDENT's steps: a slide of less than so many µm/px has this magnification
 MAGNIFICATIONS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
-"""TRIDENT's steps: a slide of less than so many µm/px has this magnification."""
 ROUNDING_PX0 = 0.5
+# Relative rounding of a tile's size: level sizes are whole, so downsamples of small slides are this far from whole
 ROUNDING = 5e-3
-"""Relative rounding of a tile's size: level sizes are whole, so downsamples of small slides are this far from whole."""
 
 
 class Trident(ToolFormat):
