@@ -20,57 +20,31 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.manifest.splits import Splits
 
 MOST_UNITS = 20
+SHOWN = 5
 CLOSE_ENOUGH = 0.02  # largest error of a share that still counts as met
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How to divide a cohort.
+    """How to divide a cohort."""
 
-    Attributes
-    ----------
-    fractions
-        Shares of train, val and test. With ``folds`` only val counts: as its share of the slides not tested.
-    folds
-        Number of folds; None for fixed splits.
-    stratify
-        Manifest columns kept in proportion; slides where the first is empty are in no split.
-    by
-        Manifest column of the centre: whole centres are tested.
-    hold_out
-        Centres to test; empty = chosen by share or fold.
-    seed
-        Seed of the shuffling.
-    """
-
+    # train, val and test; with folds only val counts: as its share of the slides not tested
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    folds: int | None = None
-    stratify: tuple[str, ...] = ("label",)
-    by: str | None = None
-    hold_out: tuple[str, ...] = ()
+    folds: int | None = None  # None for fixed splits
+    stratify: tuple[str, ...] = ("label",)  # columns kept in proportion; where the first is empty, a slide is left out
+    by: str | None = None  # column of the centre: whole centres are tested
+    hold_out: tuple[str, ...] = ()  # centres to test; empty = chosen by share or fold
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class SlideToSplit:
-    """A slide that a split is to be chosen for.
-
-    Attributes
-    ----------
-    slide_id
-        Name of the slide.
-    group
-        Slides of one group (patient, copies) stay together.
-    stratum
-        Value kept in proportion, such as the label.
-    site
-        Centre, scanner or the like that is tested as a whole; empty where splits are not made by site.
-    """
+    """A slide that a split is to be chosen for."""
 
     slide_id: str
-    group: str
-    stratum: str
-    site: str = ""
+    group: str  # slides of one group (patient, copies) stay together
+    stratum: str  # value kept in proportion, such as the label
+    site: str = ""  # centre or scanner, tested as a whole; empty where splits are not made by site
 
 
 def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
@@ -94,7 +68,7 @@ def fixed_splits(slides: Sequence[SlideToSplit], fractions: tuple[float, float, 
     """
     train, val, test = (share / sum(fractions) for share in fractions)
     _require_one_site_per_group(slides)
-    tested = _chosen(slides, test, seed, by_site=_has_sites(slides))
+    tested = _chosen(slides, test, seed, by_site=any(s.site for s in slides))
     rest = [s for s in slides if s.slide_id not in tested]
     validating = _chosen(rest, val / max(train + val, 1e-9), seed + 1, by_site=False)
     return Splits((_fold(slides, tested, validating),), {"fractions": [train, val, test], "seed": seed})
@@ -107,7 +81,12 @@ def held_out_sites(slides: Sequence[SlideToSplit], sites: Sequence[str], val: fl
         if not known[site]:
             raise ManifestError(f"no slide of `{site}`; there are: {', '.join(sorted(known))}")
     tested = {s.slide_id for s in slides if s.site in sites}
-    _require_whole_groups(slides, tested)
+    torn = _torn_groups((s.group, str(s.slide_id in tested)) for s in slides)
+    if torn:
+        raise ManifestError(
+            f"patients or copies in a site that is held out and in another: {', '.join(sorted(torn)[:SHOWN])}; hold "
+            "out all their sites, or correct the manifest"
+        )
     rest = [s for s in slides if s.slide_id not in tested]
     if not rest:
         raise ManifestError("all sites are held out; nothing is left to train on")
@@ -122,7 +101,7 @@ def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int
     slides give the same folds.
     """
     _require_one_site_per_group(slides)
-    units = _units(slides, folds, seed, by_site=_has_sites(slides))
+    units = _units(slides, folds, seed, by_site=any(s.site for s in slides))
     made = []
     for k in range(folds):
         tested = {s.slide_id for s, unit in zip(slides, units, strict=True) if unit == k}
@@ -166,28 +145,24 @@ def _chosen(slides: Sequence[SlideToSplit], share: float, seed: int, *, by_site:
     """Choose a share of the slides, in whole groups (or sites), their strata in proportion."""
     if share <= 0:
         return set()
-    groups = len({_key(s, by_site) for s in slides})
+    groups = len({s.site if by_site else s.group for s in slides})
     if groups < 2:
         raise ManifestError(
             f"{groups} {'site' if by_site else 'patient or group of copies'} cannot be divided; add slides, or ask for "
             "fewer splits"
         )
-    units = min(range(2, min(MOST_UNITS, groups) + 1), key=lambda k: (_error(share, k), k))
+    off = {k: abs(max(1, round(share * k)) / k - share) for k in range(2, min(MOST_UNITS, groups) + 1)}
+    units = min(off, key=lambda k: (0.0 if off[k] <= CLOSE_ENOUGH else off[k], k))
     take = min(units - 1, max(1, round(share * units)))
     dealt = _units(slides, units, seed, by_site=by_site)
     return {s.slide_id for s, unit in zip(slides, dealt, strict=True) if unit < take}
-
-
-def _error(share: float, units: int) -> float:
-    off = abs(max(1, round(share * units)) / units - share)
-    return 0.0 if off <= CLOSE_ENOUGH else off
 
 
 def _units(slides: Sequence[SlideToSplit], units: int, seed: int, *, by_site: bool) -> NDArray[np.intp]:
     """Return the number of the unit that each slide is dealt to."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    keys, strata = [_key(s, by_site) for s in slides], [s.stratum for s in slides]
+    keys, strata = [s.site if by_site else s.group for s in slides], [s.stratum for s in slides]
     if units > len(set(keys)):
         what = "sites" if by_site else "patients (or slides without one)"
         raise ManifestError(f"{units} folds of {len(set(keys))} {what}; ask for at most as many")
@@ -204,36 +179,17 @@ def _units(slides: Sequence[SlideToSplit], units: int, seed: int, *, by_site: bo
 
 
 def _fold(slides: Sequence[SlideToSplit], tested: set[str], validating: set[str]) -> dict[str, Split]:
-    def split(slide_id: str) -> Split:
-        return "test" if slide_id in tested else "val" if slide_id in validating else "train"
-
-    return {s.slide_id: split(s.slide_id) for s in slides}
-
-
-def _has_sites(slides: Sequence[SlideToSplit]) -> bool:
-    return any(s.site for s in slides)
-
-
-def _key(slide: SlideToSplit, by_site: bool) -> str:
-    return slide.site if by_site else slide.group
+    names = [s.slide_id for s in slides]
+    return {name: "test" if name in tested else "val" if name in validating else "train" for name in names}
 
 
 def _require_one_site_per_group(slides: Sequence[SlideToSplit]) -> None:
     torn = _torn_groups((s.group, s.site) for s in slides)
     if torn:
-        shown = [f"{group} ({', '.join(sorted(sites))})" for group, sites in sorted(torn.items())[:5]]
+        shown = [f"{group} ({', '.join(sorted(sites))})" for group, sites in sorted(torn.items())[:SHOWN]]
         raise ManifestError(
             f"patients or copies with slides of two sites: {', '.join(shown)}; correct the manifest, or make the "
             "splits without sites"
-        )
-
-
-def _require_whole_groups(slides: Sequence[SlideToSplit], tested: set[str]) -> None:
-    torn = _torn_groups((s.group, str(s.slide_id in tested)) for s in slides)
-    if torn:
-        raise ManifestError(
-            f"patients or copies in a site that is held out and in another: {', '.join(sorted(torn)[:5])}; hold "
-            "out all their sites, or correct the manifest"
         )
 
 

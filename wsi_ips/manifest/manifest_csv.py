@@ -29,40 +29,20 @@ FILE_COLUMNS = ("annotation", "coordinates", "tissue_mask")  # columns that name
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest.
+    """A checked manifest."""
 
-    Attributes
-    ----------
-    path
-        The file it was read from.
-    records
-        Its rows, in order.
-    further
-        Text in each of the further columns, by slide_id; unchecked, empty cells included.
-    """
-
-    path: Path
+    path: Path  # the file it was read from
     records: tuple[SlideRecord, ...]
-    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # unchecked cells of further columns, by slide
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a manifest file that is not empty.
+    """One row of a manifest file that is not empty."""
 
-    Attributes
-    ----------
-    number
-        Row number as a spreadsheet counts; the header is 1.
-    cells
-        Stripped text by column.
-    surplus
-        Message about cells beyond the header; empty without such cells.
-    """
-
-    number: int
-    cells: dict[str, str]
-    surplus: str
+    number: int  # as a spreadsheet counts; the header is 1
+    cells: dict[str, str]  # stripped text by column
+    surplus: str  # message about cells beyond the header; empty without such cells
 
 
 class Problem(NamedTuple):

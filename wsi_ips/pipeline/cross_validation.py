@@ -14,7 +14,7 @@ from wsi_ips.config import Recipe
 from wsi_ips.errors import EvaluationError, RecipeError
 from wsi_ips.evaluation import Evaluation, Scored, evaluate_slides
 from wsi_ips.evaluation.classification import Interval
-from wsi_ips.manifest import read_splits, write_splits
+from wsi_ips.manifest.splits import read_splits, write_splits
 from wsi_ips.pipeline.evaluate_run import evaluate_run
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run

@@ -15,7 +15,8 @@ from wsi_ips.evaluation import Detections, Evaluation, Lesions, Localisation, ma
 from wsi_ips.evaluation.froc import LEGACY_MPP, froc_with_interval
 from wsi_ips.evaluation.prediction_table import TableQuestion, evaluate_table
 from wsi_ips.geometry import Scale
-from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
+from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.evaluate_run import read_lesions
 from wsi_ips.slides import open_slide
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsi_ips.config import planned
-from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.manifest_csv import read_rows
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import run_facts
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.geometry import Box, Scale
-from wsi_ips.tissue import TissueMask, covered
+from wsi_ips.tissue.mask import TissueMask, covered
 
 SizeClass = Literal["ITC", "micro", "macro"]
 # Longest diameter: isolated tumour cells below, macrometastases above (CAMELYON17, TNM)

@@ -12,8 +12,7 @@ from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
 from wsi_ips.tissue.filters import Bools, box_share, closed, without_small
 from wsi_ips.tissue.mask import Seen, TissueMask
-from wsi_ips.tissue.methods import Found, Method, attempts, distrust, find_fat
-from wsi_ips.tissue.stain_view import View, view_of
+from wsi_ips.tissue.methods import Found, Method, View, attempts, distrust, find_fat, view_of
 
 SMOOTHING_UM = 16.0  # side of the box mean on saturation and density
 CLOSING_UM = 32.0  # gaps up to this width are closed

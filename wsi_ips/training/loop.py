@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.task_losses import target_tensors
-from wsi_ips.tiles import read_tiles
+from wsi_ips.tiles.stream import read_tiles
 from wsi_ips.training.epoch_records import EpochRecord, Meter
 from wsi_ips.training.loss import class_weights
 from wsi_ips.training.optimiser import set_learning_rate, warmup_cosine

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, holds, read_foreign, require_on_slide, whole_corners
+from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, holds, read_foreign, require_on_slide, whole_corners
 from wsi_ips.tiles.interop.tile_formats import ForeignTiles
 
 TENSOR = ".pt"

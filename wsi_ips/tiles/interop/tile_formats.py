@@ -21,7 +21,7 @@ from wsi_ips.registry import Entry, Registry
 from wsi_ips.tiles.index import TileIndex
 
 if TYPE_CHECKING:
-    from wsi_ips.tiles.interop.coordinate_files import Attributes
+    from wsi_ips.tiles.interop.coordinate_import import Attributes
 
 IDENTITY = "wsi_ips_slide_identity"  # attribute with the content identity of the slide, in the files that we write
 
@@ -43,7 +43,7 @@ TILE_FORMATS: Registry[TileFormat] = Registry(
     (
         TileFormat(
             "clam",
-            "wsi_ips.tiles.interop.clam:Clam",
+            "wsi_ips.tiles.interop.coordinate_formats:Clam",
             "patches/NAME.h5; features in h5_files and pt_files",
             "CLAM",
             marks=("patch_level", "downsample"),
@@ -51,14 +51,14 @@ TILE_FORMATS: Registry[TileFormat] = Registry(
         ),
         TileFormat(
             "wsinfer",
-            "wsi_ips.tiles.interop.wsinfer_atlaspatch:WSInfer",
+            "wsi_ips.tiles.interop.coordinate_formats:WSInfer",
             "coordinates only",
             "WSInfer",
             marks=("patch_spacing_um_px",),
         ),
         TileFormat(
             "trident",
-            "wsi_ips.tiles.interop.trident:Trident",
+            "wsi_ips.tiles.interop.coordinate_formats:Trident",
             "20x_256px_0px_overlap/patches/NAME_patches.h5; features in features_ENCODER",
             "TRIDENT",
             marks=("patch_size_level0",),
@@ -66,7 +66,7 @@ TILE_FORMATS: Registry[TileFormat] = Registry(
         ),
         TileFormat(
             "atlaspatch",
-            "wsi_ips.tiles.interop.wsinfer_atlaspatch:AtlasPatch",
+            "wsi_ips.tiles.interop.coordinate_formats:AtlasPatch",
             "coordinates only",
             "AtlasPatch",
             marks=("patch_size_level0",),
