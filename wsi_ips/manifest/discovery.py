@@ -1,4 +1,4 @@
-"""Make manifests from folders: any folder of slides, and CAMELYON16 and 17 in each form in which they are distributed."""
+"""Make manifests from folders: any folder of slides, and each form of CAMELYON16 and CAMELYON17."""
 
 from __future__ import annotations
 

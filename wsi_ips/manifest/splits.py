@@ -23,7 +23,6 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint
 
 SCHEMA_VERSION = 1
-SHOWN = 5
 
 
 @dataclass(frozen=True)

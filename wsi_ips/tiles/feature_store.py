@@ -36,12 +36,11 @@ REMEDY = "run `wsi-ips run --until features`"
 class StoredFeatures:
     """Features of one slide on disk; rows are read on demand."""
 
-    slide_id: str  # identity of the slide
+    slide_id: str
     encoder: str  # name of the encoder that made them
-    fingerprint: str  # fingerprint of encoder and tile index
-    # N and F
-    tiles: int
-    width: int
+    fingerprint: str  # of encoder and tile index
+    tiles: int  # N
+    width: int  # F
     array: Any  # the stored array
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
@@ -74,7 +73,7 @@ class FeatureTiles(SlideTiles):
 def write_features(
     root: Path, slide_id: str, parts: Iterable[NDArray[np.floating]], *, encoder: str, fingerprint: str, tiles: int
 ) -> None:
-    """Write one slide's features part by part; memory is that of a part and of a block."""
+    """Write one slide's features from parts (n, F) in the order of its tiles; memory is that of a part and a block."""
     with atomic_folder(root / slide_id) as folder:
         group = zarr.create_group(folder, zarr_format=3)
         array, done = None, 0

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ import zarr
 from numpy.typing import NDArray
 
 from wsi_ips.errors import TileIndexError
-from wsi_ips.provenance import atomic_folder, atomic_path
+from wsi_ips.provenance import atomic_folder, atomic_write_bytes
 from wsi_ips.slides.source import is_url
 from wsi_ips.tiles.index import COLUMNS, SCHEMA_VERSION, TileIndex
 
@@ -38,11 +38,7 @@ def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | Non
     """Write one slide's index."""
     columns = {name: values.astype(COLUMNS[name]) for name, values in index.columns().items()}
     attributes = index.to_attributes() | {"checksum": _checksum(columns), "row": dict(row or {})}
-    entry = _entry(root, index.slide_id)
-    if _is_hdf5(root):
-        _write_hdf5(entry, columns, attributes)
-    else:
-        _write_zarr(entry, columns, attributes)
+    (_write_hdf5 if _is_hdf5(root) else _write_zarr)(_entry(root, index.slide_id), columns, attributes)
 
 
 def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> TileIndex:
@@ -169,37 +165,25 @@ def _damaged(root: Path | str, slide_id: str, how: str) -> TileIndexError:
 
 
 def _write_zarr(entry: Path | str, columns: Columns, attributes: dict[str, Any]) -> None:
-    if isinstance(entry, Path):
-        with atomic_folder(entry) as folder:
-            _fill_group(zarr.create_group(folder, zarr_format=3, attributes=attributes), columns)
-        return
-    group = zarr.create_group(entry, zarr_format=3, overwrite=True)
-    _fill_group(group, columns)
-    group.update_attributes(attributes)
-
-
-def _fill_group(group: zarr.Group, columns: Columns) -> None:
-    for name, values in columns.items():
-        group.create_array(name, data=values, chunks=(_chunk_rows(values),))
+    with atomic_folder(entry) if isinstance(entry, Path) else nullcontext(entry) as place:
+        group = zarr.create_group(place, zarr_format=3, overwrite=not isinstance(entry, Path))
+        for name, values in columns.items():
+            group.create_array(name, data=values, chunks=(_chunk_rows(values),))
+        group.update_attributes(attributes)
 
 
 def _write_hdf5(entry: Path | str, columns: Columns, attributes: dict[str, Any]) -> None:
-    if isinstance(entry, Path):
-        with atomic_path(entry) as temporary, h5py.File(temporary, "w") as file:
-            _fill_file(file, columns, attributes)
-        return
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        _fill_file(file, columns, attributes)
+        file.attrs["attributes"] = json.dumps(attributes)
+        for name, values in columns.items():
+            file.create_dataset(name, data=values, chunks=(_chunk_rows(values),), maxshape=(None,))
+    if isinstance(entry, Path):
+        atomic_write_bytes(entry, buffer.getvalue())
+        return
     filesystem, path = fsspec.core.url_to_fs(entry)
     filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     filesystem.pipe_file(path, buffer.getvalue())
-
-
-def _fill_file(file: h5py.File, columns: Columns, attributes: dict[str, Any]) -> None:
-    file.attrs["attributes"] = json.dumps(attributes)
-    for name, values in columns.items():
-        file.create_dataset(name, data=values, chunks=(_chunk_rows(values),), maxshape=(None,))
 
 
 def _chunk_rows(values: NDArray[Any]) -> int:

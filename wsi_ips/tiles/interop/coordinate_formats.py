@@ -1,4 +1,4 @@
-"""Coordinate and feature files of CLAM and TRIDENT, and coordinate files of WSInfer and AtlasPatch, which are read only."""
+"""Files of CLAM and TRIDENT, read and written, and those of WSInfer and AtlasPatch, which are read only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from wsi_ips.errors import TileIndexError
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.coordinate_import import Attributes, whole_corners
 from wsi_ips.tiles.interop.tile_formats import (
     IDENTITY,
+    Attributes,
     ForeignTiles,
     ToolFormat,
     refusal,
     square_side,
+    whole_corners,
     write_coordinates,
     write_feature_table,
 )

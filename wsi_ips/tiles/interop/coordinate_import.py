@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -21,12 +20,11 @@ from wsi_ips.errors import ResolutionError, TileIndexError, WsiIpsError
 from wsi_ips.geometry import MPP_TOLERANCE, Pyramid, ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, index_at
-from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, ForeignTiles
+from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, Attributes, ForeignTiles
 from wsi_ips.tissue.mask import TissueMask
 
 SUFFIXES = (".h5", ".hdf5")
 TRIDENT_ENDING = "_patches"
-WHOLE = 1e-3  # largest distance from a whole number of a coordinate that is stored as a float
 
 
 def read_foreign(path: Path) -> ForeignTiles:
@@ -58,18 +56,6 @@ def states_tile_size(names: set[str]) -> bool:
     return any(entry.marks[0] in names for entry in TILE_FORMATS.values())
 
 
-def whole_corners(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.int64]:
-    """Return coordinates as int64, shape (N, columns); floats must be whole numbers."""
-    if coords.size == 0:
-        return np.empty((0, columns), np.int64)
-    if coords.ndim != 2 or coords.shape[1] != columns or coords.dtype.kind not in "iuf":
-        raise TileIndexError(f"{path}: coords of shape {coords.shape} and type {coords.dtype}; (N, {columns}) expected")
-    rounded = np.rint(coords)
-    if coords.dtype.kind == "f" and not (np.abs(coords - rounded) < WHOLE).all():  # also false for NaN
-        raise TileIndexError(f"{path}: coordinates that are not whole pixels of level 0")
-    return np.asarray(rounded, np.int64)
-
-
 def require_on_slide(
     where: str,
     corners_px0: NDArray[np.int64],
@@ -91,54 +77,6 @@ def require_on_slide(
             f"{where}: {outside.sum()} of {len(corners_px0)} tiles begin outside the slide of {size} px, e.g. at "
             f"{tuple(corners_px0[outside][0].tolist())}; the tiles belong to another slide"
         )
-
-
-class Attributes:
-    """Attributes of a file, each read as a requested type; an attribute of another type raises TileIndexError."""
-
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
-        self.path, self.values = path, values
-
-    def wrong(self, name: str, why: str) -> TileIndexError:
-        """Return the error for an attribute."""
-        return TileIndexError(f"{self.path}: attribute `{name}` = {self.values.get(name)}: {why}")
-
-    def number(self, name: str) -> float:
-        """Return a number above 0."""
-        if name not in self.values:
-            raise TileIndexError(
-                f"{self.path}: attribute `{name}` is missing; the file is damaged or of another version"
-            )
-        try:
-            value = float(np.asarray(self.values[name]).item())
-        except (TypeError, ValueError) as error:
-            raise self.wrong(name, "a number is expected") from error
-        if not (np.isfinite(value) and value > 0):
-            raise self.wrong(name, "must be above 0")
-        return value
-
-    def whole(self, name: str, default: int | None = None, *, least: int | None = 1) -> int:
-        """Return a whole number, ``default`` where it is missing."""
-        if name not in self.values and default is not None:
-            return default
-        raw = np.asarray(self.values.get(name))
-        if raw.size == 1 and raw.dtype.kind in "iuf" and np.isfinite(raw.item()) and raw.item() == round(raw.item()):
-            value = int(raw.item())
-            if least is None or value >= least:
-                return value
-        raise self.wrong(name, "a whole number is expected" + ("" if least is None else f", at least {least}"))
-
-    def pair(self, name: str) -> Scale:
-        """Return two numbers above 0."""
-        raw = np.asarray(self.values[name])
-        if raw.shape != (2,) or raw.dtype.kind not in "iuf" or not (np.isfinite(raw) & (raw > 0)).all():
-            raise self.wrong(name, "two numbers above 0 are expected")
-        return Scale(float(raw[0]), float(raw[1]))
-
-    def text(self, name: str) -> str | None:
-        """Return a text, None where it is missing."""
-        value = self.values.get(name)
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else None if value is None else str(value)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, holds, read_foreign, require_on_slide, whole_corners
-from wsi_ips.tiles.interop.tile_formats import ForeignTiles
+from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, holds, read_foreign, require_on_slide
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles, whole_corners
 
 TENSOR = ".pt"
 UNNAMED = "unnamed"

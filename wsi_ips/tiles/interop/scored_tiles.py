@@ -21,13 +21,8 @@ from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, index_at
-from wsi_ips.tiles.interop.coordinate_import import (
-    SUFFIXES,
-    common_stride_px,
-    read_foreign,
-    states_tile_size,
-    whole_corners,
-)
+from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, common_stride_px, read_foreign, states_tile_size
+from wsi_ips.tiles.interop.tile_formats import whole_corners
 
 CORNER_NAMES = (("x", "y"), ("minx", "miny"), ("coord_x", "coord_y"), ("x_px0", "y_px0"), ("left", "top"))
 SIZE_NAMES = (("width", "height"), ("tile_px0", "tile_px0"), ("patch_size_level0", "patch_size_level0"))
