@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Slides that the organisers withdrew; left out where the file still exists
+CAMELYON16_DUPLICATES = frozenset(["test_049"])
+# Slides whose outlines miss lesions; their annotations are ignored, as tissue outside may be tumour
+_TUMOR = (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
+CAMELYON16_INCOMPLETE = frozenset(["test_114", *(f"tumor_{number:03d}" for number in _TUMOR)])
+CAMELYON16_NAME = re.compile(r"(normal|tumor|test)_\d{3}")
+CAMELYON17_NAME = re.compile(r"patient_(\d{3})_node_\d")
+# CAMELYON17: patients 0 to 99 have labels; patients 0 to 19 and 100 to 119 are from centre 0, and so on
+TRAINING_PATIENTS, PATIENTS_PER_CENTRE = 100, 20
+NODES = ("negative", "itc", "micro", "macro")
+
 
 def discover(folder: Path) -> Discovery:
     """Find the slides of a folder: as CAMELYON16 or 17 where it looks like one of them, else every slide file."""
@@ -42,26 +53,6 @@ def discover_folder(folder: Path) -> Discovery:
     slides = [file for file in files if file.suffix.lower() in SLIDE_SUFFIXES]
     table = slide_table([{"slide_id": file.stem, "path": file} for file in slides], folder)
     return Discovery(table, tuple(file for file in files if file not in set(slides)))
-
-
-# Slides that the organisers withdrew; left out where the file still exists
-CAMELYON16_DUPLICATES = frozenset(["test_049"])
-
-# Slides whose outlines miss lesions; their annotations are ignored, as tissue outside may be tumour
-CAMELYON16_INCOMPLETE = frozenset(
-    ["test_114"]
-    + [
-        f"tumor_{number:03d}"
-        for number in (10, 15, 18, 20, 25, 29, 33, 34, 44, 46, 51, 54, 55, 56, 67, 79, 85, 92, 95, 110)
-    ]
-)
-
-CAMELYON16_NAME = re.compile(r"(normal|tumor|test)_\d{3}")
-CAMELYON17_NAME = re.compile(r"patient_(\d{3})_node_\d")
-# CAMELYON17: patients 0 to 99 have labels; patients 0 to 19 and 100 to 119 are from centre 0, and so on
-TRAINING_PATIENTS, PATIENTS_PER_CENTRE = 100, 20
-
-NODES = ("negative", "itc", "micro", "macro")
 
 
 def is_camelyon16(folder: Path) -> bool:
@@ -119,13 +110,12 @@ def discover_camelyon17(folder: Path) -> Discovery:
     for file in slides:
         name = file.stem.lower()
         patient, number = name[: len("patient_000")], int(name[len("patient_") :][:3])
-        is_training = number < TRAINING_PATIENTS
         rows.append(
             {
                 "slide_id": file.stem,
                 "path": file,
                 "label": labels.get(name, ("",))[0] or None,
-                "split": "train" if is_training else None,
+                "split": "train" if number < TRAINING_PATIENTS else None,
                 "patient_id": patient,
                 "annotation": outlines.get(name),
                 "center": _centre(file, number),
@@ -205,8 +195,7 @@ def _outlines(files: Sequence[Path], root: Path) -> dict[str, Path]:
             raise ManifestError(f"folder {root}: two annotations of one slide, {other} and {file}; keep one")
     for archive in files:
         if re.fullmatch(r".*annotations.*\.zip", archive.name, re.IGNORECASE):
-            unpacked = any(archive.parent in file.parents for file in outlines.values())
-            if not unpacked:
+            if not any(archive.parent in file.parents for file in outlines.values()):
                 raise ManifestError(f"{archive}: unpack it into the same folder first, else no slide has its outlines")
     return outlines
 

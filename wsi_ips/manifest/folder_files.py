@@ -23,22 +23,16 @@ SLIDE_SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
 SHOWN = 10
+DICOM_SERIES = "dicom.SeriesInstanceUID"
+INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder contains.
+    """What a folder contains."""
 
-    Attributes
-    ----------
-    table
-        The manifest, one row per slide; paths are absolute.
-    left_out
-        Files that are in no row, for a person to check.
-    """
-
-    table: pd.DataFrame
-    left_out: tuple[Path, ...]
+    table: pd.DataFrame  # the manifest, one row per slide; paths are absolute
+    left_out: tuple[Path, ...]  # files that are in no row, for a person to check
 
 
 def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
@@ -106,10 +100,6 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-DICOM_SERIES = "dicom.SeriesInstanceUID"
-INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
-
-
 class Unlisted(NamedTuple):
     """Files in no row: those with the suffix of a slide, and all others."""
 
@@ -128,7 +118,7 @@ def unlisted_files(
     """Find the files that no row names and no row's slide consists of.
 
     A slide also consists of the folder of a ``.mrxs`` file, the files that a ``.vms`` or ``.vmu`` file names, and all
-    files of its DICOM series.
+    files of its DICOM series. ``own`` are the cohort's other files, ``series`` the DICOM series that have a row.
     """
     used = {p.resolve() for r in records for p in (r.path, r.annotation, r.coordinates) if isinstance(p, Path)}
     for path in [p for p in used if p.suffix.lower() in INDEX_SUFFIXES]:

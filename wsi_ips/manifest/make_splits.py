@@ -61,11 +61,7 @@ def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
 
 
 def fixed_splits(slides: Sequence[SlideToSplit], fractions: tuple[float, float, float], *, seed: int) -> Splits:
-    """Divide slides into train, val and test of given shares, which are scaled to a sum of 1.
-
-    Where slides have sites, whole sites are tested; train and val come from the others. The same seed and slides give
-    the same splits.
-    """
+    """Divide slides into train, val and test of given shares; where slides have sites, whole sites are tested."""
     train, val, test = (share / sum(fractions) for share in fractions)
     _require_one_site_per_group(slides)
     tested = _chosen(slides, test, seed, by_site=any(s.site for s in slides))
@@ -95,11 +91,7 @@ def held_out_sites(slides: Sequence[SlideToSplit], sites: Sequence[str], val: fl
 
 
 def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int) -> Splits:
-    """Test every slide in exactly one of the folds; of the slides not tested a share ``val`` validates.
-
-    Where slides have sites, a fold tests whole sites: as many folds as sites leave one site out. The same seed and
-    slides give the same folds.
-    """
+    """Test every slide (or every whole site) in exactly one fold; of those not tested a share ``val`` validates."""
     _require_one_site_per_group(slides)
     units = _units(slides, folds, seed, by_site=any(s.site for s in slides))
     made = []
@@ -115,11 +107,11 @@ def with_validation_share(
 ) -> tuple[SlideRecord, ...]:
     """Move a share of the labelled training slides to split ``val``: whole patients, labels in proportion."""
     train = [
-        SlideToSplit(r.slide_id, r.patient_id or r.slide_id, labels[r.slide_id] or "")
+        SlideToSplit(r.slide_id, r.patient_id or r.slide_id, label)
         for r in records
-        if r.split == "train"
+        if r.split == "train" and (label := labels[r.slide_id])
     ]
-    chosen = _chosen([s for s in train if s.stratum], share, seed, by_site=False)
+    chosen = _chosen(train, share, seed, by_site=False)
     return tuple(r.model_copy(update={"split": "val"}) if r.slide_id in chosen else r for r in records)
 
 

@@ -12,11 +12,11 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,6 +24,11 @@ from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.slide_record import REQUIRED, SlideRecord
 
 MAX_PROBLEMS = 20
+# Column, name and remedy of what must not be in two splits
+ONE_SPLIT = {
+    "patient": ("patient_id", "patient `{}`", "put all slides of a patient into one split"),
+    "content": ("path", "file {}", "keep one of the rows, or correct a path"),
+}
 FILE_COLUMNS = ("annotation", "coordinates", "tissue_mask")  # columns that name a file, relative to the manifest
 
 
@@ -45,42 +50,27 @@ class Row:
     surplus: str  # message about cells beyond the header; empty without such cells
 
 
-class Problem(NamedTuple):
-    """What is wrong in one row; problems sort by row."""
-
-    row: int
-    text: str
-
-
-class Numbered(NamedTuple):
-    """A record with its row number."""
-
-    row: int
-    record: SlideRecord
-
-
 def read_manifest(
     path: Path, *, label_column: str = "label", further_columns: Sequence[str] = (), leaks: Container[str] = ()
 ) -> Manifest:
-    """Read and check a manifest.
-
-    The slides' files need not exist: a missing file fails that slide, not the cohort.
-    """
+    """Read and check a manifest; a slide's file need not exist, as a missing file fails that slide only."""
     rows = read_rows(path, label_column=label_column, further_columns=further_columns)
-    records, problems = list[Numbered](), list[Problem]()
+    records, problems = list[tuple[int, SlideRecord]](), list[tuple[int, str]]()  # each with its row number
     for row in rows:
         try:
-            records.append(Numbered(row.number, _record(row, label_column, path.resolve().parent)))
+            records.append((row.number, _record(row, label_column, path.resolve().parent)))
         except ValidationError as error:
-            problems += [Problem(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
-    problems += [Problem(row.number, row.surplus) for row in rows if row.surplus]
+            problems += [(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
+    problems += [(row.number, row.surplus) for row in rows if row.surplus]
     problems += [*_doubled_names(rows), *_in_two_splits(records, leaks)]
     if problems:
-        raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
+        lines = [text for _, text in sorted(problems)]
+        more = [f"and {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
+        raise ManifestError(f"manifest {path}:\n  " + "\n  ".join(lines[:MAX_PROBLEMS] + more))
     if not records:
         raise ManifestError(f"manifest {path}: no slide in it; add one row per slide")
     further = {row.cells["slide_id"]: tuple(row.cells.get(name, "") for name in further_columns) for row in rows}
-    return Manifest(path, tuple(numbered.record for numbered in records), further)
+    return Manifest(path, tuple(record for _, record in records), further)
 
 
 def read_rows(path: Path, *, label_column: str, further_columns: Sequence[str] = ()) -> list[Row]:
@@ -138,13 +128,9 @@ def _header_problems(header: Sequence[str], label_column: str, further_columns: 
 
 
 def _nearest(name: str, others: Sequence[str], cutoff: float) -> str | None:
-    spelled = {_simple(other): other for other in others}
-    near = difflib.get_close_matches(_simple(name), spelled, n=1, cutoff=cutoff)
+    spelled = {re.sub(r"[\W_]", "", other.lower()): other for other in others}
+    near = difflib.get_close_matches(re.sub(r"[\W_]", "", name.lower()), spelled, n=1, cutoff=cutoff)
     return spelled[near[0]] if near else None
-
-
-def _simple(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _row(number: int, header: Sequence[str], cells: Sequence[str], separator: str) -> Row:
@@ -179,7 +165,7 @@ def _explain(number: int, problem: Any, label_column: str) -> str:
     return f"{where}: {problem['input']!r} {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _doubled_names(rows: Sequence[Row]) -> Iterator[Problem]:
+def _doubled_names(rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
     """Find names used twice; names that only differ in case or in Unicode form count as one."""
     first: dict[str, Row] = {}
     for row in rows:
@@ -190,48 +176,20 @@ def _doubled_names(rows: Sequence[Row]) -> Iterator[Problem]:
         if known is not row:
             other = known.cells["slide_id"]
             case = "" if other == name else f" (as `{other}`; some disks do not tell capitals apart)"
-            yield Problem(
-                row.number,
-                f"row {row.number}, column `slide_id`: `{name}` is already in row {known.number}{case}; "
-                "give each slide its own name",
-            )
+            text = f"row {row.number}, column `slide_id`: `{name}` is already in row {known.number}{case}"
+            yield row.number, f"{text}; give each slide its own name"
 
 
-def _in_two_splits(records: Sequence[Numbered], allowed: Container[str]) -> Iterator[Problem]:
+def _in_two_splits(records: Sequence[tuple[int, SlideRecord]], allowed: Container[str]) -> Iterator[tuple[int, str]]:
     """Find patients and files that are in two splits: the model would be tested on what it has seen."""
-    if "patient" not in allowed:
-        yield from _leaks(
-            records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
-        )
-    if "content" not in allowed:
-        yield from _leaks(
-            records,
-            lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
-            "path",
-            "file {}",
-            "keep one of the rows, or correct a path",
-        )
-
-
-def _leaks(
-    records: Sequence[Numbered], key: Callable[[SlideRecord], str | None], column: str, what: str, remedy: str
-) -> Iterator[Problem]:
-    first: dict[str, Numbered] = {}
-    for number, record in records:
-        value = key(record)
-        if value is None or record.split is None:
-            continue
-        known = first.setdefault(value, Numbered(number, record))
-        if known.record.split != record.split:
-            yield Problem(
-                number,
-                f"row {number}, column `{column}`: {what.format(value)} is in {record.split} here and in "
-                f"{known.record.split} in row {known.row}; {remedy}",
-            )
-
-
-def _listed(problems: Sequence[Problem]) -> str:
-    lines = [problem.text for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
-    return "\n  ".join(lines)
+    for kind, (column, what, remedy) in ONE_SPLIT.items():
+        first: dict[str, tuple[int, SlideRecord]] = {}
+        for number, record in records:
+            value = getattr(record, column)
+            if kind in allowed or value is None or record.split is None:
+                continue
+            value = os.path.normpath(value) if isinstance(value, Path) else value
+            row, known = first.setdefault(value, (number, record))
+            if known.split != record.split:
+                where = f"row {number}, column `{column}`: {what.format(value)} is in {record.split} here"
+                yield number, f"{where} and in {known.split} in row {row}; {remedy}"

@@ -23,6 +23,12 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint
 
 SCHEMA_VERSION = 1
+SHOWN = 10
+REASONS: Mapping[Leak, str] = {
+    "patient": "are of one patient",
+    "content": "have the same content",
+    "thumbnail": "look alike (turned or mirrored, perhaps)",
+}
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,8 @@ def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[
 def write_splits(path: Path, splits: Splits) -> None:
     """Save splits and their hash as JSON (with settings) or as CSV (a column per fold), by the file's ending."""
     if path.suffix == ".json":
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "hash": splits.hash,
-            "settings": dict(splits.settings),
-            "folds": [dict(fold) for fold in splits.folds],
-        }
-        atomic_write_json(path, document)
+        document = {"schema_version": SCHEMA_VERSION, "hash": splits.hash, "settings": dict(splits.settings)}
+        atomic_write_json(path, document | {"folds": [dict(fold) for fold in splits.folds]})
     elif path.suffix == ".csv":
         text, count = StringIO(), len(splits.folds)
         writer = csv.writer(text, lineterminator="\n")
@@ -124,14 +125,6 @@ def _from_csv(text: str) -> tuple[Splits, str]:
     if len(hashes) > 1:
         raise ValueError("rows with different hashes")
     return Splits(tuple(folds)), hashes.pop()
-
-
-SHOWN = 10
-REASONS: Mapping[Leak, str] = {
-    "patient": "are of one patient",
-    "content": "have the same content",
-    "thumbnail": "look alike (turned or mirrored, perhaps)",
-}
 
 
 @dataclass(frozen=True)
