@@ -194,9 +194,9 @@ def _outlines(files: Sequence[Path], root: Path) -> dict[str, Path]:
         if other != file:
             raise ManifestError(f"folder {root}: two annotations of one slide, {other} and {file}; keep one")
     for archive in files:
-        if re.fullmatch(r".*annotations.*\.zip", archive.name, re.IGNORECASE):
-            if not any(archive.parent in file.parents for file in outlines.values()):
-                raise ManifestError(f"{archive}: unpack it into the same folder first, else no slide has its outlines")
+        packed = re.fullmatch(r".*annotations.*\.zip", archive.name, re.IGNORECASE)
+        if packed and not any(archive.parent in file.parents for file in outlines.values()):
+            raise ManifestError(f"{archive}: unpack it into the same folder first, else no slide has its outlines")
     return outlines
 
 

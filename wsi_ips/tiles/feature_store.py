@@ -105,23 +105,20 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
     try:
         group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
         attributes, array = dict(group.attrs), group["features"]
+        if attributes.get("schema_version") != SCHEMA_VERSION:
+            raise FeaturesError(
+                f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again", slide_id=slide_id
+            )
+        if not isinstance(array, zarr.Array) or array.ndim != 2:
+            raise ValueError("no table of features")
+        encoder, fingerprint = str(attributes["encoder"]), str(attributes["fingerprint"])
+        return StoredFeatures(slide_id, encoder, fingerprint, *array.shape, array)
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise FeaturesError(f"features of slide {slide_id}: none in {root}; {REMEDY}", slide_id=slide_id) from error
     except (KeyError, ValueError, OSError) as error:
-        raise _damaged(root, slide_id, str(error)) from error
-    if attributes.get("schema_version") != SCHEMA_VERSION:
         raise FeaturesError(
-            f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again",
-            slide_id=slide_id,
-        )
-    if not isinstance(array, zarr.Array) or array.ndim != 2:
-        raise _damaged(root, slide_id, "no table of features")
-    try:
-        encoder, fingerprint = str(attributes["encoder"]), str(attributes["fingerprint"])
-    except KeyError as error:
-        raise _damaged(root, slide_id, f"no {error}") from error
-    tiles, width = array.shape
-    return StoredFeatures(slide_id, encoder, fingerprint, tiles, width, array)
+            f"features of slide {slide_id} in {root}: damaged ({error}); delete them and {REMEDY}", slide_id=slide_id
+        ) from error
 
 
 def features_fingerprint(root: Path, slide_id: str) -> str | None:
@@ -197,10 +194,3 @@ def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floati
             waiting, count = [rows[whole:]], count - whole
     if count:
         yield np.concatenate(waiting)
-
-
-def _damaged(root: Path, slide_id: str, how: str) -> FeaturesError:
-    return FeaturesError(
-        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and {REMEDY}",
-        slide_id=slide_id,
-    )

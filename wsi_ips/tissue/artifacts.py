@@ -24,7 +24,6 @@ OD_UNIT = 100  # optical densities are kept as whole numbers of 1/100
 INK_UM2 = 5_000.0  # smaller spots of an ink's colour are pigment, not pen
 RED_INK_UM2 = 20_000.0  # smaller red spots are blood
 MOST_INK = 0.3  # if a larger share of the stained picture has an ink's colour, it is the stain's colour
-
 BLUER = 1.25  # blue ink absorbs this many times more red relative to green light than the slide's stain does
 
 # A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2
@@ -39,6 +38,18 @@ RIM_SPREAD = 0.35  # largest difference between the channels of a grey, as a sha
 BUBBLE_UM = 150.0  # smaller rings are vacuoles
 RIM_UM = 100.0  # wider rings were drawn with a pen
 ROUND = 0.7  # least share of a bubble's bounding ellipse that its filled ring covers
+Flag = Literal["pen", "blur", "fold", "bubble"]
+# Bits of column ``flags`` of the tile index; further bits are 0
+BITS: dict[Flag, int] = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
+FLAGS: tuple[Flag, ...] = get_args(Flag)
+
+# Share of a tile from which it is flagged. A little ink already shows what a person marked.
+LEAST_SHARE: dict[Flag, float] = {"pen": 0.05, "fold": 0.25, "bubble": 0.25}
+COARSEST_DETAIL_MPP = 5.0  # blur is not judged at coarser scales, where nuclei are lost
+# Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
+# 0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)
+SHARP = 0.65
+JUDGED_SHARE = 0.5  # blur is judged on tiles with at least this share of tissue
 
 
 def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:
@@ -129,46 +140,20 @@ def _odd(side: float) -> int:
     return min(15, 2 * round((side - 1) / 2) + 1) if side > 1 else 1
 
 
-Flag = Literal["pen", "blur", "fold", "bubble"]
-PEN, BLUR, FOLD, BUBBLE = 1, 2, 4, 8
-# Bits of column ``flags`` of the tile index; further bits are 0
-BITS: dict[Flag, int] = {"pen": PEN, "blur": BLUR, "fold": FOLD, "bubble": BUBBLE}
-FLAGS: tuple[Flag, ...] = get_args(Flag)
-
-# Share of a tile from which it is flagged. A little ink already shows what a person marked.
-LEAST_SHARE: dict[Flag, float] = {"pen": 0.05, "fold": 0.25, "bubble": 0.25}
-COARSEST_DETAIL_MPP = 5.0  # blur is not judged at coarser scales, where nuclei are lost
-# Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
-# 0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)
-SHARP = 0.65
-JUDGED_SHARE = 0.5  # blur is judged on tiles with at least this share of tissue
-
-
 def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Compute the flags of each tile.
-
-    Returns uint8, shape (N,), bits of :data:`BITS`.
-    """
+    """Return the flags of each tile (N,), bits of :data:`BITS`; boxes x, y, width, height are (N, 4) level-0 pixels."""
     flags = np.zeros(len(boxes_px0), np.uint8)
-    for flag, seen in artifact_maps(overview, tissue).items():
-        if seen.any():
-            share = AreaSums(seen, tissue.px0_per_mask_px).mean(boxes_px0)
+    maps: dict[Flag, Bools] = {}
+    if (seen := tissue.seen) is not None:
+        step_um = float(np.sqrt(overview.mpp.x * overview.mpp.y))
+        fold = find_folds(seen.od, tissue.mask, seen.pen, step_um=step_um)
+        maps = {"pen": seen.pen, "fold": fold, "bubble": seen.bubble}
+    for flag, where in maps.items():
+        if where.any():
+            share = AreaSums(where, tissue.px0_per_mask_px).mean(boxes_px0)
             flags[share >= LEAST_SHARE[flag]] |= BITS[flag]
-    flags[(flags == 0) & _blurred(overview, tissue, boxes_px0)] |= BLUR  # ink and air have no detail
+    flags[(flags == 0) & _blurred(overview, tissue, boxes_px0)] |= BITS["blur"]  # ink and air have no detail
     return flags
-
-
-def artifact_maps(overview: Overview, tissue: TissueMask) -> dict[Flag, Bools]:
-    """Return where pen, folds and bubbles lie: bool, each of the thumbnail's shape."""
-    step_um = float(np.sqrt(overview.mpp.x * overview.mpp.y))
-    seen = tissue.seen
-    if seen is None:
-        return {}
-    return {
-        "pen": seen.pen,
-        "fold": find_folds(seen.od, tissue.mask, seen.pen, step_um=step_um),
-        "bubble": seen.bubble,
-    }
 
 
 def bits_of(flags: Iterable[Flag]) -> int:
@@ -185,10 +170,7 @@ def _blurred(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float
     # A block of 8 x 8 fine pixels holds 32 differences of the fine picture (every second row is enough) and 16 of the
     # picture at half size.
     fine, half = _detail(np.asarray(image)[::2], (4, 8)), _detail(np.asarray(image.reduce(2)), (4, 4))
-    per_block = Scale(
-        8 * tissue.px0_per_mask_px.x / overview.factor,
-        8 * tissue.px0_per_mask_px.y / overview.factor,
-    )
+    per_block = Scale(*(8 * side / overview.factor for side in tissue.px0_per_mask_px))
     judged = tissue.fraction(boxes_px0) >= JUDGED_SHARE
     finest, next_finest = (AreaSums(values, per_block).mean(boxes_px0) for values in (fine, half))
     return np.asarray(judged & (finest / 32 < SHARP * next_finest / 16))

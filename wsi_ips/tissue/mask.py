@@ -16,11 +16,27 @@ from skimage.measure import find_contours
 
 from wsi_ips.annotations import polygons_of
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.tissue.filters import EIGHT_CONNECTED
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes
 
 SIMPLIFIED_PX = 0.25  # largest distance in mask pixels between a simplified outline and the true one
 SUPERSAMPLED = 4
 BAND_PX = 64
+LITTLE_MM2 = 0.5
+MOST_OF_SLIDE = 0.9
+MANY_PIECES = 60
+CUT_MM = 1.0  # length of tissue along the border of the slide that is not worth a remark
+MUCH_PEN, MUCH_BLACK = 0.02, 0.05  # shares of the slide
+# Beginning of each remark and its weight; others weigh 5
+WEIGHTS = {
+    "no tissue": 100,
+    "almost everything": 60,
+    "no rung": 50,
+    "black": 40,
+    "little tissue": 30,
+    "cut by the border": 20,
+    "many pieces": 15,
+    "pen": 10,
+}
 
 
 class AreaSums:
@@ -63,11 +79,9 @@ class AreaSums:
 class Seen:
     """What lies on a thumbnail besides tissue."""
 
-    # optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width)
-    od: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
-    # ink, and air under the coverslip; bool, each (height, width)
-    pen: NDArray[np.bool_]
-    bubble: NDArray[np.bool_]
+    od: tuple[Bytes, Bytes, Bytes]  # (height, width) optical density of red, green, blue relative to the glass, 1/100
+    pen: Bools  # (height, width) ink
+    bubble: Bools  # (height, width) air under the coverslip
     black_share: float  # share of the picture that is too dark for tissue and not pen
 
 
@@ -75,12 +89,11 @@ class Seen:
 class TissueMask:
     """The tissue of a slide."""
 
-    mask: NDArray[np.bool_]  # bool, shape (height, width), True on tissue; covers all of level 0
+    mask: Bools  # (height, width), True on tissue; covers all of level 0
     px0_per_mask_px: Scale  # level-0 pixels per mask pixel, per axis
     threshold: float  # saturation (0-1) above which a pixel counted as stained
     method: str  # description of how it was found, for people
-    # name of the method that found it (see `wsi_ips.tissue.methods`); `drawn` where a person did
-    rung: str = "drawn"
+    rung: str = "drawn"  # name of the method that found it; `drawn` where a person did
     passed: tuple[str, ...] = ()  # methods that were tried before and could not be trusted, with the reason
     seen: Seen | None = None  # artefacts that the segmentation found; None where they were not looked for
 
@@ -111,16 +124,11 @@ def outline_of(tissue: TissueMask) -> BaseGeometry:
     if not loops:
         return shapely.Polygon()
     # Nested rings alternate between solid and hole.
-    region = _even_odd(loops)
-    tolerance = SIMPLIFIED_PX * min(scale)
-    return shapely.make_valid(shapely.simplify(region, tolerance))
+    return shapely.make_valid(shapely.simplify(_even_odd(loops), SIMPLIFIED_PX * min(scale)))
 
 
 def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: str) -> TissueMask:
-    """Rasterise a region (level-0 pixels) that a person drew; ``source`` names it in messages.
-
-    A pixel is tissue where at least half of it lies in the region.
-    """
+    """Rasterise a region (level-0 pixels) that a person drew: a pixel is tissue where half of it lies in it."""
     scale = Scale(px0_size.width / mask_size.width, px0_size.height / mask_size.height)
     mask = covered(region, Box(0, 0, *mask_size), scale) >= 0.5
     return TissueMask(mask=mask, px0_per_mask_px=scale, threshold=0.0, method=f"drawn: {source}", rung="drawn")
@@ -165,42 +173,8 @@ def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
     return region
 
 
-LITTLE_MM2 = 0.5
-MOST_OF_SLIDE = 0.9
-MANY_PIECES = 60
-CUT_MM = 1.0  # length of tissue along the border of the slide that is not worth a remark
-MUCH_PEN = 0.02
-MUCH_BLACK = 0.05  # shares of the slide
-
-
 def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
     """Return what is odd about a mask, worst first; ``mpp`` is µm per level-0 pixel."""
-    return sorted(_found(tissue, mpp), key=lambda text: -_weight(text))
-
-
-def suspicion(remarks: Sequence[str]) -> int:
-    """Return how urgently a slide should be checked; 0 where there is no remark, more is worse."""
-    return sum(_weight(text) for text in remarks)
-
-
-# Beginning of each remark and its weight; others weigh 5
-WEIGHTS = (
-    ("no tissue", 100),
-    ("almost everything", 60),
-    ("no rung", 50),
-    ("black", 40),
-    ("little tissue", 30),
-    ("cut by the border", 20),
-    ("many pieces", 15),
-    ("pen", 10),
-)
-
-
-def _weight(text: str) -> int:
-    return next((weight for start, weight in WEIGHTS if text.startswith(start)), 5)
-
-
-def _found(tissue: TissueMask, mpp: Scale) -> list[str]:
     mask, area_mm2 = tissue.mask, tissue.area_um2(mpp) / 1e6
     share = float(mask.mean())
     texts: list[str] = []
@@ -223,7 +197,12 @@ def _found(tissue: TissueMask, mpp: Scale) -> list[str]:
             texts.append(f"black over {black:.0%} of the slide: fluorescence, ink or a scan gap")
         if pen > MUCH_PEN:
             texts.append(f"pen over {pen:.0%} of the slide")
-    return texts
+    return sorted(texts, key=lambda text: -suspicion([text]))
+
+
+def suspicion(remarks: Sequence[str]) -> int:
+    """Return how urgently a slide should be checked; 0 where there is no remark, more is worse."""
+    return sum(next((weight for start, weight in WEIGHTS.items() if text.startswith(start)), 5) for text in remarks)
 
 
 def _about_method(tissue: TissueMask) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -35,6 +35,28 @@ CORRECTED_TINT = 0.02
 LEAST_GLASS = 0.01  # least share of glass in the picture from which its noise can be measured
 SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on a ninth of the pixels, which is enough
 DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
+Rung = Literal["otsu", "adaptive", "stain", "bounded"]
+Method = Literal["auto", "otsu", "adaptive", "stain"]
+LADDER: tuple[Rung, ...] = get_args(Rung)
+
+# A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split
+MOST_SATURATION = 0.2
+MOST_DENSITY = 0.25
+LEAST_DENSITY = 0.05  # dust and shadows take away less light than this
+EVERYTHING = 0.97  # A larger share of the picture counts as tissue only after all methods have been tried
+# Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears over the
+# edge
+OF_TISSUE = 0.25
+# Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark
+LEFT_OUT = 0.25
+CRUMBS = 0.6  # A method that loses a larger share of its area as small pieces has found noise
+
+LUMEN_UM = 80.0  # A fat wall stands out against the lightest place within half this width: the inside of the next cell
+MESH_UM = 64.0  # fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it
+LEAST_STEP = 3  # least grey levels (of 255) by which a wall stands out; more where the glass is noisier
+COLOURED = 0.6  # walls are coloured: least share of the saturation above which a pixel is not noise of the glass
+WINDOW_UM = 160.0
+LEAST_WALLS = 0.2  # least share of a window that walls take up in fat; dust and single fibres take up less
 
 
 @dataclass(frozen=True)
@@ -43,9 +65,8 @@ class Glass:
 
     colour: tuple[int, int, int]  # RGB, 0-255; white where no glass was found
     share: float  # share of the picture that looks like it; 0 where no glass was found
-    # above these values (0-1) a pixel is not noise of the glass
-    saturation: float
-    density: float
+    saturation: float  # 0-1; with more, a pixel is not noise of the glass
+    density: float  # 0-1, likewise
     density_noise: float  # variation of density (0-1) by noise alone
 
 
@@ -53,8 +74,7 @@ class Glass:
 class View:
     """A thumbnail, prepared once for all methods and for the flags."""
 
-    # red, green and blue, relative to the glass where the glass is tinted; uint8, each (height, width)
-    planes: tuple[Bytes, Bytes, Bytes]
+    planes: tuple[Bytes, Bytes, Bytes]  # red, green, blue, relative to the glass where it is tinted; (height, width)
     saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
     density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
     usable: Bools  # false on pixels too dark for tissue
@@ -65,14 +85,11 @@ class View:
         """Number of usable pixels of each saturation 0 to 255."""
         return np.bincount(self.saturation.ravel(), self.usable.ravel(), minlength=256).astype(np.int64)
 
-    def without(self, ink: Bools) -> View:
-        """Return the view with ink marked unusable."""
-        return replace(self, usable=self.usable & ~ink) if ink.any() else self
-
 
 def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     """Prepare a thumbnail, uint8 of shape (height, width, 3); ``smoothing_px`` is the odd side of a mean filter."""
-    planes = _planes(thumbnail)
+    red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
+    planes = red, green, blue
     low, high = _extremes(planes)
     usable = high > DARK
     saturation = _saturation(low, high)
@@ -91,11 +108,6 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     level, noise = _noise_limit(density[SOME][bright])
     glass = Glass(colour, share, _noise_limit(saturation[SOME][bright])[0], level, noise)
     return View(planes, saturation, density, usable, glass)
-
-
-def _planes(thumbnail: RGB) -> tuple[Bytes, Bytes, Bytes]:
-    red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
-    return red, green, blue
 
 
 def _extremes(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes]:
@@ -155,30 +167,6 @@ def _noise_limit(values: NDArray[np.uint8]) -> tuple[float, float]:
     return float((median + noise) / 255), float(noise / 255)
 
 
-Rung = Literal["otsu", "adaptive", "stain", "bounded"]
-Method = Literal["auto", "otsu", "adaptive", "stain"]
-LADDER: tuple[Rung, ...] = get_args(Rung)
-
-# A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split
-MOST_SATURATION = 0.2
-MOST_DENSITY = 0.25
-LEAST_DENSITY = 0.05  # dust and shadows take away less light than this
-EVERYTHING = 0.97  # A larger share of the picture counts as tissue only after all methods have been tried
-# Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears over the
-# edge
-OF_TISSUE = 0.25
-# Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark
-LEFT_OUT = 0.25
-CRUMBS = 0.6  # A method that loses a larger share of its area as small pieces has found noise
-
-LUMEN_UM = 80.0  # A fat wall stands out against the lightest place within half this width: the inside of the next cell
-MESH_UM = 64.0  # fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it
-LEAST_STEP = 3  # least grey levels (of 255) by which a wall stands out; more where the glass is noisier
-COLOURED = 0.6  # walls are coloured: least share of the saturation above which a pixel is not noise of the glass
-WINDOW_UM = 160.0
-LEAST_WALLS = 0.2  # least share of a window that walls take up in fat; dust and single fibres take up less
-
-
 @dataclass(frozen=True)
 class Found:
     """Result of one method."""
@@ -218,9 +206,8 @@ def _otsu(view: View, min_saturation: float) -> Found:
         above = counts[round(_adaptive_threshold(view, min_saturation) * 255) + 1 :].sum()
         lost = 1 - counts[round(threshold * 255) + 1 :].sum() / max(1, above)
         if lost > LEFT_OUT:
-            return Found(
-                "otsu", None, threshold, f"{threshold:.3f} leaves out {lost:.0%} of what rises above the glass"
-            )
+            detail = f"{threshold:.3f} leaves out {lost:.0%} of what rises above the glass"
+            return Found("otsu", None, threshold, detail)
     return _saturated("otsu", view, threshold)
 
 
@@ -239,16 +226,11 @@ def _stain(view: View, _: float) -> Found:
 
 
 def _bounded(view: View, min_saturation: float) -> Found:
-    otsu = _otsu_threshold(view)
-    return _saturated("bounded", view, max(min_saturation, min(otsu, MOST_SATURATION)))
+    return _saturated("bounded", view, max(min_saturation, min(_otsu_threshold(view), MOST_SATURATION)))
 
 
-RUNGS: dict[Rung, Callable[[View, float], Found]] = {
-    "otsu": _otsu,
-    "adaptive": _adaptive,
-    "stain": _stain,
-    "bounded": _bounded,
-}
+RUNGS: dict[Rung, Callable[[View, float], Found]]
+RUNGS = {"otsu": _otsu, "adaptive": _adaptive, "stain": _stain, "bounded": _bounded}
 
 
 def _saturated(rung: Rung, view: View, threshold: float) -> Found:

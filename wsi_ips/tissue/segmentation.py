@@ -32,12 +32,7 @@ class TissueRules:
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
-    """Tell tissue from glass on the thumbnail of a whole slide.
-
-    ``mpp`` is the scale of the thumbnail, ``px0_size`` the size of level 0; ``rules`` of None are the defaults.
-
-    The mask is all False where there is no tissue.
-    """
+    """Tell tissue from glass on the thumbnail (of scale ``mpp``) of a whole slide; the mask may be all False."""
     rules = rules or TissueRules()
     step_um = math.sqrt(mpp.x * mpp.y)
     view, seen = _look(thumbnail, mpp)
@@ -93,7 +88,7 @@ def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
     bubble = find_bubbles(od, step_um=step_um)
     pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
     seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
-    return view.without(pen), seen
+    return replace(view, usable=view.usable & ~pen), seen
 
 
 def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:

@@ -25,6 +25,12 @@ from wsi_ips.tissue.mask import TissueMask
 
 SUFFIXES = (".h5", ".hdf5")
 TRIDENT_ENDING = "_patches"
+# Relative; tools that state one downsample for both axes are off by a pixel of the level's size
+DOWNSAMPLE_TOLERANCE = 1e-3
+HALF_PX0 = 0.5  # most tools round a footprint to whole level-0 pixels
+SLACK = 1e-6
+FINEST_STEP = 8  # cells per tile of the raster for scores, where the tiles have no common grid
+MPP_AT_1X = 10.0  # µm/px that a magnification of 1 stands for: 20x is 0.5 µm/px
 
 
 def read_foreign(path: Path) -> ForeignTiles:
@@ -105,15 +111,9 @@ def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> Coordi
             unknown.append(path)
         else:
             found.setdefault(slide_id, []).append(path)
-    return CoordinateFiles(root, {s: _preferred(paths) for s, paths in found.items()}, tuple(unknown))
-
-
-def _preferred(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Prefer files without features: a feature file repeats the coordinates it was made from."""
-    if len(paths) == 1:
-        return tuple(paths)
-    bare = tuple(path for path in paths if not holds(path, "features"))
-    return bare or tuple(paths)
+    # A feature file repeats the coordinates it was made from.
+    bare = {s: tuple(p for p in ps if len(ps) == 1 or not holds(p, "features")) for s, ps in found.items()}
+    return CoordinateFiles(root, {s: bare[s] or tuple(ps) for s, ps in found.items()}, tuple(unknown))
 
 
 def holds(path: Path, dataset: str) -> bool:
@@ -135,14 +135,6 @@ def _inner(path: Path) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-# Relative; tools that state one downsample for both axes are off by a pixel of the level's size
-DOWNSAMPLE_TOLERANCE = 1e-3
-HALF_PX0 = 0.5  # most tools round a footprint to whole level-0 pixels
-SLACK = 1e-6
-FINEST_STEP = 8  # cells per tile of the raster for scores, where the tiles have no common grid
-MPP_AT_1X = 10.0  # µm/px that a magnification of 1 stands for: 20x is 0.5 µm/px
-
-
 def imported_index(
     foreign: ForeignTiles,
     info: SlideInfo,
@@ -160,7 +152,16 @@ def imported_index(
     where = f"tiles of {foreign.format} for slide {info.name}"
     _check_slide(foreign, info, origin.slide_identity, where)
     plan = _plan(foreign, info.pyramid, rules.target_mpp, where)
-    _check_rules(plan, rules, where)
+    if plan.patch_size.width != rules.patch_px:
+        raise TileIndexError(
+            f"{where}: patches of {plan.patch_size.width} px, but the recipe asks for {rules.patch_px}; set "
+            "`tiles.patch_px`"
+        )
+    if not np.allclose(plan.effective_mpp, rules.target_mpp, rtol=MPP_TOLERANCE, atol=0):
+        raise TileIndexError(
+            f"{where}: {plan.effective_mpp.x:.4g} µm/px, but the recipe asks for {rules.target_mpp:.4g} (5 % are "
+            "allowed); set `tiles.mpp`, or lay the tiles again"
+        )
     corners, notes = _place(foreign, info, plan, where)
     index = index_at(corners, plan, info, origin, stride_px=common_stride_px(corners, plan))
     boxes = index.boxes_px0
@@ -194,7 +195,9 @@ def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, wh
             f"{where}: the file says level {foreign.level} has {_size(foreign.level_size)} px, the slide has "
             f"{_size(level_size)}; the tiles belong to another slide"
         )
-    if foreign.downsample is not None and not _near(foreign.downsample, downsample, DOWNSAMPLE_TOLERANCE):
+    if foreign.downsample is not None and not np.allclose(
+        foreign.downsample, downsample, rtol=DOWNSAMPLE_TOLERANCE, atol=0
+    ):
         raise TileIndexError(
             f"{where}: the file says level {foreign.level} is downsampled by {foreign.downsample.x:.6g} x "
             f"{foreign.downsample.y:.6g}, the slide by {downsample.x:.6g} x {downsample.y:.6g}"
@@ -214,14 +217,13 @@ def _plan(foreign: ForeignTiles, pyramid: Pyramid, target_mpp: float, where: str
                 f"but the file says patch_size_level0 = {foreign.footprint_px0.x:g}"
             )
     if foreign.level is not None and foreign.read_px is not None:
-        level_plan = _plan_at(pyramid, foreign.level, Size(foreign.read_px, foreign.read_px), patch_px, target_mpp)
+        plan = _plan_at(pyramid, foreign.level, Size(foreign.read_px, foreign.read_px), patch_px, target_mpp)
         allowed = HALF_PX0 + DOWNSAMPLE_TOLERANCE * foreign.footprint_px0.x + pyramid.downsample(foreign.level).x / 2
-        if abs(level_plan.footprint_px0.x - foreign.footprint_px0.x) > allowed:
+        if abs(plan.footprint_px0.x - foreign.footprint_px0.x) > allowed:
             raise TileIndexError(
-                f"{where}: {foreign.read_px} px of level {foreign.level} cover {level_plan.footprint_px0.x:g} "
+                f"{where}: {foreign.read_px} px of level {foreign.level} cover {plan.footprint_px0.x:g} "
                 f"level-0 px, but the file says {foreign.footprint_px0.x:g}"
             )
-        plan = level_plan
     else:
         plan = plan_footprint(pyramid, foreign.footprint_px0, patch_px=patch_px, target_mpp=target_mpp)
     if plan.read_size.width < patch_px:
@@ -266,27 +268,13 @@ def _patch_from_spacing(foreign: ForeignTiles, mpp: Scale, where: str) -> int:
     return patch_px
 
 
-def _check_rules(plan: ReadPlan, rules: TileRules, where: str) -> None:
-    patch_px, target_mpp = rules.patch_px, rules.target_mpp
-    if plan.patch_size.width != patch_px:
-        raise TileIndexError(
-            f"{where}: patches of {plan.patch_size.width} px, but the recipe asks for {patch_px}; set `tiles.patch_px`"
-        )
-    if not _near(plan.effective_mpp, Scale(target_mpp, target_mpp), MPP_TOLERANCE):
-        raise TileIndexError(
-            f"{where}: {plan.effective_mpp.x:.4g} µm/px, but the recipe asks for {target_mpp:.4g} (5 % are "
-            "allowed); set `tiles.mpp`, or lay the tiles again"
-        )
-
-
 def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -> tuple[NDArray[np.int32], list[str]]:
     """Return corners ordered by y, then x, without tiles that hang over the edge, and notes on the others."""
     corners, bounds = foreign.corners_px0, info.bounds
     unique = np.unique(corners[:, ::-1], axis=0)[:, ::-1]
-    foot = np.array(plan.footprint_px0)
-    begins, ends = np.array([bounds.x, bounds.y]), np.array([bounds.right, bounds.bottom])
     # A tile of a coarse level may hang over by the rounding of that level's size.
-    inside = (unique >= begins).all(1) & (unique + foot <= ends + HALF_PX0 * np.array(plan.downsample)).all(1)
+    ends = np.array([bounds.right, bounds.bottom]) + HALF_PX0 * np.array(plan.downsample)
+    inside = (unique >= bounds[:2]).all(1) & (unique + plan.footprint_px0 <= ends).all(1)
     notes = []
     if len(unique) < len(corners):
         notes.append(f"{len(corners) - len(unique)} listed twice")
@@ -323,10 +311,6 @@ def _scale_notes(foreign: ForeignTiles, pyramid: Pyramid) -> list[str]:
     if abs(off) <= MPP_TOLERANCE:
         return []
     return [f"{target:g}x is taken for {MPP_AT_1X / target:.4g} µm/px, here it is {mpp:.4g} ({off:+.0%})"]
-
-
-def _near(a: Scale, b: Scale, tolerance: float) -> bool:
-    return all(abs(p / q - 1) <= tolerance for p, q in zip(a, b, strict=True))
 
 
 def _size(size: Size | None) -> str:

@@ -30,7 +30,6 @@ SLIDE_NAMES = ("slide_id", "slide", "slide_name")
 # Columns of numbers that are not scores
 NO_SCORES = frozenset({"id", "index", "tile", "tile_id", "patch_id", "level", "row", "column", "col", "maxx", "maxy"})
 MOST_COLUMNS = 20  # with more columns they are features, not scores
-COORDS, FEATURES = "coords", "features"
 
 
 @dataclass(frozen=True)
@@ -210,14 +209,14 @@ def _one_size(
 def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
     try:
         with h5py.File(path, "r") as file:
-            if not isinstance(file.get(COORDS), h5py.Dataset):
-                raise ScoresError(f"{path}: no dataset `{COORDS}` in it, so the scores cannot be placed")
-            coords = np.asarray(file[COORDS][()])
-            stated = {*file.attrs, *file[COORDS].attrs}
+            if not isinstance(file.get("coords"), h5py.Dataset):
+                raise ScoresError(f"{path}: no dataset `coords` in it, so the scores cannot be placed")
+            coords = np.asarray(file["coords"][()])
+            stated = {*file.attrs, *file["coords"].attrs}
             tables = {
                 name: np.asarray(item[()])
                 for name, item in file.items()
-                if name not in (COORDS, FEATURES) and _is_table(item, len(coords))
+                if name not in ("coords", "features") and _is_table(item, len(coords))
             }
     except OSError as error:
         raise ScoresError(f"{path}: cannot be read as HDF5 ({error})") from error
