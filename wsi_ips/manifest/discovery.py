@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,11 @@ def discover_camelyon17(folder: Path) -> Discovery:
     """
     files = all_files(folder)
     slides = [file for file in files if _is_slide(file) and CAMELYON17_NAME.fullmatch(file.stem.lower())]
-    _require_unpacked(files, slides)
+    patients = {file.stem.lower()[: len("patient_000")] for file in slides}
+    archives = [file for file in files if re.fullmatch(r"patient_\d{3}\.zip", file.name.lower())]
+    packed = [str(file) for file in archives if file.stem.lower() not in patients]
+    if packed:
+        raise ManifestError(f"{few(packed)}: unpack them into the same folder first, else these patients are missing")
     outlines = _outlines(files, folder.resolve())
     path, labels = _label_file(files, ("stage_labels.csv", "stages.csv"))
     if path is None:
@@ -131,12 +135,9 @@ def discover_camelyon17(folder: Path) -> Discovery:
 def _camelyon16_slides(files: Sequence[Path], root: Path) -> list[tuple[Path, str | None, str]]:
     """Return each slide with its split, and with its label where folder or name tell it."""
     found: list[tuple[Path, str | None, str]] = []
-    for part, label, split in (
-        ("training/normal", "normal", "train"),
-        ("training/tumor", "tumor", "train"),
-        ("testing", None, "test"),
-    ):
-        found += [(file, label, split) for file in _slides_of(files, root / part)]
+    for part in ("normal", "tumor"):
+        found += [(file, part, "train") for file in _slides_of(files, root / "training" / part)]
+    found += [(file, None, "test") for file in _slides_of(files, root / "testing")]
     for file in _slides_of(files, root / "images"):
         named = CAMELYON16_NAME.fullmatch(file.stem.lower())
         if named:
@@ -168,20 +169,6 @@ def _centre(file: Path, patient: int) -> str:
     """Return the number of the centre: folders are called ``center_0`` or ``centre_0``."""
     named = [re.fullmatch(r"cent(?:er|re)_(\d)", part.name.lower()) for part in file.parents]
     return next((match[1] for match in named if match), str(patient % TRAINING_PATIENTS // PATIENTS_PER_CENTRE))
-
-
-def _require_unpacked(files: Iterable[Path], slides: Iterable[Path]) -> None:
-    patients = {file.stem.lower()[: len("patient_000")] for file in slides}
-    packed = [
-        file
-        for file in files
-        if re.fullmatch(r"patient_\d{3}\.zip", file.name.lower()) and file.stem.lower() not in patients
-    ]
-    if packed:
-        raise ManifestError(
-            f"{few([str(file) for file in packed])}: unpack them into the same folder first, else these patients are "
-            "missing"
-        )
 
 
 def _outlines(files: Sequence[Path], root: Path) -> dict[str, Path]:

@@ -36,7 +36,7 @@ class Discovery:
 
 
 def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
-    """Return the files of some folders, as :func:`all_files` does; missing folders are skipped."""
+    """Return the files of some folders (``deep``: and subfolders) as :func:`all_files` does; none of missing ones."""
     found = set[Path]()
     for folder in folders:
         if folder.is_dir():
@@ -125,8 +125,8 @@ def unlisted_files(
         used |= set(_named_by(path))
     rest = [path for path in files_of_folders(folders, deep=deep) if path not in used and path not in own]
     alike = [path for path in rest if path.suffix.lower() in SLIDE_SUFFIXES]
-    slides = [path for path in alike if not series or dicom_series(path) not in series]
-    return Unlisted(tuple(slides), tuple(path for path in rest if path.suffix.lower() not in SLIDE_SUFFIXES))
+    slides = tuple(path for path in alike if not series or dicom_series(path) not in series)
+    return Unlisted(slides, tuple(path for path in rest if path.suffix.lower() not in SLIDE_SUFFIXES))
 
 
 def dicom_series(path: Path) -> str | None:

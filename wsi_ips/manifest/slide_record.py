@@ -77,6 +77,9 @@ def _plausible(scale: Scale) -> Scale:
     return scale
 
 
+SomePath = Annotated[Path, BeforeValidator(_forward_slashes)]
+
+
 class SlideRecord(BaseModel):
     """One row of a manifest. Columns that it does not name are ignored."""
 
@@ -97,9 +100,8 @@ class SlideRecord(BaseModel):
     mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_plausible)] | None = Field(
         None, description="µm per level-0 pixel; wins over what the file says; one number or `x,y`"
     )
-    annotation: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
-        None,
-        description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute",
+    annotation: SomePath | None = Field(
+        None, description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute"
     )
     tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
         None, description="How tissue is found on this slide; wins over `tissue.method` of the recipe"
@@ -107,10 +109,10 @@ class SlideRecord(BaseModel):
     tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Lowest saturation that counts as stain on this slide, 0 to 1; wins over the recipe's"
     )
-    tissue_mask: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+    tissue_mask: SomePath | None = Field(
         None, description="GeoJSON with the tissue, as written by the tile stage and edited in QuPath; used as it is"
     )
-    coordinates: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+    coordinates: SomePath | None = Field(
         None,
         description="Tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch (HDF5), taken instead of our own tiles; "
         "relative to the manifest or absolute",

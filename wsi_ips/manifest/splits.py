@@ -81,10 +81,7 @@ def write_splits(path: Path, splits: Splits) -> None:
 
 
 def read_splits(path: Path) -> Splits:
-    """Read splits from a file; if the file holds a hash, check that nothing changed since.
-
-    A CSV needs column ``slide_id`` and ``split`` or ``fold_0``, ``fold_1`` ...; one from another source needs no hash.
-    """
+    """Read splits from a file; if it holds a hash (a file from another source needs none), check that it still fits."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         splits, stored = (_from_json if path.suffix == ".json" else _from_csv)(text)

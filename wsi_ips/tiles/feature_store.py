@@ -112,7 +112,8 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
         if not isinstance(array, zarr.Array) or array.ndim != 2:
             raise ValueError("no table of features")
         encoder, fingerprint = str(attributes["encoder"]), str(attributes["fingerprint"])
-        return StoredFeatures(slide_id, encoder, fingerprint, *array.shape, array)
+        tiles, width = array.shape
+        return StoredFeatures(slide_id, encoder, fingerprint, tiles, width, array)
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise FeaturesError(f"features of slide {slide_id}: none in {root}; {REMEDY}", slide_id=slide_id) from error
     except (KeyError, ValueError, OSError) as error:

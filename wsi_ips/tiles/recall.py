@@ -84,9 +84,7 @@ def longest_diameter_um(region: BaseGeometry, mpp: Scale) -> float:
 
 def size_class(diameter_um: float) -> SizeClass:
     """Return the class of a lesion by its longest diameter."""
-    if diameter_um < ITC_BELOW_UM:
-        return "ITC"
-    return "macro" if diameter_um > MACRO_ABOVE_UM else "micro"
+    return "ITC" if diameter_um < ITC_BELOW_UM else "macro" if diameter_um > MACRO_ABOVE_UM else "micro"
 
 
 def _of_lesion(lesion: shapely.Polygon, tissue: TissueMask, tree: shapely.STRtree, mpp: Scale) -> LesionRecall:

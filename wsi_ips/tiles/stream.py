@@ -76,10 +76,7 @@ class SlideTiles:
 
 
 class PatchStream:
-    """Iterates over chunks of patches in the order of the requests, whatever the number of threads.
-
-    Leaving the ``with`` block, even early, stops the threads and closes the slides.
-    """
+    """Iterates over chunks of patches in the order of the requests, whatever the number of threads."""
 
     def __init__(
         self,
@@ -107,10 +104,7 @@ class PatchStream:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop the threads and close the slides; no thread is left when it returns."""
+        """Stop the threads and close the slides, also early; no thread is left when it returns."""
         self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for slide in self._slides:

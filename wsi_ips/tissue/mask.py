@@ -98,10 +98,7 @@ class TissueMask:
     seen: Seen | None = None  # artefacts that the segmentation found; None where they were not looked for
 
     def fraction(self, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the share of tissue in each box; parts of mask pixels count by their area.
-
-        Returns float32, shape (N,), 0-1. Outside the mask is glass.
-        """
+        """Return the share of tissue (N,) in boxes x, y, width, height (N, 4), level-0 pixels; outside is glass."""
         return np.asarray(np.clip(self._sums.mean(boxes_px0), 0, 1), np.float32)
 
     def area_um2(self, mpp: Scale) -> float:
@@ -135,10 +132,7 @@ def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: st
 
 
 def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.float32]:
-    """Return the share of each pixel of a raster window that lies in a region, to a 16th.
-
-    Returns float32, shape (height, width) of the window.
-    """
+    """Return the share of each pixel of a raster window (height, width) that lies in a region, to a 16th."""
     out = np.empty((window.height, window.width), np.float32)
     scale = np.array(px0_per_px) / SUPERSAMPLED
     corner = np.array([window.x, window.y]) * SUPERSAMPLED
@@ -187,7 +181,9 @@ def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
     pieces = ndimage.label(mask, structure=EIGHT_CONNECTED)[1]
     if pieces > MANY_PIECES:
         texts.append(f"many pieces ({pieces})")
-    cut_mm = _cut_mm(tissue, mpp)
+    step = tissue.px0_per_mask_px.times(mpp)
+    along_x, along_y = (np.count_nonzero(mask.take((0, -1), axis)) for axis in (0, 1))
+    cut_mm = float(along_x * step.x + along_y * step.y) / 1000  # along which tissue touches the border
     if 0 < share <= MOST_OF_SLIDE and cut_mm > CUT_MM:
         texts.append(f"cut by the border of the slide ({cut_mm:.1f} mm)")
     texts += _about_method(tissue)
@@ -211,11 +207,3 @@ def _about_method(tissue: TissueMask) -> list[str]:
     if tissue.rung == "stain":
         return ["found by density alone, not by colour: " + "; ".join(tissue.passed)]
     return []
-
-
-def _cut_mm(tissue: TissueMask, mpp: Scale) -> float:
-    """Return the length along which tissue touches the border of the slide."""
-    mask, step = tissue.mask, tissue.px0_per_mask_px.times(mpp)
-    along_x = np.count_nonzero(mask[0]) + np.count_nonzero(mask[-1])
-    along_y = np.count_nonzero(mask[:, 0]) + np.count_nonzero(mask[:, -1])
-    return float(along_x * step.x + along_y * step.y) / 1000

@@ -10,7 +10,7 @@ import numpy as np
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
-from wsi_ips.tissue.filters import Bools, box_share, closed, without_small
+from wsi_ips.tissue.filters import box_share, closed, without_small
 from wsi_ips.tissue.mask import Seen, TissueMask
 from wsi_ips.tissue.methods import Found, Method, View, attempts, distrust, find_fat, view_of
 
@@ -39,7 +39,9 @@ def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueR
     best, passed = _first_trusted(view, rules, step_um)
     mask = best.mask if best.mask is not None else np.zeros(seen.pen.shape, bool)
     if seen.pen.any() and mask.any():
-        mask = _with_tissue_under(seen.pen, mask, step_um)
+        # Pen lies on tissue where most of what surrounds it, and is not pen, is tissue.
+        side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
+        mask = mask | (seen.pen & (2 * box_share(mask & ~seen.pen, side) > box_share(~seen.pen, side)))
     mask = ~without_small(~mask, math.floor(rules.max_hole_um2 / step_um**2) + 1)
     height, width = mask.shape
     return TissueMask(
@@ -89,10 +91,3 @@ def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
     pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
     seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
     return replace(view, usable=view.usable & ~pen), seen
-
-
-def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:
-    """Add pen marks that lie on tissue: most of what surrounds them, and is not pen, is tissue."""
-    side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
-    on_tissue = 2 * box_share(mask & ~pen, side) > box_share(~pen, side)
-    return np.asarray(mask | (pen & on_tissue))

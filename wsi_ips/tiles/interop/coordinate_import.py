@@ -235,10 +235,7 @@ def _plan(foreign: ForeignTiles, pyramid: Pyramid, target_mpp: float, where: str
 
 
 def plan_footprint(pyramid: Pyramid, footprint_px0: Scale, *, patch_px: int, target_mpp: float) -> ReadPlan:
-    """Plan how a tile of a given size on level 0 is read: from the coarsest level on which it is whole pixels.
-
-    A footprint on level 0 that is up to 5 % smaller than the patch is read as the patch, as `plan_read` does.
-    """
+    """Plan how a tile of a given size on level 0 is read: from the coarsest level on which it is whole pixels."""
     for level in reversed(range(len(pyramid.level_sizes))):
         downsample = pyramid.downsample(level)
         real = footprint_px0.over(downsample)
@@ -246,6 +243,7 @@ def plan_footprint(pyramid: Pyramid, footprint_px0: Scale, *, patch_px: int, tar
         exact = all(abs(n - r) * d <= HALF_PX0 for n, r, d in zip(size, real, downsample, strict=True))
         if exact and min(size) >= patch_px:
             return _plan_at(pyramid, level, size, patch_px, target_mpp)
+    # Up to 5 % smaller than the patch, it is read as the patch, as `plan_read` does.
     read = max(round(footprint_px0.x), patch_px if footprint_px0.x >= patch_px * (1 - MPP_TOLERANCE) else 1)
     return _plan_at(pyramid, 0, Size(read, read), patch_px, target_mpp)
 
@@ -286,10 +284,7 @@ def _place(foreign: ForeignTiles, info: SlideInfo, plan: ReadPlan, where: str) -
 
 
 def common_stride_px(corners: NDArray[np.int32], plan: ReadPlan) -> int:
-    """Return the step in patch pixels of the coarsest grid that holds all tiles, for drawing scores.
-
-    Tools that lay a grid per piece of tissue have no common one; then it is an eighth of a patch.
-    """
+    """Return the step in patch pixels of the coarsest grid that holds all tiles, an eighth of a patch without one."""
     per_px, patch = np.array(plan.px0_per_patch_px), plan.patch_size.width
     if len(corners) < 2:
         return patch

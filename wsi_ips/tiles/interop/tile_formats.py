@@ -27,50 +27,35 @@ IDENTITY = "wsi_ips_slide_identity"  # attribute with the content identity of th
 
 @dataclass(frozen=True)
 class TileFormat(Entry):
-    """A format; ``home`` names a :class:`ToolFormat`.
-
-    A coordinate file belongs to the last entry that recognises it, so a format follows the ones it extends.
-    """
+    """A format; ``home`` names a :class:`ToolFormat`. It follows the ones it extends: the last that fits a file counts."""
 
     marks: tuple[str, ...] = ()  # attributes by which a file is recognised; the first states the size of a tile
     columns: int | None = None  # columns of `coords` by which it is recognised; None where they do not matter
     writes: bool = False  # whether tiles and features can be exported in it
 
 
+HOME, ONLY = "wsi_ips.tiles.interop.coordinate_formats", "coordinates only"
 TILE_FORMATS: Registry[TileFormat] = Registry(
     "tile format",
     (
         TileFormat(
             "clam",
-            "wsi_ips.tiles.interop.coordinate_formats:Clam",
+            f"{HOME}:Clam",
             "patches/NAME.h5; features in h5_files and pt_files",
             "CLAM",
             marks=("patch_level", "downsample"),
             writes=True,
         ),
-        TileFormat(
-            "wsinfer",
-            "wsi_ips.tiles.interop.coordinate_formats:WSInfer",
-            "coordinates only",
-            "WSInfer",
-            marks=("patch_spacing_um_px",),
-        ),
+        TileFormat("wsinfer", f"{HOME}:WSInfer", ONLY, "WSInfer", marks=("patch_spacing_um_px",)),
         TileFormat(
             "trident",
-            "wsi_ips.tiles.interop.coordinate_formats:Trident",
+            f"{HOME}:Trident",
             "20x_256px_0px_overlap/patches/NAME_patches.h5; features in features_ENCODER",
             "TRIDENT",
             marks=("patch_size_level0",),
             writes=True,
         ),
-        TileFormat(
-            "atlaspatch",
-            "wsi_ips.tiles.interop.coordinate_formats:AtlasPatch",
-            "coordinates only",
-            "AtlasPatch",
-            marks=("patch_size_level0",),
-            columns=5,
-        ),
+        TileFormat("atlaspatch", f"{HOME}:AtlasPatch", ONLY, "AtlasPatch", marks=("patch_size_level0",), columns=5),
     ),
     group="wsi_ips.tile_formats",
 )
@@ -81,17 +66,13 @@ class ForeignTiles:
     """Tiles of one slide as another tool stored them; None where its format does not say."""
 
     format: str  # name in `TILE_FORMATS`
-    # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2), in the order of the file
-    corners_px0: NDArray[np.int64]
-    # side of a patch as the tool passes it to its network, px; None where it follows from the slide's scale
-    patch_px: int | None
+    corners_px0: NDArray[np.int64]  # (N, 2) top-left corners (x, y) in level-0 pixels, in the order of the file
+    patch_px: int | None  # side as the tool passes it to its network; None where it follows from the slide's scale
     footprint_px0: Scale  # width and height of a tile in level-0 pixels
-    # level of OpenSlide that is read, and the side read there, px
-    level: int | None = None
-    read_px: int | None = None
-    # size of that level and level-0 pixels per pixel of it, as the file states them
-    level_size: Size | None = None
-    downsample: Scale | None = None
+    level: int | None = None  # level of OpenSlide that is read
+    read_px: int | None = None  # side read there
+    level_size: Size | None = None  # size of that level as the file states it
+    downsample: Scale | None = None  # level-0 pixels per pixel of that level, as the file states them
     size_px0: Size | None = None  # size of the slide's level 0
     spacing_mpp: float | None = None  # µm per patch pixel
     magnification: tuple[float, float] | None = None  # of level 0 and of the patches, in the tool's own steps
@@ -177,21 +158,14 @@ class ToolFormat:
 
 
 def write_foreign(folder: Path, index: TileIndex, *, kind: str, name: str) -> Path | None:
-    """Write the tiles of one slide for another tool.
-
-    Returns the file; None where there is no tile and the tool writes no file then.
-    """
-    written: Path | None = _writer(kind).write_tiles(folder, index, name)
-    return written
+    """Write the tiles of one slide for another tool; returns the file, None where the tool has none without tiles."""
+    return _writer(kind).write_tiles(folder, index, name)
 
 
 def write_foreign_features(
     folder: Path, index: TileIndex, values: NDArray[np.floating], *, kind: str, name: str, encoder: str
 ) -> Path | None:
-    """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` needs torch and is not written here.
-
-    Returns the feature file; None where there is no tile.
-    """
+    """Write features and coordinates of one slide, except CLAM's ``.pt``; returns the file, None without tiles."""
     if not len(index):
         write_foreign(folder, index, kind=kind, name=name)
         return None
