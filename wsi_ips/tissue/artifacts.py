@@ -25,13 +25,11 @@ INK_UM2 = 5_000.0  # smaller spots of an ink's colour are pigment, not pen
 RED_INK_UM2 = 20_000.0  # smaller red spots are blood
 MOST_INK = 0.3  # if a larger share of the stained picture has an ink's colour, it is the stain's colour
 BLUER = 1.25  # blue ink absorbs this many times more red relative to green light than the slide's stain does
-
 # A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2
 FOLD_FACTOR = 1.6
 LEAST_FOLD_OD = 25
 FOLD_UM = 24.0  # narrower dark lines are vessels, crowded nuclei, edges
 FOLD_UM2 = 5_000.0
-
 # Mean optical density of the rim of a bubble and of the edge of a coverslip: grey, neither glass nor ink
 RIM_OD = (15, 150)
 RIM_SPREAD = 0.35  # largest difference between the channels of a grey, as a share of the densest

@@ -29,29 +29,26 @@ DARK = 40  # pixels darker than this in all channels (0-255) are not tissue: ink
 SCAN_GAP = 254
 NEAR_GLASS = 20  # grey levels around the most frequent bright grey within which a pixel may be glass
 DIMMEST_GLASS = 150
-LARGEST_TINT = 0.2  # A bright colour of higher saturation is not glass: the picture is full of tissue
-# Glass of a lower saturation counts as white, because dividing by it would change nothing but rounding
-CORRECTED_TINT = 0.02
+LARGEST_TINT = 0.2  # a bright colour of higher saturation is not glass: the picture is full of tissue
+CORRECTED_TINT = 0.02  # glass of a lower saturation counts as white: dividing by it would only change rounding
 LEAST_GLASS = 0.01  # least share of glass in the picture from which its noise can be measured
 SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on a ninth of the pixels, which is enough
 DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
+
 Rung = Literal["otsu", "adaptive", "stain", "bounded"]
 Method = Literal["auto", "otsu", "adaptive", "stain"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 
-# A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split
-MOST_SATURATION = 0.2
+MOST_SATURATION = 0.2  # with little glass, Otsu has nothing but tissue to split, and splits it higher
 MOST_DENSITY = 0.25
 LEAST_DENSITY = 0.05  # dust and shadows take away less light than this
-EVERYTHING = 0.97  # A larger share of the picture counts as tissue only after all methods have been tried
-# Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears over the
-# edge
+EVERYTHING = 0.97  # a larger share of the picture counts as tissue only after all methods have been tried
+# Share of the median saturation above the glass from which a pixel is tissue; less is smeared by compression
 OF_TISSUE = 0.25
-# Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark
-LEFT_OUT = 0.25
-CRUMBS = 0.6  # A method that loses a larger share of its area as small pieces has found noise
+LEFT_OUT = 0.25  # Otsu is not trusted where it leaves out more of the adaptive result: pale tissue beside dark
+CRUMBS = 0.6  # a method that loses a larger share of its area as small pieces has found noise
 
-LUMEN_UM = 80.0  # A fat wall stands out against the lightest place within half this width: the inside of the next cell
+LUMEN_UM = 80.0  # a fat wall stands out against the lightest place within half this width: the inside of the next cell
 MESH_UM = 64.0  # fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it
 LEAST_STEP = 3  # least grey levels (of 255) by which a wall stands out; more where the glass is noisier
 COLOURED = 0.6  # walls are coloured: least share of the saturation above which a pixel is not noise of the glass

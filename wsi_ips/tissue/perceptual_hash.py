@@ -18,7 +18,7 @@ from skimage.filters import threshold_otsu
 
 SIDE, FREQUENCIES = 32, 16
 LONGEST_PX = 512
-SMALLEST_PX = 16  # A smaller part, or one of less contrast than the next constant, cannot be recognised
+SMALLEST_PX = 16  # a smaller part, or one of less contrast than the next constant, cannot be recognised
 LEAST_CONTRAST = 8.0
 # Share of bits by which two looks of one slide may differ. With another stain, scale and margin, turned and mirrored,
 # 96 % of trials stayed below this; different slides differed by at least 0.35, and by 0.22 where slides were composed

@@ -190,10 +190,11 @@ def _check_slide(foreign: ForeignTiles, info: SlideInfo, slide_identity: str, wh
             f"{where}: level {foreign.level}, but the slide has {len(info.level_sizes)} levels (from 0)"
         )
     level_size, downsample = info.level_sizes[foreign.level], info.downsample(foreign.level)
-    if foreign.level_size not in (None, level_size):
+    if foreign.level_size is not None and foreign.level_size != level_size:
+        stated, real = (" x ".join(map(str, size)) for size in (foreign.level_size, level_size))
         raise TileIndexError(
-            f"{where}: the file says level {foreign.level} has {_size(foreign.level_size)} px, the slide has "
-            f"{_size(level_size)}; the tiles belong to another slide"
+            f"{where}: the file says level {foreign.level} has {stated} px, the slide has {real}; the tiles belong to "
+            "another slide"
         )
     if foreign.downsample is not None and not np.allclose(
         foreign.downsample, downsample, rtol=DOWNSAMPLE_TOLERANCE, atol=0
@@ -306,7 +307,3 @@ def _scale_notes(foreign: ForeignTiles, pyramid: Pyramid) -> list[str]:
     if abs(off) <= MPP_TOLERANCE:
         return []
     return [f"{target:g}x is taken for {MPP_AT_1X / target:.4g} µm/px, here it is {mpp:.4g} ({off:+.0%})"]
-
-
-def _size(size: Size | None) -> str:
-    return f"{size.width} x {size.height}" if size else "?"

@@ -115,9 +115,8 @@ def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str,
     owner = {name: slide_id for slide_id, known in names.items() for name in known}
     found: dict[str, list[Path]] = {}
     for path in files:
-        slide_id = owner.get(path.stem)
-        if slide_id is not None:
-            found.setdefault(slide_id, []).append(path)
+        if path.stem in owner:
+            found.setdefault(owner[path.stem], []).append(path)
     chosen: dict[str, Path] = {}
     for slide_id, paths in found.items():
         tables = [path for path in paths if path.suffix != TENSOR] or paths

@@ -27,7 +27,7 @@ IDENTITY = "wsi_ips_slide_identity"  # attribute with the content identity of th
 
 @dataclass(frozen=True)
 class TileFormat(Entry):
-    """A format; ``home`` names a :class:`ToolFormat`. It follows the ones it extends: the last that fits a file counts."""
+    """A format; ``home`` names a :class:`ToolFormat`. Of those that fit a file the last counts."""
 
     marks: tuple[str, ...] = ()  # attributes by which a file is recognised; the first states the size of a tile
     columns: int | None = None  # columns of `coords` by which it is recognised; None where they do not matter
