@@ -60,7 +60,6 @@ LEAST_WALLS = 0.2  # least share of a window that walls take up in fat; dust and
 class Glass:
     """Look of the empty glass on a thumbnail."""
 
-    colour: tuple[int, int, int]  # RGB, 0-255; white where no glass was found
     share: float  # share of the picture that looks like it; 0 where no glass was found
     saturation: float  # 0-1; with more, a pixel is not noise of the glass
     density: float  # 0-1, likewise
@@ -101,9 +100,9 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     saturation = box_mean(saturation, smoothing_px)
     density = box_mean(_density(planes, white if seen else 255), smoothing_px)
     if not seen or bright is None:
-        return View(planes, saturation, density, usable, Glass((255, 255, 255), 0.0, 1.0, 1.0, 1.0))
+        return View(planes, saturation, density, usable, Glass(0.0, 1.0, 1.0, 1.0))
     level, noise = _noise_limit(density[SOME][bright])
-    glass = Glass(colour, share, _noise_limit(saturation[SOME][bright])[0], level, noise)
+    glass = Glass(share, _noise_limit(saturation[SOME][bright])[0], level, noise)
     return View(planes, saturation, density, usable, glass)
 
 

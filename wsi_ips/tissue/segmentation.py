@@ -27,8 +27,7 @@ class TissueRules:
     min_saturation: float = 0.06
     min_area_um2: float = 40_000.0  # smaller pieces are dropped
     max_hole_um2: float = 20_000.0  # holes up to this area are filled
-    # `auto`: the first method of `wsi_ips.tissue.methods` that can be trusted; else only the named one
-    method: Method = "auto"
+    method: Method = "auto"  # `auto`: the first of `wsi_ips.tissue.methods` that can be trusted; else the named one
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
