@@ -87,8 +87,8 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from wsi_ips.inference import SlideScores, write_scores
     from wsi_ips.labels import Task
     from wsi_ips.model import ModelCard, save_checkpoint
-    from wsi_ips.model.checkpoint import build_net, checkpoint_fingerprint
-    from wsi_ips.model.checkpoint_card import EncoderSpec
+    from wsi_ips.model.checkpoint import build_net
+    from wsi_ips.model.checkpoint_card import EncoderSpec, checkpoint_fingerprint
     from wsi_ips.pipeline import Run, run_until
     from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 

@@ -43,8 +43,9 @@ from wsi_ips.slides import ArrayReader
 from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
-from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_tiles
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
+from wsi_ips.tissue.mask import TissueMask
 
 DEVICE = torch.device("cpu")
 LOGIT_DEVIATION = 2.0

@@ -19,8 +19,7 @@ from PIL import Image
 from wsi_ips.errors import SlideError
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.slides import open_slide, read_thumbnail
-from wsi_ips.tissue import look_alikes, look_of
-from wsi_ips.tissue.perceptual_hash import LARGEST_DISTANCE
+from wsi_ips.tissue.perceptual_hash import LARGEST_DISTANCE, look_alikes, look_of
 
 COPIES = 4
 

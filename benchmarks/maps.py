@@ -31,7 +31,7 @@ from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import read_lesions
 from wsi_ips.results.score_raster import tile_raster
-from wsi_ips.tiles import TileIndex
+from wsi_ips.tiles.index import TileIndex
 
 SCORES = ("single-tile probability", "attention")
 FOUND = 0.8

@@ -27,8 +27,10 @@ from wsi_ips.slides import open_slide, read_thumbnail
 from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
-from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_index, read_tiles, write_index
-from wsi_ips.tissue import segment_tissue
+from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
+from wsi_ips.tiles.store import read_index, write_index
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
+from wsi_ips.tissue.segmentation import segment_tissue
 
 PATCH_PX, MPP = 64, 2.0
 REPEATS = 3

@@ -33,8 +33,8 @@ from wsi_ips.geometry import Point, Pyramid, ReadPlan, Scale, Size, plan_read
 from wsi_ips.slides import SlidePool, open_slide, read_patch
 from wsi_ips.slides.jpeg_tiles import find_jpeg_tiles
 from wsi_ips.slides.source import LocalFile
-from wsi_ips.tiles import PatchStream, SlideTiles
 from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.stream import PatchStream, SlideTiles
 
 MPP = 0.25
 Corners = NDArray[np.int32]

@@ -30,8 +30,9 @@ from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.geometry import Scale
 from wsi_ips.provenance import peak_rss_mb
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index, read_tiles
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
+from wsi_ips.tissue.mask import TissueMask
 
 PATCH_PX, MICRO_BATCH, CHUNK = 32, 16, 64
 UNITS = {"rss": "MB peak RSS", "step": "MB for the step", "saved": "MB saved", "cuda": "MB CUDA"}

@@ -30,11 +30,11 @@ MPP, PATCH, TARGET = 0.25, 256, 0.5
 def ours(path: Path, folder: Path) -> dict[str, float]:
     """The tile stage on one slide."""
     from wsi_ips.config import Recipe
-    from wsi_ips.manifest import SlideRecord
+    from wsi_ips.manifest.slide_record import SlideRecord
     from wsi_ips.pipeline.tile_slide import tile_slide
     from wsi_ips.provenance import atomic_write_bytes
     from wsi_ips.slides import content_identity, open_slide
-    from wsi_ips.tiles import write_index
+    from wsi_ips.tiles.store import write_index
 
     imported = time.perf_counter()
     recipe = Recipe.model_validate(
@@ -55,8 +55,9 @@ def steps(path: Path, _: Path) -> dict[str, float]:
     """Segmentation and gridding alone, against the read they stand on; all within one process, best of five."""
     from wsi_ips.config import TissueSection
     from wsi_ips.slides import open_slide, read_overview
-    from wsi_ips.tiles import TileRules, build_index
-    from wsi_ips.tissue import TissueRules, flag_tiles, segment_tissue
+    from wsi_ips.tiles.index import TileRules, build_index
+    from wsi_ips.tissue.artifacts import flag_tiles
+    from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
     section, rules = TissueSection(), TissueRules()
     seconds = {"read": [], "segment": [], "grid": [], "flags": [], "bare": []}

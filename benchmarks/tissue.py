@@ -27,8 +27,9 @@ from wsi_ips.slides import Overview, open_slide, read_overview
 from wsi_ips.slides.synthetic_slide import Planted, planted, write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import SyntheticSlide
-from wsi_ips.tissue import TissueMask, TissueRules, segment_tissue
-from wsi_ips.tissue.flags import BITS, FLAGS, flag_tiles
+from wsi_ips.tissue.artifacts import BITS, FLAGS, flag_tiles
+from wsi_ips.tissue.mask import TissueMask
+from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
 NO_HUE = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 PLAIN = SyntheticSlide(

@@ -6,8 +6,9 @@ import numpy as np
 
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import IndexOrigin, SlideTiles, TileRules, build_index
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
+from wsi_ips.tiles.stream import SlideTiles
+from wsi_ips.tissue.mask import TissueMask
 
 PATCH_PX = 32
 

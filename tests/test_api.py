@@ -19,7 +19,7 @@ from wsi_ips.config import ComputeSection, TilesSection, load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError, SlideNotFoundError, TileIndexError
 from wsi_ips.geometry import Point
 from wsi_ips.inference.slide_scores import read_scores
-from wsi_ips.tiles import read_index
+from wsi_ips.tiles.store import read_index
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -40,7 +40,7 @@ def slide(finished: Path) -> Path:
 
 
 def load_manifest(folder: Path):
-    from wsi_ips.manifest import read_manifest
+    from wsi_ips.manifest.manifest_csv import read_manifest
 
     return read_manifest(folder / "cohort" / "manifest.csv").records
 

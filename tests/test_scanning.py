@@ -23,7 +23,7 @@ from wsi_ips.scanning import (
     scan_slides,
     staged,
 )
-from wsi_ips.tiles import PatchStream
+from wsi_ips.tiles.stream import PatchStream
 
 
 @pytest.mark.parametrize("chunk_size", [7, 100])

@@ -23,8 +23,11 @@ from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.slides import SlideReader, open_slide, read_overview
-from wsi_ips.tiles import IndexOrigin, SlideTiles, TileIndex, TileRules, build_index
-from wsi_ips.tissue import TissueMask, TissueRules, bits_of, flag_tiles, segment_tissue
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
+from wsi_ips.tiles.stream import SlideTiles
+from wsi_ips.tissue.artifacts import bits_of, flag_tiles
+from wsi_ips.tissue.mask import TissueMask
+from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
 if TYPE_CHECKING:
     from wsi_ips.evaluation.summary import Evaluation

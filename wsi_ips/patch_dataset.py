@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from wsi_ips.geometry import Point
 from wsi_ips.slides import SlideReader, read_patch
-from wsi_ips.tiles import SlideTiles
+from wsi_ips.tiles.stream import SlideTiles
 
 
 class PatchDataset(Dataset[tuple[Tensor, int, int]]):

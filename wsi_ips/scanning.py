@@ -25,7 +25,8 @@ from wsi_ips.model.net import IpsNet, TileScores, to_float
 from wsi_ips.model.position import TilePositions
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.model.selection import Selection, SlideToScan, scan
-from wsi_ips.tiles import FeatureStream, FeatureTiles, PatchChunk, PatchStream, SlideTiles, read_tiles
+from wsi_ips.tiles.feature_store import FeatureStream, FeatureTiles
+from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
 
 Prepare = Callable[[Tensor, NDArray[np.integer], NDArray[np.integer]], Tensor]
 """(pixels, uint8 (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device."""

@@ -16,7 +16,7 @@ from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.pipeline.stages import run_until
 from wsi_ips.slides import open_slide
-from wsi_ips.tiles import read_index
+from wsi_ips.tiles.store import read_index
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "megapixel_digits.yaml"
 SET = load_digits()

@@ -18,7 +18,7 @@ from tests.viewing import Served, served
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
-from wsi_ips.tiles import read_index
+from wsi_ips.tiles.store import read_index
 from wsi_ips.viewer.assets import find_library
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra `dev`)")

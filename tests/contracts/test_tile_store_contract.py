@@ -15,7 +15,9 @@ import pytest
 
 from tests.cohort import textured_slide
 from wsi_ips.errors import TileIndexError
-from wsi_ips.tiles import TileIndex, read_index, slide_ids, store, stored_fingerprint, stored_row, write_index
+from wsi_ips.tiles import store
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.store import read_index, slide_ids, stored_fingerprint, stored_row, write_index
 
 
 @pytest.fixture(params=["tiles.zarr", "tiles.h5", "memory://tiles.zarr", "memory://tiles.h5"])

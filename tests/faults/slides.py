@@ -13,7 +13,7 @@ import yaml
 
 from tests.pyramids import textured_pyramid, write_pyramid
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.tiles import read_index, slide_ids
+from wsi_ips.tiles.store import read_index, slide_ids
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {

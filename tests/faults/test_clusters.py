@@ -20,7 +20,7 @@ from wsi_ips.cluster.dask_pool import open_pool
 from wsi_ips.cluster.machine import available_cores, local_workers, memory_bytes, resident_mb
 from wsi_ips.errors import ClusterError, RecipeError
 from wsi_ips.pipeline import run_until
-from wsi_ips.tiles import slide_ids
+from wsi_ips.tiles.store import slide_ids
 
 SLIDES = 10
 LIMITS = Limits(timeout_s=60)

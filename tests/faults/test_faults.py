@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.faults.slides import digest, recipe_of, started, write_cohort, write_good, write_huge_annotation
 from wsi_ips.cli import app
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.tiles import slide_ids
+from wsi_ips.tiles.store import slide_ids
 
 
 def states_of(folder: Path) -> dict:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest import (
+from wsi_ips.manifest.discovery import (
     discover,
     discover_camelyon16,
     discover_camelyon17,
     discover_folder,
     discover_slides,
-    read_manifest,
 )
+from wsi_ips.manifest.manifest_csv import read_manifest
 
 CAMELYON16 = [
     "training/normal/normal_001.tif",

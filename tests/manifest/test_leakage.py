@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest import SlideRecord
-from wsi_ips.manifest.leakage import related_slides, require_no_leaks
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.splits import related_slides, require_no_leaks
 
 SPLITS = {"a": "train", "b": "train", "c": "test", "d": "test", "e": None}
 PATIENTS = {"a": "p", "b": "p", "c": "p", "d": None, "e": "p"}

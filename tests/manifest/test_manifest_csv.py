@@ -9,7 +9,8 @@ import pytest
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.geometry import Scale
-from wsi_ips.manifest import SlideRecord, read_manifest
+from wsi_ips.manifest.manifest_csv import read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord
 
 
 def written(folder: Path, text: str | bytes) -> Path:

@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest import SlideRecord, manifest_schema, read_manifest, write_schema
+from wsi_ips.manifest.manifest_csv import read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord, manifest_schema, write_schema
 
 FOLDER = Path(__file__).parents[2] / "slides_manifest"
 ROW = {"slide_id": "a", "path": "a.svs", "label": "", "patient_id": "", "split": "", "mpp": "", "annotation": ""}

@@ -8,8 +8,8 @@ import pytest
 
 from tests.manifest.test_make_splits import cohort
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest import Splits, read_splits, write_splits
 from wsi_ips.manifest.make_splits import fixed_splits, k_folds
+from wsi_ips.manifest.splits import Splits, read_splits, write_splits
 
 
 @pytest.mark.parametrize("ending", ["json", "csv"])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.manifest.unlisted import Unlisted, unlisted_files
+from wsi_ips.manifest.folder_files import Unlisted, unlisted_files
 from wsi_ips.pipeline import check_slides
 from wsi_ips.pipeline.check_slides import (
     TISSUE_SHARE,
@@ -137,7 +137,7 @@ def test_another_folder_is_searched_to_the_bottom(folder, tmp_path):
 
 
 def test_parts_of_a_slide_are_not_unlisted(tmp_path):
-    from wsi_ips.manifest import SlideRecord
+    from wsi_ips.manifest.slide_record import SlideRecord
 
     (tmp_path / "a").mkdir()
     for name in ("a.mrxs", "a/Data0000.dat", "b.vms", "b-1.jpg", "stray.jpg", "c.svs"):

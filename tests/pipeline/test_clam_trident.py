@@ -19,7 +19,7 @@ from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import Run, run_pipeline
-from wsi_ips.tiles import read_index
+from wsi_ips.tiles.store import read_index
 
 SIZE = (840, 600)
 

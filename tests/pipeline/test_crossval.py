@@ -15,7 +15,7 @@ from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.evaluation.classification import auc_with_interval
-from wsi_ips.manifest import read_splits
+from wsi_ips.manifest.splits import read_splits
 from wsi_ips.pipeline import run_until
 from wsi_ips.pipeline.cross_validation import cross_validate, fold_recipe
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from wsi_ips.cli import app
 from wsi_ips.inference import read_scores
-from wsi_ips.tiles import read_index
+from wsi_ips.tiles.store import read_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")
 

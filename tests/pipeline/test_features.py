@@ -25,7 +25,8 @@ from wsi_ips.pipeline import Run, run_pipeline, run_until
 from wsi_ips.pipeline.feature_source import feature_source
 from wsi_ips.pipeline.features_stage import features_stage
 from wsi_ips.pipeline.train_stage import train_stage
-from wsi_ips.tiles import open_features, read_index
+from wsi_ips.tiles.feature_store import open_features
+from wsi_ips.tiles.store import read_index
 from wsi_ips.training.model_building import frozen_encoder
 
 ON_FEATURES = {"model.input": "features"}

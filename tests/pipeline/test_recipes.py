@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.camelyon import camelyon16_folder
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
-from wsi_ips.manifest import read_manifest
+from wsi_ips.manifest.manifest_csv import read_manifest
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 CHEAP = (

@@ -11,7 +11,8 @@ from tests.pyramids import textured_pyramid, write_jpeg_pyramid
 from tests.slides.range_server import serving
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline.stages import run_until
-from wsi_ips.tiles import read_index, read_tiles
+from wsi_ips.tiles.store import read_index
+from wsi_ips.tiles.stream import read_tiles
 
 pytest.importorskip("aiohttp", reason="the extra `remote` is not installed")
 

@@ -17,8 +17,8 @@ from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.manifest import Splits, read_splits, write_splits
 from wsi_ips.manifest.make_splits import SplitPlan
+from wsi_ips.manifest.splits import Splits, read_splits, write_splits
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.split_cohort import require_no_leak, split_cohort
 

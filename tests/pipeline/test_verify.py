@@ -20,8 +20,8 @@ from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.explain import explain
 from wsi_ips.pipeline.retry import retry
 from wsi_ips.pipeline.verify import Verified, verify_tiles
-from wsi_ips.tiles import read_index, stored_row, write_index
-from wsi_ips.tiles.index_check import geometry_mismatches
+from wsi_ips.tiles.index import geometry_mismatches
+from wsi_ips.tiles.store import read_index, stored_row, write_index
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
 from wsi_ips.pipeline.viewer_layers import TISSUE, layer_of
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
+from wsi_ips.tissue.mask import TissueMask
 from wsi_ips.viewer import eight_bits
 
 

@@ -11,7 +11,7 @@ import tifffile
 from tests.pyramids import HEIGHT, TILE_HEIGHT, TILE_WIDTH, WIDTH, encode, jpeg_tiles, textured_pyramid
 from wsi_ips.geometry import Box, Point, Size, plan_read
 from wsi_ips.slides import open_slide, read_area, read_patch
-from wsi_ips.tiles import tile_grid
+from wsi_ips.tiles.index import tile_grid
 
 LEFT, TOP, NM = 300, 200, 250
 SCN = """<?xml version="1.0"?>

@@ -9,7 +9,8 @@ import pytest
 
 from tests.cohort import textured_slide
 from wsi_ips.errors import FeaturesError
-from wsi_ips.tiles import FeatureStream, FeatureTiles, features_fingerprint, open_features, read_tiles, write_features
+from wsi_ips.tiles.feature_store import FeatureStream, FeatureTiles, features_fingerprint, open_features, write_features
+from wsi_ips.tiles.stream import read_tiles
 
 WIDTH = 5
 

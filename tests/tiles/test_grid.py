@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wsi_ips.geometry import Box, Pyramid, Scale, Size, plan_read
-from wsi_ips.tiles import tile_grid
+from wsi_ips.tiles.index import tile_grid
 
 
 def plan(mpp=(0.5, 0.5), target=0.5, patch=100, size=(100_000, 90_000)):

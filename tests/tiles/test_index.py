@@ -9,8 +9,9 @@ import shapely
 from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import Box, Scale
 from wsi_ips.slides import ArrayReader
-from wsi_ips.tiles import IndexOrigin, TileRules, build_index, read_header, read_index, write_index
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
+from wsi_ips.tiles.store import read_header, read_index, write_index
+from wsi_ips.tissue.mask import TissueMask
 
 MPP = Scale(0.5, 0.25)
 

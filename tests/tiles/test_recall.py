@@ -10,9 +10,8 @@ import shapely
 
 from wsi_ips.annotations import read_asap, tumour_fraction
 from wsi_ips.geometry import Scale
-from wsi_ips.tiles import tissue_recall
-from wsi_ips.tiles.recall import longest_diameter_um, size_class
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.recall import longest_diameter_um, size_class, tissue_recall
+from wsi_ips.tissue.mask import TissueMask
 
 MPP = Scale(0.5, 0.25)
 

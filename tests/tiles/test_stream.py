@@ -14,8 +14,9 @@ from tests.pyramids import HEIGHT, WIDTH, textured_pyramid, write_jpeg_pyramid
 from wsi_ips.errors import RegionReadError, SlideError
 from wsi_ips.geometry import Point, Scale, Size
 from wsi_ips.slides import ArrayReader, SlidePool, TileCache, open_slide
-from wsi_ips.tiles import IndexOrigin, PatchChunk, PatchStream, SlideTiles, TileRules, build_index, read_tiles
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
+from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
+from wsi_ips.tissue.mask import TissueMask
 
 
 def requests(count: int = 3) -> list[SlideTiles]:

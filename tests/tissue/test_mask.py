@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ips.geometry import Scale
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tissue.mask import TissueMask
 
 
 def brute_force(mask: np.ndarray, x: float, y: float, width: float, height: float) -> float:

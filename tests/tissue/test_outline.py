@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wsi_ips.annotations import geojson_of, read_tissue
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.tissue import TissueMask, covered, mask_of, outline_of
+from wsi_ips.tissue.mask import TissueMask, covered, mask_of, outline_of
 
 
 def ring() -> TissueMask:

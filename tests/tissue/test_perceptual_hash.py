@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from wsi_ips.tissue import look_alikes, look_of
+from wsi_ips.tissue.perceptual_hash import look_alikes, look_of
 
 
 def node(seed: int, size: tuple[int, int] = (300, 420)) -> np.ndarray:

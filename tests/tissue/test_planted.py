@@ -15,7 +15,9 @@ from wsi_ips.slides import open_slide, read_overview
 from wsi_ips.slides.synthetic_slide import planted, write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import SyntheticSlide
-from wsi_ips.tissue import BITS, TissueMask, TissueRules, flag_tiles, segment_tissue
+from wsi_ips.tissue.artifacts import BITS, flag_tiles
+from wsi_ips.tissue.mask import TissueMask
+from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
 HUE = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 PLAIN = SyntheticSlide("plain", 3, Size(7168, 5120), 0.5, 1.5, (), Stain(1.0, 1.0, HUE, (240, 239, 241)))

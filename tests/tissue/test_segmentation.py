@@ -8,7 +8,7 @@ from PIL import Image
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides import open_slide, read_thumbnail
-from wsi_ips.tissue import TissueRules, segment_tissue
+from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
 THUMBNAIL = Scale(8.0, 8.0)
 

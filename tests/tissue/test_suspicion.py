@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsi_ips.geometry import Scale
-from wsi_ips.tissue import TissueMask, remarks_on, suspicion
+from wsi_ips.tissue.mask import TissueMask, remarks_on, suspicion
 
 MPP = Scale(0.5, 0.5)
 

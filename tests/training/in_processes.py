@@ -22,7 +22,7 @@ from wsi_ips.config import PlannedTraining
 from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.tiles import SlideTiles
+from wsi_ips.tiles.stream import SlideTiles
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest

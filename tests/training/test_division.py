@@ -12,7 +12,7 @@ import torch
 from tests.cohort import textured_slide
 from tests.training.test_loop import COMPUTE, small_net
 from wsi_ips.scanning import ScanOptions, plain_patches, scan_slides
-from wsi_ips.tiles import read_tiles
+from wsi_ips.tiles.stream import read_tiles
 from wsi_ips.training.loss import SlideLosses
 from wsi_ips.training.processes import UNEVEN, Piece, divide, join_shared, piece_requests
 from wsi_ips.training.step import StepFigures, among_all

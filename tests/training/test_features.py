@@ -17,7 +17,8 @@ from wsi_ips.model import EncoderSpec, IpsNet, NetSettings, build_encoder
 from wsi_ips.model.freezing import freeze
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.scanning import ChunkLimit, ScanOptions, embed_tiles
-from wsi_ips.tiles import FeatureTiles, SlideTiles, open_features, write_features
+from wsi_ips.tiles.feature_store import FeatureTiles, open_features, write_features
+from wsi_ips.tiles.stream import SlideTiles
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.settings import LabelledSlide, Settings
 

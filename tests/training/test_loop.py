@@ -17,7 +17,7 @@ from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
-from wsi_ips.tiles import read_tiles
+from wsi_ips.tiles.stream import read_tiles
 from wsi_ips.training.loop import Trainer, warmup_cosine
 from wsi_ips.training.loss import StepLoss, class_weights, selection_weights
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings

@@ -18,7 +18,7 @@ from wsi_ips.errors import ViewerError
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
-from wsi_ips.tiles import read_index
+from wsi_ips.tiles.store import read_index
 from wsi_ips.viewer import ReviewStore, ServerOptions, SlideFiles
 from wsi_ips.viewer.guard import is_loopback
 from wsi_ips.viewer.serve import access_token, listen

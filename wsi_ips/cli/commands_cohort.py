@@ -60,7 +60,7 @@ def split(
     Name the file in the recipe as `split.file`. It contains the parts, how they were made, and their hash.
     """
     with explained(debug=debug):
-        from wsi_ips.manifest import write_splits
+        from wsi_ips.manifest.splits import write_splits
         from wsi_ips.pipeline.split_cohort import SplitPlan, split_cohort
 
         if hold_out and not by:

@@ -17,7 +17,7 @@ from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_backends import SCAN_BACKENDS, ScanCheck
 from wsi_ips.model.selection import selection_score
 from wsi_ips.scanning import ChunkLimit, ScanOptions, kept_embeddings, plain_patches, scan_slides
-from wsi_ips.tiles import SlideTiles, read_tiles
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
 CALIBRATION_TILES, CHECKED_TILES = 64, 128
 """Tiles of a slide that a scan backend is calibrated on, and others that are scored both ways."""

@@ -1,13 +1,15 @@
-"""List the files of a folder and turn them into rows of a manifest."""
+"""Files of folders: turned into rows of a manifest, or named by no row of it."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import openslide
 from pydantic import ValidationError
 
 from wsi_ips.errors import ManifestError
@@ -16,39 +18,25 @@ from wsi_ips.manifest.slide_record import SlideRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+# Endings of the files that count as slides when a folder is searched
 SLIDE_SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
-"""Endings of the files that count as slides when a folder is searched."""
 SHOWN = 10
+DICOM_SERIES = "dicom.SeriesInstanceUID"
+INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder contains.
+    """What a folder contains."""
 
-    Attributes
-    ----------
-    table
-        The manifest, one row per slide; paths are absolute.
-    left_out
-        Files that are in no row, for a person to check.
-    """
-
-    table: pd.DataFrame
-    left_out: tuple[Path, ...]
+    table: pd.DataFrame  # the manifest, one row per slide; paths are absolute
+    left_out: tuple[Path, ...]  # files that are in no row, for a person to check
 
 
 def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
-    """Return the files of some folders, as :func:`all_files` does; missing folders are skipped.
-
-    Parameters
-    ----------
-    folders
-        Where to look.
-    deep
-        Whether to search subfolders, too.
-    """
+    """Return the files of some folders (``deep``: and subfolders) as :func:`all_files` does; none of missing ones."""
     found = set[Path]()
     for folder in folders:
         if folder.is_dir():
@@ -110,3 +98,55 @@ def few(names: Sequence[str]) -> str:
     """Join the first names and say how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+class Unlisted(NamedTuple):
+    """Files in no row: those with the suffix of a slide, and all others."""
+
+    slides: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+
+
+def unlisted_files(
+    folders: Sequence[Path],
+    records: Sequence[SlideRecord],
+    *,
+    deep: bool,
+    own: frozenset[Path] = frozenset(),
+    series: frozenset[str] = frozenset(),
+) -> Unlisted:
+    """Find the files that no row names and no row's slide consists of.
+
+    A slide also consists of the folder of a ``.mrxs`` file, the files that a ``.vms`` or ``.vmu`` file names, and all
+    files of its DICOM series. ``own`` are the cohort's other files, ``series`` the DICOM series that have a row.
+    """
+    used = {p.resolve() for r in records for p in (r.path, r.annotation, r.coordinates) if isinstance(p, Path)}
+    for path in [p for p in used if p.suffix.lower() in INDEX_SUFFIXES]:
+        used |= set(_named_by(path))
+    rest = [path for path in files_of_folders(folders, deep=deep) if path not in used and path not in own]
+    alike = [path for path in rest if path.suffix.lower() in SLIDE_SUFFIXES]
+    slides = tuple(path for path in alike if not series or dicom_series(path) not in series)
+    return Unlisted(slides, tuple(path for path in rest if path.suffix.lower() not in SLIDE_SUFFIXES))
+
+
+def dicom_series(path: Path) -> str | None:
+    """Return the DICOM series of a file (all files of one series are one slide), None for other files."""
+    if path.suffix.lower() != ".dcm":
+        return None
+    try:
+        with openslide.OpenSlide(path) as slide:
+            return slide.properties.get(DICOM_SERIES)
+    except openslide.OpenSlideError:
+        return None
+
+
+def _named_by(index: Path) -> Iterator[Path]:
+    """Files beside an index file that its lines ``key=value`` name."""
+    try:
+        text = index.read_bytes().decode("latin-1")
+    except OSError:
+        return
+    for value in re.findall(r"=\s*(.+?)\s*$", text, re.MULTILINE):
+        path = index.parent / value.replace("\\", "/")
+        if path.is_file():
+            yield path.resolve()

@@ -20,68 +20,35 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.manifest.splits import Splits
 
 MOST_UNITS = 20
-CLOSE_ENOUGH = 0.02
-"""Largest error of a share that still counts as met."""
+SHOWN = 5
+CLOSE_ENOUGH = 0.02  # largest error of a share that still counts as met
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How to divide a cohort.
+    """How to divide a cohort."""
 
-    Attributes
-    ----------
-    fractions
-        Shares of train, val and test. With ``folds`` only val counts: as its share of the slides not tested.
-    folds
-        Number of folds; None for fixed splits.
-    stratify
-        Manifest columns kept in proportion; slides where the first is empty are in no split.
-    by
-        Manifest column of the centre: whole centres are tested.
-    hold_out
-        Centres to test; empty = chosen by share or fold.
-    seed
-        Seed of the shuffling.
-    """
-
+    # train, val and test; with folds only val counts: as its share of the slides not tested
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    folds: int | None = None
-    stratify: tuple[str, ...] = ("label",)
-    by: str | None = None
-    hold_out: tuple[str, ...] = ()
+    folds: int | None = None  # None for fixed splits
+    stratify: tuple[str, ...] = ("label",)  # columns kept in proportion; where the first is empty, a slide is left out
+    by: str | None = None  # column of the centre: whole centres are tested
+    hold_out: tuple[str, ...] = ()  # centres to test; empty = chosen by share or fold
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class SlideToSplit:
-    """A slide that a split is to be chosen for.
-
-    Attributes
-    ----------
-    slide_id
-        Name of the slide.
-    group
-        Slides of one group (patient, copies) stay together.
-    stratum
-        Value kept in proportion, such as the label.
-    site
-        Centre, scanner or the like that is tested as a whole; empty where splits are not made by site.
-    """
+    """A slide that a split is to be chosen for."""
 
     slide_id: str
-    group: str
-    stratum: str
-    site: str = ""
+    group: str  # slides of one group (patient, copies) stay together
+    stratum: str  # value kept in proportion, such as the label
+    site: str = ""  # centre or scanner, tested as a whole; empty where splits are not made by site
 
 
 def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
-    """Divide slides as planned; the settings of the result tell the plan.
-
-    Raises
-    ------
-    ManifestError
-        There are too few groups or sites.
-    """
+    """Divide slides as planned; the settings of the result tell the plan."""
     train, val, _ = plan.fractions
     val_share = val / (train + val) if train + val else 0.0
     if plan.hold_out:
@@ -94,38 +61,28 @@ def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
 
 
 def fixed_splits(slides: Sequence[SlideToSplit], fractions: tuple[float, float, float], *, seed: int) -> Splits:
-    """Divide slides into train, val and test of given shares, which are scaled to a sum of 1.
-
-    Where slides have sites, whole sites are tested; train and val come from the others. The same seed and slides give
-    the same splits.
-
-    Raises
-    ------
-    ManifestError
-        There are too few groups.
-    """
+    """Divide slides into train, val and test of given shares; where slides have sites, whole sites are tested."""
     train, val, test = (share / sum(fractions) for share in fractions)
     _require_one_site_per_group(slides)
-    tested = _chosen(slides, test, seed, by_site=_has_sites(slides))
+    tested = _chosen(slides, test, seed, by_site=any(s.site for s in slides))
     rest = [s for s in slides if s.slide_id not in tested]
     validating = _chosen(rest, val / max(train + val, 1e-9), seed + 1, by_site=False)
     return Splits((_fold(slides, tested, validating),), {"fractions": [train, val, test], "seed": seed})
 
 
 def held_out_sites(slides: Sequence[SlideToSplit], sites: Sequence[str], val: float, *, seed: int) -> Splits:
-    """Test the named sites; of the other slides a share ``val`` validates.
-
-    Raises
-    ------
-    ManifestError
-        A site has no slide, or nothing is left to train on.
-    """
+    """Test the named sites; of the other slides a share ``val`` validates."""
     known = Counter(s.site for s in slides)
     for site in sites:
         if not known[site]:
             raise ManifestError(f"no slide of `{site}`; there are: {', '.join(sorted(known))}")
     tested = {s.slide_id for s in slides if s.site in sites}
-    _require_whole_groups(slides, tested)
+    torn = _torn_groups((s.group, str(s.slide_id in tested)) for s in slides)
+    if torn:
+        raise ManifestError(
+            f"patients or copies in a site that is held out and in another: {', '.join(sorted(torn)[:SHOWN])}; hold "
+            "out all their sites, or correct the manifest"
+        )
     rest = [s for s in slides if s.slide_id not in tested]
     if not rest:
         raise ManifestError("all sites are held out; nothing is left to train on")
@@ -134,18 +91,9 @@ def held_out_sites(slides: Sequence[SlideToSplit], sites: Sequence[str], val: fl
 
 
 def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int) -> Splits:
-    """Test every slide in exactly one of the folds; of the slides not tested a share ``val`` validates.
-
-    Where slides have sites, a fold tests whole sites: as many folds as sites leave one site out. The same seed and
-    slides give the same folds.
-
-    Raises
-    ------
-    ManifestError
-        There are fewer groups, or sites, than folds.
-    """
+    """Test every slide (or every whole site) in exactly one fold; of those not tested a share ``val`` validates."""
     _require_one_site_per_group(slides)
-    units = _units(slides, folds, seed, by_site=_has_sites(slides))
+    units = _units(slides, folds, seed, by_site=any(s.site for s in slides))
     made = []
     for k in range(folds):
         tested = {s.slide_id for s, unit in zip(slides, units, strict=True) if unit == k}
@@ -157,30 +105,13 @@ def k_folds(slides: Sequence[SlideToSplit], folds: int, val: float, *, seed: int
 def with_validation_share(
     records: Sequence[SlideRecord], labels: Mapping[str, str | None], share: float, *, seed: int
 ) -> tuple[SlideRecord, ...]:
-    """Move a share of the labelled training slides to split ``val``: whole patients, labels in proportion.
-
-    Parameters
-    ----------
-    records
-        Rows of the manifest.
-    labels
-        Label by slide_id; None where unknown.
-    share
-        Share of the training slides.
-    seed
-        Seed of the choice.
-
-    Raises
-    ------
-    ManifestError
-        There are fewer than two patients.
-    """
+    """Move a share of the labelled training slides to split ``val``: whole patients, labels in proportion."""
     train = [
-        SlideToSplit(r.slide_id, r.patient_id or r.slide_id, labels[r.slide_id] or "")
+        SlideToSplit(r.slide_id, r.patient_id or r.slide_id, label)
         for r in records
-        if r.split == "train"
+        if r.split == "train" and (label := labels[r.slide_id])
     ]
-    chosen = _chosen([s for s in train if s.stratum], share, seed, by_site=False)
+    chosen = _chosen(train, share, seed, by_site=False)
     return tuple(r.model_copy(update={"split": "val"}) if r.slide_id in chosen else r for r in records)
 
 
@@ -206,28 +137,24 @@ def _chosen(slides: Sequence[SlideToSplit], share: float, seed: int, *, by_site:
     """Choose a share of the slides, in whole groups (or sites), their strata in proportion."""
     if share <= 0:
         return set()
-    groups = len({_key(s, by_site) for s in slides})
+    groups = len({s.site if by_site else s.group for s in slides})
     if groups < 2:
         raise ManifestError(
             f"{groups} {'site' if by_site else 'patient or group of copies'} cannot be divided; add slides, or ask for "
             "fewer splits"
         )
-    units = min(range(2, min(MOST_UNITS, groups) + 1), key=lambda k: (_error(share, k), k))
+    off = {k: abs(max(1, round(share * k)) / k - share) for k in range(2, min(MOST_UNITS, groups) + 1)}
+    units = min(off, key=lambda k: (0.0 if off[k] <= CLOSE_ENOUGH else off[k], k))
     take = min(units - 1, max(1, round(share * units)))
     dealt = _units(slides, units, seed, by_site=by_site)
     return {s.slide_id for s, unit in zip(slides, dealt, strict=True) if unit < take}
-
-
-def _error(share: float, units: int) -> float:
-    off = abs(max(1, round(share * units)) / units - share)
-    return 0.0 if off <= CLOSE_ENOUGH else off
 
 
 def _units(slides: Sequence[SlideToSplit], units: int, seed: int, *, by_site: bool) -> NDArray[np.intp]:
     """Return the number of the unit that each slide is dealt to."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    keys, strata = [_key(s, by_site) for s in slides], [s.stratum for s in slides]
+    keys, strata = [s.site if by_site else s.group for s in slides], [s.stratum for s in slides]
     if units > len(set(keys)):
         what = "sites" if by_site else "patients (or slides without one)"
         raise ManifestError(f"{units} folds of {len(set(keys))} {what}; ask for at most as many")
@@ -244,36 +171,17 @@ def _units(slides: Sequence[SlideToSplit], units: int, seed: int, *, by_site: bo
 
 
 def _fold(slides: Sequence[SlideToSplit], tested: set[str], validating: set[str]) -> dict[str, Split]:
-    def split(slide_id: str) -> Split:
-        return "test" if slide_id in tested else "val" if slide_id in validating else "train"
-
-    return {s.slide_id: split(s.slide_id) for s in slides}
-
-
-def _has_sites(slides: Sequence[SlideToSplit]) -> bool:
-    return any(s.site for s in slides)
-
-
-def _key(slide: SlideToSplit, by_site: bool) -> str:
-    return slide.site if by_site else slide.group
+    names = [s.slide_id for s in slides]
+    return {name: "test" if name in tested else "val" if name in validating else "train" for name in names}
 
 
 def _require_one_site_per_group(slides: Sequence[SlideToSplit]) -> None:
     torn = _torn_groups((s.group, s.site) for s in slides)
     if torn:
-        shown = [f"{group} ({', '.join(sorted(sites))})" for group, sites in sorted(torn.items())[:5]]
+        shown = [f"{group} ({', '.join(sorted(sites))})" for group, sites in sorted(torn.items())[:SHOWN]]
         raise ManifestError(
             f"patients or copies with slides of two sites: {', '.join(shown)}; correct the manifest, or make the "
             "splits without sites"
-        )
-
-
-def _require_whole_groups(slides: Sequence[SlideToSplit], tested: set[str]) -> None:
-    torn = _torn_groups((s.group, str(s.slide_id in tested)) for s in slides)
-    if torn:
-        raise ManifestError(
-            f"patients or copies in a site that is held out and in another: {', '.join(sorted(torn)[:5])}; hold "
-            "out all their sites, or correct the manifest"
         )
 
 

@@ -12,11 +12,11 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,110 +24,57 @@ from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.slide_record import REQUIRED, SlideRecord
 
 MAX_PROBLEMS = 20
-FILE_COLUMNS = ("annotation", "coordinates", "tissue_mask")
-"""Columns that name a file, relative to the manifest."""
+# Column, name and remedy of what must not be in two splits
+ONE_SPLIT = {
+    "patient": ("patient_id", "patient `{}`", "put all slides of a patient into one split"),
+    "content": ("path", "file {}", "keep one of the rows, or correct a path"),
+}
+FILE_COLUMNS = ("annotation", "coordinates", "tissue_mask")  # columns that name a file, relative to the manifest
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest.
+    """A checked manifest."""
 
-    Attributes
-    ----------
-    path
-        The file it was read from.
-    records
-        Its rows, in order.
-    further
-        Text in each of the further columns, by slide_id; unchecked, empty cells included.
-    """
-
-    path: Path
+    path: Path  # the file it was read from
     records: tuple[SlideRecord, ...]
-    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # unchecked cells of further columns, by slide
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a manifest file that is not empty.
+    """One row of a manifest file that is not empty."""
 
-    Attributes
-    ----------
-    number
-        Row number as a spreadsheet counts; the header is 1.
-    cells
-        Stripped text by column.
-    surplus
-        Message about cells beyond the header; empty without such cells.
-    """
-
-    number: int
-    cells: dict[str, str]
-    surplus: str
-
-
-class Problem(NamedTuple):
-    """What is wrong in one row; problems sort by row."""
-
-    row: int
-    text: str
-
-
-class Numbered(NamedTuple):
-    """A record with its row number."""
-
-    row: int
-    record: SlideRecord
+    number: int  # as a spreadsheet counts; the header is 1
+    cells: dict[str, str]  # stripped text by column
+    surplus: str  # message about cells beyond the header; empty without such cells
 
 
 def read_manifest(
     path: Path, *, label_column: str = "label", further_columns: Sequence[str] = (), leaks: Container[str] = ()
 ) -> Manifest:
-    """Read and check a manifest.
-
-    The slides' files need not exist: a missing file fails that slide, not the cohort.
-
-    Parameters
-    ----------
-    path
-        CSV file with a header; comma, semicolon or tab, UTF-8 with or without byte order mark.
-    label_column
-        Column with the label; required unless it is ``label``.
-    further_columns
-        More columns to read, all of them required.
-    leaks
-        What may be in two splits without an error: ``patient``, ``content`` (a file).
-
-    Raises
-    ------
-    ManifestError
-        The file cannot be read, a required column is missing, or rows have problems; names rows and columns.
-    """
+    """Read and check a manifest; a slide's file need not exist, as a missing file fails that slide only."""
     rows = read_rows(path, label_column=label_column, further_columns=further_columns)
-    records, problems = list[Numbered](), list[Problem]()
+    records, problems = list[tuple[int, SlideRecord]](), list[tuple[int, str]]()  # each with its row number
     for row in rows:
         try:
-            records.append(Numbered(row.number, _record(row, label_column, path.resolve().parent)))
+            records.append((row.number, _record(row, label_column, path.resolve().parent)))
         except ValidationError as error:
-            problems += [Problem(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
-    problems += [Problem(row.number, row.surplus) for row in rows if row.surplus]
+            problems += [(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
+    problems += [(row.number, row.surplus) for row in rows if row.surplus]
     problems += [*_doubled_names(rows), *_in_two_splits(records, leaks)]
     if problems:
-        raise ManifestError(f"manifest {path}:\n  {_listed(sorted(problems))}")
+        lines = [text for _, text in sorted(problems)]
+        more = [f"and {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
+        raise ManifestError(f"manifest {path}:\n  " + "\n  ".join(lines[:MAX_PROBLEMS] + more))
     if not records:
         raise ManifestError(f"manifest {path}: no slide in it; add one row per slide")
     further = {row.cells["slide_id"]: tuple(row.cells.get(name, "") for name in further_columns) for row in rows}
-    return Manifest(path, tuple(numbered.record for numbered in records), further)
+    return Manifest(path, tuple(record for _, record in records), further)
 
 
 def read_rows(path: Path, *, label_column: str, further_columns: Sequence[str] = ()) -> list[Row]:
-    """Read the rows of a manifest file and check its header; parameters as in :func:`read_manifest`.
-
-    Raises
-    ------
-    ManifestError
-        The file is not a CSV table in UTF-8, or columns are missing, doubled or misspelt.
-    """
+    """Read the rows of a manifest file and check its header; parameters as in :func:`read_manifest`."""
     text = _text(path)
     separator = max(",;\t", key=text.partition("\n")[0].count)
     try:
@@ -181,13 +128,9 @@ def _header_problems(header: Sequence[str], label_column: str, further_columns: 
 
 
 def _nearest(name: str, others: Sequence[str], cutoff: float) -> str | None:
-    spelled = {_simple(other): other for other in others}
-    near = difflib.get_close_matches(_simple(name), spelled, n=1, cutoff=cutoff)
+    spelled = {re.sub(r"[\W_]", "", other.lower()): other for other in others}
+    near = difflib.get_close_matches(re.sub(r"[\W_]", "", name.lower()), spelled, n=1, cutoff=cutoff)
     return spelled[near[0]] if near else None
-
-
-def _simple(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _row(number: int, header: Sequence[str], cells: Sequence[str], separator: str) -> Row:
@@ -222,7 +165,7 @@ def _explain(number: int, problem: Any, label_column: str) -> str:
     return f"{where}: {problem['input']!r} {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _doubled_names(rows: Sequence[Row]) -> Iterator[Problem]:
+def _doubled_names(rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
     """Find names used twice; names that only differ in case or in Unicode form count as one."""
     first: dict[str, Row] = {}
     for row in rows:
@@ -233,48 +176,20 @@ def _doubled_names(rows: Sequence[Row]) -> Iterator[Problem]:
         if known is not row:
             other = known.cells["slide_id"]
             case = "" if other == name else f" (as `{other}`; some disks do not tell capitals apart)"
-            yield Problem(
-                row.number,
-                f"row {row.number}, column `slide_id`: `{name}` is already in row {known.number}{case}; "
-                "give each slide its own name",
-            )
+            text = f"row {row.number}, column `slide_id`: `{name}` is already in row {known.number}{case}"
+            yield row.number, f"{text}; give each slide its own name"
 
 
-def _in_two_splits(records: Sequence[Numbered], allowed: Container[str]) -> Iterator[Problem]:
+def _in_two_splits(records: Sequence[tuple[int, SlideRecord]], allowed: Container[str]) -> Iterator[tuple[int, str]]:
     """Find patients and files that are in two splits: the model would be tested on what it has seen."""
-    if "patient" not in allowed:
-        yield from _leaks(
-            records, lambda r: r.patient_id, "patient_id", "patient `{}`", "put all slides of a patient into one split"
-        )
-    if "content" not in allowed:
-        yield from _leaks(
-            records,
-            lambda r: r.path if isinstance(r.path, str) else os.path.normpath(r.path),
-            "path",
-            "file {}",
-            "keep one of the rows, or correct a path",
-        )
-
-
-def _leaks(
-    records: Sequence[Numbered], key: Callable[[SlideRecord], str | None], column: str, what: str, remedy: str
-) -> Iterator[Problem]:
-    first: dict[str, Numbered] = {}
-    for number, record in records:
-        value = key(record)
-        if value is None or record.split is None:
-            continue
-        known = first.setdefault(value, Numbered(number, record))
-        if known.record.split != record.split:
-            yield Problem(
-                number,
-                f"row {number}, column `{column}`: {what.format(value)} is in {record.split} here and in "
-                f"{known.record.split} in row {known.row}; {remedy}",
-            )
-
-
-def _listed(problems: Sequence[Problem]) -> str:
-    lines = [problem.text for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
-    return "\n  ".join(lines)
+    for kind, (column, what, remedy) in ONE_SPLIT.items():
+        first: dict[str, tuple[int, SlideRecord]] = {}
+        for number, record in records:
+            value = getattr(record, column)
+            if kind in allowed or value is None or record.split is None:
+                continue
+            value = os.path.normpath(value) if isinstance(value, Path) else value
+            row, known = first.setdefault(value, (number, record))
+            if known.split != record.split:
+                where = f"row {number}, column `{column}`: {what.format(value)} is in {record.split} here"
+                yield number, f"{where} and in {known.split} in row {row}; {remedy}"

@@ -14,13 +14,12 @@ from wsi_ips.geometry import Scale
 from wsi_ips.labels import Split
 from wsi_ips.provenance import atomic_write_json
 
-MAX_NAME_BYTES = 120
-"""Longest slide_id in UTF-8. File systems allow 255 bytes, and the package appends to the name."""
-FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'
-"""Characters that some file systems do not allow in a name."""
+MAX_NAME_BYTES = 120  # longest slide_id in UTF-8. File systems allow 255 bytes, and the package appends to the name.
+FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'  # characters that some file systems do not allow in a name
 SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
 NUMBER = r"[0-9]*\.?[0-9]+"
 PAIR = rf"(?![0-9]+,[0-9]+$){NUMBER}[,;]{NUMBER}"
+# What the JSON schema requires of a cell, beyond being text
 CELL_PATTERNS: dict[str, dict[str, Any]] = {
     "slide_id": {
         "minLength": 1,
@@ -31,7 +30,6 @@ CELL_PATTERNS: dict[str, dict[str, Any]] = {
     "tissue_min_saturation": {"pattern": r"^(0(\.[0-9]+)?|1(\.0+)?|\.[0-9]+)?$"},
     "mpp": {"pattern": rf"^({NUMBER}|{PAIR})?$"},
 }
-"""What the JSON schema requires of a cell, beyond being text."""
 
 
 def _folder_name(value: str) -> str:
@@ -79,6 +77,9 @@ def _plausible(scale: Scale) -> Scale:
     return scale
 
 
+SomePath = Annotated[Path, BeforeValidator(_forward_slashes)]
+
+
 class SlideRecord(BaseModel):
     """One row of a manifest. Columns that it does not name are ignored."""
 
@@ -99,9 +100,8 @@ class SlideRecord(BaseModel):
     mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_plausible)] | None = Field(
         None, description="µm per level-0 pixel; wins over what the file says; one number or `x,y`"
     )
-    annotation: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
-        None,
-        description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute",
+    annotation: SomePath | None = Field(
+        None, description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute"
     )
     tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
         None, description="How tissue is found on this slide; wins over `tissue.method` of the recipe"
@@ -109,18 +109,18 @@ class SlideRecord(BaseModel):
     tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Lowest saturation that counts as stain on this slide, 0 to 1; wins over the recipe's"
     )
-    tissue_mask: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+    tissue_mask: SomePath | None = Field(
         None, description="GeoJSON with the tissue, as written by the tile stage and edited in QuPath; used as it is"
     )
-    coordinates: Annotated[Path, BeforeValidator(_forward_slashes)] | None = Field(
+    coordinates: SomePath | None = Field(
         None,
         description="Tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch (HDF5), taken instead of our own tiles; "
         "relative to the manifest or absolute",
     )
 
 
+# Columns that every manifest has and every row fills in
 REQUIRED = tuple(name for name, info in SlideRecord.model_fields.items() if info.is_required())
-"""Columns that every manifest has and every row fills in."""
 
 
 def manifest_schema() -> dict[str, Any]:

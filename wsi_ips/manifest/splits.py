@@ -1,60 +1,55 @@
-"""Splits of a cohort into train, val and test: saved to a file with a hash, read back, and put into the manifest."""
+"""Splits of a cohort into train, val and test: files with a hash, and slides that must not be in two of them.
+
+Leakage means slides of one patient, of the same content or of similar appearance in two splits: the model is then
+measured on what it has learned. Patients are compared when the manifest is read. Content and appearance are known once
+a slide is tiled, so these are compared before training.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.labels import Split
+from wsi_ips.labels import Leak, Split
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint
 
 SCHEMA_VERSION = 1
-SHOWN = 5
+SHOWN = 10
+REASONS: Mapping[Leak, str] = {
+    "patient": "are of one patient",
+    "content": "have the same content",
+    "thumbnail": "look alike (turned or mirrored, perhaps)",
+}
 
 
 @dataclass(frozen=True)
 class Splits:
-    """One assignment of slides to splits per fold.
+    """One assignment of slides to splits per fold."""
 
-    Attributes
-    ----------
-    folds
-        Split by slide_id, for each fold; fixed splits are one fold. Slides in no split are absent.
-    settings
-        How they were made; plain JSON values.
-    """
+    folds: tuple[Mapping[str, Split], ...]  # split by slide_id; fixed splits are one fold
+    settings: Mapping[str, Any] = field(default_factory=dict)  # how they were made; plain JSON values
 
-    folds: tuple[Mapping[str, Split], ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    def counts(self, fold: int) -> Counter[str]:
+        """Count the slides of each split."""
+        return Counter(self.folds[fold].values())
 
     @property
     def hash(self) -> str:
         """Fingerprint of the assignment, without the settings."""
         return fingerprint("splits", [dict(sorted(fold.items())) for fold in self.folds])
 
-    def counts(self, fold: int) -> Counter[str]:
-        """Count the slides of each split."""
-        return Counter(self.folds[fold].values())
-
 
 def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[SlideRecord, ...]:
-    """Return the records with the splits of a file's fold; a slide in no split gets None and is only predicted.
-
-    Raises
-    ------
-    ManifestError
-        The file cannot be used, or names slides that are not in the manifest.
-    RecipeError
-        There is no such fold.
-    """
+    """Return the records with the splits of a file's fold; a slide in no split gets None and is only predicted."""
     folds = read_splits(path).folds
     if fold >= len(folds):
         raise RecipeError(f"key `split.fold`: {fold}, but {path} holds {len(folds)} (from 0)")
@@ -69,21 +64,10 @@ def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Save splits and their hash as JSON (with settings) or as CSV (a column per fold), by the file's ending.
-
-    Raises
-    ------
-    ManifestError
-        The file has another ending.
-    """
+    """Save splits and their hash as JSON (with settings) or as CSV (a column per fold), by the file's ending."""
     if path.suffix == ".json":
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "hash": splits.hash,
-            "settings": dict(splits.settings),
-            "folds": [dict(fold) for fold in splits.folds],
-        }
-        atomic_write_json(path, document)
+        document = {"schema_version": SCHEMA_VERSION, "hash": splits.hash, "settings": dict(splits.settings)}
+        atomic_write_json(path, document | {"folds": [dict(fold) for fold in splits.folds]})
     elif path.suffix == ".csv":
         text, count = StringIO(), len(splits.folds)
         writer = csv.writer(text, lineterminator="\n")
@@ -97,15 +81,7 @@ def write_splits(path: Path, splits: Splits) -> None:
 
 
 def read_splits(path: Path) -> Splits:
-    """Read splits from a file; if the file holds a hash, check that nothing changed since.
-
-    A CSV needs column ``slide_id`` and ``split`` or ``fold_0``, ``fold_1`` ...; one from another source needs no hash.
-
-    Raises
-    ------
-    ManifestError
-        The file cannot be read, has another form, names another split, or changed since it was saved.
-    """
+    """Read splits from a file; if it holds a hash (a file from another source needs none), check that it still fits."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         splits, stored = (_from_json if path.suffix == ".json" else _from_csv)(text)
@@ -146,3 +122,78 @@ def _from_csv(text: str) -> tuple[Splits, str]:
     if len(hashes) > 1:
         raise ValueError("rows with different hashes")
     return Splits(tuple(folds)), hashes.pop()
+
+
+@dataclass(frozen=True)
+class RelatedSlides:
+    """Two slides that must be in the same split."""
+
+    kind: Leak
+    first: str
+    second: str
+    detail: str = ""  # the patient, or how much the perceptual hashes differ
+
+    def __str__(self) -> str:
+        return f"{self.first} and {self.second} {REASONS[self.kind]}" + (f" ({self.detail})" if self.detail else "")
+
+
+def related_slides(
+    records: Sequence[SlideRecord],
+    contents: Mapping[str, str],
+    similar: Iterable[tuple[str, str, float]],
+    *,
+    across: bool = False,
+) -> list[RelatedSlides]:
+    """Find slides that belong together; for a patient with many slides, pair each with the first."""
+    splits = {r.slide_id: r.split for r in records} if across else None
+    return [
+        *_equal("patient", ((r.slide_id, r.patient_id) for r in records), splits),
+        *_equal("content", contents.items(), splits),
+        *(
+            RelatedSlides("thumbnail", first, second, f"{distance:.0%} of the hash differs")
+            for first, second, distance in similar
+            if contents.get(first, "") != contents.get(second, "-")  # equal contents are listed above
+            and _counts(splits, first, second)
+        ),
+    ]
+
+
+def require_no_leaks(
+    records: Sequence[SlideRecord],
+    contents: Mapping[str, str],
+    similar: Iterable[tuple[str, str, float]],
+    allow: Collection[Leak],
+) -> None:
+    """Refuse related slides in different splits, unless ``allow`` names the reason; see :func:`related_slides`."""
+    leaks = [pair for pair in related_slides(records, contents, similar, across=True) if pair.kind not in allow]
+    if not leaks:
+        return
+    splits = {r.slide_id: r.split for r in records}
+    lines = [f"{pair} and are in {splits[pair.first]} and {splits[pair.second]}" for pair in leaks[:SHOWN]]
+    more = [f"and {len(leaks) - SHOWN} more"] if len(leaks) > SHOWN else []
+    kinds = ", ".join(dict.fromkeys(pair.kind for pair in leaks))
+    raise ManifestError(
+        "slides of different splits belong together, so the model would be measured on what it has learned:\n  "
+        + "\n  ".join([*lines, *more])
+        + f"\nput them into one split (`wsi-ips split` does), or allow it: `split.allow: [{kinds}]`"
+    )
+
+
+def _equal(
+    kind: Leak, values: Iterable[tuple[str, str | None]], splits: Mapping[str, str | None] | None
+) -> Iterator[RelatedSlides]:
+    groups: dict[str, list[str]] = {}
+    for name, value in values:
+        if value:
+            groups.setdefault(value, []).append(name)
+    for value, names in groups.items():
+        pairs = combinations(names, 2) if splits is not None else ((names[0], other) for other in names[1:])
+        detail = value if kind == "patient" else ""
+        yield from (RelatedSlides(kind, a, b, detail) for a, b in pairs if _counts(splits, a, b))
+
+
+def _counts(splits: Mapping[str, str | None] | None, first: str, second: str) -> bool:
+    if splits is None:
+        return True
+    one, other = splits.get(first), splits.get(second)
+    return one is not None and other is not None and one != other

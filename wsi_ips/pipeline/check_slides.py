@@ -16,8 +16,10 @@ from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import ManifestError, ResolutionError
 from wsi_ips.fence import Failure, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
-from wsi_ips.manifest import SLIDE_SUFFIXES, SlideRecord, discover, read_manifest
-from wsi_ips.manifest.unlisted import DICOM_SERIES, Unlisted, unlisted_files
+from wsi_ips.manifest.discovery import discover
+from wsi_ips.manifest.folder_files import DICOM_SERIES, SLIDE_SUFFIXES, Unlisted, unlisted_files
+from wsi_ips.manifest.manifest_csv import read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.recipe_cohort import read_cohort
 from wsi_ips.slides import (
@@ -31,7 +33,7 @@ from wsi_ips.slides import (
     trusted_mpp,
 )
 from wsi_ips.slides.source import is_url, slide_name
-from wsi_ips.tiles import tile_grid
+from wsi_ips.tiles.index import tile_grid
 
 THREADS = 8
 """Slides opened in parallel: reading headers waits for disks, not for cores."""

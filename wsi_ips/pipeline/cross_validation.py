@@ -15,7 +15,7 @@ from wsi_ips.errors import EvaluationError, RecipeError
 from wsi_ips.evaluation.classification import Interval
 from wsi_ips.evaluation.slide_evaluation import Scored, evaluate_slides
 from wsi_ips.evaluation.summary import Evaluation
-from wsi_ips.manifest import read_splits, write_splits
+from wsi_ips.manifest.splits import read_splits, write_splits
 from wsi_ips.pipeline.evaluate_run import evaluate_run
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run

@@ -30,14 +30,14 @@ from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.inference.slide_scores import HIGHEST_TILES
-from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.manifest_csv import read_rows
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import calibrate, predicted
 from wsi_ips.pipeline.tissue_sheet import sheet_entries
 from wsi_ips.results.contact_sheet import recall_figures
 from wsi_ips.results.score_raster import Raster, tile_raster
-from wsi_ips.tiles import TileIndex
+from wsi_ips.tiles.index import TileIndex
 
 CLEARLY_BETTER = 0.05  # lead in AUC from which the highest tiles, against the model's decision, get a note
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from wsi_ips.errors import ManifestError, SlideError, TileIndexError
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_states import SlideState
 from wsi_ips.pipeline.survey import survey

@@ -16,7 +16,7 @@ from PIL import Image
 from wsi_ips import __version__
 from wsi_ips.errors import ManifestError, RecipeError, ScoresError, SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Size
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.handoff_stage import handoff_fingerprint, score_maps
 from wsi_ips.pipeline.heatmap_stage import MapSource, tissue_region

@@ -17,7 +17,8 @@ from wsi_ips.evaluation.slide_evaluation import Groups, Scored, evaluate_slides,
 from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, stage_patients
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Scale
-from wsi_ips.manifest import Manifest, SlideRecord, read_manifest
+from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.evaluate_run import read_lesions
 from wsi_ips.slides import open_slide
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_ips.errors import FeaturesError
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.recipe_cohort import names_of
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity
-from wsi_ips.tiles import FeatureTiles, features_fingerprint, open_features, stored_fingerprint
-from wsi_ips.tiles.feature_store import SCHEMA_VERSION
-from wsi_ips.tiles.interop import find_features
+from wsi_ips.tiles.feature_store import SCHEMA_VERSION, FeatureTiles, features_fingerprint, open_features
+from wsi_ips.tiles.interop.feature_tables import find_features
+from wsi_ips.tiles.store import stored_fingerprint
 
 if TYPE_CHECKING:
     from wsi_ips.model.encoder import Encoder

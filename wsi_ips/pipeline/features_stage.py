@@ -19,7 +19,7 @@ import torch
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.config import ComputeSection, Recipe
 from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.encoder import IMPORTED, Encoder
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.recipe_cohort import slide_stem
@@ -27,16 +27,17 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
 from wsi_ips.provenance import atomic_path
 from wsi_ips.scanning import ChunkLimit, choose_device, embed_tiles
-from wsi_ips.tiles import TileIndex, write_features
-from wsi_ips.tiles.interop import (
+from wsi_ips.tiles.feature_store import write_features
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.coordinate_import import read_foreign
+from wsi_ips.tiles.interop.feature_tables import (
     TENSOR,
     ForeignFeatures,
     foreign_features,
-    read_foreign,
     read_foreign_features,
     rows_of_tiles,
-    write_foreign_features,
 )
+from wsi_ips.tiles.interop.tile_formats import write_foreign_features
 from wsi_ips.training.model_building import encoder_fingerprint, frozen_encoder
 
 FEATURES_JOB = f"{__name__}:features_job"

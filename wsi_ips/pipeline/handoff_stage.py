@@ -18,7 +18,8 @@ from wsi_ips.results.handoff.content import Material
 from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff.maps import ScoreMaps
 from wsi_ips.results.handoff.package import SCHEMA_VERSION, stored_package, write_package
-from wsi_ips.tiles import SlideTiles, TileIndex, read_tiles
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
 
 def handoff_stage(run: Run, names: Sequence[str] = ()) -> int:

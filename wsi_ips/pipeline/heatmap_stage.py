@@ -17,7 +17,7 @@ from wsi_ips.errors import AnnotationError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
@@ -25,7 +25,8 @@ from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibrat
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results.overlay import Caption, write_overlay
 from wsi_ips.results.slide_heatmaps import SlideHeatmaps, best_tiles, lesion_outlines, view_of
-from wsi_ips.tiles import SlideTiles, TileIndex, read_tiles
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
 SCHEMA_VERSION = 3
 

@@ -18,9 +18,9 @@ from wsi_ips.config.loading import RECIPE_NAME
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
 from wsi_ips.inference.preparation import pinned_sections
 from wsi_ips.labels import Task
-from wsi_ips.manifest import discover_slides, read_manifest
-from wsi_ips.manifest.manifest_csv import FILE_COLUMNS, read_rows
-from wsi_ips.manifest.unlisted import dicom_series
+from wsi_ips.manifest.discovery import discover_slides
+from wsi_ips.manifest.folder_files import dicom_series
+from wsi_ips.manifest.manifest_csv import FILE_COLUMNS, read_manifest, read_rows
 from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, read_card
 from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.slides.source import is_url, slide_name

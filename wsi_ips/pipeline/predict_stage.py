@@ -10,7 +10,7 @@ from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.errors import ManifestError
 from wsi_ips.inference import stored_fingerprint
 from wsi_ips.inference.preparation import check_preparation
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.checkpoint import require_tasks
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint

@@ -10,13 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
-from wsi_ips.manifest import Manifest, SlideRecord, discover, read_manifest
-from wsi_ips.manifest.leakage import require_no_leaks
+from wsi_ips.manifest.discovery import discover
 from wsi_ips.manifest.make_splits import with_validation_share
-from wsi_ips.manifest.splits import with_splits
+from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.splits import require_no_leaks, with_splits
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.slides.source import slide_name
-from wsi_ips.tiles.interop import CoordinateFiles, find_coordinates
+from wsi_ips.tiles.interop.coordinate_import import CoordinateFiles, find_coordinates
 
 SHOWN = 5
 

@@ -16,7 +16,7 @@ from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.evaluation.summary import Evaluation, headline
 from wsi_ips.inference import SlideScores
 from wsi_ips.inference.decision import DECIDING_TILES
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import ModelCard, read_card
 from wsi_ips.pipeline.demo_slides import is_synthetic
 from wsi_ips.pipeline.evaluate_run import evaluate_run, manifest_cells
@@ -48,7 +48,8 @@ from wsi_ips.results.report_data import (
 )
 from wsi_ips.results.report_plots import History
 from wsi_ips.results.score_maps import SCORE_MAPS
-from wsi_ips.tiles import TileIndex, read_tiles
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.stream import read_tiles
 
 SPLIT = "test"  # the figures of a run are based on it
 

@@ -9,7 +9,7 @@ from wsi_ips.errors import ManifestError, TileIndexError
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_states import SlideState
 from wsi_ips.pipeline.tile_stage import tile_stage
-from wsi_ips.tiles import stored_row
+from wsi_ips.tiles.store import stored_row
 
 
 class Retried(NamedTuple):

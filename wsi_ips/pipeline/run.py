@@ -10,7 +10,9 @@ from typing import Any, Self
 from wsi_ips.config import LabelsSection, Recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.labels import Target, Task
-from wsi_ips.manifest import Manifest, SlideRecord, Splits
+from wsi_ips.manifest.manifest_csv import Manifest
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.splits import Splits
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.recipe_cohort import read_cohort
 from wsi_ips.pipeline.run_folder import RunFolder
@@ -18,7 +20,8 @@ from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.tile_access import TileAccess
 from wsi_ips.provenance import atomic_write_json, run_facts
 from wsi_ips.slides import Remote, SlidePool, SlideReader
-from wsi_ips.tiles import SlideTiles, TileIndex
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.stream import SlideTiles
 
 SHOWN = 5
 

@@ -30,7 +30,8 @@ from wsi_ips.errors import (
 )
 from wsi_ips.geometry import Point
 from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.manifest import SlideRecord, discover_slides
+from wsi_ips.manifest.discovery import discover_slides
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model import read_card
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
 from wsi_ips.pipeline.run import Run
@@ -41,7 +42,8 @@ from wsi_ips.pipeline.viewer_layers import layers_and_tiles
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.slides import RGB, SlideReader, read_patch
 from wsi_ips.slides.source import is_url
-from wsi_ips.tiles import TileIndex, read_index, stored_fingerprint
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.store import read_index, stored_fingerprint
 from wsi_ips.viewer import Collection, Detail, Download, Entry, SlideFiles, slide_version
 
 RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")

@@ -12,13 +12,13 @@ from wsi_ips.errors import CheckpointError
 from wsi_ips.evaluation.calibration import Calibration, fit_task, read_calibration, write_calibration
 from wsi_ips.inference import SlideScores, read_scores, stored_fingerprint
 from wsi_ips.inference.verdict import Verdict
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.pipeline.feature_source import IMPORTED_KEY
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_path, fingerprint
-from wsi_ips.tiles import features_fingerprint
+from wsi_ips.tiles.feature_store import features_fingerprint
 
 DIGITS = 6
 

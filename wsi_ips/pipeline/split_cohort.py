@@ -9,13 +9,14 @@ from pathlib import Path
 
 from wsi_ips.errors import ManifestError, SlideError
 from wsi_ips.geometry import Box
-from wsi_ips.manifest import Manifest, SlideRecord, Splits, read_manifest
-from wsi_ips.manifest.leakage import RelatedSlides, related_slides, require_no_leaks
 from wsi_ips.manifest.make_splits import SlideToSplit, SplitPlan, joined_groups, make_splits
+from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.splits import RelatedSlides, Splits, related_slides, require_no_leaks
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run
 from wsi_ips.slides import content_identity, open_slide, read_area
-from wsi_ips.tissue import look_alikes, look_of
+from wsi_ips.tissue.perceptual_hash import look_alikes, look_of
 
 __all__ = ["SplitOutcome", "SplitPlan", "require_no_leak", "split_cohort"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.evaluation.calibration import Calibration
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run import Run, write_facts

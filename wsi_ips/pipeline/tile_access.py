@@ -11,12 +11,13 @@ from pathlib import Path
 
 from wsi_ips.config import Recipe, SlidesSection, TilesSection, TissueSection
 from wsi_ips.errors import SlideError, SlideNotFoundError
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import Remote, SlidePool, SlideReader, TileCache, content_identity, open_slide
-from wsi_ips.tiles import SlideTiles, TileIndex, read_header, read_index, stored_fingerprint
-from wsi_ips.tiles.index import SCHEMA_VERSION
+from wsi_ips.tiles.index import SCHEMA_VERSION, TileIndex
+from wsi_ips.tiles.store import read_header, read_index, stored_fingerprint
+from wsi_ips.tiles.stream import SlideTiles
 
 NOT_HASHED = {"store", "location", "imported", "shared"}
 """Keys of section ``tiles`` that say where tiles are, not which."""

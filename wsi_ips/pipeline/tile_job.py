@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsi_ips.config import Recipe
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.tile_access import TileAccess
 from wsi_ips.pipeline.tile_slide import tile_slide
 from wsi_ips.provenance import atomic_write_bytes
 from wsi_ips.slides import SlidePool, content_identity
-from wsi_ips.tiles import stored_fingerprint, stored_row, write_index
+from wsi_ips.tiles.store import stored_fingerprint, stored_row, write_index
 
 TILE_JOB = f"{__name__}:tile_job"
 

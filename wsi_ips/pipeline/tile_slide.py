@@ -14,25 +14,16 @@ import shapely
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
 from wsi_ips.config import Recipe, TissueSection
 from wsi_ips.geometry import Point, Size
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.results.tissue_picture import Tiling, draw_tissue, png_bytes, preview
 from wsi_ips.slides import Overview, SlideReader, read_overview
-from wsi_ips.tiles import IndexOrigin, Recall, TileIndex, TileRules, build_index, tissue_recall
-from wsi_ips.tiles.interop import imported_index, read_foreign
-from wsi_ips.tissue import (
-    BITS,
-    TissueMask,
-    TissueRules,
-    bits_of,
-    flag_tiles,
-    look_of,
-    mask_of,
-    outline_of,
-    remarks_on,
-    segment_tissue,
-    suspicion,
-    with_artifacts,
-)
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
+from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
+from wsi_ips.tiles.recall import Recall, tissue_recall
+from wsi_ips.tissue.artifacts import BITS, bits_of, flag_tiles
+from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion
+from wsi_ips.tissue.perceptual_hash import look_of
+from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifacts
 
 MIN_TUMOUR_SHARE = 0.99
 """A smaller share of the annotated tumour in tiles gets a remark."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsi_ips.cluster import Job, JobOutcome
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.spread import failure_of_job, spread

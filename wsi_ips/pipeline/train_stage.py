@@ -17,8 +17,8 @@ from wsi_ips.config import AugmentSection, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.inference.preparation import preparation_of
-from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.manifest_csv import read_rows
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model import IpsNet, ModelCard, read_card, save_checkpoint
 from wsi_ips.model.checkpoint import add_trunk
 from wsi_ips.model.checkpoint_card import CARD_NAME, checkpoint_fingerprint

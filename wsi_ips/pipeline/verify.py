@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.errors import CheckpointError, ScoresError
 from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.manifest import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, predicted
 from wsi_ips.pipeline.spread import spread
 from wsi_ips.pipeline.tile_job import SlideTask
 from wsi_ips.slides import content_identity
-from wsi_ips.tiles import read_index, slide_ids, stored_row
-from wsi_ips.tiles.index_check import geometry_mismatches
+from wsi_ips.tiles.index import geometry_mismatches
+from wsi_ips.tiles.store import read_index, slide_ids, stored_row
 
 if TYPE_CHECKING:
     from wsi_ips.inference.selfcheck import Recomputed

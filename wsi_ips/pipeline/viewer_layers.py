@@ -14,7 +14,7 @@ from wsi_ips.inference import SlideScores
 from wsi_ips.results.overlay import palette
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.results.score_raster import tile_raster
-from wsi_ips.tiles import TileIndex
+from wsi_ips.tiles.index import TileIndex
 from wsi_ips.viewer import Column, Layer, Look, TileTable, eight_bits
 
 MOST_CELLS = 8_000_000

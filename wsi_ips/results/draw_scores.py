@@ -27,8 +27,9 @@ from wsi_ips.results.score_values import attention_rank
 from wsi_ips.results.slide_heatmaps import view_of
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide
 from wsi_ips.slides.source import slide_name
-from wsi_ips.tiles import SlideTiles, read_tiles
-from wsi_ips.tiles.interop import PlacedScores, place_scores, plan_footprint, read_scored, with_footprint
+from wsi_ips.tiles.interop.coordinate_import import plan_footprint
+from wsi_ips.tiles.interop.scored_tiles import PlacedScores, place_scores, read_scored, with_footprint
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
 SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]

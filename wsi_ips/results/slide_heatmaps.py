@@ -21,7 +21,7 @@ from wsi_ips.results.overlay import LONGEST_PX, Caption, View, draw_overlay, mas
 from wsi_ips.results.score_maps import SCORE_MAPS, TileScores
 from wsi_ips.results.score_raster import tile_raster
 from wsi_ips.slides import RGB, SlideReader, read_area
-from wsi_ips.tiles import TileIndex
+from wsi_ips.tiles.index import TileIndex
 
 MARGIN = 0.06
 """Share of the tiled area that is shown around it."""

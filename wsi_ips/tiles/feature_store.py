@@ -36,22 +36,15 @@ REMEDY = "run `wsi-ips run --until features`"
 class StoredFeatures:
     """Features of one slide on disk; rows are read on demand."""
 
-    slide_id: str  # identity of the slide
+    slide_id: str
     encoder: str  # name of the encoder that made them
-    fingerprint: str  # fingerprint of encoder and tile index
-    # N and F
-    tiles: int
-    width: int
+    fingerprint: str  # of encoder and tile index
+    tiles: int  # N
+    width: int  # F
     array: Any  # the stored array
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
-        """Read the features of some tiles, in their order: float16, shape (n, F).
-
-        Raises
-        ------
-        FeaturesError
-            They cannot be read; names the slide.
-        """
+        """Read the features of some tiles, in their order: float16, shape (n, F)."""
         if not len(tiles):
             return np.empty((0, self.width), np.float16)
         first, last = int(tiles[0]), int(tiles[-1])
@@ -80,20 +73,7 @@ class FeatureTiles(SlideTiles):
 def write_features(
     root: Path, slide_id: str, parts: Iterable[NDArray[np.floating]], *, encoder: str, fingerprint: str, tiles: int
 ) -> None:
-    """Write one slide's features part by part; memory is that of a part and of a block.
-
-    Parameters
-    ----------
-    parts
-        Features in the order of the tiles, shape (n, F) each, all F alike.
-    tiles
-        Tiles of the slide (N), at least one.
-
-    Raises
-    ------
-    FeaturesError
-        Values that float16 cannot hold (beyond 65 504, or not finite), or not N rows.
-    """
+    """Write one slide's features from parts (n, F) in the order of its tiles; memory is that of a part and a block."""
     with atomic_folder(root / slide_id) as folder:
         group = zarr.create_group(folder, zarr_format=3)
         array, done = None, 0
@@ -121,33 +101,25 @@ def write_features(
 
 
 def open_features(root: Path, slide_id: str) -> StoredFeatures:
-    """Open one slide's features; no row is read yet.
-
-    Raises
-    ------
-    FeaturesError
-        Missing, damaged or of another schema.
-    """
+    """Open one slide's features; no row is read yet."""
     try:
         group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
         attributes, array = dict(group.attrs), group["features"]
+        if attributes.get("schema_version") != SCHEMA_VERSION:
+            raise FeaturesError(
+                f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again", slide_id=slide_id
+            )
+        if not isinstance(array, zarr.Array) or array.ndim != 2:
+            raise ValueError("no table of features")
+        encoder, fingerprint = str(attributes["encoder"]), str(attributes["fingerprint"])
+        tiles, width = array.shape
+        return StoredFeatures(slide_id, encoder, fingerprint, tiles, width, array)
     except (FileNotFoundError, GroupNotFoundError) as error:
         raise FeaturesError(f"features of slide {slide_id}: none in {root}; {REMEDY}", slide_id=slide_id) from error
     except (KeyError, ValueError, OSError) as error:
-        raise _damaged(root, slide_id, str(error)) from error
-    if attributes.get("schema_version") != SCHEMA_VERSION:
         raise FeaturesError(
-            f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again",
-            slide_id=slide_id,
-        )
-    if not isinstance(array, zarr.Array) or array.ndim != 2:
-        raise _damaged(root, slide_id, "no table of features")
-    try:
-        encoder, fingerprint = str(attributes["encoder"]), str(attributes["fingerprint"])
-    except KeyError as error:
-        raise _damaged(root, slide_id, f"no {error}") from error
-    tiles, width = array.shape
-    return StoredFeatures(slide_id, encoder, fingerprint, tiles, width, array)
+            f"features of slide {slide_id} in {root}: damaged ({error}); delete them and {REMEDY}", slide_id=slide_id
+        ) from error
 
 
 def features_fingerprint(root: Path, slide_id: str) -> str | None:
@@ -159,13 +131,7 @@ def features_fingerprint(root: Path, slide_id: str) -> str | None:
 
 
 class FeatureStream:
-    """Iterates over chunks of features in the order of the requests; each chunk has its own memory.
-
-    Parameters
-    ----------
-    requests
-        Slides and their tiles; all features have one width.
-    """
+    """Iterates over chunks of features in the order of the requests; each chunk has its own memory."""
 
     def __init__(
         self, requests: Sequence[FeatureTiles], *, chunk_size: int, readers: int, prefetch_chunks: int
@@ -180,13 +146,7 @@ class FeatureStream:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[PatchChunk]:
-        """Yield chunks in order.
-
-        Raises
-        ------
-        FeaturesError
-            Features cannot be read; names the slide.
-        """
+        """Yield chunks in order."""
         waiting: deque[Future[PatchChunk]] = deque()
         for plan in self._plans():
             waiting.append(self._pool.submit(_read, plan))
@@ -235,10 +195,3 @@ def _blocks(parts: Iterable[NDArray[np.floating]]) -> Iterable[NDArray[np.floati
             waiting, count = [rows[whole:]], count - whole
     if count:
         yield np.concatenate(waiting)
-
-
-def _damaged(root: Path, slide_id: str, how: str) -> FeaturesError:
-    return FeaturesError(
-        f"features of slide {slide_id} in {root}: damaged ({how}); delete them and {REMEDY}",
-        slide_id=slide_id,
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -14,11 +14,10 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.annotations import tumour_fraction
 from wsi_ips.geometry import Box, ReadPlan, Scale, Size, plan_read
 from wsi_ips.slides import SlideInfo
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tissue.mask import TissueMask
 
 SCHEMA_VERSION = 1
-MARGIN = 0.06
-"""Share of the tiled area that maps show around it."""
+# Stored columns; ``tumour_fraction`` only where the slide is annotated
 COLUMNS = {
     "x": np.int32,
     "y": np.int32,
@@ -26,7 +25,7 @@ COLUMNS = {
     "tumour_fraction": np.float32,
     "flags": np.uint8,
 }
-"""Stored columns; ``tumour_fraction`` only where the slide is annotated."""
+# How the stored attributes of an index are read
 ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "slide_id": str,
     "size_px0": lambda stored: Size(*map(int, stored)),
@@ -41,7 +40,6 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "fingerprint": str,
     "look": str,
 }
-"""How the stored attributes of an index are read."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ class TileRules:
     """Rules by which tiles are laid over a slide."""
 
     target_mpp: float = 0.5  # scale of the patches, µm/px
-    # side of a patch and step between tiles, patch pixels; a stride of None is the side
-    patch_px: int = 256
-    stride_px: int | None = None
+    patch_px: int = 256  # side of a patch
+    stride_px: int | None = None  # step between tiles, patch pixels; None = the side
     # tiles with less tissue are left out; with 0, tiles without any tissue are still left out
     min_tissue_fraction: float = 0.25
 
@@ -70,17 +67,14 @@ class TileIndex:
     """Tiles of one slide; row i is tile i, ordered by y, then x."""
 
     slide_id: str  # identity in the manifest
-    # top-left corners in level-0 pixels of the full slide, int32, shape (N,)
-    x: NDArray[np.int32]
+    x: NDArray[np.int32]  # (N,) top-left corners in level-0 pixels of the full slide
     y: NDArray[np.int32]
-    tissue_fraction: NDArray[np.float32]  # share of tissue, 0-1, float32, shape (N,)
-    # share of annotated tumour, 0-1, float32, shape (N,); None where the slide has no annotation
-    tumour_fraction: NDArray[np.float32] | None
-    flags: NDArray[np.uint8]  # quality flags, uint8, shape (N,): bits of `wsi_ips.tissue.BITS`; 0 is none
+    tissue_fraction: NDArray[np.float32]  # (N,) 0-1
+    tumour_fraction: NDArray[np.float32] | None  # (N,) 0-1; None where the slide has no annotation
+    flags: NDArray[np.uint8]  # (N,) bits of `wsi_ips.tissue.artifacts.BITS`; 0 is none
     size_px0: Size  # size of level 0
     bounds: Box  # scanned part of the slide, level-0 pixels
-    # µm per level-0 pixel, and its source
-    mpp: Scale
+    mpp: Scale  # µm per level-0 pixel
     mpp_source: str
     reader: str  # reader to which the plan's level number belongs
     plan: ReadPlan  # how a patch is read
@@ -88,8 +82,7 @@ class TileIndex:
     tissue_method: str  # description of how the tissue was found
     slide_identity: str  # content identity of the slide's file
     fingerprint: str  # fingerprint of all inputs
-    # perceptual hash of the slide, see `wsi_ips.tissue.perceptual_hash`; empty where nothing can be recognised
-    look: str = ""
+    look: str = ""  # perceptual hash of the slide; empty where nothing can be recognised
 
     def __len__(self) -> int:
         return len(self.x)
@@ -122,33 +115,15 @@ class TileIndex:
         left, top = int(self.x.min()), int(self.y.min())
         return Box(left, top, self.bounds.right - left, self.bounds.bottom - top)
 
-    @property
-    def shown_area(self) -> Box:
-        """Box around all tiles with a margin, cut to the slide: the part of it that maps show."""
-        width, height = self.plan.footprint_px0
-        margin = int(max(np.ptp(self.x) + width, np.ptp(self.y) + height) * MARGIN)
-        left, top = max(0, int(self.x.min()) - margin), max(0, int(self.y.min()) - margin)
-        right = min(self.size_px0.width, int(self.x.max() + width) + margin)
-        bottom = min(self.size_px0.height, int(self.y.max() + height) + margin)
-        return Box(left, top, right - left, bottom - top)
-
     def flagged(self, flags: NDArray[np.uint8], *, exclude: int) -> Self:
         """Return the index with flags, uint8 (N,), without the tiles that have one of the bits ``exclude``."""
         keep = (flags & exclude) == 0
-        truth = None if self.tumour_fraction is None else self.tumour_fraction[keep]
-        return replace(
-            self,
-            x=self.x[keep],
-            y=self.y[keep],
-            tissue_fraction=self.tissue_fraction[keep],
-            tumour_fraction=truth,
-            flags=flags[keep],
-        )
+        columns = self.columns() | {"flags": flags}
+        return replace(self, **{name: values[keep] for name, values in columns.items()})
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the stored columns by name."""
-        values = {name: getattr(self, name) for name in COLUMNS}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name in COLUMNS if (value := getattr(self, name)) is not None}
 
     def to_attributes(self) -> dict[str, Any]:
         """Return everything but the columns, as plain JSON values."""
@@ -158,13 +133,7 @@ class TileIndex:
 
     @classmethod
     def from_stored(cls, attributes: dict[str, Any], columns: dict[str, NDArray[Any]]) -> Self:
-        """Build an index from its stored :meth:`columns` and :meth:`to_attributes`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            Something is missing or of another type.
-        """
+        """Build an index from its stored :meth:`columns` and :meth:`to_attributes`."""
         stored: dict[str, Any] = {name: read(attributes[name]) for name, read in ATTRIBUTES.items()}
         missing = {name for name in COLUMNS if name not in columns} - {"tumour_fraction"}
         if missing:
@@ -174,10 +143,7 @@ class TileIndex:
 
 def boxes_of(corners: NDArray[np.int32], plan: ReadPlan) -> NDArray[np.float64]:
     """Return boxes x, y, width, height in level-0 pixels, shape (N, 4), of corners of shape (N, 2)."""
-    boxes = np.empty((len(corners), 4))
-    boxes[:, :2] = corners
-    boxes[:, 2:] = plan.footprint_px0
-    return boxes
+    return np.column_stack([corners, np.tile(plan.footprint_px0, (len(corners), 1))])
 
 
 def build_index(
@@ -188,23 +154,7 @@ def build_index(
     *,
     tumour_region: BaseGeometry | None = None,
 ) -> TileIndex:
-    """Lay the grid over a slide and keep the tiles with enough tissue; an empty index is valid.
-
-    Parameters
-    ----------
-    rules
-        Scale, size, step and tissue of the tiles; None takes the defaults.
-    origin
-        Stored with the index; None takes the slide's name as ``slide_id``.
-    tumour_region
-        Annotated tumour in level-0 pixels; an empty region for a slide known to be negative; None where
-        nothing is known.
-
-    Raises
-    ------
-    ResolutionError
-        The slide has no scale, or its finest level is coarser than the target.
-    """
+    """Lay the grid over a slide and keep the tiles with enough tissue; an empty index is valid."""
     rules, origin = rules or TileRules(), origin or IndexOrigin(info.name)
     stride_px = rules.stride_px or rules.patch_px
     plan = plan_read(info.pyramid, target_mpp=rules.target_mpp, patch_size=Size(rules.patch_px, rules.patch_px))
@@ -243,11 +193,8 @@ def index_at(
 def tile_grid(bounds: Box, plan: ReadPlan, *, stride_px: int) -> NDArray[np.int32]:
     """Return the top-left corners of all tiles that lie wholly inside a box.
 
-    Column i starts at ``round(i * stride)`` with the real stride in level-0 pixels, so positions never drift:
-    none is more than half a level-0 pixel off, however far from the origin.
-
-    Returns int32, shape (N, 2): x, y in level-0 pixels of the full slide, ordered by y, then x. Shape (0, 2) where no
-    tile fits.
+    Returns x, y in level-0 pixels of the full slide, int32, shape (N, 2), ordered by y, then x. Column i starts at
+    ``round(i * stride)`` with the real stride, so none is more than half a level-0 pixel off, however far away.
     """
     stride = stride_px0(plan, stride_px=stride_px)
     xs = bounds.x + _starts(bounds.width, plan.footprint_px0.x, stride.x)
@@ -265,3 +212,26 @@ def _starts(length: int, footprint: float, stride: float) -> NDArray[np.int64]:
     count = max(0, math.floor((length - footprint) / stride) + 2)
     starts = np.rint(np.arange(count) * stride).astype(np.int64)
     return np.asarray(starts[starts + footprint <= length + 1e-6])
+
+
+def geometry_mismatches(index: TileIndex) -> Iterator[str]:
+    """Yield what is wrong: tiles must lie on the grid, within the slide, in order, once each."""
+    advice = "delete it and run `wsi-ips tile`"
+    order = np.lexsort((index.x, index.y))
+    if not np.array_equal(order, np.arange(len(index))):
+        yield f"tiles are not ordered by y, then x; {advice}"
+    if len(np.unique(np.stack([index.x, index.y]), axis=1).T) != len(index):
+        yield f"a tile is stored twice; {advice}"
+    boxes, bounds = index.boxes_px0, index.bounds
+    ends = boxes[:, :2] + boxes[:, 2:]
+    # The last pixel may be rounded up if the footprint is not a whole number of level-0 pixels.
+    outside = (boxes[:, :2] < bounds[:2]).any(1) | (ends > np.add(bounds[:2], bounds[2:]) + 1).any(1)
+    if outside.any():
+        yield f"{outside.sum()} tiles lie outside the scanned part of the slide; {advice}"
+    steps = (boxes[:, :2] - bounds[:2]) / index.stride_px0
+    off = (np.abs(steps - np.round(steps)) * index.stride_px0 > 1).any(1)
+    if off.any():
+        yield f"{off.sum()} tiles lie beside the grid; {advice}"
+    for name, values in (("tissue_fraction", index.tissue_fraction), ("tumour_fraction", index.tumour_fraction)):
+        if values is not None and len(values) and not (values.min() >= 0 and values.max() <= 1 + 1e-6):
+            yield f"{name} is not between 0 and 1; {advice}"

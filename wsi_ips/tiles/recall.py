@@ -13,31 +13,26 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.geometry import Box, Scale
-from wsi_ips.tissue import TissueMask, covered
+from wsi_ips.tissue.mask import TissueMask, covered
 
 SizeClass = Literal["ITC", "micro", "macro"]
+# Longest diameter: isolated tumour cells below, macrometastases above (CAMELYON17, TNM)
 ITC_BELOW_UM, MACRO_ABOVE_UM = 200.0, 2_000.0
-"""Longest diameter: isolated tumour cells below, macrometastases above (CAMELYON17, TNM)."""
-LOST_BELOW = 0.5
-"""A lesion is lost if less than this share of its area is left."""
+LOST_BELOW = 0.5  # A lesion is lost if less than this share of its area is left
 
 
 @dataclass(frozen=True)
 class LesionRecall:
     """Recall of one lesion."""
 
-    # a point in it, level-0 pixels
-    x_px0: int
+    x_px0: int  # a point in it
     y_px0: int
-    # area and longest diameter
     area_um2: float
-    diameter_um: float
-    size_class: SizeClass  # `ITC`, `micro` or `macro`, by the diameter of this outline alone
-    # share of its area in the tissue mask, and in tiles
-    in_tissue: float
-    in_tiles: float
-    # `segmentation` or `tiling` where less than half of it is left after it, else empty
-    lost_to: Literal["", "segmentation", "tiling"]
+    diameter_um: float  # the longest
+    size_class: SizeClass  # by the diameter of this outline alone
+    in_tissue: float  # share of its area in the tissue mask
+    in_tiles: float  # share of its area in tiles
+    lost_to: Literal["", "segmentation", "tiling"]  # after which less than half of it is left
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by column."""
@@ -73,10 +68,7 @@ class Recall:
 def tissue_recall(
     lesions: Sequence[shapely.Polygon], tissue: TissueMask, boxes_px0: NDArray[np.float64], *, mpp: Scale
 ) -> Recall:
-    """Measure what segmentation and tiling keep of each lesion (connected part of the tumour, level-0 pixels).
-
-    ``boxes_px0`` are the tiles that were kept: x, y, width, height, level-0 pixels, shape (N, 4).
-    """
+    """Measure what segmentation and tiling keep of each lesion; the tiles kept are x, y, width, height (N, 4)."""
     x, y, width, height = np.asarray(boxes_px0, np.float64).reshape(-1, 4).T
     tree = shapely.STRtree(shapely.box(x, y, x + width, y + height))
     return Recall(tuple(_of_lesion(lesion, tissue, tree, mpp) for lesion in lesions))
@@ -92,20 +84,13 @@ def longest_diameter_um(region: BaseGeometry, mpp: Scale) -> float:
 
 def size_class(diameter_um: float) -> SizeClass:
     """Return the class of a lesion by its longest diameter."""
-    if diameter_um < ITC_BELOW_UM:
-        return "ITC"
-    return "macro" if diameter_um > MACRO_ABOVE_UM else "micro"
+    return "ITC" if diameter_um < ITC_BELOW_UM else "macro" if diameter_um > MACRO_ABOVE_UM else "micro"
 
 
 def _of_lesion(lesion: shapely.Polygon, tissue: TissueMask, tree: shapely.STRtree, mpp: Scale) -> LesionRecall:
     in_tissue, in_tiles = _share_in_mask(lesion, tissue), _share_in_tiles(lesion, tree)
     point = lesion.representative_point()
     diameter = longest_diameter_um(lesion, mpp)
-    lost: Literal["", "segmentation", "tiling"] = ""
-    if in_tissue < LOST_BELOW:
-        lost = "segmentation"
-    elif in_tiles < LOST_BELOW:
-        lost = "tiling"
     return LesionRecall(
         x_px0=round(point.x),
         y_px0=round(point.y),
@@ -114,7 +99,7 @@ def _of_lesion(lesion: shapely.Polygon, tissue: TissueMask, tree: shapely.STRtre
         size_class=size_class(diameter),
         in_tissue=in_tissue,
         in_tiles=in_tiles,
-        lost_to=lost,
+        lost_to="segmentation" if in_tissue < LOST_BELOW else "tiling" if in_tiles < LOST_BELOW else "",
     )
 
 

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +26,7 @@ import zarr
 from numpy.typing import NDArray
 
 from wsi_ips.errors import TileIndexError
-from wsi_ips.provenance import atomic_folder, atomic_path
+from wsi_ips.provenance import atomic_folder, atomic_write_bytes
 from wsi_ips.slides.source import is_url
 from wsi_ips.tiles.index import COLUMNS, SCHEMA_VERSION, TileIndex
 
@@ -35,37 +35,14 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 def write_index(root: Path | str, index: TileIndex, row: Mapping[str, Any] | None = None) -> None:
-    """Write one slide's index.
-
-    Parameters
-    ----------
-    root
-        The store: a folder or a URL that fsspec knows; its suffix (``.zarr`` or ``.h5``) decides the format.
-    row
-        The slide's row of the table of states, as plain JSON values; stored with the index.
-    """
+    """Write one slide's index."""
     columns = {name: values.astype(COLUMNS[name]) for name, values in index.columns().items()}
     attributes = index.to_attributes() | {"checksum": _checksum(columns), "row": dict(row or {})}
-    entry = _entry(root, index.slide_id)
-    if _is_hdf5(root):
-        _write_hdf5(entry, columns, attributes)
-    else:
-        _write_zarr(entry, columns, attributes)
+    (_write_hdf5 if _is_hdf5(root) else _write_zarr)(_entry(root, index.slide_id), columns, attributes)
 
 
 def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> TileIndex:
-    """Read one slide's index.
-
-    Parameters
-    ----------
-    rows
-        Only these tiles; the others are not loaded, and the checksum of all is not verified.
-
-    Raises
-    ------
-    TileIndexError
-        Missing, damaged, replaced while it was read, or of another schema.
-    """
+    """Read one slide's index."""
     attributes = _checked_attributes(root, slide_id)
     try:
         columns = _columns(root, slide_id, slice(None) if rows is None else rows)
@@ -82,13 +59,7 @@ def read_index(root: Path | str, slide_id: str, rows: slice | None = None) -> Ti
 
 
 def read_header(root: Path | str, slide_id: str) -> TileIndex:
-    """Read a slide's index without its tiles, from one small file instead of a dozen.
-
-    Raises
-    ------
-    TileIndexError
-        Missing, damaged or of another schema; the checksum of the tiles is not verified.
-    """
+    """Read a slide's index without its tiles, from one small file instead of a dozen."""
     attributes = _checked_attributes(root, slide_id)
     none = {name: np.empty(0, kind) for name, kind in COLUMNS.items() if name != "tumour_fraction"}
     try:
@@ -106,13 +77,7 @@ def stored_fingerprint(root: Path | str, slide_id: str) -> str | None:
 
 
 def stored_row(root: Path | str, slide_id: str) -> dict[str, Any]:
-    """Return the row of the table of states that was stored with the tiles; empty where none was.
-
-    Raises
-    ------
-    TileIndexError
-        There is no index of the slide that can be read.
-    """
+    """Return the row of the table of states that was stored with the tiles; empty where none was."""
     return dict(_checked_attributes(root, slide_id).get("row", {}))
 
 
@@ -200,37 +165,25 @@ def _damaged(root: Path | str, slide_id: str, how: str) -> TileIndexError:
 
 
 def _write_zarr(entry: Path | str, columns: Columns, attributes: dict[str, Any]) -> None:
-    if isinstance(entry, Path):
-        with atomic_folder(entry) as folder:
-            _fill_group(zarr.create_group(folder, zarr_format=3, attributes=attributes), columns)
-        return
-    group = zarr.create_group(entry, zarr_format=3, overwrite=True)
-    _fill_group(group, columns)
-    group.update_attributes(attributes)
-
-
-def _fill_group(group: zarr.Group, columns: Columns) -> None:
-    for name, values in columns.items():
-        group.create_array(name, data=values, chunks=(_chunk_rows(values),))
+    with atomic_folder(entry) if isinstance(entry, Path) else nullcontext(entry) as place:
+        group = zarr.create_group(place, zarr_format=3, overwrite=not isinstance(entry, Path))
+        for name, values in columns.items():
+            group.create_array(name, data=values, chunks=(_chunk_rows(values),))
+        group.update_attributes(attributes)
 
 
 def _write_hdf5(entry: Path | str, columns: Columns, attributes: dict[str, Any]) -> None:
-    if isinstance(entry, Path):
-        with atomic_path(entry) as temporary, h5py.File(temporary, "w") as file:
-            _fill_file(file, columns, attributes)
-        return
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        _fill_file(file, columns, attributes)
+        file.attrs["attributes"] = json.dumps(attributes)
+        for name, values in columns.items():
+            file.create_dataset(name, data=values, chunks=(_chunk_rows(values),), maxshape=(None,))
+    if isinstance(entry, Path):
+        atomic_write_bytes(entry, buffer.getvalue())
+        return
     filesystem, path = fsspec.core.url_to_fs(entry)
     filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     filesystem.pipe_file(path, buffer.getvalue())
-
-
-def _fill_file(file: h5py.File, columns: Columns, attributes: dict[str, Any]) -> None:
-    file.attrs["attributes"] = json.dumps(attributes)
-    for name, values in columns.items():
-        file.create_dataset(name, data=values, chunks=(_chunk_rows(values),), maxshape=(None,))
 
 
 def _chunk_rows(values: NDArray[Any]) -> int:

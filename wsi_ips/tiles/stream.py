@@ -24,13 +24,10 @@ from wsi_ips.geometry import Point, Size
 from wsi_ips.slides import SlideReader, read_patch
 from wsi_ips.tiles.index import TileIndex
 
-RUN_TILES = 32
-"""Tiles that a thread reads in one go."""
+RUN_TILES = 32  # tiles that a thread reads in one go
 
-Pixels = NDArray[Any]
-"""uint8, shape (n, h, w, 3); for stored features, float16, shape (n, F)."""
-Allocate = Callable[[tuple[int, ...]], Pixels]
-"""Function from a shape to contiguous uint8 memory of that shape."""
+Pixels = NDArray[Any]  # uint8, shape (n, h, w, 3); for stored features, float16, shape (n, F)
+Allocate = Callable[[tuple[int, ...]], Pixels]  # function from a shape to contiguous uint8 memory of that shape
 
 
 class PatchChunk(NamedTuple):
@@ -43,28 +40,14 @@ class PatchChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class SlideTiles:
-    """Tiles of one slide to be read.
+    """Tiles of one slide to be read."""
 
-    Attributes
-    ----------
-    slot
-        Number that is returned with each of its patches.
-    slide_id
-        For messages.
-    index
-        Where its tiles lie.
-    open
-        Opens the slide for a ``with`` block: a reader, or one lent by a ``SlidePool``. Called in a reading thread
-        when the first tile is due; the block ends after the last tile.
-    tiles
-        Tile ids to read, in this order, int32; None reads all.
-    """
-
-    slot: int
-    slide_id: str
+    slot: int  # number that is returned with each of its patches
+    slide_id: str  # for messages
     index: TileIndex
+    # opens the slide for a ``with`` block, in a reading thread, from the first tile to the last
     open: Callable[[], AbstractContextManager[SlideReader]]
-    tiles: NDArray[np.int32] | None
+    tiles: NDArray[np.int32] | None  # tile ids to read, in this order; None reads all
 
     @property
     def wanted(self) -> NDArray[np.int32]:
@@ -93,25 +76,7 @@ class SlideTiles:
 
 
 class PatchStream:
-    """Iterates over chunks of patches in the order of the requests.
-
-    Order and pixels do not depend on the number of threads. Leaving the ``with`` block, even early, stops the threads
-    and closes the slides.
-
-    Parameters
-    ----------
-    requests
-        Slides and their tiles; all patches have one size.
-    chunk_size
-        Patches per chunk; the last one may be smaller.
-    prefetch_chunks
-        Chunks read ahead of the consumer.
-    held_chunks
-        Chunks that the consumer uses at the same time: a chunk's memory is overwritten once this many later chunks
-        have been requested. To keep a chunk longer, copy it.
-    allocate
-        Makes the chunk buffers, e.g. in page-locked memory.
-    """
+    """Iterates over chunks of patches in the order of the requests, whatever the number of threads."""
 
     def __init__(
         self,
@@ -120,14 +85,17 @@ class PatchStream:
         chunk_size: int,
         readers: int,
         prefetch_chunks: int,
-        held_chunks: int = 1,
+        held_chunks: int = 1,  # chunks in use at a time; a chunk's memory is overwritten after so many later ones
         allocate: Allocate | None = None,
     ) -> None:
         self._requests = [request for request in requests if len(request.wanted)]
-        self._patch_size = _one_patch_size(self._requests)
+        sizes = {request.index.plan.patch_size for request in self._requests}
+        if len(sizes) > 1:
+            raise ValueError(f"all patches of a stream must have one size; these requests have {sorted(sizes)}")
+        self._patch_size = next(iter(sizes), Size(0, 0))
         self._chunk_size = min(chunk_size, sum(len(request.wanted) for request in self._requests))
         self._buffers_left, self._held_chunks = prefetch_chunks + held_chunks, held_chunks
-        self._allocate = allocate or _new_memory
+        self._allocate = allocate or (lambda shape: np.empty(shape, np.uint8))
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="wsi-ips-read")
         self._stopping = threading.Event()
         self._slides: list[_SlideInUse] = []
@@ -136,10 +104,7 @@ class PatchStream:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop the threads and close the slides; no thread is left when it returns."""
+        """Stop the threads and close the slides, also early; no thread is left when it returns."""
         self._stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for slide in self._slides:
@@ -147,15 +112,7 @@ class PatchStream:
         self._slides.clear()
 
     def __iter__(self) -> Iterator[PatchChunk]:
-        """Yield chunks in order; ``held_chunks`` tells how long their memory stays valid.
-
-        Raises
-        ------
-        RegionReadError
-            A tile cannot be read; names slide, tile and place.
-        SlideError
-            A slide cannot be opened.
-        """
+        """Yield chunks in order; ``held_chunks`` tells how long their memory stays valid."""
         plans = self._plans()
         free: deque[_Buffer] = deque()
         filling: deque[_Buffer] = deque()
@@ -209,17 +166,6 @@ class PatchStream:
 def read_tiles(request: SlideTiles) -> Pixels:
     """Read the wanted tiles of one slide at once: pixels, uint8 (n, h, w, 3), or features, float16 (n, F)."""
     return request.read()
-
-
-def _one_patch_size(requests: Sequence[SlideTiles]) -> Size:
-    sizes = {request.index.plan.patch_size for request in requests}
-    if len(sizes) > 1:
-        raise ValueError(f"all patches of a stream must have one size; these requests have {sorted(sizes)}")
-    return next(iter(sizes), Size(0, 0))
-
-
-def _new_memory(shape: tuple[int, ...]) -> Pixels:
-    return np.empty(shape, np.uint8)
 
 
 class _SlideInUse:
@@ -316,6 +262,5 @@ class _Buffer:
 
     @property
     def chunk(self) -> PatchChunk:
-        """The chunk that was read."""
         n = self._filled
         return PatchChunk(self._pixels[:n], self._slot[:n], self._tile[:n])

@@ -23,10 +23,7 @@ EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 def box_mean(values: Bytes, side: int) -> Bytes:
     """Return the rounded mean over squares of an odd side of at most 15, edges repeated."""
-    total = np.pad(values, side // 2, mode="edge").astype(np.uint16)
-    for axis in (0, 1):
-        parts = _shifted(total, side, axis)
-        total = reduce(lambda a, b: np.add(a, b, out=a), parts[1:], parts[0].copy())
+    total = _over_squares(np.pad(values, side // 2, mode="edge").astype(np.uint16), side, np.add)
     return np.asarray((total + side * side // 2) // (side * side), np.uint8)
 
 
@@ -44,20 +41,12 @@ def dilated(mask: Bools, radius: int) -> Bools:
     """Return True within a square of side ``2 * radius + 1`` around each True pixel."""
     if radius <= 0:
         return mask
-    out = np.pad(mask, radius)
-    for axis in (0, 1):
-        parts = _shifted(out, 2 * radius + 1, axis)
-        out = reduce(lambda a, b: np.logical_or(a, b, out=a), parts[1:], parts[0].copy())
-    return out
+    return _over_squares(np.pad(mask, radius), 2 * radius + 1, np.logical_or)
 
 
 def local_minimum(values: Bytes, radius: int) -> Bytes:
     """Return the minimum within a square of side ``2 * radius + 1``, edges repeated."""
-    out = np.pad(values, radius, mode="edge")
-    for axis in (0, 1):
-        parts = _shifted(out, 2 * radius + 1, axis)
-        out = reduce(lambda a, b: np.minimum(a, b, out=a), parts[1:], parts[0].copy())
-    return out
+    return _over_squares(np.pad(values, radius, mode="edge"), 2 * radius + 1, np.minimum)
 
 
 def closed(mask: Bools, radius: int) -> Bools:
@@ -78,9 +67,10 @@ def without_small(mask: Bools, smallest_px: int) -> Bools:
     return np.asarray(keep[labels])
 
 
-def _shifted(values: NDArray[Number], count: int, axis: int) -> list[NDArray[Number]]:
-    """Return views shifted by 0 to ``count - 1`` along an axis."""
-    length = values.shape[axis] - count + 1
-    if axis == 0:
-        return [values[k : k + length] for k in range(count)]
-    return [values[:, k : k + length] for k in range(count)]
+def _over_squares(values: NDArray[Number], side: int, combine: np.ufunc) -> NDArray[Number]:
+    """Combine the values of each square, along one axis and then the other; the border is lost."""
+    for axis in (0, 1):
+        length = values.shape[axis] - side + 1
+        shifted = [values[k : k + length] if axis == 0 else values[:, k : k + length] for k in range(side)]
+        values = reduce(lambda a, b: combine(a, b, out=a), shifted[1:], shifted[0].copy())
+    return values

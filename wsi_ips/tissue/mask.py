@@ -1,36 +1,46 @@
-"""A tissue mask, the share of tissue in any box, and the mask as polygons and back. Pure."""
+"""A tissue mask, the share of tissue in any box, the mask as polygons and back, and remarks on odd masks. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
 from skimage.draw import polygon as polygon_pixels
 from skimage.measure import find_contours
 
 from wsi_ips.annotations import polygons_of
 from wsi_ips.geometry import Box, Scale, Size
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes
 
-SIMPLIFIED_PX = 0.25
-"""Largest distance in mask pixels between a simplified outline and the true one."""
+SIMPLIFIED_PX = 0.25  # largest distance in mask pixels between a simplified outline and the true one
 SUPERSAMPLED = 4
 BAND_PX = 64
+LITTLE_MM2 = 0.5
+MOST_OF_SLIDE = 0.9
+MANY_PIECES = 60
+CUT_MM = 1.0  # length of tissue along the border of the slide that is not worth a remark
+MUCH_PEN, MUCH_BLACK = 0.02, 0.05  # shares of the slide
+# Beginning of each remark and its weight; others weigh 5
+WEIGHTS = {
+    "no tissue": 100,
+    "almost everything": 60,
+    "no rung": 50,
+    "black": 40,
+    "little tissue": 30,
+    "cut by the border": 20,
+    "many pieces": 15,
+    "pen": 10,
+}
 
 
 class AreaSums:
-    """Sums of a raster over boxes, computed by integral image; parts of pixels count by their area.
-
-    Parameters
-    ----------
-    values
-        bool or whole numbers, shape (height, width); covers all of level 0.
-    px0_per_px
-        Level-0 pixels per pixel, per axis.
-    """
+    """Sums of a raster over boxes, computed by integral image; parts of pixels count by their area."""
 
     def __init__(self, values: NDArray[np.bool_] | NDArray[np.integer], px0_per_px: Scale) -> None:
         self._scale = px0_per_px
@@ -69,11 +79,9 @@ class AreaSums:
 class Seen:
     """What lies on a thumbnail besides tissue."""
 
-    # optical density of red, green and blue relative to the glass, in 1/100; uint8, each (height, width)
-    od: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
-    # ink, and air under the coverslip; bool, each (height, width)
-    pen: NDArray[np.bool_]
-    bubble: NDArray[np.bool_]
+    od: tuple[Bytes, Bytes, Bytes]  # (height, width) optical density of red, green, blue relative to the glass, 1/100
+    pen: Bools  # (height, width) ink
+    bubble: Bools  # (height, width) air under the coverslip
     black_share: float  # share of the picture that is too dark for tissue and not pen
 
 
@@ -81,25 +89,16 @@ class Seen:
 class TissueMask:
     """The tissue of a slide."""
 
-    mask: NDArray[np.bool_]  # bool, shape (height, width), True on tissue; covers all of level 0
+    mask: Bools  # (height, width), True on tissue; covers all of level 0
     px0_per_mask_px: Scale  # level-0 pixels per mask pixel, per axis
     threshold: float  # saturation (0-1) above which a pixel counted as stained
     method: str  # description of how it was found, for people
-    # name of the method that found it (see `wsi_ips.tissue.methods`); `drawn` where a person did
-    rung: str = "drawn"
+    rung: str = "drawn"  # name of the method that found it; `drawn` where a person did
     passed: tuple[str, ...] = ()  # methods that were tried before and could not be trusted, with the reason
     seen: Seen | None = None  # artefacts that the segmentation found; None where they were not looked for
 
     def fraction(self, boxes_px0: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the share of tissue in each box; parts of mask pixels count by their area.
-
-        Returns float32, shape (N,), 0-1. Outside the mask is glass.
-
-        Parameters
-        ----------
-        boxes_px0
-            Boxes x, y, width, height in level-0 pixels, shape (N, 4); width and height above 0.
-        """
+        """Return the share of tissue (N,) in boxes x, y, width, height (N, 4), level-0 pixels; outside is glass."""
         return np.asarray(np.clip(self._sums.mean(boxes_px0), 0, 1), np.float32)
 
     def area_um2(self, mpp: Scale) -> float:
@@ -122,33 +121,18 @@ def outline_of(tissue: TissueMask) -> BaseGeometry:
     if not loops:
         return shapely.Polygon()
     # Nested rings alternate between solid and hole.
-    region = _even_odd(loops)
-    tolerance = SIMPLIFIED_PX * min(scale)
-    return shapely.make_valid(shapely.simplify(region, tolerance))
+    return shapely.make_valid(shapely.simplify(_even_odd(loops), SIMPLIFIED_PX * min(scale)))
 
 
 def mask_of(region: BaseGeometry, *, px0_size: Size, mask_size: Size, source: str) -> TissueMask:
-    """Rasterise a region (level-0 pixels) that a person drew; ``source`` names it in messages.
-
-    A pixel is tissue where at least half of it lies in the region.
-    """
+    """Rasterise a region (level-0 pixels) that a person drew: a pixel is tissue where half of it lies in it."""
     scale = Scale(px0_size.width / mask_size.width, px0_size.height / mask_size.height)
     mask = covered(region, Box(0, 0, *mask_size), scale) >= 0.5
     return TissueMask(mask=mask, px0_per_mask_px=scale, threshold=0.0, method=f"drawn: {source}", rung="drawn")
 
 
 def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.float32]:
-    """Return the share of each pixel of a raster window that lies in a region, to a 16th.
-
-    Returns float32, shape (height, width) of the window.
-
-    Parameters
-    ----------
-    window
-        Pixels of the raster, which begins at the corner of the slide.
-    px0_per_px
-        Level-0 pixels per pixel of the raster.
-    """
+    """Return the share of each pixel of a raster window (height, width) that lies in a region, to a 16th."""
     out = np.empty((window.height, window.width), np.float32)
     scale = np.array(px0_per_px) / SUPERSAMPLED
     corner = np.array([window.x, window.y]) * SUPERSAMPLED
@@ -181,3 +165,45 @@ def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
         rings = shapely.union_all([loop for loop, at in zip(order, depth, strict=True) if at == level])
         region = shapely.difference(region, rings) if level % 2 else shapely.union(region, rings)
     return region
+
+
+def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
+    """Return what is odd about a mask, worst first; ``mpp`` is µm per level-0 pixel."""
+    mask, area_mm2 = tissue.mask, tissue.area_um2(mpp) / 1e6
+    share = float(mask.mean())
+    texts: list[str] = []
+    if share == 0:
+        texts.append("no tissue found")
+    elif share > MOST_OF_SLIDE:
+        texts.append(f"almost everything is tissue ({share:.0%})")
+    elif area_mm2 < LITTLE_MM2:
+        texts.append(f"little tissue ({area_mm2:.3g} mm²)")
+    pieces = ndimage.label(mask, structure=EIGHT_CONNECTED)[1]
+    if pieces > MANY_PIECES:
+        texts.append(f"many pieces ({pieces})")
+    step = tissue.px0_per_mask_px.times(mpp)
+    along_x, along_y = (np.count_nonzero(mask.take((0, -1), axis)) for axis in (0, 1))
+    cut_mm = float(along_x * step.x + along_y * step.y) / 1000  # along which tissue touches the border
+    if 0 < share <= MOST_OF_SLIDE and cut_mm > CUT_MM:
+        texts.append(f"cut by the border of the slide ({cut_mm:.1f} mm)")
+    texts += _about_method(tissue)
+    if tissue.seen is not None:
+        pen, black = float(tissue.seen.pen.mean()), tissue.seen.black_share
+        if black > MUCH_BLACK:
+            texts.append(f"black over {black:.0%} of the slide: fluorescence, ink or a scan gap")
+        if pen > MUCH_PEN:
+            texts.append(f"pen over {pen:.0%} of the slide")
+    return sorted(texts, key=lambda text: -suspicion([text]))
+
+
+def suspicion(remarks: Sequence[str]) -> int:
+    """Return how urgently a slide should be checked; 0 where there is no remark, more is worse."""
+    return sum(next((weight for start, weight in WEIGHTS.items() if text.startswith(start)), 5) for text in remarks)
+
+
+def _about_method(tissue: TissueMask) -> list[str]:
+    if tissue.rung == "bounded" or (tissue.passed and tissue.passed[-1].startswith(f"{tissue.rung} ")):
+        return ["no rung of the segmentation could be trusted: " + "; ".join(tissue.passed)]
+    if tissue.rung == "stain":
+        return ["found by density alone, not by colour: " + "; ".join(tissue.passed)]
+    return []

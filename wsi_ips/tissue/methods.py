@@ -12,46 +12,155 @@ net of walls too thin for any threshold on a pixel, is found separately and adde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
-from wsi_ips.tissue.filters import Bools, box_share, closed, dilated, local_minimum
-from wsi_ips.tissue.stain_view import View
+from wsi_ips.slides.base import RGB
+from wsi_ips.tissue.filters import Bools, Bytes, box_mean, box_share, closed, dilated, local_minimum
+
+DARK = 40  # pixels darker than this in all channels (0-255) are not tissue: ink, coverslip edge, scan gaps
+# Pixels of at least this in all channels are paper white, which glass never is: not scanned, or stitched in
+SCAN_GAP = 254
+NEAR_GLASS = 20  # grey levels around the most frequent bright grey within which a pixel may be glass
+DIMMEST_GLASS = 150
+LARGEST_TINT = 0.2  # a bright colour of higher saturation is not glass: the picture is full of tissue
+CORRECTED_TINT = 0.02  # glass of a lower saturation counts as white: dividing by it would only change rounding
+LEAST_GLASS = 0.01  # least share of glass in the picture from which its noise can be measured
+SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on a ninth of the pixels, which is enough
+DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
 
 Rung = Literal["otsu", "adaptive", "stain", "bounded"]
 Method = Literal["auto", "otsu", "adaptive", "stain"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 
-MOST_SATURATION = 0.2
-"""A higher threshold splits tissue from tissue, because with little glass Otsu has nothing else to split."""
+MOST_SATURATION = 0.2  # with little glass, Otsu has nothing but tissue to split, and splits it higher
 MOST_DENSITY = 0.25
-LEAST_DENSITY = 0.05
-"""Dust and shadows take away less light than this."""
-EVERYTHING = 0.97
-"""A larger share of the picture counts as tissue only after all methods have been tried."""
+LEAST_DENSITY = 0.05  # dust and shadows take away less light than this
+EVERYTHING = 0.97  # a larger share of the picture counts as tissue only after all methods have been tried
+# Share of the median saturation above the glass from which a pixel is tissue; less is smeared by compression
 OF_TISSUE = 0.25
-"""Share of the median saturation above the glass from which a pixel is tissue; less is what compression smears
-over the edge."""
-LEFT_OUT = 0.25
-"""Otsu is not trusted where it leaves out a larger share of the adaptive result: pale tissue beside dark."""
-CRUMBS = 0.6
-"""A method that loses a larger share of its area as small pieces has found noise."""
+LEFT_OUT = 0.25  # Otsu is not trusted where it leaves out more of the adaptive result: pale tissue beside dark
+CRUMBS = 0.6  # a method that loses a larger share of its area as small pieces has found noise
 
-LUMEN_UM = 80.0
-"""A fat wall stands out against the lightest place within half this width: the inside of the next cell."""
-MESH_UM = 64.0
-"""Fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it."""
-LEAST_STEP = 3
-"""Least grey levels (of 255) by which a wall stands out; more where the glass is noisier."""
-COLOURED = 0.6
-"""Walls are coloured: least share of the saturation above which a pixel is not noise of the glass."""
+LUMEN_UM = 80.0  # a fat wall stands out against the lightest place within half this width: the inside of the next cell
+MESH_UM = 64.0  # fat cells up to this width are closed; adipocytes have 50 to 100 µm, and walls take part of it
+LEAST_STEP = 3  # least grey levels (of 255) by which a wall stands out; more where the glass is noisier
+COLOURED = 0.6  # walls are coloured: least share of the saturation above which a pixel is not noise of the glass
 WINDOW_UM = 160.0
-LEAST_WALLS = 0.2
-"""Least share of a window that walls take up in fat; dust and single fibres take up less."""
+LEAST_WALLS = 0.2  # least share of a window that walls take up in fat; dust and single fibres take up less
+
+
+@dataclass(frozen=True)
+class Glass:
+    """Look of the empty glass on a thumbnail."""
+
+    share: float  # share of the picture that looks like it; 0 where no glass was found
+    saturation: float  # 0-1; with more, a pixel is not noise of the glass
+    density: float  # 0-1, likewise
+    density_noise: float  # variation of density (0-1) by noise alone
+
+
+@dataclass(frozen=True)
+class View:
+    """A thumbnail, prepared once for all methods and for the flags."""
+
+    planes: tuple[Bytes, Bytes, Bytes]  # red, green, blue, relative to the glass where it is tinted; (height, width)
+    saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
+    density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
+    usable: Bools  # false on pixels too dark for tissue
+    glass: Glass  # look of the empty glass
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """Number of usable pixels of each saturation 0 to 255."""
+        return np.bincount(self.saturation.ravel(), self.usable.ravel(), minlength=256).astype(np.int64)
+
+
+def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
+    """Prepare a thumbnail, uint8 of shape (height, width, 3); ``smoothing_px`` is the odd side of a mean filter."""
+    red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
+    planes = red, green, blue
+    low, high = _extremes(planes)
+    usable = high > DARK
+    saturation = _saturation(low, high)
+    share, bright, colour = _brightest([plane[SOME] for plane in planes], low[SOME])
+    tint = 1 - min(colour) / max(colour)
+    seen = bright is not None and tint <= LARGEST_TINT
+    white = max(colour)
+    if seen and tint > CORRECTED_TINT:
+        planes, white = _relative(planes, colour), 255
+        low, high = _extremes(planes)
+        saturation = _saturation(low, high)
+    saturation = box_mean(saturation, smoothing_px)
+    density = box_mean(_density(planes, white if seen else 255), smoothing_px)
+    if not seen or bright is None:
+        return View(planes, saturation, density, usable, Glass(0.0, 1.0, 1.0, 1.0))
+    level, noise = _noise_limit(density[SOME][bright])
+    glass = Glass(share, _noise_limit(saturation[SOME][bright])[0], level, noise)
+    return View(planes, saturation, density, usable, glass)
+
+
+def _extremes(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes]:
+    red, green, blue = planes
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+
+
+def _saturation(low: Bytes, high: Bytes) -> Bytes:
+    spread = (high - low).astype(np.float32)
+    spread *= 255
+    spread /= np.maximum(high, 1)
+    return np.asarray(spread + 0.5, np.uint8)
+
+
+def _density(planes: tuple[Bytes, Bytes, Bytes], white: int) -> Bytes:
+    total = planes[0].astype(np.uint16)
+    total += planes[1]
+    total += planes[2]
+    missing = np.clip(1 - np.arange(766) / (3 * white), 0, 1)
+    return np.asarray(np.rint(missing * 255), np.uint8)[total]
+
+
+def _brightest(planes: Sequence[Bytes], low: Bytes) -> tuple[float, Bools | None, tuple[int, int, int]]:
+    """Return share, mask and colour of the pixels around the most frequent bright grey; None where too few."""
+    every = np.bincount(low.ravel(), minlength=256)[DIMMEST_GLASS:]
+    counts, white = every.copy(), (255, 255, 255)
+    counts[SCAN_GAP - DIMMEST_GLASS :] = 0
+    if counts.sum() < LEAST_GLASS * low.size:
+        counts = every  # a synthetic or cut-out white background
+        if counts.sum() < LEAST_GLASS * low.size:
+            return 0.0, None, white
+    smooth = np.convolve(counts, np.ones(5), mode="same")
+    # Take the brightest peak that is not far below the highest: glass is brighter than pale tissue.
+    peak = DIMMEST_GLASS + int(np.flatnonzero(smooth >= 0.25 * smooth.max())[-1])
+    bright = (low >= peak - NEAR_GLASS) & (low <= peak + NEAR_GLASS)
+    if peak + 2 < SCAN_GAP:
+        bright &= low < SCAN_GAP
+    if bright.mean() < LEAST_GLASS:
+        return 0.0, None, white
+    red, green, blue = (int(np.median(plane[bright])) for plane in planes)
+    return float(bright.mean()), bright, (red, green, blue)
+
+
+def _relative(planes: tuple[Bytes, Bytes, Bytes], colour: tuple[int, int, int]) -> tuple[Bytes, Bytes, Bytes]:
+    levels = np.arange(256)
+    red, green, blue = (
+        np.asarray(np.clip(np.rint(levels * 255 / value), 0, 255), np.uint8)[plane]
+        for plane, value in zip(planes, colour, strict=True)
+    )
+    return red, green, blue
+
+
+def _noise_limit(values: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return median plus six robust deviations (of the lower, empty half), and the deviations alone, 0-1."""
+    median, lower = np.percentile(values, (50, 16))
+    noise = DEVIATIONS * max(0.5, median - lower)
+    return float((median + noise) / 255), float(noise / 255)
 
 
 @dataclass(frozen=True)
@@ -93,9 +202,8 @@ def _otsu(view: View, min_saturation: float) -> Found:
         above = counts[round(_adaptive_threshold(view, min_saturation) * 255) + 1 :].sum()
         lost = 1 - counts[round(threshold * 255) + 1 :].sum() / max(1, above)
         if lost > LEFT_OUT:
-            return Found(
-                "otsu", None, threshold, f"{threshold:.3f} leaves out {lost:.0%} of what rises above the glass"
-            )
+            detail = f"{threshold:.3f} leaves out {lost:.0%} of what rises above the glass"
+            return Found("otsu", None, threshold, detail)
     return _saturated("otsu", view, threshold)
 
 
@@ -114,16 +222,11 @@ def _stain(view: View, _: float) -> Found:
 
 
 def _bounded(view: View, min_saturation: float) -> Found:
-    otsu = _otsu_threshold(view)
-    return _saturated("bounded", view, max(min_saturation, min(otsu, MOST_SATURATION)))
+    return _saturated("bounded", view, max(min_saturation, min(_otsu_threshold(view), MOST_SATURATION)))
 
 
-RUNGS: dict[Rung, Callable[[View, float], Found]] = {
-    "otsu": _otsu,
-    "adaptive": _adaptive,
-    "stain": _stain,
-    "bounded": _bounded,
-}
+RUNGS: dict[Rung, Callable[[View, float], Found]]
+RUNGS = {"otsu": _otsu, "adaptive": _adaptive, "stain": _stain, "bounded": _bounded}
 
 
 def _saturated(rung: Rung, view: View, threshold: float) -> Found:

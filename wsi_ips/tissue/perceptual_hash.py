@@ -18,13 +18,12 @@ from skimage.filters import threshold_otsu
 
 SIDE, FREQUENCIES = 32, 16
 LONGEST_PX = 512
-SMALLEST_PX = 16
-"""A smaller part, or one of less contrast than the next constant, cannot be recognised."""
+SMALLEST_PX = 16  # a smaller part, or one of less contrast than the next constant, cannot be recognised
 LEAST_CONTRAST = 8.0
+# Share of bits by which two looks of one slide may differ. With another stain, scale and margin, turned and mirrored,
+# 96 % of trials stayed below this; different slides differed by at least 0.35, and by 0.22 where slides were composed
+# on the outline of the same node (benchmarks/looks.py, DECISIONS D79).
 LARGEST_DISTANCE = 0.2
-"""Share of bits by which two looks of one slide may differ. With another stain, scale and margin, turned and mirrored,
-96 % of trials stayed below this; different slides differed by at least 0.35, and by 0.22 where slides were composed on
-the outline of the same node (benchmarks/looks.py, DECISIONS D79)."""
 ROWS_AT_A_TIME = 512
 
 
@@ -37,10 +36,7 @@ class Alike(NamedTuple):
 
 
 def look_of(thumbnail: NDArray[np.uint8]) -> str:
-    """Compute the hash of a thumbnail.
-
-    Returns 64 hexadecimal digits; empty where nothing can be recognised (no stain, a few pixels).
-    """
+    """Return the hash of a thumbnail, 64 hexadecimal digits; empty where nothing can be recognised."""
     image = Image.fromarray(thumbnail)
     image.thumbnail((LONGEST_PX, LONGEST_PX), Image.Resampling.BOX)
     stain = 255 - np.asarray(image).min(axis=2)  # (height, width); glass is near 0
@@ -62,7 +58,8 @@ def look_alikes(looks: Mapping[str, str], *, largest_distance: float = LARGEST_D
     names = [name for name, look in looks.items() if look]
     if len(names) < 2:
         return
-    signs = np.stack([_signs(looks[name]) for name in names])  # (N, 16, 16), -1 or 1
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex("".join(looks[name] for name in names)), np.uint8))
+    signs = bits.reshape(-1, FREQUENCIES, FREQUENCIES).astype(np.float32) * 2 - 1  # (N, 16, 16), -1 or 1
     flat = signs.reshape(len(names), -1)
     for start in range(0, len(names), ROWS_AT_A_TIME):
         rows = signs[start : start + ROWS_AT_A_TIME]
@@ -77,11 +74,6 @@ def _extent(counts: NDArray[np.intp]) -> slice:
     """Return the range of rows or columns with stain; single specks do not count."""
     found = np.flatnonzero(counts > 0.01 * counts.max())
     return slice(int(found[0]), int(found[-1]) + 1)
-
-
-def _signs(look: str) -> NDArray[np.float32]:
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(look), np.uint8)).reshape(FREQUENCIES, FREQUENCIES)
-    return bits.astype(np.float32) * 2 - 1
 
 
 def _turned(signs: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

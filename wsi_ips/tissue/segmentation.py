@@ -10,17 +10,13 @@ import numpy as np
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
-from wsi_ips.tissue.filters import Bools, box_share, closed, without_small
+from wsi_ips.tissue.filters import box_share, closed, without_small
 from wsi_ips.tissue.mask import Seen, TissueMask
-from wsi_ips.tissue.methods import Found, Method, attempts, distrust, find_fat
-from wsi_ips.tissue.stain_view import View, view_of
+from wsi_ips.tissue.methods import Found, Method, View, attempts, distrust, find_fat, view_of
 
-SMOOTHING_UM = 16.0
-"""Side of the box mean on saturation and density."""
-CLOSING_UM = 32.0
-"""Gaps up to this width are closed."""
-UNDER_PEN_UM = 500.0
-"""Width of the surroundings that tell whether a pen mark lies on tissue or on glass."""
+SMOOTHING_UM = 16.0  # side of the box mean on saturation and density
+CLOSING_UM = 32.0  # gaps up to this width are closed
+UNDER_PEN_UM = 500.0  # width of the surroundings that tell whether a pen mark lies on tissue or on glass
 
 
 @dataclass(frozen=True)
@@ -31,24 +27,20 @@ class TissueRules:
     min_saturation: float = 0.06
     min_area_um2: float = 40_000.0  # smaller pieces are dropped
     max_hole_um2: float = 20_000.0  # holes up to this area are filled
-    # `auto`: the first method of `wsi_ips.tissue.methods` that can be trusted; else only the named one
-    method: Method = "auto"
+    method: Method = "auto"  # `auto`: the first of `wsi_ips.tissue.methods` that can be trusted; else the named one
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
-    """Tell tissue from glass on the thumbnail of a whole slide.
-
-    ``mpp`` is the scale of the thumbnail, ``px0_size`` the size of level 0; ``rules`` of None are the defaults.
-
-    The mask is all False where there is no tissue.
-    """
+    """Tell tissue from glass on the thumbnail (of scale ``mpp``) of a whole slide; the mask may be all False."""
     rules = rules or TissueRules()
     step_um = math.sqrt(mpp.x * mpp.y)
     view, seen = _look(thumbnail, mpp)
     best, passed = _first_trusted(view, rules, step_um)
     mask = best.mask if best.mask is not None else np.zeros(seen.pen.shape, bool)
     if seen.pen.any() and mask.any():
-        mask = _with_tissue_under(seen.pen, mask, step_um)
+        # Pen lies on tissue where most of what surrounds it, and is not pen, is tissue.
+        side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
+        mask = mask | (seen.pen & (2 * box_share(mask & ~seen.pen, side) > box_share(~seen.pen, side)))
     mask = ~without_small(~mask, math.floor(rules.max_hole_um2 / step_um**2) + 1)
     height, width = mask.shape
     return TissueMask(
@@ -97,11 +89,4 @@ def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
     bubble = find_bubbles(od, step_um=step_um)
     pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
     seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
-    return view.without(pen), seen
-
-
-def _with_tissue_under(pen: Bools, mask: Bools, step_um: float) -> Bools:
-    """Add pen marks that lie on tissue: most of what surrounds them, and is not pen, is tissue."""
-    side = 2 * round(UNDER_PEN_UM / step_um / 2) + 1
-    on_tissue = 2 * box_share(mask & ~pen, side) > box_share(~pen, side)
-    return np.asarray(mask | (pen & on_tissue))
+    return replace(view, usable=view.usable & ~pen), seen

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.task_losses import target_tensors
-from wsi_ips.tiles import read_tiles
+from wsi_ips.tiles.stream import read_tiles
 from wsi_ips.training.loss import class_weights
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest, TrainingState

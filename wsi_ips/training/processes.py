@@ -38,7 +38,7 @@ from wsi_ips.cluster.torchrun import Launch
 from wsi_ips.errors import RecipeError, TrainingError, WsiIpsError
 from wsi_ips.model.selection import Selection, merge
 from wsi_ips.scanning import choose_device
-from wsi_ips.tiles import SlideTiles, read_tiles
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Target
-from wsi_ips.tiles import SlideTiles
+from wsi_ips.tiles.stream import SlideTiles
 
 if TYPE_CHECKING:
     from wsi_ips.model.net import IpsNet

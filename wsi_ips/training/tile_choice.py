@@ -18,7 +18,7 @@ from torch import Tensor
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
 from wsi_ips.scanning import ChunkLimit, Prepare, ScanOptions, plain_patches, scan_slides
-from wsi_ips.tiles import SlideTiles, read_tiles
+from wsi_ips.tiles.stream import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.processes import Division, Processes, divide, join_shared, piece_requests
 from wsi_ips.training.settings import LabelledSlide, Settings

@@ -14,9 +14,9 @@ from wsi_ips.errors import ResolutionError, TileIndexError
 from wsi_ips.geometry import Box, Point, Pyramid, Scale, Size
 from wsi_ips.slides import ArrayReader, open_slide, read_patch
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules
-from wsi_ips.tiles.interop import find_coordinates, imported_index, plan_footprint, read_foreign
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules
+from wsi_ips.tiles.interop.coordinate_import import find_coordinates, imported_index, plan_footprint, read_foreign
+from wsi_ips.tissue.mask import TissueMask
 
 SIZE = (1031, 773)
 WRITERS = {"clam": golden.clam, "trident": golden.trident, "wsinfer": golden.wsinfer, "atlaspatch": golden.atlaspatch}

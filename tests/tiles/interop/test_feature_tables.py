@@ -13,14 +13,9 @@ from tests.cohort import textured_slide
 from tests.tiles.interop import golden
 from wsi_ips.errors import FeaturesError, TileIndexError
 from wsi_ips.geometry import Size
-from wsi_ips.tiles import TileIndex
-from wsi_ips.tiles.interop import (
-    find_features,
-    foreign_features,
-    read_foreign_features,
-    rows_of_tiles,
-    write_foreign_features,
-)
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.feature_tables import find_features, foreign_features, read_foreign_features, rows_of_tiles
+from wsi_ips.tiles.interop.tile_formats import write_foreign_features
 
 WIDTH = 6
 

@@ -11,7 +11,7 @@ import pytest
 from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides import SlideInfo
-from wsi_ips.tiles.interop import place_scores, read_scored, with_footprint
+from wsi_ips.tiles.interop.scored_tiles import place_scores, read_scored, with_footprint
 
 SIZE = Size(5000, 3000)
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from wsi_ips.errors import TileIndexError
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides.base import SlideInfo
-from wsi_ips.tiles import IndexOrigin, TileIndex, TileRules, build_index
-from wsi_ips.tiles.interop import imported_index, read_foreign, write_foreign
-from wsi_ips.tissue import TissueMask
+from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
+from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
+from wsi_ips.tiles.interop.tile_formats import write_foreign
+from wsi_ips.tissue.mask import TissueMask
 
 
 def slide_of(size: Size, mpp: float, divisors: tuple[float, ...] = (1, 4)) -> SlideInfo:

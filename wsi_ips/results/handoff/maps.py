@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.results.score_maps import LESION_MAP, SCORE_MAPS, TileScores
 from wsi_ips.results.score_raster import Raster, tile_raster
-from wsi_ips.tiles import TileIndex
+from wsi_ips.tiles.index import TileIndex
 
 
 class SlideResult(TileScores, Protocol):

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, holds, read_foreign, require_on_slide, whole_corners
-from wsi_ips.tiles.interop.tile_formats import ForeignTiles
+from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, holds, read_foreign, require_on_slide
+from wsi_ips.tiles.interop.tile_formats import ForeignTiles, whole_corners
 
 TENSOR = ".pt"
 UNNAMED = "unnamed"
@@ -41,15 +41,7 @@ class ForeignFeatures:
 
 
 def read_foreign_features(path: Path) -> ForeignFeatures:
-    """Read the features in a file of CLAM (``h5_files``) or TRIDENT.
-
-    Raises
-    ------
-    FeaturesError
-        No such file, damaged, or without features and coordinates; names the file.
-    TileIndexError
-        Impossible coordinates or attributes.
-    """
+    """Read the features in a file of CLAM (``h5_files``) or TRIDENT."""
     try:
         with h5py.File(path, "r") as file:
             missing = [name for name in ("features", "coords") if not isinstance(file.get(name), h5py.Dataset)]
@@ -74,13 +66,7 @@ def foreign_features(
     encoder: str = UNNAMED,
     geometry: ForeignTiles | None = None,
 ) -> ForeignFeatures:
-    """Join features with their coordinates and check one against the other.
-
-    Raises
-    ------
-    FeaturesError
-        Not a table of numbers, or not one row per coordinate.
-    """
+    """Join features with their coordinates and check one against the other."""
     if values.ndim != 2 or values.dtype.kind != "f":
         raise FeaturesError(f"{path}: features of shape {values.shape} and type {values.dtype}; (N, F) floats expected")
     if len(values) != len(corners_px0):
@@ -91,13 +77,7 @@ def foreign_features(
 
 
 def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int64]:
-    """Return the row of the file for each tile of the index, shape (n,); the file may hold further tiles.
-
-    Raises
-    ------
-    FeaturesError
-        A tile has no features, the file's tiles are of another size, or begin outside the slide.
-    """
+    """Return the row of the file for each tile of the index, shape (n,); the file may hold further tiles."""
     where = f"{foreign.path}: features for slide {index.slide_id}"
     geometry, footprint = foreign.geometry, index.plan.footprint_px0
     corners, stated = foreign.corners_px0, geometry.size_px0 if geometry else None
@@ -125,18 +105,7 @@ def rows_of_tiles(foreign: ForeignFeatures, index: TileIndex) -> NDArray[np.int6
 
 
 def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Find the feature file of each slide in a folder and its subfolders; prefer CLAM's form with coordinates.
-
-    Parameters
-    ----------
-    names
-        Names that files of each slide_id may have.
-
-    Raises
-    ------
-    FeaturesError
-        No such folder, no feature file in it, or two of one slide.
-    """
+    """Find the feature file of each slide in a folder and its subfolders; prefer CLAM's form with coordinates."""
     if not folder.is_dir():
         raise FeaturesError(f"{folder}: no such folder")
     files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*SUFFIXES, TENSOR)]
@@ -146,9 +115,8 @@ def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str,
     owner = {name: slide_id for slide_id, known in names.items() for name in known}
     found: dict[str, list[Path]] = {}
     for path in files:
-        slide_id = owner.get(path.stem)
-        if slide_id is not None:
-            found.setdefault(slide_id, []).append(path)
+        if path.stem in owner:
+            found.setdefault(owner[path.stem], []).append(path)
     chosen: dict[str, Path] = {}
     for slide_id, paths in found.items():
         tables = [path for path in paths if path.suffix != TENSOR] or paths

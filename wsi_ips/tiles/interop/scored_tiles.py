@@ -21,17 +21,15 @@ from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, index_at
-from wsi_ips.tiles.interop.coordinate_files import SUFFIXES, read_foreign, states_tile_size, whole_corners
-from wsi_ips.tiles.interop.coordinate_import import common_stride_px
+from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, common_stride_px, read_foreign, states_tile_size
+from wsi_ips.tiles.interop.tile_formats import whole_corners
 
 CORNER_NAMES = (("x", "y"), ("minx", "miny"), ("coord_x", "coord_y"), ("x_px0", "y_px0"), ("left", "top"))
 SIZE_NAMES = (("width", "height"), ("tile_px0", "tile_px0"), ("patch_size_level0", "patch_size_level0"))
 SLIDE_NAMES = ("slide_id", "slide", "slide_name")
+# Columns of numbers that are not scores
 NO_SCORES = frozenset({"id", "index", "tile", "tile_id", "patch_id", "level", "row", "column", "col", "maxx", "maxy"})
-"""Columns of numbers that are not scores."""
-MOST_COLUMNS = 20
-"""With more columns they are features, not scores."""
-COORDS, FEATURES = "coords", "features"
+MOST_COLUMNS = 20  # with more columns they are features, not scores
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,11 @@ class ScoredTiles:
     """Tiles of one slide with the scores of another model."""
 
     path: Path
-    # top-left corners (x, y), level-0 pixels, int64, shape (N, 2), in the order of the file
-    corners_px0: NDArray[np.int64]
+    corners_px0: NDArray[np.int64]  # (N, 2) top-left corners (x, y), level-0 pixels, in the order of the file
     footprint_px0: Scale | None  # width and height of a tile, level-0 pixels; None where the file does not state it
     size_px0: Size | None  # size of the slide's level 0, None where the file does not state it
     columns: Mapping[str, NDArray[np.float64]]  # scores by name, float64, each of shape (N,)
-    # position of each tile in the file, for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0)
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (N,) for messages: lines of a CSV (the header is 1), rows of HDF5 (from 0)
 
     def at(self, where: NDArray[np.bool_]) -> str:
         """Name the first of some tiles, for messages."""
@@ -64,22 +60,7 @@ class PlacedScores:
 
 
 def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequence[str] = ()) -> ScoredTiles:
-    """Read a file of scored tiles; its form is recognised by the names in it.
-
-    Parameters
-    ----------
-    columns
-        Scores to read; none = every column of numbers that is neither a position nor a size.
-    slide_names
-        Names of the slide, to find its rows in a table of several slides.
-
-    Raises
-    ------
-    ScoresError
-        No such file, not readable, no coordinates, no scores, or not numbers; names file, column and row.
-    TileIndexError
-        Impossible coordinates or sizes.
-    """
+    """Read a file of scored tiles; its form is recognised by the names in it."""
     if not path.is_file():
         raise ScoresError(f"{path}: no such file; give a CSV or HDF5 file of scored tiles")
     if path.suffix.lower() in SUFFIXES:
@@ -90,20 +71,7 @@ def read_scored(path: Path, *, columns: Sequence[str] = (), slide_names: Sequenc
 
 
 def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path | None) -> ScoredTiles:
-    """Add the size of a tile where the file does not state it.
-
-    Parameters
-    ----------
-    tile_px0
-        Side of a tile in level-0 pixels; overrides ``patches`` and the file.
-    patches
-        Coordinate file of another tool that the scores were computed from.
-
-    Raises
-    ------
-    ScoresError
-        The size is not known, or the scores belong to other tiles than those of ``patches``.
-    """
+    """Add the size of a tile where the file does not state it."""
     if tile_px0 is not None:
         return replace(scored, footprint_px0=Scale(tile_px0, tile_px0))
     if patches is not None:
@@ -125,24 +93,17 @@ def with_footprint(scored: ScoredTiles, *, tile_px0: float | None, patches: Path
 
 
 def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerprint: str) -> PlacedScores:
-    """Place scores on their slide.
-
-    A tile that is listed twice with the same scores is used once; tiles may hang over the slide's edge, as some tools
-    lay them. The notes mention both.
-
-    Raises
-    ------
-    ScoresError
-        A score is missing or not finite, or a tile has two different ones; names the row.
-    TileIndexError
-        Tiles outside the slide, or of a slide of another size.
-    ResolutionError
-        The slide has no scale.
-    """
+    """Place scores on their slide; the notes mention tiles listed twice and tiles over the slide's edge."""
     foot = scored.footprint_px0
     if foot is None:
         raise ScoresError(f"{scored.path}: the size of a tile is not known")
-    _check_scores(scored)
+    for name, values in scored.columns.items():
+        odd = ~np.isfinite(values)
+        if odd.any():
+            raise ScoresError(
+                f"{scored.path}: `{name}` is missing or not finite in {odd.sum()} of {len(odd)} tiles, first in "
+                f"{scored.at(odd)}; leave such tiles out of the file: tiles without a score are shown as not analysed"
+            )
     _check_place(scored, info)
     kept, notes = _once(scored)
     corners = np.ascontiguousarray(scored.corners_px0[kept]).astype(np.int32)
@@ -152,8 +113,8 @@ def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerp
     over = (corners + list(size) > list(info.size_px0)).any(1)
     if over.any():
         notes.append(f"{over.sum()} of {len(corners)} tiles hang over the slide's edge")
-    origin = IndexOrigin(slide_id, "", fingerprint)
-    index = index_at(corners, plan, info, origin, stride_px=common_stride_px(corners, plan))
+    stride_px = common_stride_px(corners, plan)
+    index = index_at(corners, plan, info, IndexOrigin(slide_id, "", fingerprint), stride_px=stride_px)
     index = replace(index, tissue_method=f"{len(corners)} tiles of {scored.path.name}")
     return PlacedScores(index, {name: values[kept] for name, values in scored.columns.items()}, tuple(notes))
 
@@ -248,24 +209,21 @@ def _one_size(
 def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
     try:
         with h5py.File(path, "r") as file:
-            if not isinstance(file.get(COORDS), h5py.Dataset):
-                raise ScoresError(f"{path}: no dataset `{COORDS}` in it, so the scores cannot be placed")
-            coords = np.asarray(file[COORDS][()])
-            stated = {*file.attrs, *file[COORDS].attrs}
-            tables = {
-                name: np.asarray(item[()])
-                for name, item in file.items()
-                if name not in (COORDS, FEATURES) and _is_table(item, len(coords))
-            }
+            if not isinstance(file.get("coords"), h5py.Dataset):
+                raise ScoresError(f"{path}: no dataset `coords` in it, so the scores cannot be placed")
+            coords = np.asarray(file["coords"][()])
+            if not len(coords):
+                raise ScoresError(f"{path}: no tiles in it; there is nothing to draw")
+            stated = {*file.attrs, *file["coords"].attrs}
+            columns: dict[str, NDArray[np.float64]] = {}
+            for name in (name for name in file if name not in ("coords", "features")):
+                columns |= _columns(name, file[name], len(coords))
     except OSError as error:
         raise ScoresError(f"{path}: cannot be read as HDF5 ({error})") from error
-    if not len(coords):
-        raise ScoresError(f"{path}: no tiles in it; there is nothing to draw")
-    columns = _columns(tables)
     missing = [name for name in wanted if name not in columns]
     if missing:
         raise ScoresError(f"{path}: no scores `{missing[0]}`; it has {', '.join(columns) or 'none'}")
-    names = _some(path, list(wanted or columns), list(tables))
+    names = _some(path, list(wanted or columns), list(columns))
     foreign = read_foreign(path) if states_tile_size(stated) else None
     return ScoredTiles(
         path=path,
@@ -277,31 +235,15 @@ def _read_hdf5(path: Path, wanted: Sequence[str]) -> ScoredTiles:
     )
 
 
-def _is_table(item: Any, rows: int) -> bool:
-    """Tell whether a dataset has a few numbers for each tile."""
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iuf" or item.ndim not in (1, 2):
-        return False
-    return bool(item.shape[0] == rows and (item.ndim == 1 or 1 <= item.shape[1] <= MOST_COLUMNS))
-
-
-def _columns(tables: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
-    """Split tables into columns: ``name`` for one column, ``name_0``, ``name_1`` ... for several."""
-    found: dict[str, NDArray[np.float64]] = {}
-    for name, table in tables.items():
-        values = table.astype(np.float64).reshape(len(table), -1)
-        several = values.shape[1] > 1
-        found |= {f"{name}_{k}" if several else name: values[:, k] for k in range(values.shape[1])}
-    return found
-
-
-def _check_scores(scored: ScoredTiles) -> None:
-    for name, values in scored.columns.items():
-        odd = ~np.isfinite(values)
-        if odd.any():
-            raise ScoresError(
-                f"{scored.path}: `{name}` is missing or not finite in {odd.sum()} of {len(odd)} tiles, first in "
-                f"{scored.at(odd)}; leave such tiles out of the file: tiles without a score are shown as not analysed"
-            )
+def _columns(name: str, item: Any, rows: int) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of a dataset with a few numbers for each tile: ``name``, or ``name_0``, ``name_1`` ..."""
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iuf" or item.shape[:1] != (rows,):
+        return {}
+    width = item.size // rows
+    if item.ndim > 2 or not 1 <= width <= MOST_COLUMNS:
+        return {}
+    values = np.asarray(item[()], np.float64).reshape(rows, width)
+    return {f"{name}_{k}" if width > 1 else name: values[:, k] for k in range(width)}
 
 
 def _check_place(scored: ScoredTiles, info: SlideInfo) -> None:
@@ -310,8 +252,7 @@ def _check_place(scored: ScoredTiles, info: SlideInfo) -> None:
             f"{scored.path}: the file says level 0 has {scored.size_px0.width} x {scored.size_px0.height} px, slide "
             f"{info.name} has {info.size_px0.width} x {info.size_px0.height}; the scores belong to another slide"
         )
-    beyond = (scored.corners_px0 < 0) | (scored.corners_px0 >= np.array(info.size_px0))
-    outside = beyond[:, 0] | beyond[:, 1]
+    outside = np.any((scored.corners_px0 < 0) | (scored.corners_px0 >= np.array(info.size_px0)), axis=1)
     if outside.any():
         raise TileIndexError(
             f"{scored.path}: {outside.sum()} of {len(outside)} tiles begin outside slide {info.name} of "

@@ -6,9 +6,10 @@ under the entry-point group ``wsi_ips.tile_formats``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,59 +21,41 @@ from wsi_ips.provenance import atomic_path
 from wsi_ips.registry import Entry, Registry
 from wsi_ips.tiles.index import TileIndex
 
-if TYPE_CHECKING:
-    from wsi_ips.tiles.interop.coordinate_files import Attributes
-
-IDENTITY = "wsi_ips_slide_identity"
-"""Attribute with the content identity of the slide, in the files that we write."""
+WHOLE = 1e-3  # largest distance from a whole number of a coordinate that is stored as a float
+IDENTITY = "wsi_ips_slide_identity"  # attribute with the content identity of the slide, in the files that we write
 
 
 @dataclass(frozen=True)
 class TileFormat(Entry):
-    """A format; ``home`` names a :class:`ToolFormat`.
-
-    A coordinate file belongs to the last entry that recognises it, so a format follows the ones it extends.
-    """
+    """A format; ``home`` names a :class:`ToolFormat`. Of those that fit a file the last counts."""
 
     marks: tuple[str, ...] = ()  # attributes by which a file is recognised; the first states the size of a tile
     columns: int | None = None  # columns of `coords` by which it is recognised; None where they do not matter
     writes: bool = False  # whether tiles and features can be exported in it
 
 
+HOME, ONLY = "wsi_ips.tiles.interop.coordinate_formats", "coordinates only"
 TILE_FORMATS: Registry[TileFormat] = Registry(
     "tile format",
     (
         TileFormat(
             "clam",
-            "wsi_ips.tiles.interop.clam:Clam",
+            f"{HOME}:Clam",
             "patches/NAME.h5; features in h5_files and pt_files",
             "CLAM",
             marks=("patch_level", "downsample"),
             writes=True,
         ),
-        TileFormat(
-            "wsinfer",
-            "wsi_ips.tiles.interop.wsinfer_atlaspatch:WSInfer",
-            "coordinates only",
-            "WSInfer",
-            marks=("patch_spacing_um_px",),
-        ),
+        TileFormat("wsinfer", f"{HOME}:WSInfer", ONLY, "WSInfer", marks=("patch_spacing_um_px",)),
         TileFormat(
             "trident",
-            "wsi_ips.tiles.interop.trident:Trident",
+            f"{HOME}:Trident",
             "20x_256px_0px_overlap/patches/NAME_patches.h5; features in features_ENCODER",
             "TRIDENT",
             marks=("patch_size_level0",),
             writes=True,
         ),
-        TileFormat(
-            "atlaspatch",
-            "wsi_ips.tiles.interop.wsinfer_atlaspatch:AtlasPatch",
-            "coordinates only",
-            "AtlasPatch",
-            marks=("patch_size_level0",),
-            columns=5,
-        ),
+        TileFormat("atlaspatch", f"{HOME}:AtlasPatch", ONLY, "AtlasPatch", marks=("patch_size_level0",), columns=5),
     ),
     group="wsi_ips.tile_formats",
 )
@@ -83,21 +66,77 @@ class ForeignTiles:
     """Tiles of one slide as another tool stored them; None where its format does not say."""
 
     format: str  # name in `TILE_FORMATS`
-    # top-left corners (x, y) in level-0 pixels, int64, shape (N, 2), in the order of the file
-    corners_px0: NDArray[np.int64]
-    # side of a patch as the tool passes it to its network, px; None where it follows from the slide's scale
-    patch_px: int | None
+    corners_px0: NDArray[np.int64]  # (N, 2) top-left corners (x, y) in level-0 pixels, in the order of the file
+    patch_px: int | None  # side as the tool passes it to its network; None where it follows from the slide's scale
     footprint_px0: Scale  # width and height of a tile in level-0 pixels
-    # level of OpenSlide that is read, and the side read there, px
-    level: int | None = None
-    read_px: int | None = None
-    # size of that level and level-0 pixels per pixel of it, as the file states them
-    level_size: Size | None = None
-    downsample: Scale | None = None
+    level: int | None = None  # level of OpenSlide that is read
+    read_px: int | None = None  # side read there
+    level_size: Size | None = None  # size of that level as the file states it
+    downsample: Scale | None = None  # level-0 pixels per pixel of that level, as the file states them
     size_px0: Size | None = None  # size of the slide's level 0
     spacing_mpp: float | None = None  # µm per patch pixel
     magnification: tuple[float, float] | None = None  # of level 0 and of the patches, in the tool's own steps
     identity: str | None = None  # content identity of the slide, in files that this package wrote
+
+
+class Attributes:
+    """Attributes of a file, each read as a requested type; an attribute of another type raises TileIndexError."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path, self.values = path, values
+
+    def wrong(self, name: str, why: str) -> TileIndexError:
+        """Return the error for an attribute."""
+        return TileIndexError(f"{self.path}: attribute `{name}` = {self.values.get(name)}: {why}")
+
+    def number(self, name: str) -> float:
+        """Return a number above 0."""
+        if name not in self.values:
+            raise TileIndexError(
+                f"{self.path}: attribute `{name}` is missing; the file is damaged or of another version"
+            )
+        try:
+            value = float(np.asarray(self.values[name]).item())
+        except (TypeError, ValueError) as error:
+            raise self.wrong(name, "a number is expected") from error
+        if not (np.isfinite(value) and value > 0):
+            raise self.wrong(name, "must be above 0")
+        return value
+
+    def whole(self, name: str, default: int | None = None, *, least: int | None = 1) -> int:
+        """Return a whole number, ``default`` where it is missing."""
+        if name not in self.values and default is not None:
+            return default
+        raw = np.asarray(self.values.get(name))
+        if raw.size == 1 and raw.dtype.kind in "iuf" and np.isfinite(raw.item()) and raw.item() == round(raw.item()):
+            value = int(raw.item())
+            if least is None or value >= least:
+                return value
+        raise self.wrong(name, "a whole number is expected" + ("" if least is None else f", at least {least}"))
+
+    def pair(self, name: str) -> Scale:
+        """Return two numbers above 0."""
+        raw = np.asarray(self.values[name])
+        if raw.shape != (2,) or raw.dtype.kind not in "iuf" or not (np.isfinite(raw) & (raw > 0)).all():
+            raise self.wrong(name, "two numbers above 0 are expected")
+        return Scale(float(raw[0]), float(raw[1]))
+
+    def text(self, name: str) -> str | None:
+        """Return a text, None where it is missing."""
+        value = self.values.get(name)
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else None if value is None else str(value)
+
+
+def whole_corners(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.int64]:
+    """Return coordinates as int64, shape (N, columns); floats must be whole numbers."""
+    if coords.size == 0:
+        return np.empty((0, columns), np.int64)
+    if coords.ndim != 2 or coords.shape[1] != columns or coords.dtype.kind not in "iuf":
+        raise TileIndexError(f"{path}: coords of shape {coords.shape} and type {coords.dtype}; (N, {columns}) expected")
+    rounded = np.rint(coords)
+    if coords.dtype.kind == "f" and not (np.abs(coords - rounded) < WHOLE).all():  # also false for NaN
+        raise TileIndexError(f"{path}: coordinates that are not whole pixels of level 0")
+    return np.asarray(rounded, np.int64)
 
 
 class ToolFormat:
@@ -119,43 +158,14 @@ class ToolFormat:
 
 
 def write_foreign(folder: Path, index: TileIndex, *, kind: str, name: str) -> Path | None:
-    """Write the tiles of one slide for another tool.
-
-    Returns the file; None where there is no tile and the tool writes no file then.
-
-    Parameters
-    ----------
-    kind
-        Name in :data:`TILE_FORMATS`, of a format that is written.
-    name
-        The slide's file name without its ending, by which the tool finds the slide.
-
-    Raises
-    ------
-    TileIndexError
-        The format cannot say where these tiles lie; the message says why.
-    """
-    written: Path | None = _writer(kind).write_tiles(folder, index, name)
-    return written
+    """Write the tiles of one slide for another tool; returns the file, None where the tool has none without tiles."""
+    return _writer(kind).write_tiles(folder, index, name)
 
 
 def write_foreign_features(
     folder: Path, index: TileIndex, values: NDArray[np.floating], *, kind: str, name: str, encoder: str
 ) -> Path | None:
-    """Write features and coordinates of one slide for another tool; CLAM's ``.pt`` needs torch and is not written here.
-
-    Returns the feature file; None where there is no tile.
-
-    Parameters
-    ----------
-    values
-        Features of the tiles, shape (n, F).
-
-    Raises
-    ------
-    TileIndexError
-        The format cannot say where these tiles lie.
-    """
+    """Write features and coordinates of one slide, except CLAM's ``.pt``; returns the file, None without tiles."""
     if not len(index):
         write_foreign(folder, index, kind=kind, name=name)
         return None
