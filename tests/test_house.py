@@ -43,7 +43,6 @@ LIGHT = [
     "wsi_ips.viewer",
     "wsi_ips.pipeline.run_viewer",
     "wsi_ips.pipeline.heatmap_stage",
-    "wsi_ips.pipeline.handoff_stage",
     "wsi_ips.cluster",
     "wsi_ips.pipeline.tile_stage",
     "wsi_ips.pipeline.verify",

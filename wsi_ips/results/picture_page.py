@@ -27,7 +27,7 @@ class Frame:
     Text grows with the map, so that it stays readable when the page is shown small.
     """
 
-    map_size: Size  # Size of the map on the page
+    map_size: Size  # size of the map on the page
 
     def px(self, length: float) -> int:
         """Scale a length that is given for a map 1000 px wide."""
@@ -37,13 +37,12 @@ class Frame:
     def page_size(self) -> Size:
         """Size of the whole page."""
         width = max(self.px(560), self.map_size.width + 2 * self.px(16))
-        return Size(width, self.map_box.bottom + self.px(88))
+        return Size(width, self.px(84) + self.map_size.height + self.px(88))
 
     @property
     def map_box(self) -> Box:
         """Place of the map: centred between the edges."""
-        width = max(self.px(560), self.map_size.width + 2 * self.px(16))
-        return Box((width - self.map_size.width) // 2, self.px(84), *self.map_size)
+        return Box((self.page_size.width - self.map_size.width) // 2, self.px(84), *self.map_size)
 
     def blank(self) -> Image.Image:
         """Return an empty page with a hairline around the map."""
@@ -60,11 +59,13 @@ def probability_text(probability: float) -> str:
     return "< 0.001" if 0 < probability < 0.0005 else f"{probability:.3f}"
 
 
-def draw_header(page: Image.Image, frame: Frame, rows: Sequence[tuple[str, str]]) -> None:
-    """Draw three rows of text above the map, each with a left and a right part; the first two rows are large.
+def verdict_text(class_name: str, probability: float | None) -> str:
+    """Return what a slide is called, empty where its probability is not known."""
+    return "" if probability is None else f"slide: {class_name} {probability_text(probability)}"
 
-    A left part that does not fit is cut with an ellipsis; the right part (a number or a warning) is never cut.
-    """
+
+def draw_header(page: Image.Image, frame: Frame, rows: Sequence[tuple[str, str]]) -> None:
+    """Draw three rows of text, left and right, above the map; a left part that does not fit is cut."""
     draw, margin = ImageDraw.Draw(page), frame.px(16)
     tops, sizes, inks = (10, 38, 60), (20, 15, 12), (INK, INK, SOFT_INK)
     for (left, right), top, size, ink in zip(rows, tops, sizes, inks, strict=True):
@@ -75,7 +76,7 @@ def draw_header(page: Image.Image, frame: Frame, rows: Sequence[tuple[str, str]]
 
 
 def draw_legend(page: Image.Image, frame: Frame, title: str, bar: NDArray[np.uint8], marks: Sequence[str]) -> None:
-    """Draw the colour bar below the map: ``bar`` uint8 (n, 3), lowest first; ``marks`` are spaced evenly along it."""
+    """Draw the colour bar (n, 3) below the map, lowest first; ``marks`` are spaced evenly along it."""
     draw, left, top, letters = ImageDraw.Draw(page), frame.px(16), frame.map_box.bottom, font(frame.px(12))
     width, height = frame.px(250), frame.px(14)
     draw.text((left, top + frame.px(10)), title, INK, letters)
@@ -99,8 +100,7 @@ def draw_scale_bar(page: Image.Image, frame: Frame, um_per_px: float) -> None:
     draw.text((right - length / 2, top + frame.px(7)), text, INK, font(frame.px(12)), anchor="ma")
 
 
-Key = tuple[str, Callable[[Image.Image, Frame, Box], None]]
-"""Text of a sign, and the function that draws a sample of it into a box of the page."""
+Key = tuple[str, Callable[[Image.Image, Frame, Box], None]]  # text of a sign; draws a sample of it into a box
 
 
 def draw_keys(page: Image.Image, frame: Frame, keys: Sequence[Key]) -> None:
