@@ -24,22 +24,10 @@ from wsi_ips.results.score_raster import ScoreMaps
 
 TUMOUR, HOLE = "Tumor", "Exclusion"
 MOST_AREA_OFF = 1e-3  # largest share of the lesions' area by which an XML may differ: coordinates have two digits
-COLUMNS = [
-    "slide_id",
-    "lesion",
-    "area_mm2",
-    "longest_diameter_mm",
-    "mean_score",
-    "highest_score",
-    "x_px0",
-    "y_px0",
-    "width_px0",
-    "height_px0",
-    "centroid_x_px0",
-    "centroid_y_px0",
-    "threshold",
-    "model_id",
-]
+HEADER = (
+    "slide_id,lesion,area_mm2,longest_diameter_mm,mean_score,highest_score,x_px0,y_px0,width_px0,height_px0,"
+    "centroid_x_px0,centroid_y_px0,threshold,model_id\n"
+)
 
 
 def write_asap(folder: Path, content: PackageContent) -> list[PackageFile]:
@@ -99,13 +87,12 @@ def lesion_table(maps: ScoreMaps, lesions: Sequence[Lesion]) -> str:
         )
         for lesion in lesions
     ]
-    return pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n")
+    return HEADER + (pd.DataFrame(rows).to_csv(index=False, header=False, lineterminator="\n") if rows else "")
 
 
 def joined(tables: Sequence[str]) -> str:
     """Return the tables of several slides as one."""
-    header = ",".join(COLUMNS) + "\n"
-    return header + "".join(text.removeprefix(header) for text in tables)
+    return HEADER + "".join(text.removeprefix(HEADER) for text in tables)
 
 
 def _table(package: Path, slide_id: str) -> Path:

@@ -14,12 +14,7 @@ HERE = Path(__file__).parent
 PAGE = HERE / "page"
 LIBRARY = Path("node_modules", "openseadragon", "build", "openseadragon", "openseadragon.min.js")
 PACKAGE = ("package.json", "package-lock.json")
-MEDIA_TYPES = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 NPM_TIMEOUT_S = 300
 
 
@@ -40,15 +35,8 @@ def find_library() -> Path | None:
 
 
 def ensure_library(say: Callable[[str], None]) -> Path:
-    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing and ``say`` reports it.
-
-    Raises
-    ------
-    ViewerError
-        It is missing, and npm is missing or fails; the message says what to do.
-    """
-    found = find_library()
-    if found:
+    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing; raises ViewerError."""
+    if found := find_library():
         return found
     npm = shutil.which("npm")
     if npm is None:
