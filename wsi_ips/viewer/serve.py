@@ -48,12 +48,9 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
         uvicorn.Config(application(collection, library, options, token), log_level="warning", server_header=False)
     )
     say(f"viewer: {page}")
-    open_to = (
-        "anyone with this URL can view and review; nothing is encrypted"
-    if token is None:
-        open_to = "only this machine can reach it"
-    )
-    say(f"{open_to}; press Ctrl-C to stop. Research use only.")
+    shared = "anyone with this URL can view and review; nothing is encrypted"
+    reach = shared if token else "only this machine can reach it"
+    say(f"{reach}; press Ctrl-C to stop. Research use only.")
     if options.open_browser:
         threading.Timer(0.7, webbrowser.open, (page,)).start()
     with listening:
