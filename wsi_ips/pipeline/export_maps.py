@@ -23,8 +23,8 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.provenance import atomic_folder
 from wsi_ips.results.handoff_package import Material, PackageContent
+from wsi_ips.results.overlay import probability_text
 from wsi_ips.results.parametric_map import MapFacts, parametric_maps
-from wsi_ips.results.picture_page import probability_text
 from wsi_ips.results.qupath_geojson import chosen_tiles, write_geojson
 from wsi_ips.results.qupath_project import OBJECTS, PROJECT, QuPathImage, write_project
 from wsi_ips.results.score_maps import SCORE_MAPS

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import shapely
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from wsi_ips.annotations import read_annotation
 from wsi_ips.config import Recipe, load_recipe
@@ -106,7 +105,7 @@ def view_recipe(target: Path) -> Recipe:
         raise RecipeError(
             f"folder {target}: no finished run ({facts.name}: {error.strerror}); give the recipe instead of the folder"
         ) from error
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"folder {target}: {facts.name} holds no recipe of this version; give the recipe instead"
         ) from error
@@ -241,10 +240,8 @@ class RunCollection:
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
         layers, table = layers_and_tiles(index, scores, self._run.recipe.heatmap.maps)
         side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
-        facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
-        if scores:
-            facts.append(("model", self.model_id))
-        return Detail(table, layers, outlines, tuple(notes), tuple(facts))
+        facts = (("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px"),)
+        return Detail(table, layers, outlines, tuple(notes), facts)
 
     def _scores(self, record: SlideRecord, index: TileIndex, notes: list[str]) -> SlideScores:
         scores = read_scores(self._run.folder.scores, record.slide_id)

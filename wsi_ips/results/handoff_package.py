@@ -22,7 +22,7 @@ from wsi_ips.errors import HandoffError
 from wsi_ips.provenance import atomic_folder, atomic_write_json
 from wsi_ips.results.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.lesions import Lesion, covered_region, find_lesions
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.results.overlay import RESEARCH
 from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.slides import RGB
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from wsi_ips.results.handoff_package import PackageContent, PackageFile
-from wsi_ips.results.picture_page import (
+from wsi_ips.results.overlay import (
     HAIRLINE,
     INK,
     PAPER,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wsi_ips.provenance import atomic_path
 from wsi_ips.results.handoff_package import MOST_VALUE_OFF, PackageContent, PackageFile, largest, require_agreement
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.results.overlay import RESEARCH
 from wsi_ips.results.score_raster import ScoreMaps, summed
 
 TILE_PX = 256

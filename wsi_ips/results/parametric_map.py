@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.geometry import Scale
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.results.overlay import RESEARCH
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.results.score_raster import Raster, summed
 from wsi_ips.slides.dicom_source import DicomSource
@@ -55,8 +55,7 @@ def parametric_maps(raster: Raster, source: DicomSource, facts: MapFacts) -> lis
 
 def _instance(
     values: NDArray[np.float32], raster: Raster, number: int, source: DicomSource, facts: MapFacts
-) -> ParametricMap:
-    """Return level ``number``; a cell is ``2**number`` cells of the raster wide."""
+) -> ParametricMap:  # level ``number``: a cell is 2 ** number cells of the raster wide
     import highdicom as hd
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code

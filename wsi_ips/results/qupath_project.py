@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.geometry import Scale, Size
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.results.overlay import RESEARCH
 
 VERSION = "0.5.1"  # QuPath version of the project format
 # Image server of QuPath by the reader that opened the slide here; Bio-Formats reads what OpenSlide cannot.
