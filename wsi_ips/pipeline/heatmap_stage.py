@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import read_geojson
+from wsi_ips.annotations import read_annotation, read_geojson
 from wsi_ips.config import HeatmapSection, Recipe
 from wsi_ips.errors import AnnotationError
 from wsi_ips.evaluation.calibration import Calibration
@@ -29,7 +30,7 @@ from wsi_ips.results.handoff_package import Material, stored_package, write_pack
 from wsi_ips.results.overlay import Caption, write_overlay
 from wsi_ips.results.score_maps import LESION_MAP, SCORE_MAPS
 from wsi_ips.results.score_raster import ScoreMaps, tile_geometry
-from wsi_ips.results.slide_heatmaps import ReadAgain, SlideHeatmaps, best_tiles, lesion_outlines, view_of
+from wsi_ips.results.slide_heatmaps import ALIGNMENT_TILES, ReadAgain, SlideHeatmaps, view_of
 from wsi_ips.tiles import TileIndex, read_tiles
 
 SCHEMA_VERSION = 3
@@ -141,14 +142,17 @@ def _draw(run: Run, source: MapSource) -> None:
     tissue = tissue_region(run.folder.tissue_outline(record.slide_id), tiles.index, note)
     with tiles.open() as reader:
         view = view_of(reader, tiles.index, run.recipe.heatmap.mpp, tissue)
+    corner = Point(tiles.index.bounds.x, tiles.index.bounds.y)
+    annotation = record.annotation
+    lesions = read_annotation(annotation, bounds_origin=corner).lesions() if annotation else []
     caption = Caption(
         slide_id=record.slide_id,
         class_name=scores.classes[-1],
         probability=scores.probability[-1],
         model_id=source.model_id,
-        outlines=lesion_outlines(record.annotation, tiles.index.bounds),
+        outlines=tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in lesions),
     )
-    best = best_tiles(scores)
+    best = np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES].astype(np.int32)
     compared = ReadAgain(read_tiles(tiles.only(best)), tiles.index.x[best], tiles.index.y[best])
     heatmaps = SlideHeatmaps(tiles.index, scores, view, caption, compared, note)
     for kind in run.recipe.heatmap.maps:

@@ -338,7 +338,10 @@ def layers_and_tiles(
         shown.append((replace(TRUTH, key=FIRST_KEY + len(maps)), "Oranges", np.asarray(truth, np.float32)))
     shown.append((replace(TISSUE, key=FIRST_KEY + len(maps) + 1), "Greens", tissue))
     values = {look.kind: of_tiles for look, _, of_tiles in shown}
-    columns = [Column(look.kind, look.title, _shown_as(look), ranked=look.kind != TISSUE.kind) for look, *_ in shown]
+    columns = []
+    for look, *_ in shown:
+        shown_as = ("number" if look.comparable else "rank") if look.from_model else "share"
+        columns.append(Column(look.kind, look.title, shown_as, ranked=look.kind != TISSUE.kind))
     if scores is not None:
         values["weight"] = np.asarray(scores.attention * len(index), np.float32)
         columns.append(Column("weight", "Attention / mean", "times"))
@@ -370,9 +373,3 @@ def layer_of(index: TileIndex, look: Look, colours: str, score: NDArray[np.float
     x = raster.origin_px0.x + (np.arange(columns * parts) + 0.5) * cell.x
     y = raster.origin_px0.y + (np.arange(rows * parts) + 0.5) * cell.y
     return Layer(look, eight_bits(raster.sample(x, y)), raster.origin_px0, cell, palette(colours))
-
-
-def _shown_as(look: Look) -> str:
-    if not look.from_model:
-        return "share"
-    return "number" if look.comparable else "rank"

@@ -42,14 +42,10 @@ HANDOFF_FORMATS = Registry(
     "hand-off format",
     (
         HandoffFormat(
-            "overlays",
-            f"{HERE}.handoff_pictures:write_overlays",
-            "pictures of the maps over the tissue, with sidecars",
+            "overlays", f"{HERE}.handoff_pictures:write_overlays", "pictures of the maps over the tissue, with sidecars"
         ),
         HandoffFormat(
-            "ome-tiff",
-            f"{HERE}.ome_tiff:write_maps",
-            "the maps as numbers, one pixel per cell of the tile grid",
+            "ome-tiff", f"{HERE}.ome_tiff:write_maps", "the maps as numbers, one pixel per cell of the tile grid"
         ),
         HandoffFormat(
             "geojson",

@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import read_annotation
 from wsi_ips.errors import EvaluationError
-from wsi_ips.geometry import Box, Point
+from wsi_ips.geometry import Box
 from wsi_ips.results.overlay import LONGEST_PX, Caption, View, draw_overlay, mask_in, sidecar
 from wsi_ips.results.score_maps import SCORE_MAPS, TileScores
 from wsi_ips.results.score_raster import index_raster
@@ -77,19 +74,6 @@ def tiled_area(index: TileIndex) -> Box:
     right = min(index.size_px0.width, int(index.x.max() + width) + margin)
     bottom = min(index.size_px0.height, int(index.y.max() + height) + margin)
     return Box(left, top, right - left, bottom - top)
-
-
-def best_tiles(scores: TileScores) -> NDArray[np.int32]:
-    """Return the rows of the most suspicious tiles, highest probability first, for the self-test."""
-    return np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES].astype(np.int32)
-
-
-def lesion_outlines(annotation: Path | None, bounds: Box) -> tuple[NDArray[np.float64], ...]:
-    """Return the outer rings of the annotated lesions, each of shape (n, 2); empty without an annotation."""
-    if annotation is None:
-        return ()
-    regions = read_annotation(annotation, bounds_origin=Point(bounds.x, bounds.y))
-    return tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in regions.lesions())
 
 
 def checked_alignment(
