@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
@@ -30,7 +29,7 @@ from wsi_ips.results.handoff_package import Material, stored_package, write_pack
 from wsi_ips.results.overlay import Caption, write_overlay
 from wsi_ips.results.score_maps import LESION_MAP, SCORE_MAPS
 from wsi_ips.results.score_raster import ScoreMaps, tile_geometry
-from wsi_ips.results.slide_heatmaps import ALIGNMENT_TILES, ReadAgain, SlideHeatmaps, view_of
+from wsi_ips.results.slide_heatmaps import SlideHeatmaps, best_tiles, view_of
 from wsi_ips.tiles import TileIndex, read_tiles
 
 SCHEMA_VERSION = 3
@@ -152,9 +151,8 @@ def _draw(run: Run, source: MapSource) -> None:
         model_id=source.model_id,
         outlines=tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in lesions),
     )
-    best = np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES].astype(np.int32)
-    compared = ReadAgain(read_tiles(tiles.only(best)), tiles.index.x[best], tiles.index.y[best])
-    heatmaps = SlideHeatmaps(tiles.index, scores, view, caption, compared, note)
+    best = best_tiles(scores)
+    heatmaps = SlideHeatmaps(tiles.index, scores, view, caption, best, read_tiles(tiles.only(best)), note)
     for kind in run.recipe.heatmap.maps:
         picture, facts = heatmaps.draw(kind, source.fingerprint)
         write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)

@@ -45,7 +45,8 @@ class SlideHeatmaps:
     scores: TileScores
     view: View
     caption: Caption
-    compared: ReadAgain
+    compared: NDArray[np.int32]  # rows of the tiles for the self-test, see :func:`best_tiles`
+    patches: RGB  # their pixels, read again, (k, h, w, 3)
     note: Callable[[str], None]  # called with messages about the self-test
 
     def draw(self, kind: str, fingerprint: str) -> tuple[Image.Image, dict[str, Any]]:
@@ -55,7 +56,8 @@ class SlideHeatmaps:
         if caption.outlines:  # outlines would cover the texture that the self-test compares
             plain = draw_overlay(self.view, raster, replace(caption, outlines=()), kind=kind)
         facts = sidecar(self.view, raster, caption, kind=kind, fingerprint=fingerprint)
-        return picture, facts | {"alignment": checked_alignment(plain, facts, self.compared, kind, self.note)}
+        read_again = ReadAgain(self.patches, self.index.x[self.compared], self.index.y[self.compared])
+        return picture, facts | {"alignment": checked_alignment(plain, facts, read_again, kind, self.note)}
 
 
 def view_of(reader: SlideReader, index: TileIndex, mpp: float, tissue: BaseGeometry | None) -> View:
@@ -74,6 +76,11 @@ def tiled_area(index: TileIndex) -> Box:
     right = min(index.size_px0.width, int(index.x.max() + width) + margin)
     bottom = min(index.size_px0.height, int(index.y.max() + height) + margin)
     return Box(left, top, right - left, bottom - top)
+
+
+def best_tiles(scores: TileScores) -> NDArray[np.int32]:
+    """Return the rows of the most suspicious tiles, highest probability first, for the self-test."""
+    return np.argsort(-scores.positive_probability, kind="stable")[:ALIGNMENT_TILES].astype(np.int32)
 
 
 def checked_alignment(
