@@ -71,15 +71,8 @@ def draw_scores(
     """Draw every column of a file of scores over its slide.
 
     Writes ``<slide>_<column>.png``, its sidecar, and a package ``<slide>_<column>/`` for each. The package of a rank
-    map has no outlines, as a rank does not say where a lesion ends. ``note`` is called with what was done to tiles of
-    the file, and with what is odd.
-
-    Raises
-    ------
-    ScoresError, TileIndexError
-        The file cannot be used, or contradicts the slide.
-    SlideError
-        The slide cannot be read.
+    map has no outlines, as a rank does not say where a lesion ends. Raises ScoresError or TileIndexError where the file
+    cannot be used or contradicts the slide, and SlideError.
     """
     with open_slide(wanted.slide, mpp_override=wanted.mpp) as reader:
         placed = placed_scores(wanted, reader.info)

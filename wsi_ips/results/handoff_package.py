@@ -69,13 +69,7 @@ class PackageFile(NamedTuple):
 
 
 def write_package(folder: Path, maps: ScoreMaps, material: Material, *, formats: Sequence[str]) -> dict[str, Any]:
-    """Write the package of a slide with at least one tile and return ``package.json``; replaces an older one.
-
-    Raises
-    ------
-    HandoffError
-        A file does not agree with the scores when it is read back.
-    """
+    """Write the package of a slide with at least one tile and return ``package.json``; raises HandoffError."""
     content = PackageContent.of(maps, material)
     with atomic_folder(folder) as temporary:
         files = []

@@ -59,7 +59,16 @@ def find_lesions(maps: ScoreMaps) -> list[Lesion]:
         regions.append(_region(raster, labels[window] == number, window[0].start, window[1].start))
     order = sorted(range(count), key=lambda at: (-regions[at].area, regions[at].bounds[1], regions[at].bounds[0]))
     return [
-        _lesion(place, regions[at], float(means[at]), float(highest[at]), maps) for place, at in enumerate(order, 1)
+        Lesion(
+            number=place,
+            region=regions[at],
+            area_um2=float(regions[at].area * maps.mpp.x * maps.mpp.y),
+            diameter_um=longest_diameter_um(regions[at], maps.mpp),
+            mean=float(means[at]),
+            highest=float(highest[at]),
+            box_px0=_box_around(regions[at]),
+        )
+        for place, at in enumerate(order, 1)
     ]
 
 
@@ -68,18 +77,10 @@ def covered_region(raster: Raster) -> BaseGeometry:
     return _region(raster, np.isfinite(raster.values), 0, 0)
 
 
-def _lesion(number: int, region: BaseGeometry, mean: float, highest: float, maps: ScoreMaps) -> Lesion:
+def _box_around(region: BaseGeometry) -> Box:
     left, top, right, bottom = region.bounds
     x, y = int(np.floor(left)), int(np.floor(top))
-    return Lesion(
-        number=number,
-        region=region,
-        area_um2=float(region.area * maps.mpp.x * maps.mpp.y),
-        diameter_um=longest_diameter_um(region, maps.mpp),
-        mean=mean,
-        highest=highest,
-        box_px0=Box(x, y, int(np.ceil(right)) - x, int(np.ceil(bottom)) - y),
-    )
+    return Box(x, y, int(np.ceil(right)) - x, int(np.ceil(bottom)) - y)
 
 
 def _region(raster: Raster, cells: Bools, first_row: int, first_column: int) -> BaseGeometry:

@@ -63,13 +63,7 @@ def write_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer
 
 
 def check_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer]) -> dict[str, Any]:
-    """Compare corners and scores of all tiles in a file, and the outlines of its lesions; return the figures.
-
-    Raises
-    ------
-    HandoffError
-        A value differs, something is missing, or an outline deviates by more than a quarter of a tile.
-    """
+    """Compare corners and scores of all tiles in a file, and the outlines of its lesions; raises HandoffError."""
     maps = content.maps
     features = json.loads(gzip.decompress(path.read_bytes()))["features"]
     shown = [f for f in features if f["properties"]["objectType"] == "tile"]
@@ -87,12 +81,8 @@ def check_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer
     outlines = [f["geometry"] for f in drawn if f["properties"]["classification"]["name"] == maps.class_name]
     near = _all_near(outlines, content.lesions[:MOST_LESIONS], maps)
     complete = set(rows.tolist()) == set(tiles.tolist())
-    found = {
-        "tiles": len(rows),
-        "lesions": len(outlines),
-        "largest_offset_px0": offset,
-        "largest_difference": difference,
-    }
+    found: dict[str, Any] = {"tiles": len(rows), "lesions": len(outlines)}
+    found |= {"largest_offset_px0": offset, "largest_difference": difference}
     agrees = near and complete and offset <= 0.02 and difference <= MOST_VALUE_OFF
     return require_agreement(path, maps, found, agrees=agrees)
 

@@ -7,7 +7,6 @@ loads. QuPath 0.5 and 0.6 read this format.
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.geometry import Scale, Size
+from wsi_ips.provenance import atomic_write_json
 from wsi_ips.results.overlay import RESEARCH
 
 VERSION = "0.5.1"  # QuPath version of the project format
@@ -62,13 +62,15 @@ def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, cr
         "lastID": len(images),
         "images": [_entry(number, image) for number, image in enumerate(images, 1)],
     }
-    _write_json(folder / PROJECT, project)
+    atomic_write_json(folder / PROJECT, project)
     for number, image in enumerate(images, 1):
-        _write_json(folder / "data" / str(number) / "server.json", _server(image))
+        atomic_write_json(folder / "data" / str(number) / "server.json", _server(image))
         (folder / "data" / str(number) / "thumbnail.jpg").write_bytes(image.thumbnail)
-    _write_json(folder / OBJECTS / "slides.json", {"note": RESEARCH, "slides": [_listed(image) for image in images]})
+    atomic_write_json(
+        folder / OBJECTS / "slides.json", {"note": RESEARCH, "slides": [_listed(image) for image in images]}
+    )
     for image in images:
-        shutil.copyfile(image.objects, folder / OBJECTS / _objects_name(image))
+        shutil.copyfile(image.objects, folder / OBJECTS / f"{image.slide_id}.geojson.gz")
     (folder / "scripts").mkdir()
     script = (files("wsi_ips.results") / "templates" / SCRIPT).read_text(encoding="utf-8")
     quoted = (home / OBJECTS).as_posix().replace("\\", "\\\\").replace("'", "\\'")
@@ -101,18 +103,9 @@ def _listed(image: QuPathImage) -> dict[str, Any]:
     return {
         "slide": image.slide_id,
         "file": image.path.name,
-        "objects": _objects_name(image),
+        "objects": f"{image.slide_id}.geojson.gz",
         "width": image.size.width,
         "height": image.size.height,
         "mpp_x": image.mpp.x,
         "mpp_y": image.mpp.y,
     }
-
-
-def _objects_name(image: QuPathImage) -> str:
-    return f"{image.slide_id}.geojson.gz"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")

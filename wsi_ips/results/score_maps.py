@@ -42,13 +42,7 @@ def attention(scores: TileScores) -> NDArray[np.float32]:
 
 
 def attention_rank(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return the rank of each tile within its slide, 0 (least) to 1 (most); equal attention gets equal rank.
-
-    Raises
-    ------
-    ScoresError
-        An attention is not finite.
-    """
+    """Return the rank of each tile within its slide, 0 (least) to 1 (most); equal attention gets equal rank."""
     from scipy import stats
 
     if not np.isfinite(values).all():

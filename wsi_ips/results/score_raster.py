@@ -63,15 +63,8 @@ def tile_raster(
 ) -> Raster:
     """Place scores on the tile grid; where tiles overlap, average them weighted by the area they cover.
 
-    ``x``, ``y`` are the top-left corners of the tiles, level-0 pixels, shape (N,), N >= 0; ``score`` has a value for
-    each. The grid begins at the top-left corner of ``bounds``.
-
-    Raises
-    ------
-    ScoresError
-        A score is not finite, or the number of scores differs from the number of tiles.
-    TileIndexError
-        A tile does not lie on the grid that bounds and stride describe, so the map would be misplaced.
+    ``x``, ``y`` are the top-left corners of the tiles, level-0 pixels, shape (N,), N >= 0. The grid begins at the
+    top-left corner of ``bounds``; raises TileIndexError where a tile does not lie on it, ScoresError for unfit scores.
     """
     scores = np.asarray(score, np.float64)
     if scores.shape != np.shape(x) or not np.isfinite(scores).all():
@@ -98,12 +91,12 @@ def index_raster(index: TileIndex, score: NDArray[np.floating]) -> Raster:
     return tile_raster(index.x, index.y, score, bounds=index.grid, stride_px0=index.stride_px0, footprint_px0=foot)
 
 
-def summed(values: NDArray[np.floating]) -> NDArray[np.floating]:
+def summed(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the sums of blocks of 2 x 2, filled up with zeros at the right and lower edge."""
     *rest, rows, columns = values.shape
     even = np.pad(values, [*[(0, 0)] * len(rest), (0, rows % 2), (0, columns % 2)])
     blocks = even.reshape(*rest, (rows + 1) // 2, 2, (columns + 1) // 2, 2)
-    return np.asarray(blocks.sum(axis=(-3, -1)), values.dtype)
+    return np.asarray(blocks.sum(axis=(-3, -1)), np.float32)
 
 
 @dataclass(frozen=True)

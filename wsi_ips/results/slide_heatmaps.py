@@ -104,12 +104,7 @@ def alignment_correlation(
 
     Every patch is averaged down to the picture's pixels and compared in grey with the pixels that it covers according
     to the sidecar ``facts``. The mean of each tile is subtracted first, so only texture counts and colour over a tile
-    does not matter. 1 means the same texture; a value near 0 means another place.
-
-    Raises
-    ------
-    EvaluationError
-        Nothing can be compared: the tiles are smaller than a few picture pixels, outside the map, or without texture.
+    does not matter. Near 0 = another place. Raises EvaluationError where nothing can be compared.
     """
     pairs = [_pair(picture, facts, *tile) for tile in zip(patches, x.tolist(), y.tolist(), strict=True)]
     shown, read = (np.concatenate([p[side] for p in pairs if p] or [np.zeros(0)]) for side in (0, 1))
