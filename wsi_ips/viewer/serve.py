@@ -42,7 +42,8 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
     token = access_token(options)
     library = ensure_library(say)
     listening = listen(options)
-    address = address_of(listening, options.host)
+    name = "localhost" if options.host in WILDCARDS else options.host
+    address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
     page = f"{address}/" if token is None else f"{address}/?token={token}"
     server = uvicorn.Server(
         uvicorn.Config(application(collection, library, options, token), log_level="warning", server_header=False)
@@ -102,9 +103,3 @@ def listen(options: ServerOptions) -> socket.socket:
             f"cannot listen on {options.host} port {options.port} ({error}); --port 0 takes a free port"
         ) from error
     return listening
-
-
-def address_of(listening: socket.socket, host: str) -> str:
-    """Return the URL of the server."""
-    name = "localhost" if host in WILDCARDS else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
