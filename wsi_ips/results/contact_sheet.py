@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from scipy import ndimage
 
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides import RGB
@@ -153,7 +154,7 @@ def draw_tissue(
     pixels = np.asarray(image).copy()
     pixels[~small] = pixels[~small] // 2 + 127
     _tint(pixels, *tiling.raster(Size(*image.size), px0_size))
-    pixels[small & ~_eroded(small)] = EDGE
+    pixels[small & ~ndimage.binary_erosion(small)] = EDGE  # the picture's border counts as outside
     page = Image.new("RGB", (max(720, image.width), image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(page)
@@ -194,20 +195,11 @@ def _shrunk(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _tint(pixels: RGB, state: NDArray[np.int16], lines: NDArray[np.bool_]) -> None:
-    tiled = (state >= 0) & (state < 256)
     for bit, colour in reversed(FLAG_COLOURS):
         here = (state >= 0) & ((state & bit) > 0)
         pixels[here] = pixels[here] // 2 + np.array(colour, np.uint8) // 2
-    left_out = state >= 256
-    y, x = np.nonzero(left_out)
+    y, x = np.nonzero(state >= 256)
     crossed = (x + y) % 6 == 0
     pixels[y[crossed], x[crossed]] = INK
-    on = lines & tiled
+    on = lines & (state >= 0) & (state < 256)
     pixels[on] = (pixels[on].astype(np.uint16) * 2 + np.array(TILE, np.uint16)) // 3
-
-
-def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Remove the pixels that have a neighbour outside; the picture's border counts as outside."""
-    inner = np.zeros_like(mask)
-    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-    return inner

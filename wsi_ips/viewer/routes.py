@@ -102,7 +102,8 @@ class Viewer:
     async def _worklist(self, _: Request) -> Response:
         collection, run = self._collection, self._pixels.run
         entries = await run(collection.entries)
-        reviews = {slide: asdict(review) for slide, review in (await self._latest()).items()}
+        latest = await run(self._reviews.latest) if self._reviews else {}
+        reviews = {slide_id: asdict(review) for slide_id, review in latest.items()}
         return JSONResponse(
             {
                 "title": collection.title,
@@ -191,9 +192,6 @@ class Viewer:
         if self._reviews is None:
             raise HTTPException(404, "reviews need a run: `wsi-ips view RUN`")
         return self._reviews
-
-    async def _latest(self) -> dict[str, Review]:
-        return await self._pixels.run(self._reviews.latest) if self._reviews else {}
 
     async def _detail(self, request: Request) -> Detail:
         return await self._known(lambda: self._collection.detail(request.path_params["slide"]))
