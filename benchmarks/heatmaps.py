@@ -158,8 +158,7 @@ def maps_of(recipe_file: Path):
     from wsi_ips.config import load_recipe
     from wsi_ips.inference import read_scores
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.handoff_stage import score_maps
-    from wsi_ips.pipeline.heatmap_stage import MapSource
+    from wsi_ips.pipeline.heatmap_stage import MapSource, score_maps
 
     run = Run.open(load_recipe(recipe_file))
     record = run.records[0]
@@ -169,8 +168,8 @@ def maps_of(recipe_file: Path):
 
 def geojson(recipe_file: Path, turns: int) -> tuple[list[float], list[float], dict[str, float]]:
     """Return seconds of ours and of the plain way, in turns, and figures of the file."""
-    from wsi_ips.results.handoff.content import Material, PackageContent
-    from wsi_ips.results.handoff.qupath_geojson import write_geojson
+    from wsi_ips.results.handoff_package import Material, PackageContent
+    from wsi_ips.results.qupath_geojson import write_geojson
 
     maps, run = maps_of(recipe_file)
     content, tiles = PackageContent.of(maps, Material()), maps.best_first()

@@ -19,8 +19,8 @@ import yaml
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
-from wsi_ips.viewer import Collection, ServerOptions, application
-from wsi_ips.viewer.serve import listen
+from wsi_ips.viewer.collection import Collection
+from wsi_ips.viewer.serve import ServerOptions, application, listen
 
 RECIPE = {
     "name": "to-look-at",

@@ -29,7 +29,7 @@ HOMES = {
     "scan_backends": "wsi_ips.model.scan_backends:SCAN_BACKENDS",
     "starts": "wsi_ips.training.starts:STARTS",
     "score_maps": "wsi_ips.results.score_maps:SCORE_MAPS",
-    "handoff_formats": "wsi_ips.results.handoff.handoff_formats:HANDOFF_FORMATS",
+    "handoff_formats": "wsi_ips.results.handoff_formats:HANDOFF_FORMATS",
     "tile_formats": "wsi_ips.tiles.interop.tile_formats:TILE_FORMATS",
 }
 """Where each registry stands; recipe sections name them without importing them."""

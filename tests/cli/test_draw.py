@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.errors import ScoresError
-from wsi_ips.results.alignment import page_position
 from wsi_ips.results.draw_scores import map_kind, picture_names
+from wsi_ips.results.slide_heatmaps import page_position
 
 
 def run(*arguments: object) -> tuple[int, str]:

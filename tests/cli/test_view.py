@@ -17,8 +17,9 @@ from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips.cli import app
 from wsi_ips.errors import ManifestError, SlideNotFoundError, ViewerError
 from wsi_ips.pipeline.run_viewer import RunCollection, collection_of
-from wsi_ips.viewer import Review, ReviewStore, SlideFiles
 from wsi_ips.viewer.assets import find_library
+from wsi_ips.viewer.collection import SlideFiles
+from wsi_ips.viewer.reviews import Review, ReviewStore
 
 
 def test_runs_by_folder_or_recipe_and_slides_by_file_folder_or_url(run_to_view, tmp_path):

@@ -14,8 +14,7 @@ from wsi_ips.config import load_recipe
 from wsi_ips.config.sections import HandoffSection, HeatmapSection
 from wsi_ips.inference import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.handoff_stage import handoff_stage
-from wsi_ips.pipeline.heatmap_stage import heatmap_stage
+from wsi_ips.pipeline.heatmap_stage import handoff_stage, heatmap_stage
 from wsi_ips.pipeline.run_viewer import RunCollection
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
 

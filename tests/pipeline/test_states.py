@@ -18,7 +18,7 @@ from wsi_ips.errors import RunDatabaseError, UnsupportedSlideError
 from wsi_ips.pipeline import slide_states as states
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.slide_states import SlideState, StateTable, read_states
-from wsi_ips.viewer import Review, ReviewStore
+from wsi_ips.viewer.reviews import Review, ReviewStore
 
 NAMES = ["a", "b", "c"]
 

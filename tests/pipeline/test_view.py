@@ -15,12 +15,11 @@ from wsi_ips.errors import RecipeError
 from wsi_ips.geometry import Box, Scale
 from wsi_ips.inference import read_scores, write_scores
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
-from wsi_ips.pipeline.viewer_layers import TISSUE, layer_of
+from wsi_ips.pipeline.run_viewer import TISSUE, RunCollection, layer_of, view_recipe
 from wsi_ips.slides import ArrayReader
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tissue.mask import TissueMask
-from wsi_ips.viewer import eight_bits
+from wsi_ips.viewer.collection import eight_bits
 
 
 def index_of(*, patch_px: int, stride_px: int) -> TileIndex:

@@ -13,9 +13,18 @@ from PIL import Image, ImageDraw
 from tests.results.scenes import CAPTION, SCENES, Scene, scene
 from wsi_ips.errors import EvaluationError, ScoresError
 from wsi_ips.geometry import Size
-from wsi_ips.results.alignment import alignment_correlation
-from wsi_ips.results.overlay import colour_map, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.picture_page import Frame, draw_scale_bar, fitted, font, probability_text
+from wsi_ips.results.overlay import (
+    Frame,
+    colour_map,
+    draw_overlay,
+    draw_scale_bar,
+    fitted,
+    font,
+    probability_text,
+    sidecar,
+    write_overlay,
+)
+from wsi_ips.results.slide_heatmaps import alignment_correlation
 
 
 def written(folder: Path, s: Scene, score: np.ndarray, kind: str = "probability") -> tuple[np.ndarray, dict]:

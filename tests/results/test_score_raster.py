@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.results.scenes import SCENES, scene
 from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import Box, Scale
+from wsi_ips.results.score_maps import attention_rank
 from wsi_ips.results.score_raster import tile_raster
-from wsi_ips.results.score_values import attention_rank
 
 BOUNDS = Box(11, 7, 500, 300)
 

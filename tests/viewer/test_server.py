@@ -19,9 +19,10 @@ from wsi_ips.inference import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
 from wsi_ips.tiles.store import read_index
-from wsi_ips.viewer import ReviewStore, ServerOptions, SlideFiles
+from wsi_ips.viewer.collection import SlideFiles
 from wsi_ips.viewer.guard import is_loopback
-from wsi_ips.viewer.serve import access_token, listen
+from wsi_ips.viewer.reviews import ReviewStore
+from wsi_ips.viewer.serve import ServerOptions, access_token, listen
 
 SLIDE = "slide_001"
 WRITE = {"content-type": "application/json", "x-wsi-ips": "review"}

@@ -15,8 +15,8 @@ import pytest
 from tests.pyramids import textured_pyramid, write_jpeg_pyramid
 from tests.viewing import served
 from wsi_ips.errors import RegionReadError
-from wsi_ips.viewer import SlideFiles
-from wsi_ips.viewer.tile_jpegs import BoundedCache, Pixels, encoded
+from wsi_ips.viewer.collection import SlideFiles
+from wsi_ips.viewer.deepzoom import BoundedCache, Pixels, encoded
 
 
 def test_the_least_recently_used_go_first_and_bytes_are_counted():

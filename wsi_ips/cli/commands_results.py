@@ -27,7 +27,7 @@ from wsi_ips.errors import ViewerError
 
 if TYPE_CHECKING:
     from wsi_ips.pipeline.run import Run
-    from wsi_ips.viewer import Collection
+    from wsi_ips.viewer.collection import Collection
 
 RunOrRecipe = Annotated[
     Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder, or recipe file (YAML).", show_default=False)
@@ -150,7 +150,7 @@ def view(
     """
     with explained(debug=debug):
         from wsi_ips.pipeline.run_viewer import collection_of
-        from wsi_ips.viewer import ServerOptions, serve
+        from wsi_ips.viewer.serve import ServerOptions, serve
 
         collection = collection_of(targets)
         if export_reviews is not None:
@@ -256,7 +256,7 @@ def _opened(target: Path) -> Run:
 
 def _write_reviews(collection: Collection, path: Path) -> None:
     from wsi_ips.provenance import atomic_write_text
-    from wsi_ips.viewer import ReviewStore
+    from wsi_ips.viewer.reviews import ReviewStore
 
     if collection.reviews is None:
         raise ViewerError("--export-reviews: only a run has reviews; give its folder or recipe")

@@ -82,7 +82,7 @@ def _cells(slide: PredictedSlide, tasks: Sequence[Task]) -> Iterator[str]:
 
 
 def _probability(task: Task, verdict: Verdict) -> str:
-    from wsi_ips.results.picture_page import probability_text
+    from wsi_ips.results.overlay import probability_text
 
     if _is_binary(task):
         return probability_text(verdict.probability[-1])

@@ -18,18 +18,17 @@ from wsi_ips.errors import ManifestError, RecipeError, ScoresError, SlideError, 
 from wsi_ips.geometry import Size
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
-from wsi_ips.pipeline.handoff_stage import handoff_fingerprint, score_maps
-from wsi_ips.pipeline.heatmap_stage import MapSource, tissue_region
+from wsi_ips.pipeline.heatmap_stage import MapSource, handoff_fingerprint, score_maps, tissue_region
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
 from wsi_ips.provenance import atomic_folder
-from wsi_ips.results.handoff.content import Material, PackageContent
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.handoff.qupath_geojson import chosen_tiles, write_geojson
+from wsi_ips.results.handoff_package import Material, PackageContent
+from wsi_ips.results.overlay import probability_text
 from wsi_ips.results.parametric_map import MapFacts, parametric_maps
-from wsi_ips.results.picture_page import probability_text
+from wsi_ips.results.qupath_geojson import chosen_tiles, write_geojson
 from wsi_ips.results.qupath_project import OBJECTS, PROJECT, QuPathImage, write_project
 from wsi_ips.results.score_maps import SCORE_MAPS
+from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.slides import read_area
 from wsi_ips.slides.dicom_source import read_dicom_source
 from wsi_ips.slides.source import is_url

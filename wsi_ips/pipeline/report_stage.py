@@ -25,7 +25,7 @@ from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibrat
 from wsi_ips.pipeline.slide_states import STATES
 from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
-from wsi_ips.results.handoff.pictures import GALLERY_TILES
+from wsi_ips.results.handoff_pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
 from wsi_ips.results.report import (
     PICTURE_BYTES,

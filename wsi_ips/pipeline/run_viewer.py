@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import numpy as np
 import pandas as pd
 import shapely
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from wsi_ips.annotations import read_annotation
 from wsi_ips.config import Recipe, load_recipe
@@ -28,7 +29,7 @@ from wsi_ips.errors import (
     TileIndexError,
     ViewerError,
 )
-from wsi_ips.geometry import Point
+from wsi_ips.geometry import Point, Scale
 from wsi_ips.inference import SlideScores, read_scores
 from wsi_ips.manifest.discovery import discover_slides
 from wsi_ips.manifest.slide_record import SlideRecord
@@ -37,32 +38,55 @@ from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, scores_fingerprint
-from wsi_ips.pipeline.slide_states import read_states
-from wsi_ips.pipeline.viewer_layers import layers_and_tiles
-from wsi_ips.results.score_maps import SCORE_MAPS
+from wsi_ips.pipeline.slide_states import SlideState, read_states
+from wsi_ips.results.overlay import palette
+from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
+from wsi_ips.results.score_raster import index_raster
 from wsi_ips.slides import RGB, SlideReader, read_patch
 from wsi_ips.slides.source import is_url
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.store import read_index, stored_fingerprint
-from wsi_ips.viewer import Collection, Detail, Download, Entry, SlideFiles, slide_version
+from wsi_ips.viewer.collection import (
+    Collection,
+    Column,
+    Detail,
+    Download,
+    Entry,
+    Layer,
+    Look,
+    SlideFiles,
+    TileTable,
+    eight_bits,
+    slide_version,
+)
 
-RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")
-"""Any of these makes a folder a run folder."""
+RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")  # any of these makes a folder a run folder
 RECIPES = (".yaml", ".yml")
-DETAILS_KEPT = 8
-"""Slides whose maps are kept in memory."""
-OUTLINE_TOLERANCE_PX0 = 1.0
-"""Tolerance when simplifying outlines, too small to see; a lesion has tens of thousands of points."""
+DETAILS_KEPT = 8  # slides whose maps are kept in memory
+OUTLINE_TOLERANCE_PX0 = 1.0  # too small to see; a lesion has tens of thousands of points
+MOST_CELLS = 8_000_000  # largest map that is sent to the browser, values
+FIRST_KEY = 2  # key of the first map; 1 shows H&E alone
+TRUTH = Look(
+    kind="truth",
+    title="Annotated tumour",
+    legend=("none", "half", "whole tile"),
+    strength=(0.25, 0.75, 1),
+    verb="Annotated",
+    draws="outlines",
+    lowest=2,
+)
+TISSUE = Look(
+    kind="tissue",
+    title="Tissue and tiles",
+    legend=("none", "half", "whole tile"),
+    strength=(0.2, 0.35, 1),
+    verb="Tiled",
+    draws="grid",
+)
 
 
 def collection_of(targets: Sequence[str]) -> Collection:
-    """Return the slides of a run (folder or recipe), or of files, folders of slides and URLs.
-
-    Raises
-    ------
-    WsiIpsError
-        A run cannot be read, a file does not exist, or a run is mixed with other things.
-    """
+    """Return the slides of a run (folder or recipe), or of files, folders of slides and URLs; raises WsiIpsError."""
     runs = [target for target in targets if _is_run(target)]
     if runs and len(targets) > 1:
         raise ViewerError(f"{runs[0]} is a run: view one run at a time, without further slides")
@@ -72,13 +96,7 @@ def collection_of(targets: Sequence[str]) -> Collection:
 
 
 def view_recipe(target: Path) -> Recipe:
-    """Return the recipe of a run folder, or of a recipe file.
-
-    Raises
-    ------
-    RecipeError
-        It is neither, or the run in the folder is not finished, so that only its recipe file can describe it.
-    """
+    """Return the recipe of a finished run folder, or of a recipe file; raises RecipeError."""
     if not target.is_dir():
         return load_recipe(target)
     facts = RunFolder(target).facts
@@ -89,7 +107,7 @@ def view_recipe(target: Path) -> Recipe:
         raise RecipeError(
             f"folder {target}: no finished run ({facts.name}: {error.strerror}); give the recipe instead of the folder"
         ) from error
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"folder {target}: {facts.name} holds no recipe of this version; give the recipe instead"
         ) from error
@@ -100,7 +118,7 @@ def view_recipe(target: Path) -> Recipe:
 
 
 class RunCollection:
-    """A :class:`wsi_ips.viewer.Collection` over a run; it only reads."""
+    """A :class:`wsi_ips.viewer.collection.Collection` over a run; it only reads."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -113,25 +131,25 @@ class RunCollection:
 
     @property
     def model_id(self) -> str:
-        """See :class:`wsi_ips.viewer.Collection`."""
+        """See :class:`wsi_ips.viewer.collection.Collection`."""
         try:
             return read_card(checkpoint_folder(self._run)).model_id
         except CheckpointError:
             return ""
 
     def entries(self) -> list[Entry]:
-        """See :class:`wsi_ips.viewer.Collection`; read again, as the run may still be going on."""
+        """See :class:`wsi_ips.viewer.collection.Collection`; read again, as the run may still be going on."""
         folder = self._run.folder
         states = {state.slide_id: state for state in read_states(folder.database)}
         predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")
-        return [self._entry(record, states.get(record.slide_id), predictions) for record in self._records.values()]
+        return [self._entry(r, states.get(r.slide_id, SlideState(r.slide_id)), predictions) for r in self._run.records]
 
     def open(self, slide_id: str) -> AbstractContextManager[SlideReader]:
-        """See :class:`wsi_ips.viewer.Collection`."""
+        """See :class:`wsi_ips.viewer.collection.Collection`."""
         return self._run.opener(self._records[slide_id])()
 
     def detail(self, slide_id: str) -> Detail:
-        """See :class:`wsi_ips.viewer.Collection`; kept until the stored scores or tiles change."""
+        """See :class:`wsi_ips.viewer.collection.Collection`; kept until the stored scores or tiles change."""
         record = self._records[slide_id]
         state = self._stored_state(slide_id)
         with self._lock:
@@ -146,7 +164,7 @@ class RunCollection:
         return known[1]
 
     def patch(self, slide_id: str, tile: int) -> RGB:
-        """See :class:`wsi_ips.viewer.Collection`."""
+        """See :class:`wsi_ips.viewer.collection.Collection`."""
         record = self._records[slide_id]
         try:
             index = read_index(self._run.folder.tiles, slide_id, slice(tile, tile + 1))
@@ -158,7 +176,7 @@ class RunCollection:
             return read_patch(reader, Point(int(index.x[0]), int(index.y[0])), index.plan)
 
     def downloads(self, slide_id: str | None = None) -> list[Download]:
-        """See :class:`wsi_ips.viewer.Collection`."""
+        """See :class:`wsi_ips.viewer.collection.Collection`."""
         folder = self._run.folder
         if slide_id is None:
             offered = [
@@ -180,22 +198,22 @@ class RunCollection:
         return [download for download in offered if download.path.is_file()]
 
     def close(self) -> None:
-        """See :class:`wsi_ips.viewer.Collection`."""
+        """See :class:`wsi_ips.viewer.collection.Collection`."""
         self._run.pool.close()
 
-    def _entry(self, record: SlideRecord, state: Any, predictions: dict[str, tuple[float, str]]) -> Entry:
+    def _entry(self, record: SlideRecord, state: SlideState, predictions: dict[str, tuple[float, str]]) -> Entry:
         probability, predicted = predictions.get(record.slide_id, (None, ""))
         return Entry(
             slide_id=record.slide_id,
             version=slide_version(record.path),
-            state=state.state if state else "pending",
-            reason=state.reason if state else "",
+            state=state.state,
+            reason=state.reason,
             label=record.label or "",
             split=record.split or "",
             probability=probability,
             predicted=predicted,
-            tiles=state.tiles if state else None,
-            tissue_mm2=state.tissue_mm2 if state else None,
+            tiles=state.tiles,
+            tissue_mm2=state.tissue_mm2,
         )
 
     def _stored_state(self, slide_id: str) -> tuple[object, ...]:
@@ -224,10 +242,8 @@ class RunCollection:
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
         layers, table = layers_and_tiles(index, scores, self._run.recipe.heatmap.maps)
         side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
-        facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
-        if scores:
-            facts.append(("model", self.model_id))
-        return Detail(table, layers, outlines, tuple(notes), tuple(facts))
+        facts = (("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px"),)
+        return Detail(table, layers, outlines, tuple(notes), facts)
 
     def _scores(self, record: SlideRecord, index: TileIndex, notes: list[str]) -> SlideScores:
         scores = read_scores(self._run.folder.scores, record.slide_id)
@@ -295,3 +311,67 @@ def _slide_files(target: str) -> list[Path | str]:
     if not path.exists():
         raise SlideNotFoundError(f"{target}: no such slide, folder or recipe")
     return [path]
+
+
+def map_look(score_map: ScoreMap, key: int) -> Look:
+    """Return how the viewer shows a score map; ``key`` is the number that selects it on the keyboard."""
+    return Look(
+        kind=score_map.name,
+        key=key,
+        title=score_map.title,
+        legend=score_map.marks,
+        strength=(0, 1, score_map.opacity_power),
+        threshold=score_map.first_threshold,
+        comparable=score_map.comparable,
+        from_model=True,
+    )
+
+
+def layers_and_tiles(
+    index: TileIndex, scores: SlideScores | None, maps: Sequence[str]
+) -> tuple[tuple[Layer, ...], TileTable]:
+    """Return what the viewer shows of a tiled slide; ``scores`` is None where the slide is not predicted."""
+    truth, tissue = index.tumour_fraction, np.asarray(index.tissue_fraction, np.float32)
+    shown: list[tuple[Look, str, NDArray[np.float32]]] = []
+    if scores is not None:
+        for key, entry in enumerate((SCORE_MAPS[kind] for kind in maps), FIRST_KEY):
+            shown.append((map_look(entry, key), entry.colours, entry.values(scores)))
+    if truth is not None:
+        shown.append((replace(TRUTH, key=FIRST_KEY + len(maps)), "Oranges", np.asarray(truth, np.float32)))
+    shown.append((replace(TISSUE, key=FIRST_KEY + len(maps) + 1), "Greens", tissue))
+    values = {look.kind: of_tiles for look, _, of_tiles in shown}
+    columns = []
+    for look, *_ in shown:
+        shown_as = ("number" if look.comparable else "rank") if look.from_model else "share"
+        columns.append(Column(look.kind, look.title, shown_as, ranked=look.kind != TISSUE.kind))
+    if scores is not None:
+        values["weight"] = np.asarray(scores.attention * len(index), np.float32)
+        columns.append(Column("weight", "Attention / mean", "times"))
+    table = TileTable(
+        columns={"x": index.x, "y": index.y, **values},
+        shown=tuple(columns),
+        origin_px0=Point(index.grid.x, index.grid.y),
+        stride_px0=index.stride_px0,
+        footprint_px0=index.plan.footprint_px0,
+        patch_size=index.plan.patch_size,
+        patch_mpp=index.plan.effective_mpp,
+    )
+    layers = tuple(layer_of(index, look, colours, of_tiles) for look, colours, of_tiles in shown) if len(index) else ()
+    return layers, table
+
+
+def layer_of(index: TileIndex, look: Look, colours: str, score: NDArray[np.float32]) -> Layer:
+    """Return a layer whose cells are fine enough to lie wholly inside or outside every tile.
+
+    Stride and tile size are whole numbers of patch pixels, so cells of their greatest common divisor are fine enough:
+    one cell per tile where tiles lie side by side. Where that gives too many cells, they are larger and the edges of
+    tiles less exact.
+    """
+    raster = index_raster(index, score)
+    rows, columns = raster.starts.shape
+    fine = index.stride_px // math.gcd(index.stride_px, index.plan.patch_size.width, index.plan.patch_size.height)
+    parts = max(1, min(fine, math.isqrt(MOST_CELLS // max(1, rows * columns))))
+    cell = Scale(raster.cell_px0.x / parts, raster.cell_px0.y / parts)
+    x = raster.origin_px0.x + (np.arange(columns * parts) + 0.5) * cell.x
+    y = raster.origin_px0.y + (np.arange(rows * parts) + 0.5) * cell.y
+    return Layer(look, eight_bits(raster.sample(x, y)), raster.origin_px0, cell, palette(colours))

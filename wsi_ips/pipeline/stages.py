@@ -198,8 +198,7 @@ def _features(run: Run, slides: Sequence[str] = ()) -> bool:
 
 def _draw(run: Run, slides: Sequence[str] = ()) -> bool:
     """Draw maps and make hand-off packages from stored scores; needs no torch."""
-    from wsi_ips.pipeline.handoff_stage import handoff_stage
-    from wsi_ips.pipeline.heatmap_stage import heatmap_stage
+    from wsi_ips.pipeline.heatmap_stage import handoff_stage, heatmap_stage
 
     drawn = bool(heatmap_stage(run, slides))
     return bool(handoff_stage(run, slides)) or drawn

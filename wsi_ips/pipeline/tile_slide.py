@@ -15,7 +15,7 @@ from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissu
 from wsi_ips.config import Recipe, TissueSection
 from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.results.tissue_picture import Tiling, draw_tissue, png_bytes, preview
+from wsi_ips.results.contact_sheet import Tiling, draw_tissue, png_bytes, preview
 from wsi_ips.slides import Overview, SlideReader, read_overview
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign

@@ -9,22 +9,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.config import HandoffSection, HeatmapSection
-from wsi_ips.errors import EvaluationError, ScoresError
+from wsi_ips.errors import ScoresError
 from wsi_ips.provenance import fingerprint
-from wsi_ips.results.alignment import ALIGNMENT_TILES, LEAST_ALIGNMENT, alignment_correlation
-from wsi_ips.results.handoff.content import Material
-from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.handoff.package import write_package
+from wsi_ips.results.handoff_formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff_package import Material, write_package
 from wsi_ips.results.overlay import Caption, View, draw_overlay, sidecar, write_overlay
-from wsi_ips.results.score_values import attention_rank
-from wsi_ips.results.slide_heatmaps import view_of
+from wsi_ips.results.score_maps import attention_rank
+from wsi_ips.results.score_raster import ScoreMaps, tile_geometry
+from wsi_ips.results.slide_heatmaps import ALIGNMENT_TILES, ReadAgain, checked_alignment, view_of
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, open_slide
 from wsi_ips.slides.source import slide_name
 from wsi_ips.tiles.interop.coordinate_import import plan_footprint
@@ -33,54 +31,34 @@ from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
 SCHEMA_VERSION = 1
 DrawAs = Literal["auto", "probability", "rank"]
-ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
-"""Attention is not a probability, even if a softmax has brought it to 0-1."""
-READ_PX = 256
-"""Side at which tiles are read again for the self-test and the gallery, px."""
-OUTLINES = frozenset({"geojson", "asap", "lesions"})
+ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)  # no probability, even if a softmax has brought it to 0-1
+READ_PX = 256  # side at which tiles are read again for the self-test and the gallery, px
 
 
 @dataclass(frozen=True)
 class ScoresToDraw:
-    """A file of scores, its slide, and how to draw them.
-
-    Attributes
-    ----------
-    scores, slide
-        File of scored tiles, and the slide.
-    columns
-        Scores to draw; empty = all in the file.
-    draw_as
-        ``probability``: on the fixed scale of 0 to 1; ``rank``: within the slide; ``auto``: as a probability if all
-        values are 0-1 and the name does not contain "attention".
-    tile_px0, patches
-        Size of a tile if the file does not contain it, see :func:`wsi_ips.tiles.interop.with_footprint`.
-    mpp
-        µm per level-0 pixel, for slides that do not state it.
-    """
+    """A file of scores, its slide, and how to draw them."""
 
     scores: Path
     slide: Path
-    columns: Sequence[str] = ()
+    columns: Sequence[str] = ()  # scores to draw; empty = all in the file
+    # probability: on the fixed scale of 0 to 1; rank: within the slide; auto: as a probability if all values are 0-1
+    # and the name does not contain "attention"
     draw_as: DrawAs = "auto"
-    tile_px0: float | None = None
+    tile_px0: float | None = None  # size of a tile, or the file that has it, where the scores do not contain it
     patches: Path | None = None
-    mpp: float | None = None
+    mpp: float | None = None  # µm per level-0 pixel, for slides that do not state it
 
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """Picture and package of one column; ``kind`` attention = drawn as a rank.
-
-    ``package`` is None if no format is wanted, ``alignment`` (about 1 if the map lies on its tissue) if nothing could
-    be compared.
-    """
+    """Picture and package of one column."""
 
     column: str
-    kind: str
+    kind: str  # score map whose colours it has; attention = drawn as a rank
     path: Path
-    package: Path | None
-    alignment: float | None
+    package: Path | None  # None if no format is wanted
+    alignment: float | None  # about 1 if the map lies on its tissue; None if nothing could be compared
 
 
 def draw_scores(
@@ -93,25 +71,9 @@ def draw_scores(
 ) -> list[DrawnMap]:
     """Draw every column of a file of scores over its slide.
 
-    Parameters
-    ----------
-    wanted
-        What to draw.
-    output
-        Folder for ``<slide>_<column>.png``, their sidecars, and a package ``<slide>_<column>/`` for each.
-    pictures
-        Scale, size and opacity of the pictures.
-    handoff
-        What the packages contain; a rank map gets no outlines, as a rank does not say where a lesion ends.
-    note
-        Called with what was done to tiles of the file, and with what is odd.
-
-    Raises
-    ------
-    ScoresError, TileIndexError
-        The file cannot be used, or contradicts the slide.
-    SlideError
-        The slide cannot be read.
+    Writes ``<slide>_<column>.png``, its sidecar, and a package ``<slide>_<column>/`` for each. The package of a rank
+    map has no outlines, as a rank does not say where a lesion ends. Raises ScoresError or TileIndexError where the file
+    cannot be used or contradicts the slide, and SlideError.
     """
     with open_slide(wanted.slide, mpp_override=wanted.mpp) as reader:
         placed = placed_scores(wanted, reader.info)
@@ -127,21 +89,13 @@ def placed_scores(wanted: ScoresToDraw, info: SlideInfo) -> PlacedScores:
     stem = PurePosixPath(slide_name(wanted.slide)).stem
     scored = read_scored(wanted.scores, columns=wanted.columns, slide_names=(stem, slide_name(wanted.slide)))
     scored = with_footprint(scored, tile_px0=wanted.tile_px0, patches=wanted.patches)
-    foot = list(scored.footprint_px0 or ())
-    made_from = fingerprint(
-        "other_scores", SCHEMA_VERSION, foot, hashlib.sha256(wanted.scores.read_bytes()).hexdigest()
-    )
+    digest = hashlib.sha256(wanted.scores.read_bytes()).hexdigest()
+    made_from = fingerprint("other_scores", SCHEMA_VERSION, list(scored.footprint_px0 or ()), digest)
     return place_scores(scored, info, slide_id=stem, fingerprint=made_from)
 
 
 def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> str:
-    """Decide how to draw a column.
-
-    Raises
-    ------
-    ScoresError
-        A probability is wanted, and the values are not in 0-1.
-    """
+    """Return the score map whose colours a column gets; raises ScoresError where it cannot be a probability."""
     low, high = float(values.min()), float(values.max())
     within = low >= 0 and high <= 1
     if draw_as == "probability" and not within:
@@ -154,21 +108,13 @@ def map_kind(column: str, values: NDArray[np.float64], draw_as: DrawAs) -> str:
 
 
 def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
-    """Return the file name, without suffix, of the map of each column.
-
-    Raises
-    ------
-    ScoresError
-        Two columns would have the same file name.
-    """
+    """Return the file name of each column's map, without suffix; raises ScoresError where two would be the same."""
     names = {
         column: f"{slide_id}_{re.sub(r'[^0-9A-Za-z._-]+', '-', column).strip('-') or 'score'}" for column in columns
     }
-    twice = [column for column, name in names.items() if list(names.values()).count(name) > 1]
+    twice = [f"`{column}`" for column, name in names.items() if list(names.values()).count(name) > 1]
     if twice:
-        raise ScoresError(
-            f"columns {', '.join(f'`{c}`' for c in twice)} would have the same file name; choose one with --column"
-        )
+        raise ScoresError(f"columns {', '.join(twice)} would have the same file name; choose one with --column")
     return names
 
 
@@ -186,24 +132,38 @@ class _Page:
 
     def draw(self, column: str, output: Path, name: str) -> DrawnMap:
         """Write picture, sidecar and package of one column."""
-        values, path = self.placed.columns[column], output / f"{name}.png"
+        values, path, index = self.placed.columns[column], output / f"{name}.png", self.placed.index
         kind = map_kind(column, values, self.wanted.draw_as)
-        maps = self._maps(column, name, values if kind == "probability" else attention_rank(values))
+        ranked = kind == "attention"
+        maps = ScoreMaps(
+            slide_id=name,
+            class_name=column,
+            probability=None,
+            model_id=f"unknown to this program, scores from {self.wanted.scores.name}",
+            fingerprint=fingerprint(index.fingerprint, column, self.wanted.draw_as),
+            scores={column: np.asarray(attention_rank(values) if ranked else values, np.float32)},
+            threshold=self.handoff.threshold,
+            **tile_geometry(index),
+        )
         caption = Caption(
-            slide_id=self.placed.index.slide_id,
+            slide_id=index.slide_id,
             class_name=column,
             probability=None,
             model_id=maps.model_id,
-            title=f"{column}: " + ("as it is, 0 to 1" if kind == "probability" else "rank within this slide"),
-            meaning=f"{column} of each tile" if kind == "probability" else f"rank of {column} within this slide",
+            title=f"{column}: " + ("rank within this slide" if ranked else "as it is, 0 to 1"),
+            meaning=f"rank of {column} within this slide" if ranked else f"{column} of each tile",
         )
         picture = draw_overlay(self.view, maps.raster, caption, kind=kind)
         made_from = fingerprint(maps.fingerprint, self.pictures)
         facts = sidecar(self.view, maps.raster, caption, kind=kind, fingerprint=made_from)
         facts |= {"score_range": [float(values.min()), float(values.max())], "source": self.wanted.scores.name}
-        facts["alignment"] = self._alignment(np.asarray(picture), facts, column)
+        facts["alignment"] = checked_alignment(picture, facts, self.compared, column, self.note)
         write_overlay(path, picture, facts)
-        return DrawnMap(column, kind, path, self._package(output / name, maps, kind, path), facts["alignment"])
+        formats = [f for f in self.handoff.formats if not (ranked and HANDOFF_FORMATS[f].outlines)]
+        if formats:
+            material = Material(overlays=[path], read_tiles=self._read, readable=self.whole)
+            write_package(output / name, maps, material, formats=formats)
+        return DrawnMap(column, kind, path, output / name if formats else None, facts["alignment"])
 
     @cached_property
     def whole(self) -> NDArray[np.int32]:
@@ -213,53 +173,14 @@ class _Page:
         return np.flatnonzero(inside).astype(np.int32)
 
     @cached_property
-    def compared(self) -> tuple[NDArray[np.int32], RGB]:
-        """Some tiles spread over the slide, and their pixels."""
+    def compared(self) -> ReadAgain:
+        """Some tiles spread over the slide."""
         steps = np.linspace(0, len(self.whole) - 1, min(len(self.whole), ALIGNMENT_TILES)).astype(np.intp)
-        return self.whole[steps], self._read(self.whole[steps])
-
-    def _maps(self, column: str, name: str, values: NDArray[np.floating]) -> ScoreMaps:
-        index = self.placed.index
-        return ScoreMaps(
-            slide_id=name,
-            class_name=column,
-            probability=None,
-            model_id=f"unknown to this program, scores from {self.wanted.scores.name}",
-            fingerprint=fingerprint(index.fingerprint, column, self.wanted.draw_as),
-            x=index.x,
-            y=index.y,
-            scores={column: np.asarray(values, np.float32)},
-            threshold=self.handoff.threshold,
-            size_px0=index.size_px0,
-            bounds=index.bounds,
-            grid=index.grid,
-            stride_px0=index.stride_px0,
-            footprint_px0=index.plan.footprint_px0,
-            mpp=index.mpp,
-        )
-
-    def _package(self, folder: Path, maps: ScoreMaps, kind: str, overlay: Path) -> Path | None:
-        formats = [f for f in self.handoff.formats if kind == "probability" or not HANDOFF_FORMATS[f].outlines]
-        if not formats:
-            return None
-        material = Material(overlays=[overlay], read_tiles=self._read, readable=self.whole)
-        write_package(folder, maps, material, formats=formats)
-        return folder
-
-    def _alignment(self, picture: RGB, facts: dict[str, Any], column: str) -> float | None:
-        tiles, patches = self.compared
-        index = self.placed.index
-        try:
-            found = alignment_correlation(picture, facts, patches, index.x[tiles], index.y[tiles])
-        except EvaluationError as error:
-            self.note(str(error))
-            return None
-        if found < LEAST_ALIGNMENT:
-            self.note(f"slide {index.slide_id}: {column} may be off its tissue (alignment {found:.2f})")
-        return round(found, 4)
+        tiles, index = self.whole[steps], self.placed.index
+        return ReadAgain(self._read(tiles), index.x[tiles], index.y[tiles])
 
     def _read(self, tiles: NDArray[np.int32]) -> RGB:
-        """Pixels of tiles, at no more than 256 px a side, uint8, shape (k, h, w, 3)."""
+        """Return the pixels of tiles, at no more than 256 px a side, shape (k, h, w, 3)."""
         index = self.placed.index
         foot, side = index.plan.footprint_px0, min(READ_PX, index.plan.patch_size.width)
         target_mpp = index.plan.requested_mpp * foot.x / side

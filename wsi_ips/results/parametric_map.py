@@ -14,82 +14,55 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import ScoresError
 from wsi_ips.geometry import Scale
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.results.overlay import RESEARCH
 from wsi_ips.results.score_maps import SCORE_MAPS
-from wsi_ips.results.score_raster import Raster
+from wsi_ips.results.score_raster import Raster, summed
 from wsi_ips.slides.dicom_source import DicomSource
 
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
 
-NOT_ANALYSED = -1.0
-"""Value of cells without a tile; stored as Float Pixel Padding Value."""
+NOT_ANALYSED = -1.0  # value of cells without a tile; stored as Float Pixel Padding Value
 TILE_PX = 256
-COARSEST_PX = 64
-"""Levels are added until the longer side is at most this."""
+COARSEST_PX = 64  # levels are added until the longer side is at most this
+# Namespace of the UIDs: the same scores of the same slide give the same UIDs.
 NAMESPACE = uuid.UUID("6b0f2f0e-6f43-5c0e-9a57-0d6f3b1f2c11")
-"""Namespace of the UIDs: the same scores of the same slide give the same UIDs."""
-FIRST_SERIES = 9001
-"""Series number of the first score map of the registry; the others follow."""
+FIRST_SERIES = 9001  # series number of the first score map of the registry; the others follow
 
 
 @dataclass(frozen=True)
 class MapFacts:
     """Facts that a map holds besides its numbers."""
 
-    kind: str  # Name of the score map
-    meaning: str  # Meaning of the numbers, at most 64 characters
-    model_id: str  # Identity of the model
-    software_version: str  # Version of this program
-    fingerprint: str  # Fingerprint of the scores and their tiles
+    kind: str  # name of the score map
+    meaning: str  # of the numbers, at most 64 characters
+    model_id: str
+    software_version: str
+    fingerprint: str  # of the scores and their tiles
 
 
 def parametric_maps(raster: Raster, source: DicomSource, facts: MapFacts) -> list[ParametricMap]:
-    """Return the map of one slide, finest level first: one cell of the tile grid per pixel, then means of 2 x 2.
-
-    Raises
-    ------
-    ScoresError
-        A score is outside 0-1.
-    """
-    known = raster.values[np.isfinite(raster.values)]
-    if known.size and not (known.min() > -1e-4 and known.max() < 1 + 1e-4):
-        raise ScoresError(f"{facts.kind} map: scores reach {known.min():.4g} to {known.max():.4g}, not 0-1")
-    return [
-        _instance(values, raster, factor, number, source, facts)
-        for number, (values, factor) in enumerate(_pyramid(np.clip(raster.values, 0, 1)))
-    ]
-
-
-def _pyramid(values: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], int]]:
-    """Return levels with their factor; a cell is the mean of the cells below it that have a value."""
-    levels = [(values, 1)]
-    while max(levels[-1][0].shape) > COARSEST_PX:
-        levels.append((_halved(levels[-1][0]), levels[-1][1] * 2))
-    return levels
-
-
-def _halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    height, width = values.shape
-    filled = np.pad(values, ((0, height % 2), (0, width % 2)), constant_values=np.nan)
-    blocks = filled.reshape(filled.shape[0] // 2, 2, filled.shape[1] // 2, 2)
-    count = np.isfinite(blocks).sum(axis=(1, 3))
-    total = np.nansum(blocks, axis=(1, 3), dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    """Return the map of one slide, finest level first: one cell of the tile grid per pixel, then means of 2 x 2."""
+    raster.require_0_to_1(facts.kind)
+    levels = [np.clip(raster.values, 0, 1)]
+    while max(levels[-1].shape) > COARSEST_PX:
+        # A cell is the mean of the cells below it that have a value.
+        total, known = summed(np.nan_to_num(levels[-1])), summed(np.isfinite(levels[-1]).astype(np.float32))
+        levels.append(np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0))
+    return [_instance(values, raster, number, source, facts) for number, values in enumerate(levels)]
 
 
 def _instance(
-    values: NDArray[np.float32], raster: Raster, factor: int, number: int, source: DicomSource, facts: MapFacts
-) -> ParametricMap:
+    values: NDArray[np.float32], raster: Raster, number: int, source: DicomSource, facts: MapFacts
+) -> ParametricMap:  # level ``number``: a cell is 2 ** number cells of the raster wide
     import highdicom as hd
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
     label = facts.kind.upper().replace("-", "_")
-    header, cell = source.header, raster.cell_px0.times(Scale(factor, factor))
-    row_mm, column_mm = _spacing_mm(source)
+    header, cell = source.header, raster.cell_px0.times(Scale(2**number, 2**number))
+    row_mm, column_mm = map(float, header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing)
     mapping = hd.pm.RealWorldValueMapping(
         lut_label=label[:16],
         lut_explanation=facts.meaning[:64],
@@ -130,13 +103,6 @@ def _instance(
         )
     found.FloatPixelPaddingValue = found.FloatPixelPaddingRangeLimit = NOT_ANALYSED
     return found
-
-
-def _spacing_mm(source: DicomSource) -> tuple[float, float]:
-    """Return the distance between the slide's rows and between its columns, mm."""
-    measures = source.header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    row, column = measures.PixelSpacing
-    return float(row), float(column)
 
 
 def _position_mm(raster: Raster, cell: Scale, source: DicomSource) -> tuple[float, float, float]:

@@ -7,7 +7,6 @@ loads. QuPath 0.5 and 0.6 read this format.
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from wsi_ips.geometry import Scale, Size
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.provenance import atomic_write_json
+from wsi_ips.results.overlay import RESEARCH
 
-VERSION = "0.5.1"
-"""QuPath version of the project format."""
+VERSION = "0.5.1"  # QuPath version of the project format
+# Image server of QuPath by the reader that opened the slide here; Bio-Formats reads what OpenSlide cannot.
 PROVIDERS = {
     "openslide": ("qupath.lib.images.servers.openslide.OpenslideServerBuilder", ()),
     "tiffslide": ("qupath.lib.images.servers.bioformats.BioFormatsServerBuilder", ("--series", "0")),
 }
-"""Image server of QuPath by the reader that opened the slide here; Bio-Formats reads what OpenSlide cannot."""
 PROJECT, SCRIPT, OBJECTS = "project.qpproj", "load_wsi_ips.groovy", "wsi-ips"
 README = f"""QuPath project made by wsi-ips. {RESEARCH}.
 
@@ -42,14 +41,14 @@ of the slides. What you have drawn is kept.
 class QuPathImage:
     """A slide in a project."""
 
-    slide_id: str  # Identity in the manifest
-    path: Path  # File of the slide
-    reader: str  # Reader that opened it here
-    size: Size  # Size in QuPath: the scanned part of level 0
+    slide_id: str
+    path: Path
+    reader: str  # reader that opened it here
+    size: Size  # size in QuPath: the scanned part of level 0
     mpp: Scale  # µm per pixel
-    objects: Path  # Lesions and tiles, ``.geojson.gz``
+    objects: Path  # lesions and tiles, ``.geojson.gz``
     thumbnail: bytes  # JPEG
-    facts: Mapping[str, str]  # Facts that QuPath lists beside the image, for example the slide's probability
+    facts: Mapping[str, str]  # what QuPath lists beside the image, for example the slide's probability
 
 
 def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, created: datetime) -> None:
@@ -63,22 +62,20 @@ def write_project(folder: Path, images: Sequence[QuPathImage], *, home: Path, cr
         "lastID": len(images),
         "images": [_entry(number, image) for number, image in enumerate(images, 1)],
     }
-    _write_json(folder / PROJECT, project)
+    atomic_write_json(folder / PROJECT, project)
     for number, image in enumerate(images, 1):
-        _write_json(folder / "data" / str(number) / "server.json", _server(image))
+        atomic_write_json(folder / "data" / str(number) / "server.json", _server(image))
         (folder / "data" / str(number) / "thumbnail.jpg").write_bytes(image.thumbnail)
-    _write_json(folder / OBJECTS / "slides.json", {"note": RESEARCH, "slides": [_listed(image) for image in images]})
+    atomic_write_json(
+        folder / OBJECTS / "slides.json", {"note": RESEARCH, "slides": [_listed(image) for image in images]}
+    )
     for image in images:
-        shutil.copyfile(image.objects, folder / OBJECTS / _objects_name(image))
+        shutil.copyfile(image.objects, folder / OBJECTS / f"{image.slide_id}.geojson.gz")
     (folder / "scripts").mkdir()
-    (folder / "scripts" / SCRIPT).write_text(loader_script(home / OBJECTS), encoding="utf-8")
+    script = (files("wsi_ips.results") / "templates" / SCRIPT).read_text(encoding="utf-8")
+    quoted = (home / OBJECTS).as_posix().replace("\\", "\\\\").replace("'", "\\'")
+    (folder / "scripts" / SCRIPT).write_text(script.replace("@FOLDER@", quoted), encoding="utf-8")
     (folder / "README.txt").write_text(README, encoding="utf-8")
-
-
-def loader_script(objects: Path) -> str:
-    """Return the Groovy script, with the folder in which it looks for the objects of slides."""
-    text = (files("wsi_ips.results") / "templates" / SCRIPT).read_text(encoding="utf-8")
-    return text.replace("@FOLDER@", objects.as_posix().replace("\\", "\\\\").replace("'", "\\'"))
 
 
 def _entry(number: int, image: QuPathImage) -> dict[str, Any]:
@@ -92,7 +89,7 @@ def _entry(number: int, image: QuPathImage) -> dict[str, Any]:
 
 
 def _server(image: QuPathImage) -> dict[str, Any]:
-    """Return the entry that opens the slide; QuPath reads size, levels and scale from the file."""
+    # QuPath reads size, levels and scale from the file.
     provider, arguments = PROVIDERS[image.reader]
     return {
         "builderType": "uri",
@@ -106,18 +103,9 @@ def _listed(image: QuPathImage) -> dict[str, Any]:
     return {
         "slide": image.slide_id,
         "file": image.path.name,
-        "objects": _objects_name(image),
+        "objects": f"{image.slide_id}.geojson.gz",
         "width": image.size.width,
         "height": image.size.height,
         "mpp_x": image.mpp.x,
         "mpp_y": image.mpp.y,
     }
-
-
-def _objects_name(image: QuPathImage) -> str:
-    return f"{image.slide_id}.geojson.gz"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")

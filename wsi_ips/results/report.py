@@ -17,7 +17,7 @@ from PIL import Image
 from wsi_ips.evaluation.classification import Interval
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results import report_plots
-from wsi_ips.results.picture_page import probability_text
+from wsi_ips.results.overlay import probability_text
 from wsi_ips.results.report_data import ReportData, SlideEntry
 
 METRIC_NAMES = {

@@ -14,12 +14,7 @@ HERE = Path(__file__).parent
 PAGE = HERE / "page"
 LIBRARY = Path("node_modules", "openseadragon", "build", "openseadragon", "openseadragon.min.js")
 PACKAGE = ("package.json", "package-lock.json")
-MEDIA_TYPES = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 NPM_TIMEOUT_S = 300
 
 
@@ -40,51 +35,27 @@ def find_library() -> Path | None:
 
 
 def ensure_library(say: Callable[[str], None]) -> Path:
-    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing and ``say`` reports it.
-
-    Raises
-    ------
-    ViewerError
-        It is missing, and npm is missing or fails; the message says what to do.
-    """
-    found = find_library()
-    if found:
+    """Return the path of OpenSeadragon; npm installs the pinned version where it is missing; raises ViewerError."""
+    if found := find_library():
         return found
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ViewerError(f"the page needs OpenSeadragon, and npm is not installed to get it: {_advice()}")
-    folder = _writable(places())
-    if folder != HERE:
+    folder, npm = places()[-1], shutil.which("npm")
+    try:
+        if npm is None:
+            raise FileNotFoundError("npm is not installed")
+        folder.mkdir(parents=True, exist_ok=True)
         for name in PACKAGE:
             shutil.copyfile(HERE / name, folder / name)
-    say(f"installing OpenSeadragon with npm into {folder} (once) ...")
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    try:
+        say(f"installing OpenSeadragon with npm into {folder} (once) ...")
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         done = subprocess.run(  # noqa: S603
             command, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_TIMEOUT_S
         )
+        if done.returncode or not (folder / LIBRARY).is_file():
+            raise OSError(" ".join(done.stderr.split())[-300:] or f"exit code {done.returncode}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ViewerError(f"the page needs OpenSeadragon, and npm could not get it ({error}): {_advice()}") from error
-    library = folder / LIBRARY
-    if done.returncode or not library.is_file():
-        said = " ".join(done.stderr.split())[-300:] or f"exit code {done.returncode}"
-        raise ViewerError(f"the page needs OpenSeadragon, and npm could not get it ({said}): {_advice()}")
-    return library
-
-
-def _advice() -> str:
-    return (
-        f"run `npm ci` in {HERE} (in a checkout: `make viewer`), here or on a machine with a network, and copy the "
-        f"file to {places()[-1] / LIBRARY}; after that no network is needed"
-    )
-
-
-def _writable(folders: tuple[Path, ...]) -> Path:
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise ViewerError(f"the page needs OpenSeadragon, and no folder to install it can be written to: {_advice()}")
+        raise ViewerError(
+            f"the page needs OpenSeadragon, and npm could not get it ({error}): run `npm ci` in {HERE} (in a checkout: "
+            f"`make viewer`), here or on a machine with a network, and copy the file to {folder / LIBRARY}; after that "
+            "no network is needed"
+        ) from error
+    return folder / LIBRARY

@@ -1,4 +1,6 @@
-"""Tiles of a Deep Zoom pyramid: ``openslide.deepzoom`` computes their places, our readers their pixels.
+"""JPEG tiles of Deep Zoom pyramids: ``openslide.deepzoom`` computes their places, our readers their pixels.
+
+A bounded cache stands in front of a bounded thread pool.
 
 The size of a level is often rounded down: level 0 of 46003 px, divided by 4, becomes 11500 px. Such a level, off by
 less than a pixel, is treated as an exact fraction, so that a tile of the file is a tile of the page and nothing is
@@ -8,25 +10,30 @@ bounds), so level-0 coordinates of tiles, outlines and links are positions on th
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
-from typing import Any, cast
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import simplejpeg
 from openslide import AbstractSlide
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 
 from wsi_ips.geometry import Box, Point, Size
 from wsi_ips.slides import RGB, SlideInfo, SlideReader, level0_position, read_shrunk
+from wsi_ips.viewer.collection import Collection
 
-TILE_PX = 256
-OVERVIEW_PX = 4096
-"""Longest side of the overview made for slides without coarse levels (at most 48 MB)."""
-LARGEST_COARSEST_PX = 8192
-"""Slides whose coarsest level is longer get an overview."""
-MOST_PX = 2**24
-"""Larger regions are read in strips."""
+T = TypeVar("T")
+TILE_PX, QUALITY = 256, 88
+OVERVIEW_PX = 4096  # longest side of the overview made for slides without coarse levels (at most 48 MB)
+LARGEST_COARSEST_PX = 8192  # slides whose coarsest level is longer get an overview
+MOST_PX = 2**24  # larger regions are read in strips
+SLIDES_KNOWN = 64  # slides whose Deep Zoom geometry is cached
 
 
 class DeepZoomTiles:
@@ -60,15 +67,7 @@ class DeepZoomTiles:
         return 0 <= column < columns and 0 <= row < rows
 
     def render(self, reader: SlideReader, level: int, column: int, row: int) -> RGB:
-        """Return the pixels of an existing tile (see :meth:`has`), uint8, shape (height, width, 3).
-
-        At most 256 px a side, less at the right and lower edge.
-
-        Raises
-        ------
-        RegionReadError
-            The region cannot be read.
-        """
+        """Return an existing tile (see :meth:`has`), at most 256 px a side; raises RegionReadError."""
         place, source, size = self._generator.get_tile_coordinates(level, (column, row))
         out = Size(*self._generator.get_tile_dimensions(level, (column, row)))
         downsample = self._downsamples[source]
@@ -145,3 +144,102 @@ def _resized(pixels: RGB, size: Size) -> RGB:
     if pixels.shape[:2] == (size.height, size.width):
         return np.ascontiguousarray(pixels)
     return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BOX))
+
+
+class BoundedCache:
+    """Least-recently-used cache of byte strings, bounded by their total size. Not thread-safe."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self.bytes_held = max_bytes, 0
+        self._values: OrderedDict[Hashable, bytes] = OrderedDict()
+
+    def get(self, key: Hashable) -> bytes | None:
+        """Return the value, or None."""
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    def put(self, key: Hashable, value: bytes) -> None:
+        """Add a value and drop the least recently used ones until all fit."""
+        self.bytes_held += len(value) - len(self._values.pop(key, b""))
+        self._values[key] = value
+        while self.bytes_held > self._max_bytes:
+            self.bytes_held -= len(self._values.popitem(last=False)[1])
+
+
+class Pixels:
+    """Tiles and patches as JPEG; a tile that several requests want at the same time is made once.
+
+    All coroutines run in one event loop, so the cache needs no lock; reading, shrinking and encoding run in threads.
+    """
+
+    def __init__(self, collection: Collection, *, threads: int, cache_mb: int) -> None:
+        self._collection = collection
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+        self._cache = BoundedCache(cache_mb * 2**20)
+        self._making: dict[Hashable, asyncio.Future[bytes]] = {}
+        self._slides: OrderedDict[str, DeepZoomTiles] = OrderedDict()
+
+    async def tile(self, slide_id: str, level: int, column: int, row: int) -> bytes:
+        """Return a Deep Zoom tile; raises KeyError (no such slide), IndexError (no such tile), SlideError."""
+        slide = await self.slide(slide_id)
+        if not slide.has(level, column, row):
+            raise IndexError(f"no tile {column}, {row} on level {level}")
+
+        def make() -> bytes:
+            with self._collection.open(slide_id) as reader:
+                return encoded(slide.render(reader, level, column, row))
+
+        return await self._made((slide_id, level, column, row), make)
+
+    async def patch(self, slide_id: str, tile: int) -> bytes:
+        """Return a tile as the model sees it; raises as :meth:`tile`."""
+        return await self._made((slide_id, tile), lambda: encoded(self._collection.patch(slide_id, tile)))
+
+    async def slide(self, slide_id: str) -> DeepZoomTiles:
+        """Return the Deep Zoom geometry of a slide; raises as :meth:`tile`."""
+
+        def geometry() -> DeepZoomTiles:
+            with self._collection.open(slide_id) as reader:
+                return DeepZoomTiles(reader.info)
+
+        if slide_id not in self._slides:
+            made = await self.run(geometry)
+            self._slides.setdefault(slide_id, made)  # another request may have stored it first
+        found = self._slides[slide_id]
+        self._slides.move_to_end(slide_id)
+        while len(self._slides) > SLIDES_KNOWN:
+            self._slides.popitem(last=False)
+        return found
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run a function in the thread pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Cancel waiting work and wait for running work."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def _made(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        making = self._making.get(key)
+        if making is None:
+            making = asyncio.ensure_future(self._make(key, make))
+            self._making[key] = making
+        return await asyncio.shield(making)  # a request that is cancelled must not cancel the others
+
+    async def _make(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
+        try:
+            value = await self.run(make)
+            self._cache.put(key, value)
+            return value
+        finally:
+            del self._making[key]
+
+
+def encoded(pixels: RGB) -> bytes:
+    """Encode pixels as JPEG."""
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorspace="RGB"))

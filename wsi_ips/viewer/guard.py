@@ -33,16 +33,8 @@ HEADERS = {
 class Guard:
     """ASGI middleware.
 
-    Parameters
-    ----------
-    app
-        Application to protect.
-    hosts
-        Allowed host names besides those of loopback.
-    any_address
-        Whether any IP address is allowed as host: DNS rebinding needs a name.
-    token
-        Secret that a browser must send; None = no token is needed.
+    ``hosts`` are allowed besides those of loopback; ``any_address`` also allows any IP address, as DNS rebinding needs
+    a name; ``token`` is a secret that a browser must send, None = none is needed.
     """
 
     def __init__(
@@ -88,15 +80,10 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         name = host_name(host)
-        if name in self._hosts:
-            return True
-        if not self._any_address:
-            return False
         try:
-            ipaddress.ip_address(name)
+            return name in self._hosts or (self._any_address and bool(ipaddress.ip_address(name)))
         except ValueError:
             return False
-        return True
 
 
 def host_name(host: str) -> str:

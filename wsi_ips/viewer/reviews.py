@@ -28,28 +28,20 @@ CREATE TABLE IF NOT EXISTS reviews (
     model_id TEXT NOT NULL
 )
 """
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that begins with one of these for a formula."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins with one for a formula
 
 
 @dataclass(frozen=True)
 class Review:
-    """One review.
-
-    Raises
-    ------
-    ValueError
-        Another verdict, or a text that is too long.
-    """
+    """One review; raises ValueError for another verdict or a text that is too long."""
 
     slide_id: str
     verdict: str  # ``agree`` or ``disagree`` with the model; empty for a note alone
     note: str = ""
     reviewer: str = ""  # initials or name; may be empty
     time: str = ""  # when it was stored, UTC
-    # the reviewed prediction: probability of the positive class at that time, and the model
-    probability: float | None = None
-    model_id: str = ""
+    probability: float | None = None  # of the positive class, in the reviewed prediction
+    model_id: str = ""  # of the reviewed prediction
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -67,38 +59,20 @@ WHERE number IN (SELECT max(number) FROM reviews GROUP BY slide_id) ORDER BY num
 
 
 class ReviewStore:
-    """Reviews of one run; safe to use from several threads and processes.
-
-    Parameters
-    ----------
-    path
-        The database of the run; the first review creates it, reading does not.
-    """
+    """Reviews of one run in its database, which the first review creates; safe for several threads and processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def add(self, review: Review) -> Review:
-        """Store a review and return it with the time.
-
-        Raises
-        ------
-        RunDatabaseError
-            The file cannot be written.
-        """
+        """Store a review and return it with the time; raises RunDatabaseError."""
         kept = replace(review, time=datetime.now(UTC).isoformat(timespec="seconds"))
         with transaction(self._path, creates=SCHEMA) as database:
             database.execute(INSERT, [getattr(kept, name) for name in COLUMNS])
         return kept
 
     def latest(self) -> dict[str, Review]:
-        """Return the newest review of every slide that has one.
-
-        Raises
-        ------
-        RunDatabaseError
-            The file cannot be read.
-        """
+        """Return the newest review of every slide that has one; raises RunDatabaseError."""
         reviews = [Review(*row) for row in read_rows(self._path, "reviews", SELECT_NEWEST)]  # type: ignore[arg-type]
         return {review.slide_id: review for review in reviews}
 

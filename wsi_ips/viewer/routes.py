@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -37,19 +36,16 @@ from starlette.routing import Route
 
 from wsi_ips.errors import RunDatabaseError, SlideError, SlideNotFoundError, WsiIpsError
 from wsi_ips.viewer.assets import MEDIA_TYPES, page_files
-from wsi_ips.viewer.collection import Collection, Detail, Download, Entry, TileTable
-from wsi_ips.viewer.deepzoom import TILE_PX
+from wsi_ips.viewer.collection import Collection, Detail, Download, TileTable
+from wsi_ips.viewer.deepzoom import TILE_PX, Pixels
 from wsi_ips.viewer.guard import is_same_origin
 from wsi_ips.viewer.reviews import Review, ReviewStore
-from wsi_ips.viewer.tile_jpegs import Pixels
 
 T = TypeVar("T")
-MOST_BODY = 64 * 1024
-"""Longest review, bytes."""
-WRITE_HEADER = "x-wsi-ips"
-"""Header that a form or an image on a foreign page cannot send."""
-KEEP = {"cache-control": "private, max-age=86400, immutable"}
-"""Headers of responses whose URL contains the slide's version."""
+MOST_BODY = 64 * 1024  # longest review, bytes
+WRITE_HEADER = "x-wsi-ips"  # a form or an image on a foreign page cannot send it
+KEEP = {"cache-control": "private, max-age=86400, immutable"}  # for URLs that contain the slide's version
+FRESH = {"cache-control": "no-cache"}
 
 
 class Viewer:
@@ -95,25 +91,27 @@ class Viewer:
         self._collection.close()
 
     async def _page(self, _: Request) -> Response:
-        return FileResponse(self._assets["index.html"], media_type="text/html", headers={"cache-control": "no-cache"})
+        return FileResponse(self._assets["index.html"], media_type="text/html", headers=FRESH)
 
     async def _asset(self, request: Request) -> Response:
         path = self._assets.get(request.path_params["name"])
         if path is None or path.name == "index.html":
             raise HTTPException(404, "no such file of the page")
-        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers={"cache-control": "no-cache"})
+        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=FRESH)
 
     async def _worklist(self, _: Request) -> Response:
-        entries = await self._pixels.run(self._collection.entries)
-        reviews = await self._pixels.run(self._reviews.latest) if self._reviews else {}
+        collection, run = self._collection, self._pixels.run
+        entries = await run(collection.entries)
+        latest = await run(self._reviews.latest) if self._reviews else {}
+        reviews = {slide_id: asdict(review) for slide_id, review in latest.items()}
         return JSONResponse(
             {
-                "title": self._collection.title,
-                "classes": list(self._collection.classes),
-                "model_id": self._collection.model_id,
+                "title": collection.title,
+                "classes": list(collection.classes),
+                "model_id": collection.model_id,
                 "can_review": self._reviews is not None,
-                "slides": [_row(entry, reviews.get(entry.slide_id)) for entry in entries],
-                "downloads": [_offer(d) for d in await self._pixels.run(self._collection.downloads)],
+                "slides": [{**asdict(entry), "review": reviews.get(entry.slide_id)} for entry in entries],
+                "downloads": [_offer(d) for d in await run(collection.downloads)],
             }
         )
 
@@ -171,7 +169,7 @@ class Viewer:
         return FileResponse(found.path, filename=found.name, content_disposition_type="attachment")
 
     async def _reviews_csv(self, _: Request) -> Response:
-        text = await self._stored(self._review_store().csv)
+        text = await self._pixels.run(self._review_store().csv)
         headers = {"content-disposition": 'attachment; filename="reviews.csv"'}
         return Response(text, media_type="text/csv", headers=headers)
 
@@ -188,15 +186,12 @@ class Viewer:
         if entry is None:
             raise HTTPException(404, "no such slide")
         review = Review(slide_id, probability=entry.probability, model_id=self._collection.model_id, **given)
-        return JSONResponse(asdict(await self._stored(lambda: store.add(review))))
+        return JSONResponse(asdict(await self._pixels.run(lambda: store.add(review))))
 
     def _review_store(self) -> ReviewStore:
         if self._reviews is None:
             raise HTTPException(404, "reviews need a run: `wsi-ips view RUN`")
         return self._reviews
-
-    async def _stored(self, work: Callable[[], T]) -> T:
-        return await self._pixels.run(work)
 
     async def _detail(self, request: Request) -> Detail:
         return await self._known(lambda: self._collection.detail(request.path_params["slide"]))
@@ -212,10 +207,6 @@ class Viewer:
             return Response(await making, media_type="image/jpeg", headers=KEEP)
         except (KeyError, IndexError) as error:
             raise HTTPException(404, "no such slide or tile") from error
-
-
-def _row(entry: Entry, review: Review | None) -> dict[str, Any]:
-    return {**asdict(entry), "review": asdict(review) if review else None}
 
 
 def _offer(download: Download) -> dict[str, str]:
@@ -235,11 +226,11 @@ def _described(detail: Detail) -> dict[str, Any]:
         }
         for layer in detail.layers
     ]
-    outlines = None if detail.outlines is None else [[_ring(r) for r in lesion] for lesion in detail.outlines]
+    outlines = detail.outlines
     return {
         "tiles": _grid(detail.tiles) if detail.tiles else None,
         "layers": layers,
-        "outlines": outlines,
+        "outlines": outlines and [[np.round(ring, 1).tolist() for ring in lesion] for lesion in outlines],
         "notes": list(detail.notes),
         "facts": [list(fact) for fact in detail.facts],
     }
@@ -256,11 +247,6 @@ def _grid(tiles: TileTable) -> dict[str, Any]:
         "patch_px": list(tiles.patch_size),
         "patch_mpp": list(tiles.patch_mpp),
     }
-
-
-def _ring(ring: NDArray[np.float64]) -> list[list[float]]:
-    rounded: list[list[float]] = np.round(ring, 1).tolist()
-    return rounded
 
 
 def _number(text: str) -> int:

@@ -27,37 +27,31 @@ WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - needs --remote-access
 class ServerOptions:
     """Options of the server."""
 
-    host: str = "127.0.0.1"  # host, port: Address to listen on; port 0 takes a free port
-    port: int = 8765
-    remote_access: bool = False  # Whether other machines may reach it; needed for any host except loopback
-    allow_hosts: tuple[str, ...] = ()  # Further host names that browsers may use
-    ask_token: bool = False  # Require a token on loopback too, for machines with several users
-    threads: int = min(8, (os.cpu_count() or 1) + 2)  # Number of tiles made at the same time
-    cache_mb: int = 128  # Size of the tile cache, MiB
-    open_browser: bool = True  # Whether to open the page in the browser of this machine
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 8765  # 0 takes a free port
+    remote_access: bool = False  # other machines may reach it; needed for any host except loopback
+    allow_hosts: tuple[str, ...] = ()  # further host names that browsers may use
+    ask_token: bool = False  # require a token on loopback too, for machines with several users
+    threads: int = min(8, (os.cpu_count() or 1) + 2)  # number of tiles made at the same time
+    cache_mb: int = 128  # size of the tile cache, MiB
+    open_browser: bool = True  # open the page in the browser of this machine
 
 
 def serve(collection: Collection, options: ServerOptions, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C; ``say`` is called with the URL and other messages.
-
-    Raises
-    ------
-    ViewerError
-        OpenSeadragon is missing, the address cannot be used, or `remote_access` is missing for it.
-    """
+    """Serve until Ctrl-C; ``say`` is called with the URL; raises ViewerError where the server cannot start."""
     token = access_token(options)
     library = ensure_library(say)
     listening = listen(options)
-    address = address_of(listening, options.host)
+    name = "localhost" if options.host in WILDCARDS else options.host
+    address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
     page = f"{address}/" if token is None else f"{address}/?token={token}"
     server = uvicorn.Server(
         uvicorn.Config(application(collection, library, options, token), log_level="warning", server_header=False)
     )
     say(f"viewer: {page}")
-    if token is None:
-        say("only this machine can reach it; press Ctrl-C to stop. Research use only.")
-    else:
-        say("anyone with this URL can view and review; nothing is encrypted; press Ctrl-C to stop. Research use only.")
+    shared = "anyone with this URL can view and review; nothing is encrypted"
+    reach = shared if token else "only this machine can reach it"
+    say(f"{reach}; press Ctrl-C to stop. Research use only.")
     if options.open_browser:
         threading.Timer(0.7, webbrowser.open, (page,)).start()
     with listening:
@@ -70,21 +64,15 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
 def application(collection: Collection, library: Path, options: ServerOptions, token: str | None) -> Guard:
     """Return the protected application."""
     viewer = Viewer(collection, library, threads=options.threads, cache_mb=options.cache_mb)
-    names = (*options.allow_hosts, *([] if options.host in WILDCARDS else [options.host]))
     wildcard = options.host in WILDCARDS
-    hosts = (*names, socket.gethostname()) if wildcard else names
+    hosts = (*options.allow_hosts, socket.gethostname() if wildcard else options.host)
     return Guard(viewer.application(), hosts=hosts, any_address=wildcard, token=token)
 
 
 def access_token(options: ServerOptions) -> str | None:
-    """Return the token that browsers must send, None where none is needed.
+    """Return the token that browsers must send, from ``WSI_IPS_VIEW_TOKEN`` or random; None where none is needed.
 
-    ``WSI_IPS_VIEW_TOKEN`` (16 characters or more) sets it; otherwise it is random.
-
-    Raises
-    ------
-    ViewerError
-        Other machines could reach the server but `remote_access` is not set, or the token is too short.
+    Raises ViewerError where others could reach the server but `remote_access` is not set, or the token is too short.
     """
     beyond = not is_loopback(options.host)
     if beyond and not options.remote_access:
@@ -101,13 +89,7 @@ def access_token(options: ServerOptions) -> str | None:
 
 
 def listen(options: ServerOptions) -> socket.socket:
-    """Return a listening socket.
-
-    Raises
-    ------
-    ViewerError
-        The address cannot be used.
-    """
+    """Return a listening socket; raises ViewerError where the address cannot be used."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     # asyncio sets TCP_NODELAY only on sockets with explicit IPPROTO_TCP; without it a response takes 40 ms longer.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -121,9 +103,3 @@ def listen(options: ServerOptions) -> socket.socket:
             f"cannot listen on {options.host} port {options.port} ({error}); --port 0 takes a free port"
         ) from error
     return listening
-
-
-def address_of(listening: socket.socket, host: str) -> str:
-    """Return the URL of the server."""
-    name = "localhost" if host in WILDCARDS else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"

@@ -8,7 +8,7 @@ import shapely
 from tests.results.scenes import Scene
 from wsi_ips.annotations import tumour_fraction
 from wsi_ips.geometry import Size
-from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.tiles.index import stride_px0
 
 

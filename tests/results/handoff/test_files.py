@@ -27,14 +27,13 @@ from tests.results.scenes import SCENES, Scene, scene
 from wsi_ips.annotations import read_annotation, read_asap
 from wsi_ips.errors import HandoffError
 from wsi_ips.geometry import Box, Scale, Size
-from wsi_ips.results.handoff import asap_lesions, ome_tiff, qupath_geojson
-from wsi_ips.results.handoff.content import Material, PackageContent
-from wsi_ips.results.handoff.handoff_formats import HANDOFF_FORMATS
-from wsi_ips.results.handoff.lesion_table import joined, lesion_table
-from wsi_ips.results.handoff.lesions import covered_region, find_lesions
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.handoff.package import stored_package, write_package
-from wsi_ips.results.handoff.pictures import choose_tiles, draw_gallery
+from wsi_ips.results import lesion_files, ome_tiff, qupath_geojson
+from wsi_ips.results.handoff_formats import HANDOFF_FORMATS
+from wsi_ips.results.handoff_package import Material, PackageContent, stored_package, write_package
+from wsi_ips.results.handoff_pictures import choose_tiles, draw_gallery
+from wsi_ips.results.lesion_files import joined, lesion_table
+from wsi_ips.results.lesions import covered_region, find_lesions
+from wsi_ips.results.score_raster import ScoreMaps
 
 RING = {
     "type": "array",
@@ -269,7 +268,7 @@ def test_what_is_too_much_for_qupath_is_left_out_and_counted(tmp_path: Path, mon
 
 def test_asap_leaves_out_holes_and_keeps_the_lesion_within(tmp_path: Path) -> None:
     lesions = find_lesions(of_grid(drawn()))
-    asap_lesions.write_outlines(tmp_path / "a.xml", lesions)
+    lesion_files.write_outlines(tmp_path / "a.xml", lesions)
     wanted = shapely.union_all([lesion.region for lesion in lesions])
     assert read_asap(tmp_path / "a.xml").tumour.equals(wanted)
     text = (tmp_path / "a.xml").read_text()
@@ -397,22 +396,22 @@ def test_files_made_from_other_places_or_scores_are_not_handed_over(name: str, t
     for wrong in (moved, other):
         ome_tiff.write_ome_tiff(path, wrong)
         with pytest.raises(HandoffError, match=r"slide a\.b \(1\): a does not match the scores it was made from"):
-            HANDOFF_FORMATS["ome-tiff"].check(path, content)
+            ome_tiff.check_maps(path, maps)
         qupath_geojson.write_geojson(path, content_of(wrong), tiles)
         with pytest.raises(HandoffError, match="not handed over"):
-            HANDOFF_FORMATS["geojson"].check(path, content)
-    asap_lesions.write_outlines(path, find_lesions(moved))
+            qupath_geojson.check_geojson(path, content, tiles)
+    lesion_files.write_outlines(path, find_lesions(moved))
     with pytest.raises(HandoffError, match="not handed over"):
-        HANDOFF_FORMATS["asap"].check(path, content)
+        lesion_files.check_outlines(path, content)
     qupath_geojson.write_geojson(path, content, tiles[:-1])
     with pytest.raises(HandoffError, match="not handed over"):
-        HANDOFF_FORMATS["geojson"].check(path, content)
+        qupath_geojson.check_geojson(path, content, tiles)
 
 
 def test_nothing_stays_of_a_package_that_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = of_grid(drawn())
     before = write_package(tmp_path / "out", maps, Material(), formats=("lesions",))
-    monkeypatch.setattr(asap_lesions, "MOST_AREA_OFF", -1.0)
+    monkeypatch.setattr(lesion_files, "MOST_AREA_OFF", -1.0)
     with pytest.raises(HandoffError):
         write_package(tmp_path / "out", maps, Material(), formats=("lesions", "asap"))
     assert stored_package(tmp_path / "out") == before

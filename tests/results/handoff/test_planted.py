@@ -16,10 +16,9 @@ from PIL import Image
 from tests.results.handoff.planted import maps_of, planted_box, tile_scores
 from tests.results.scenes import CAPTION, SCENES, Scene, scene
 from wsi_ips.annotations import read_asap
-from wsi_ips.results.handoff.content import Material
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.handoff.package import write_package
+from wsi_ips.results.handoff_package import Material, write_package
 from wsi_ips.results.overlay import draw_overlay, sidecar, write_overlay
+from wsi_ips.results.score_raster import ScoreMaps
 
 FORMATS = ("overlays", "ome-tiff", "geojson", "asap", "lesions")
 

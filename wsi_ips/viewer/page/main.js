@@ -195,7 +195,7 @@ function describe(entry, slide) {
     const mm = slide.mpp ? ` · ${((width * slide.mpp[0]) / 1000).toFixed(1)} × ${((height * slide.mpp[1]) / 1000).toFixed(1)} mm` : "";
     rows.push(["size", `${width.toLocaleString("en")} × ${height.toLocaleString("en")} px${mm}`]);
     rows.push(["scale", slide.mpp ? `${slide.mpp[0].toPrecision(3)} µm/px` : `none: ${slide.mpp_source}`]);
-    rows.push(...slide.facts.filter(([name]) => name !== "model"));
+    rows.push(...slide.facts);
     if (slide.outlines) rows.push(["lesions", String(slide.outlines.length)]);
   }
   $("facts").replaceChildren(

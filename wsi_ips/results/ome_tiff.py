@@ -18,39 +18,28 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsi_ips.provenance import atomic_path
-from wsi_ips.results.handoff.content import MOST_VALUE_OFF, PackageContent, PackageFile, largest, require_agreement
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.picture_page import RESEARCH
+from wsi_ips.results.handoff_package import MOST_VALUE_OFF, PackageContent, PackageFile, largest, require_agreement
+from wsi_ips.results.overlay import RESEARCH
+from wsi_ips.results.score_raster import ScoreMaps, summed
 
 TILE_PX = 256
-MOST_SHRUNK = 16
-"""Downsample of the coarsest level at most."""
-CORNER_PX0 = 1.01
-"""Corners of tiles are rounded to whole level-0 pixels."""
+MOST_SHRUNK = 16  # downsample of the coarsest level at most
+CORNER_PX0 = 1.01  # corners of tiles are rounded to whole level-0 pixels
 
 
 def write_maps(folder: Path, content: PackageContent) -> list[PackageFile]:
-    """Write ``<slide_id>_maps.ome.tif``."""
+    """Write ``<slide_id>_maps.ome.tif`` and check it."""
     path = folder / f"{content.maps.slide_id}_maps.ome.tif"
     write_ome_tiff(path, content.maps)
-    return [PackageFile(path, "maps as numbers, one pixel per cell")]
+    return [PackageFile(path, "maps as numbers, one pixel per cell", check_maps(path, content.maps))]
 
 
-def check_maps(path: Path, content: PackageContent) -> dict[str, Any]:
-    """Compare the score at every tile, found by the file's own scale and position.
+def check_maps(path: Path, maps: ScoreMaps) -> dict[str, Any]:
+    """Compare the score at every tile, found by the file's own scale and position; raises HandoffError.
 
-    Returns
-    -------
-    dict
-        ``tiles`` compared, ``largest_offset_px0`` of a tile's first cell, ``largest_difference`` of a score. Where
-        tiles overlap, their common mean is compared.
-
-    Raises
-    ------
-    HandoffError
-        A position or a score differs.
+    Returns the number of tiles, the largest offset of a tile's first cell and the largest difference of a score. Where
+    tiles overlap, their common mean is compared.
     """
-    maps = content.maps
     with tifffile.TiffFile(path) as tiff:
         values = tiff.series[0].levels[0].asarray()
         pixels: dict[str, Any] = tifffile.xml2dict(tiff.ome_metadata or "")["OME"]["Image"]["Pixels"]
@@ -71,16 +60,13 @@ def check_maps(path: Path, content: PackageContent) -> dict[str, Any]:
 
 
 def write_ome_tiff(path: Path, maps: ScoreMaps) -> None:
-    """Write all maps of a slide as an image that opens in QuPath, Fiji, napari and TiffSlide.
-
-    OpenSlide reads its size and scale, but cannot decode real numbers.
-    """
+    """Write all maps of a slide as an image that opens in QuPath, Fiji, napari and TiffSlide."""
     levels = pyramid(np.stack([raster.values for raster in maps.rasters.values()]))
     common: dict[str, Any] = {"tile": (TILE_PX, TILE_PX), "photometric": "minisblack", "compression": "zlib"}
     with atomic_path(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as tiff:
         for number, level in enumerate(levels):
-            cell = (maps.cell_um.x * 2**number, maps.cell_um.y * 2**number)
-            scale: dict[str, Any] = {"resolution": (1e4 / cell[0], 1e4 / cell[1]), "resolutionunit": "CENTIMETER"}
+            per_cm = [1e4 / (cell_um * 2**number) for cell_um in maps.stride_px0.times(maps.mpp)]
+            scale: dict[str, Any] = {"resolution": per_cm, "resolutionunit": "CENTIMETER"}
             if number:
                 tiff.write(level, subfiletype=1, **scale, **common)
             else:
@@ -88,10 +74,7 @@ def write_ome_tiff(path: Path, maps: ScoreMaps) -> None:
 
 
 def pyramid(values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Return levels, each half the size of the one before, shape (channels, rows, columns), down to 1/16 or one cell.
-
-    A coarser pixel is the mean of the known ones below it, NaN where none is.
-    """
+    """Return levels, each half the size of the one before, shape (channels, rows, columns), down to 1/16 or a cell."""
     halvings = min(int(math.log2(MOST_SHRUNK)), math.ceil(math.log2(max(values.shape[1:]))))
     block = 2**halvings
     filling = [(0, 0), *((0, -side % block) for side in values.shape[1:])]
@@ -99,39 +82,31 @@ def pyramid(values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     known = np.isfinite(levels[0]).astype(np.float32)
     total = np.nan_to_num(levels[0])
     for _ in range(halvings):
-        total, known = _summed(total), _summed(known)
+        total, known = summed(total), summed(known)
         levels.append(np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0))
     return levels
 
 
-def _summed(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the sums of blocks of 2 x 2."""
-    channels, rows, columns = values.shape
-    return np.asarray(values.reshape(channels, rows // 2, 2, columns // 2, 2).sum(axis=(2, 4)), np.float32)
-
-
 def _metadata(maps: ScoreMaps) -> dict[str, Any]:
     """Return OME elements; facts that OME has no element for go into the description as JSON."""
-    channels, cell = len(maps.scores), maps.cell_um
+    channels, cell = len(maps.scores), maps.stride_px0.times(maps.mpp)
+    described = {
+        "note": RESEARCH,
+        "slide_id": maps.slide_id,
+        "class": maps.class_name,
+        "slide_probability": maps.probability,
+        "model_id": maps.model_id,
+        "fingerprint": maps.fingerprint,
+        "no_data": "NaN: no tile",
+        "origin_px0": [maps.grid.x, maps.grid.y],
+        "cell_px0": list(maps.stride_px0),
+        "slide_mpp": list(maps.mpp),
+        "bounds_px0": list(maps.bounds),
+    }
     return {
         "axes": "CYX",
         "Name": f"{maps.slide_id} maps",
-        "Description": json.dumps(
-            {
-                "note": RESEARCH,
-                "slide_id": maps.slide_id,
-                "class": maps.class_name,
-                "slide_probability": maps.probability,
-                "model_id": maps.model_id,
-                "fingerprint": maps.fingerprint,
-                "no_data": "NaN: no tile",
-                "origin_px0": [maps.grid.x, maps.grid.y],
-                "cell_px0": list(maps.stride_px0),
-                "slide_mpp": list(maps.mpp),
-                "bounds_px0": list(maps.bounds),
-            },
-            ensure_ascii=False,
-        ),
+        "Description": json.dumps(described, ensure_ascii=False),
         "PhysicalSizeX": cell.x,
         "PhysicalSizeXUnit": "µm",
         "PhysicalSizeY": cell.y,

@@ -11,32 +11,28 @@ from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.geometry import Box
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.score_raster import Raster
+from wsi_ips.results.score_raster import Raster, ScoreMaps
 from wsi_ips.tiles.recall import longest_diameter_um
 
 Bools = NDArray[np.bool_]
-TOUCHING = np.ones((3, 3), bool)
-"""Cells that touch at a corner belong together."""
-WHOLE = 1e-6
-"""Tolerance for a tile that spans a whole number of cells, in cells."""
-GRAIN_PX0 = 0.01
-"""Grid to which coordinates of outlines are rounded, level-0 pixels."""
+Ints = NDArray[np.intp]
+TOUCHING = np.ones((3, 3), bool)  # cells that touch at a corner belong together
+WHOLE = 1e-6  # tolerance for a tile that spans a whole number of cells, in cells
+GRAIN_PX0 = 0.01  # grid to which coordinates of outlines are rounded, level-0 pixels
 
 
 @dataclass(frozen=True)
 class Lesion:
     """One lesion according to a model."""
 
-    number: int  # Number from 1, largest first
-    # Area of its tiles, level-0 pixels of the full slide; several polygons where tiles touch at corners only, or not at
-    # all
+    number: int  # from 1, largest first
+    # area of its tiles, level-0 pixels of the full slide; several polygons where tiles touch at corners only
     region: BaseGeometry
-    area_um2: float  # area_um2, diameter_um: Area, and the largest distance between two points of the outline
-    diameter_um: float
-    mean: float  # mean, highest: Mean and highest score of its cells
-    highest: float
-    box_px0: Box  # Smallest box around it, level-0 pixels
+    area_um2: float
+    diameter_um: float  # largest distance between two points of the outline
+    mean: float  # mean score of its cells
+    highest: float  # highest score of its cells
+    box_px0: Box  # smallest box around it, level-0 pixels
 
     @property
     def centroid_px0(self) -> tuple[float, float]:
@@ -63,7 +59,16 @@ def find_lesions(maps: ScoreMaps) -> list[Lesion]:
         regions.append(_region(raster, labels[window] == number, window[0].start, window[1].start))
     order = sorted(range(count), key=lambda at: (-regions[at].area, regions[at].bounds[1], regions[at].bounds[0]))
     return [
-        _lesion(place, regions[at], float(means[at]), float(highest[at]), maps) for place, at in enumerate(order, 1)
+        Lesion(
+            number=place,
+            region=regions[at],
+            area_um2=float(regions[at].area * maps.mpp.x * maps.mpp.y),
+            diameter_um=longest_diameter_um(regions[at], maps.mpp),
+            mean=float(means[at]),
+            highest=float(highest[at]),
+            box_px0=_box_around(regions[at]),
+        )
+        for place, at in enumerate(order, 1)
     ]
 
 
@@ -72,28 +77,10 @@ def covered_region(raster: Raster) -> BaseGeometry:
     return _region(raster, np.isfinite(raster.values), 0, 0)
 
 
-def not_analysed(tissue: BaseGeometry, maps: ScoreMaps) -> BaseGeometry:
-    """Return the tissue that no tile covers, level-0 pixels."""
-    return shapely.difference(tissue, covered_region(maps.raster))
-
-
-def simplified(region: BaseGeometry, maps: ScoreMaps) -> BaseGeometry:
-    """Return a valid outline with fewer points, at most a quarter of a tile from the exact one."""
-    return shapely.make_valid(shapely.simplify(region, maps.quarter_tile_px0))
-
-
-def _lesion(number: int, region: BaseGeometry, mean: float, highest: float, maps: ScoreMaps) -> Lesion:
+def _box_around(region: BaseGeometry) -> Box:
     left, top, right, bottom = region.bounds
     x, y = int(np.floor(left)), int(np.floor(top))
-    return Lesion(
-        number=number,
-        region=region,
-        area_um2=float(region.area * maps.mpp.x * maps.mpp.y),
-        diameter_um=longest_diameter_um(region, maps.mpp),
-        mean=mean,
-        highest=highest,
-        box_px0=Box(x, y, int(np.ceil(right)) - x, int(np.ceil(bottom)) - y),
-    )
+    return Box(x, y, int(np.ceil(right)) - x, int(np.ceil(bottom)) - y)
 
 
 def _region(raster: Raster, cells: Bools, first_row: int, first_column: int) -> BaseGeometry:
@@ -101,8 +88,7 @@ def _region(raster: Raster, cells: Bools, first_row: int, first_column: int) -> 
     reach = np.array(raster.tile_px0) / np.array(raster.cell_px0)
     region = _union(raster, cells, first_row, first_column, raster.cell_px0)
     if (np.abs(reach - np.rint(reach)) > WHOLE).any():
-        tiles = _tiles_over(raster, cells, first_row, first_column, reach)
-        region = shapely.intersection(region, tiles)
+        region = shapely.intersection(region, _tiles_over(raster, cells, first_row, first_column, reach))
     return shapely.set_precision(region, GRAIN_PX0)
 
 
@@ -110,14 +96,14 @@ def _union(
     raster: Raster, cells: Bools, first_row: int, first_column: int, size_px0: tuple[float, float]
 ) -> BaseGeometry:
     """Return the union of boxes of a size at the corners of some cells; a run of whole cells becomes one box."""
-    rows, starts, ends = _runs(cells) if tuple(size_px0) == tuple(raster.cell_px0) else _single(cells)
+    whole = tuple(size_px0) == tuple(raster.cell_px0)
+    rows, starts, ends = _runs(cells) if whole else (*np.nonzero(cells), np.zeros(0, np.intp))
     left = raster.origin_px0.x + (starts + first_column) * raster.cell_px0.x
     top = raster.origin_px0.y + (rows + first_row) * raster.cell_px0.y
-    if tuple(size_px0) == tuple(raster.cell_px0):  # computed from the grid, so that neighbours share their edge
+    right, bottom = left + size_px0[0], top + size_px0[1]
+    if whole:  # computed from the grid, so that neighbours share their edge
         right = raster.origin_px0.x + (ends + first_column) * raster.cell_px0.x
         bottom = raster.origin_px0.y + (rows + 1 + first_row) * raster.cell_px0.y
-    else:
-        right, bottom = left + size_px0[0], top + size_px0[1]
     return shapely.union_all(shapely.box(left, top, right, bottom))
 
 
@@ -138,14 +124,9 @@ def _tiles_over(
     return _union(raster, grown & starts, row, column, raster.tile_px0)
 
 
-def _runs(cells: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+def _runs(cells: Bools) -> tuple[Ints, Ints, Ints]:
     """Return row, first column and end column of each run of True."""
     edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)
     _, ends = np.nonzero(edges == -1)
     return rows, starts, ends
-
-
-def _single(cells: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    rows, columns = np.nonzero(cells)
-    return rows, columns, columns + 1

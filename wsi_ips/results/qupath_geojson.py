@@ -20,12 +20,12 @@ from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.provenance import atomic_path
-from wsi_ips.results.handoff.content import MOST_VALUE_OFF, PackageContent, PackageFile, largest, require_agreement
-from wsi_ips.results.handoff.lesions import GRAIN_PX0, Lesion, simplified
-from wsi_ips.results.handoff.maps import ScoreMaps
+from wsi_ips.results.handoff_package import MOST_VALUE_OFF, PackageContent, PackageFile, largest, require_agreement
+from wsi_ips.results.lesions import GRAIN_PX0, Lesion
+from wsi_ips.results.score_raster import ScoreMaps
 
+# QuPath gets slow beyond some hundred annotations; a slide without positive tiles shows its highest tiles.
 MOST_LESIONS, MOST_TILES, LEAST_TILES = 500, 20_000, 12
-"""QuPath gets slow beyond some hundred annotations; a slide without positive tiles shows its highest tiles."""
 POSITIVE, NEGATIVE, UNSEEN = [200, 0, 0], [120, 120, 130], [90, 130, 200]
 FEATURES_AT_A_TIME = 4_000
 COMPRESSION = 5
@@ -33,24 +33,12 @@ COMPRESSION = 5
 
 def write_best(folder: Path, content: PackageContent) -> list[PackageFile]:
     """Write ``<slide_id>.geojson.gz`` with lesions and the tiles that :func:`chosen_tiles` chooses."""
-    path = folder / f"{content.maps.slide_id}.geojson.gz"
-    return [_written(path, content, chosen_tiles(content.maps))]
-
-
-def check_best(path: Path, content: PackageContent) -> dict[str, Any]:
-    """Compare the file of :func:`write_best`, see :func:`check_geojson`."""
-    return check_geojson(path, content, chosen_tiles(content.maps))
+    return [_written(folder / f"{content.maps.slide_id}.geojson.gz", content, chosen_tiles(content.maps))]
 
 
 def write_all(folder: Path, content: PackageContent) -> list[PackageFile]:
     """Write ``<slide_id>_all_tiles.geojson.gz`` with lesions and all tiles."""
-    path = folder / f"{content.maps.slide_id}_all_tiles.geojson.gz"
-    return [_written(path, content, content.maps.best_first())]
-
-
-def check_all(path: Path, content: PackageContent) -> dict[str, Any]:
-    """Compare the file of :func:`write_all`, see :func:`check_geojson`."""
-    return check_geojson(path, content, content.maps.best_first())
+    return [_written(folder / f"{content.maps.slide_id}_all_tiles.geojson.gz", content, content.maps.best_first())]
 
 
 def chosen_tiles(maps: ScoreMaps) -> NDArray[np.int64]:
@@ -60,11 +48,7 @@ def chosen_tiles(maps: ScoreMaps) -> NDArray[np.int64]:
 
 
 def write_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer]) -> None:
-    """Write a ``.geojson.gz`` atomically.
-
-    The first 500 lesions become locked annotations, tissue that was not analysed becomes one annotation, and the tiles
-    (given by their rows) become objects of type ``tile``.
-    """
+    """Write the first 500 lesions and the tissue that was not analysed as annotations, and tiles (rows) as tiles."""
     with (
         atomic_path(path) as temporary,
         temporary.open("wb") as raw,
@@ -79,18 +63,7 @@ def write_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer
 
 
 def check_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer]) -> dict[str, Any]:
-    """Compare corners and scores of all tiles in a file, and the outlines of its lesions.
-
-    Returns
-    -------
-    dict
-        ``tiles`` and ``lesions`` compared, ``largest_offset_px0`` of a corner, ``largest_difference`` of a score.
-
-    Raises
-    ------
-    HandoffError
-        A value differs, something is missing, or an outline deviates by more than a quarter of a tile.
-    """
+    """Compare corners and scores of all tiles in a file, and the outlines of its lesions; raises HandoffError."""
     maps = content.maps
     features = json.loads(gzip.decompress(path.read_bytes()))["features"]
     shown = [f for f in features if f["properties"]["objectType"] == "tile"]
@@ -108,23 +81,16 @@ def check_geojson(path: Path, content: PackageContent, tiles: NDArray[np.integer
     outlines = [f["geometry"] for f in drawn if f["properties"]["classification"]["name"] == maps.class_name]
     near = _all_near(outlines, content.lesions[:MOST_LESIONS], maps)
     complete = set(rows.tolist()) == set(tiles.tolist())
-    found = {
-        "tiles": len(rows),
-        "lesions": len(outlines),
-        "largest_offset_px0": offset,
-        "largest_difference": difference,
-    }
+    found: dict[str, Any] = {"tiles": len(rows), "lesions": len(outlines)}
+    found |= {"largest_offset_px0": offset, "largest_difference": difference}
     agrees = near and complete and offset <= 0.02 and difference <= MOST_VALUE_OFF
     return require_agreement(path, maps, found, agrees=agrees)
 
 
 def _written(path: Path, content: PackageContent, tiles: NDArray[np.integer]) -> PackageFile:
     write_geojson(path, content, tiles)
-    left_out = {
-        "lesions": max(0, len(content.lesions) - MOST_LESIONS),
-        "tiles": len(content.maps) - len(tiles),
-    }
-    return PackageFile(path, "lesions and tiles for QuPath", left_out)
+    left_out = {"lesions": max(0, len(content.lesions) - MOST_LESIONS), "tiles": len(content.maps) - len(tiles)}
+    return PackageFile(path, "lesions and tiles for QuPath", check_geojson(path, content, tiles), left_out)
 
 
 def _texts(content: PackageContent, tiles: NDArray[np.integer]) -> Iterator[str]:
@@ -147,26 +113,31 @@ def _lesion(lesion: Lesion, maps: ScoreMaps) -> dict[str, Any]:
         "mean score": lesion.mean,
         "highest score": lesion.highest,
     }
-    classification = {"name": maps.class_name, "color": POSITIVE}
-    found = _annotation(f"Lesion {lesion.number}", classification, lesion.region, measured, maps)
-    return {"type": "Feature", "id": _uuid(maps, f"lesion/{lesion.number}"), **found}
+    identity, classification = f"lesion/{lesion.number}", {"name": maps.class_name, "color": POSITIVE}
+    return _annotation(identity, f"Lesion {lesion.number}", classification, lesion.region, measured, maps)
 
 
 def _unseen(region: BaseGeometry, maps: ScoreMaps) -> dict[str, Any]:
     area = region.area * maps.mpp.x * maps.mpp.y / 1e6
     classification = {"name": "Not analysed", "color": UNSEEN}
-    found = _annotation("Not analysed", classification, region, {"area mm²": area}, maps)
-    return {"type": "Feature", "id": _uuid(maps, "unseen"), **found}
+    return _annotation("unseen", "Not analysed", classification, region, {"area mm²": area}, maps)
 
 
 def _annotation(
-    name: str, classification: dict[str, Any], region: BaseGeometry, measured: dict[str, float], maps: ScoreMaps
+    key: str,
+    name: str,
+    classification: dict[str, Any],
+    region: BaseGeometry,
+    measured: dict[str, float],
+    maps: ScoreMaps,
 ) -> dict[str, Any]:
-    """Return geometry and properties of a locked annotation; ``region`` in level-0 pixels of the full slide."""
-    parts = shapely.get_parts(simplified(region, maps))
+    """Return a locked annotation; ``region`` in level-0 pixels of the full slide."""
+    parts = shapely.get_parts(shapely.make_valid(shapely.simplify(region, maps.quarter_tile_px0)))
     polygons = [part for part in parts if part.geom_type in ("Polygon", "MultiPolygon") and part.area > 0]
     shifted = affinity.translate(shapely.union_all(polygons), -maps.bounds.x, -maps.bounds.y)
     return {
+        "type": "Feature",
+        "id": _uuid(maps, key),
         "geometry": shapely.geometry.mapping(shapely.set_precision(shifted, GRAIN_PX0)),
         "properties": {
             "objectType": "annotation",

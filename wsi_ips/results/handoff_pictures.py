@@ -5,29 +5,36 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from wsi_ips.results.handoff.content import PackageContent, PackageFile
-from wsi_ips.results.handoff.maps import ScoreMaps
-from wsi_ips.results.picture_page import HAIRLINE, INK, PAPER, RESEARCH, SOFT_INK, fitted, font, probability_text
+from wsi_ips.results.handoff_package import PackageContent, PackageFile
+from wsi_ips.results.overlay import (
+    HAIRLINE,
+    INK,
+    PAPER,
+    RESEARCH,
+    SOFT_INK,
+    fitted,
+    font,
+    probability_text,
+    verdict_text,
+)
+from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.slides import RGB
 
-GALLERY_TILES = 12
-"""Highest tiles of a gallery, and as many lowest ones."""
+GALLERY_TILES = 12  # highest tiles of a gallery, and as many lowest ones
 COLUMNS, TILE_PX, GAP_PX, TEXT_PX, TITLE_PX, HEADER_PX = 6, 200, 14, 42, 40, 92
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Choice of tiles for a gallery."""
+class Choice(NamedTuple):
+    """Rows of the tiles of a gallery, most extreme first; no tile is in both."""
 
-    top: NDArray[np.int64]  # top, bottom: Rows of the tiles, most extreme first; no tile is in both
+    top: NDArray[np.int64]
     bottom: NDArray[np.int64]
 
     @property
@@ -37,24 +44,16 @@ class Choice:
 
 
 def write_overlays(folder: Path, content: PackageContent) -> list[PackageFile]:
-    """Copy the overlays and their sidecars."""
+    """Copy the overlays and their sidecars, which hold the figure of the self-test."""
     files = []
     for picture in content.material.overlays:
-        for source, what in (
-            (picture, "picture of a map over the tissue"),
-            (picture.with_suffix(".json"), "places the picture on level 0"),
-        ):
-            shutil.copyfile(source, folder / source.name)
-            files.append(PackageFile(folder / source.name, what))
+        sidecar = picture.with_suffix(".json")
+        alignment = json.loads(sidecar.read_text(encoding="utf-8")).get("alignment")
+        check = {"correlation_with_tiles_read_again": alignment}
+        copied, beside = (Path(shutil.copyfile(source, folder / source.name)) for source in (picture, sidecar))
+        files.append(PackageFile(copied, "picture of a map over the tissue", check))
+        files.append(PackageFile(beside, "places the picture on level 0"))
     return files
-
-
-def check_overlay(path: Path, content: PackageContent) -> dict[str, Any] | None:  # noqa: ARG001 - as all checks
-    """Return the figure of the self-test that was made when the picture was drawn; None for its sidecar."""
-    if path.suffix == ".json":
-        return None
-    facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return {"correlation_with_tiles_read_again": facts.get("alignment")}
 
 
 def write_gallery(folder: Path, content: PackageContent) -> list[PackageFile]:
@@ -78,7 +77,7 @@ def choose_tiles(maps: ScoreMaps, count: int) -> Choice:
 
 
 def draw_gallery(maps: ScoreMaps, choice: Choice, patches: NDArray[np.uint8]) -> Image.Image:
-    """Return the page; ``patches`` are the pixels of ``choice.tiles``, uint8, shape (k, h, w, 3)."""
+    """Return the page; ``patches`` are the pixels of ``choice.tiles``, shape (k, h, w, 3)."""
     top, bottom = patches[: len(choice.top)], patches[len(choice.top) :]
     score_name = next(iter(maps.scores))
     parts = (
@@ -102,8 +101,9 @@ def _height(tiles: int) -> int:
 
 
 def _header(page: Image.Image, maps: ScoreMaps) -> None:
-    draw, (width, height) = ImageDraw.Draw(page), maps.tile_um
-    said = "" if maps.probability is None else f"slide: {maps.class_name} {probability_text(maps.probability)} · "
+    draw, (width, height) = ImageDraw.Draw(page), maps.footprint_px0.times(maps.mpp)
+    said = verdict_text(maps.class_name, maps.probability)
+    said += " · " if said else ""
     lines = (
         (maps.slide_id, 20, INK, True),
         (f"{said}each tile {width:.0f} x {height:.0f} µm · x, y: its upper left corner, level-0 px", 14, INK, False),
