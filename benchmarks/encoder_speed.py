@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import RecipeError
 from wsi_ips.inference.slide_prediction import compare_scores
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.encoder import Encode, Encoder
-from wsi_ips.model.net import to_float
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.model.scan_encoders import in_parts
 from wsi_ips.scanning import fast_encoder

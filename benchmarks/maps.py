@@ -37,7 +37,7 @@ from wsi_ips.evaluation import (
 )
 from wsi_ips.evaluation.froc import TARGETS
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import lesions_of
 from wsi_ips.results.score_raster import tile_raster

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, softmax
 
-from wsi_ips.inference.decision import DECIDING_TILES, by_tiles
+from wsi_ips.inference.slide_scores import DECIDING_TILES, by_tiles
 from wsi_ips.labels import Task
 
 BINARY, GRADE = Task("label", ("normal", "tumor")), Task("grade", ("none", "low", "high"))

@@ -12,8 +12,11 @@ import zarr
 from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import ScoresError
-from wsi_ips.inference import SlideScores, predict_slide, read_scores, write_scores
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.inference.slide_prediction import predict_slide
+from wsi_ips.inference.slide_scores import SlideScores, read_scores, write_scores
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import ScanOptions
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from wsi_ips.evaluation.calibration import TaskCalibration, calibrated
-from wsi_ips.inference.verdict import verdict
+from wsi_ips.inference.slide_scores import verdict
 from wsi_ips.labels import Task
 
 LABEL, GRADE = Task("label", ("normal", "tumor")), Task("grade", ("a", "b", "c"))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from wsi_ips.model.attention import CrossAttentionPooling
+from wsi_ips.model.pooling import CrossAttentionPooling
 
 
 @pytest.fixture

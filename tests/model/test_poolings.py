@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.model.pooling import Pooling
 from wsi_ips.model.poolings import POOLINGS
 

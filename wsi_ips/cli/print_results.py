@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TaskEvaluation,
     )
     from wsi_ips.evaluation.calibration import Calibration
-    from wsi_ips.inference.verdict import Verdict
+    from wsi_ips.inference.slide_scores import Verdict
     from wsi_ips.labels import Task
     from wsi_ips.pipeline.cross_validation import CrossValidation
     from wsi_ips.pipeline.slide_predictions import PredictedSlide

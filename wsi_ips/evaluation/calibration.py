@@ -95,7 +95,7 @@ class TaskCalibration:
     thresholds_from
         ``validation`` if any threshold was fitted.
     decision
-        Whether it applies to the network's probabilities or to :func:`wsi_ips.inference.decision.by_tiles`.
+        Whether it applies to the network's probabilities or to :func:`wsi_ips.inference.slide_scores.by_tiles`.
     """
 
     task: str

@@ -32,8 +32,7 @@ from wsi_ips.evaluation.localisation import SIZES, SlideMap, localise, localise_
 from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, group_columns, with_frozen_temperature
 from wsi_ips.evaluation.staging import NODE_LABELS, largest_part_mm, stage_patients
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.inference.slide_scores import HIGHEST_TILES
+from wsi_ips.inference.slide_scores import HIGHEST_TILES, SlideScores, read_scores
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.pipeline.run import Run

@@ -7,7 +7,7 @@ from functools import partial
 
 from wsi_ips.config import Recipe
 from wsi_ips.evaluation.calibration import Calibration
-from wsi_ips.inference import SlideScores
+from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.heatmap_stage import MapSource, heatmap_fingerprint, tissue_region, to_draw
 from wsi_ips.pipeline.run import Run

@@ -15,10 +15,10 @@ from wsi_ips.config import AugmentSection, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.model import IpsNet, ModelCard, read_card, save_checkpoint
-from wsi_ips.model.checkpoint import add_trunk
-from wsi_ips.model.checkpoint_card import CARD_NAME, checkpoint_fingerprint
+from wsi_ips.model.checkpoint import add_trunk, save_checkpoint
+from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, checkpoint_fingerprint, read_card
 from wsi_ips.model.encoders import encoder_remarks
+from wsi_ips.model.net import IpsNet
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.split_cohort import require_no_leak

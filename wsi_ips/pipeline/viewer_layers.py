@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.geometry import Point, Scale
-from wsi_ips.inference import SlideScores
+from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.results.overlay import palette
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.results.score_raster import tile_raster

@@ -19,7 +19,7 @@ OWN_CODES = "99WSIIPS"
 
 
 class TileScores(Protocol):
-    """What maps may use of a slide's scores; :class:`wsi_ips.inference.SlideScores` provides it."""
+    """What maps may use of a slide's scores; :class:`wsi_ips.inference.slide_scores.SlideScores` provides it."""
 
     @property
     def attention(self) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from wsi_ips.tiles import TileIndex
 
 
 class SlideResult(TileScores, Protocol):
-    """Scores of a slide and its verdict; :class:`wsi_ips.inference.SlideScores` provides it."""
+    """Scores of a slide and its verdict; :class:`wsi_ips.inference.slide_scores.SlideScores` provides it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
