@@ -86,8 +86,8 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from wsi_ips.config import load_recipe
     from wsi_ips.inference.slide_scores import SlideScores, write_scores
     from wsi_ips.labels import Task
-    from wsi_ips.model.checkpoint import build_net, checkpoint_fingerprint, save_checkpoint
-    from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard
+    from wsi_ips.model.checkpoint import build_net, save_checkpoint
+    from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
     from wsi_ips.pipeline import Run, run_until
     from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
