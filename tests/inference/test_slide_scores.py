@@ -22,7 +22,6 @@ from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import ScanOptions
 
-
 BINARY, GRADE = Task("label", ("normal", "tumor")), Task("grade", ("none", "low", "high"))
 SIGNS = Task("signs", ("x", "y"), "multi")
 LETTERS = Task("grade", ("a", "b", "c"))
