@@ -126,8 +126,7 @@ class ScanOptions:
 
     memory_size: int  # tiles kept per slide (M)
     compute: ComputeSection  # backend and precision of the encoder, chunk size, reading threads
-    # Limit on the patches scored at once, shared by several scans; None starts from the chunk size
-    limit: ChunkLimit | None = None
+    limit: ChunkLimit | None = None  # on patches at once, shared by several scans; None starts from the chunk size
     with_probability: bool = False  # also score each tile alone
     encode: Encode | None = None  # replaces the encoder; None uses the scan backend of `compute`
     on_tiles: Callable[[int], None] = lambda _: None  # called with the number of tiles after each chunk
@@ -292,8 +291,8 @@ class Winners:
 
     # Patches of each slide, uint8, shape (K_b, h, w, 3), or features, float16, shape (K_b, F)
     pixels: Sequence[NDArray[Any]]
-    slot: NDArray[np.int64]  # slide and tile id of each, shape (n,)
-    tile: NDArray[np.int64]
+    slot: NDArray[np.int64]  # slide of each, (n,)
+    tile: NDArray[np.int64]  # tile id of each, (n,)
     counts: tuple[int, ...]  # number of tiles of each slide, K_b
     position: Tensor | None = None  # added to their embeddings, shape (n, D), or None
 

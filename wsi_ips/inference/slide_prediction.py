@@ -105,8 +105,7 @@ def compare_scores(net: IpsNet, encode: Encode, patches: Tensor, *, memory_size:
 class Recomputed:
     """Agreement of a stored table with itself and with the network."""
 
-    # Probabilities of the slide, per task, pooled from the stored embeddings
-    probabilities: tuple[tuple[float, ...], ...]
+    probabilities: tuple[tuple[float, ...], ...]  # of the slide, per task, pooled from the stored embeddings
     off: float  # largest difference from the stored probabilities
     # Largest difference of the kept tiles' stored attention logits from those of their embeddings; a scan in bf16 or
     # int8 rounds

@@ -34,7 +34,7 @@ from wsi_ips.provenance import atomic_folder
 
 SCHEMA_VERSION = 4
 ROWS_PER_CHUNK = 65_536
-HIGHEST_TILES = 16  # tiles of `highest_tiles`
+HIGHEST_TILES = 16  # of `SlideScores.highest_tiles`
 ARRAYS = ("attention_logits", "tile_probability", "kept", "kept_embeddings")
 DECIDING_TILES = 8  # over 19 trainings, 8 and 16 separate slides equally well, 4 a little worse (DECISIONS D84)
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -79,19 +79,17 @@ def verdict(task: Task, raw: tuple[float, ...], calibration: TaskCalibration) ->
 class SlideScores:
     """Scores of one slide."""
 
-    slide_id: str  # identity of the slide
-    attention_logits: NDArray[np.float32]  # float32, shape (N, T, H); raw, so that any softmax can be taken later
-    tile_probability: NDArray[np.float32]  # float32, shape (N, C): class probabilities of each tile alone
-    kept: NDArray[np.int32]  # ids of the selected tiles, best first, shape (K,)
-    # Their embeddings, float32, shape (K, D), with their position where the network adds it
-    kept_embeddings: NDArray[np.float32]
+    slide_id: str
+    attention_logits: NDArray[np.float32]  # (N, T, H); raw, so that any softmax can be taken later
+    tile_probability: NDArray[np.float32]  # (N, C): class probabilities of each tile alone
+    kept: NDArray[np.int32]  # (K,): ids of the selected tiles, best first
+    kept_embeddings: NDArray[np.float32]  # (K, D), with positions where the network adds them
     tasks: tuple[Task, ...]  # tasks of the model, with C classes in all of them; the first one is the label
     probabilities: tuple[tuple[float, ...], ...]  # class probabilities of the slide, per task, not calibrated
     seconds: float  # time the pass over the slide took
-    fingerprint: str  # fingerprint of the checkpoint and the tile index behind the scores
+    fingerprint: str  # of the checkpoint and the tile index behind the scores
     check: ScanCheck | None = None  # result of the check of a calibrated scan backend; None where none was used
-    # Calibration of the model, never stored here; None leaves probabilities as they are
-    calibration: Calibration | None = None
+    calibration: Calibration | None = None  # of the model, never stored here; None leaves probabilities as they are
 
     @property
     def attention(self) -> NDArray[np.float64]:

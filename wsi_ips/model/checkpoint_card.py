@@ -34,15 +34,14 @@ class EncoderSpec:
     norm: Literal["batch", "group"]
     # Batch norm uses its stored statistics also in training, so that scan and gradient use the same network
     frozen_statistics: bool
-    # Configuration from the model's page on the hub, so that a trained model can be built again without the network.
-    # Empty for other models, and until `build_encoder` has read it
+    # From the model's page on the hub, so that a trained model can be built again without the network; `build_encoder`
+    # fills it in
     architecture: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     projector: int = 0  # width of the learned projector behind the trunk; 0: none
-    # Width of the stored features of another tool that it takes instead of patches; 0: it takes patches
-    features: int = 0
+    features: int = 0  # width of another tool's features that it takes instead of patches; 0: it takes patches
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # JSON gives lists
@@ -56,7 +55,7 @@ class EncoderOrigin:
     # `random`: no weights were given; `published`: the weights published under the encoder's name; `file`: a local
     # file; `imported`: another tool ran the encoder and only its features are known
     source: WeightsSource
-    file: str = ""  # name of that file
+    file: str = ""
     # Model ids of the checkpoints that a training started from (`model.start`), the first one first
     through: tuple[str, ...] = ()
 
@@ -70,8 +69,8 @@ class NetSettings:
 
     # Each has one query of the pooling and one linear head; the first is the slide label of heatmaps
     tasks: tuple[Task, ...] = (Task("label", ("normal", "tumor")),)
-    pooling: str = "attention"  # name in `POOLINGS`
-    heads: int = 8  # size of the pooling block
+    pooling: str = "attention"
+    heads: int = 8
     key_width: int = 64
     dropout: float = 0.1
     position: PositionName = "none"  # `sinusoidal` adds the place of a tile to its embedding
@@ -82,11 +81,11 @@ class ModelCard(NetSettings):
     """Description of a checkpoint, enough to use it on other slides."""
 
     model_id: str  # short name shown on every picture
-    encoder: EncoderSpec  # encoder architecture and normalisation
+    encoder: EncoderSpec
     memory_size: int  # tiles kept per slide (M)
-    patch_mpp: float  # scale and side of the patches it was trained on
-    patch_px: int
-    fingerprint: str  # fingerprint of its training
+    patch_mpp: float  # scale of the patches it was trained on, µm/px
+    patch_px: int  # their side
+    fingerprint: str  # of its training
     metrics: Mapping[str, float] = field(default_factory=dict)  # figures of its epoch
     # Sections `slides`, `tissue` and `tiles` of the recipe it was trained with, as far as they decide which pixels the
     # network sees, as plain JSON; None pins nothing

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from wsi_ips.registry import Entry, Registry
 
+# What the model's own configuration says; the class token; class token and mean of the patch tokens, side by side
 PoolingOfTokens = Literal["model", "cls", "cls+mean"]
 
 
@@ -24,17 +25,14 @@ class Preset:
 
     key: str  # short name: `model.encoder: preset:KEY`
     model: str  # name that builds it, as in `model.encoder`
-    width: int  # width D of an embedding
+    width: int  # of an embedding
     patch_px: int  # side of the patches it was trained on, px
     mpp: tuple[float, float] | None  # scales it was trained on, lowest and highest, µm/px; None: photographs
-    # `cls`: class token; `cls+mean`: class token and mean of the patch tokens, side by side; `model`: what the model's
-    # own configuration says
     pooling: PoolingOfTokens
-    licence: str  # of the weights
+    licence: str  # of its weights
     gated: bool | None  # whether its owners must grant access first; None: read the page
     commercial: bool | None  # whether the licence allows commercial use; None: read the page
-    # Arguments that the model's configuration lacks; layers by name
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # that its configuration lacks; layers by name
 
     @property
     def page(self) -> str:

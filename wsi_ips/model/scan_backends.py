@@ -23,8 +23,8 @@ LEAST_CORRELATION = 0.95  # a slide whose scores correlate less with those in fl
 class ScanBackend(Entry):
     """One way to run the encoder in the scan."""
 
-    # It needs patches of the slide to calibrate on, its scores differ from those in float32 by more than rounding, and
-    # it serves prediction only; training and stored features use `auto`
+    # It is calibrated on patches of the slide, its scores differ from those in float32 by more than rounding, and it
+    # serves prediction only; training and stored features use `auto`
     is_calibrated: bool = False
     # `module:function` called with the encoder and the side of a patch before the first slide; it raises a
     # `RecipeError` where the backend cannot run. Empty: nothing to check
@@ -71,8 +71,8 @@ class ScanCheck:
     tiles: int  # number of tiles compared
     error: float  # relative error of the embeddings: norm of the difference over norm of the embeddings
     correlation: float  # Spearman's correlation of the selection scores; 1 where all tiles score alike
-    kept: int  # number of best tiles taken from both, and the share of them that is the same
-    overlap: float
+    kept: int  # number of best tiles taken from both
+    overlap: float  # share of them that is the same
 
     @property
     def holds(self) -> bool:

@@ -104,10 +104,9 @@ class Trial:
     Only chunks of the size of the first one are compiled.
     """
 
-    plain: Run  # runs the encoder on patches
+    plain: Run
     # Seconds of plain encoding before compiling; 0 compiles at once and keeps the result without timing it
     compile_after_s: float
-    # Compiles such a function
     compiler: Callable[[Run], Run] = field(default=lambda run: torch.compile(run, dynamic=False))
     seconds: float = 0.0  # time of plain encoding so far
     shape: torch.Size | None = None  # shape of the chunks that are compiled

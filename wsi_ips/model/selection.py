@@ -27,7 +27,7 @@ from wsi_ips.errors import ScoresError
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 TileIds = NDArray[np.int64]
-Pixels = NDArray[Any]  # Patches, uint8 (n, h, w, 3), or stored features, float16 (n, F)
+Pixels = NDArray[Any]  # patches, uint8 (n, h, w, 3), or stored features, float16 (n, F)
 
 
 def log_sum_exp(logits: Doubles) -> Doubles:
@@ -85,9 +85,9 @@ class SlideToScan:
 class Scanned:
     """Scores of the scanned tiles of a slide."""
 
-    scanned: TileIds  # tile ids, ascending, shape (S,)
+    scanned: TileIds  # tile ids, ascending, (S,)
     logits: Floats  # attention logits, float32, shape (S, T, H)
-    probability: Floats | None  # Single-tile class probabilities, float32, shape (S, C), or None
+    probability: Floats | None  # single-tile class probabilities, float32, shape (S, C), or None
 
 
 @dataclass(frozen=True)
