@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from wsi_ips.config import AugmentSection
-from wsi_ips.model import build_encoder, encoder_spec
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.scan_encoders import auto
 from wsi_ips.training.augment import augment, tile_keys
 

@@ -9,7 +9,7 @@ medians count. Weights are untrained, with the batch statistics of other patches
 is calibrated on 64 patches; its error, the correlation of its scores and the overlap of the best quarter are taken on
 others. Without the extra `int8` its rows are left out.
 
-    python benchmarks/encoder_speed.py [--quick] [--json FILE] [--textures DIR] [--encoder NAME] [--weights FILE]
+    python benchmarks/encoder_speed.py [--quick] [--encoder NAME] [--norm NAME] [--side PX] [--exact] [--json FILE]
 
 Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}, `ours` being backend `auto`.
 """
@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import RecipeError
 from wsi_ips.inference.slide_prediction import compare_scores
-from wsi_ips.model import IpsNet, build_encoder, encoder_spec
 from wsi_ips.model.encoder import Encode, Encoder
-from wsi_ips.model.net import to_float
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.model.scan_encoders import in_parts
 from wsi_ips.scanning import fast_encoder
@@ -119,6 +119,8 @@ def measured(name: str, norm: str, weights: Path | None, side: int, options: arg
     encoder = encoder_of(name, norm, weights, patches[:CALIBRATED])
     ways, about = ways_of(encoder), []
     try:
+        if options.exact:
+            raise RecipeError("exact ways only")
         backend = SCAN_BACKENDS["int8"]
         backend.check(encoder, side)
         ways["int8"] = backend.load()(encoder, patches[:CALIBRATED])
@@ -153,20 +155,23 @@ def row(case: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
 def main() -> None:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ResNet-18, batch norm, 64 px, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="3 rounds; ResNet-18, batch norm, 64 px unless given")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--textures", type=Path, default=TEXTURES, help="images to cut patches from; noise without")
     parser.add_argument("--encoder", help="this encoder only, e.g. timm:vit_small_patch16_224")
     parser.add_argument("--weights", type=Path, help="its weights")
+    parser.add_argument("--norm", choices=("batch", "group"), help="this norm only")
+    parser.add_argument("--side", type=int, choices=SIDES_PX, help="patches of this side only, px")
+    parser.add_argument("--exact", action="store_true", help="leave int8 out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cases = [(name, norm) for name in ("resnet18", "resnet50") for norm in ("batch", "group")]
-    if options.encoder:
-        cases = [(options.encoder, "auto" if options.encoder.startswith("timm:") else "batch")]
-    elif options.quick:
-        cases = cases[:1]
+    few = slice(1 if options.quick else None)
+    names = [options.encoder] if options.encoder else ["resnet18", "resnet50"][few]
+    norms = [options.norm] if options.norm else ["batch", "group"][few]
+    if options.encoder and options.encoder.startswith("timm:"):
+        norms = ["auto"]
     rows = []
-    for (name, norm), side in itertools.product(cases, SIDES_PX[:1] if options.quick else SIDES_PX):
+    for name, norm, side in itertools.product(names, norms, [options.side] if options.side else SIDES_PX[few]):
         for found in measured(name, norm, options.weights, side, options):
             rows.append(found)
             print(

@@ -84,11 +84,10 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from scipy import ndimage, special
 
     from wsi_ips.config import load_recipe
-    from wsi_ips.inference import SlideScores, write_scores
+    from wsi_ips.inference.slide_scores import SlideScores, write_scores
     from wsi_ips.labels import Task
-    from wsi_ips.model import ModelCard, save_checkpoint
-    from wsi_ips.model.checkpoint import build_net
-    from wsi_ips.model.checkpoint_card import EncoderSpec, checkpoint_fingerprint
+    from wsi_ips.model.checkpoint import build_net, save_checkpoint
+    from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
     from wsi_ips.pipeline import Run, run_until
     from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
@@ -156,7 +155,7 @@ def package(recipe_file: Path) -> dict[str, float]:
 def maps_of(recipe_file: Path):
     """Return the scores as the formats get them, and the run."""
     from wsi_ips.config import load_recipe
-    from wsi_ips.inference import read_scores
+    from wsi_ips.inference.slide_scores import read_scores
     from wsi_ips.pipeline import Run
     from wsi_ips.pipeline.heatmap_stage import MapSource, score_maps
 

@@ -34,8 +34,9 @@ from torch.nn import functional
 
 from wsi_ips.config import ComputeSection
 from wsi_ips.geometry import Scale, Size
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.model.net import to_float
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_encoders import auto
 from wsi_ips.model.selection import best_tiles
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides

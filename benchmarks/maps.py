@@ -27,7 +27,7 @@ from support.ladder import ladder_recipe, make_ladder, trained
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.froc import TARGETS, Detections, Lesions, froc, match_detections, peak_detections
 from wsi_ips.evaluation.localisation import TUMOUR_TILE, false_alarm_mm2, pointing_hit, tile_figures
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import read_lesions
 from wsi_ips.results.score_raster import tile_raster

@@ -70,9 +70,10 @@ def measure(folder: Path, tiles: int, *, streaming: bool) -> None:
     """In a process of its own: predict one slide, print its peak memory in MB."""
     import torch
 
-    from wsi_ips.inference import predict_slide
-    from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-    from wsi_ips.model.net import to_float
+    from wsi_ips.inference.slide_prediction import predict_slide
+    from wsi_ips.model.checkpoint_card import NetSettings
+    from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+    from wsi_ips.model.net import IpsNet, to_float
     from wsi_ips.provenance import peak_rss_mb
     from wsi_ips.scanning import ScanOptions
 

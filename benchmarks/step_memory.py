@@ -108,7 +108,9 @@ def measure(case: Case) -> dict[str, float]:
     """In a process of its own: the peak of two steps by unit; of a third step the bytes saved."""
     import torch
 
-    from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+    from wsi_ips.model.checkpoint_card import NetSettings
+    from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+    from wsi_ips.model.net import IpsNet
     from wsi_ips.scanning import choose_device
     from wsi_ips.training.gradient import SavedBytes
     from wsi_ips.training.loop import Trainer

@@ -11,7 +11,9 @@ import torch
 from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import DeviceMemoryError
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import best_tiles
 from wsi_ips.scanning import (
     CHUNKS_STAGED,

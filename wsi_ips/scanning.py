@@ -22,22 +22,19 @@ from wsi_ips.config import ComputeSection
 from wsi_ips.errors import DeviceMemoryError
 from wsi_ips.model.encoder import Encode, Encoder
 from wsi_ips.model.net import IpsNet, TileScores, to_float
-from wsi_ips.model.position import TilePositions
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.model.selection import Selection, SlideToScan, scan
 from wsi_ips.tiles.feature_store import FeatureStream, FeatureTiles
 from wsi_ips.tiles.stream import PatchChunk, PatchStream, SlideTiles, read_tiles
 
+# (pixels, uint8 (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device
 Prepare = Callable[[Tensor, NDArray[np.integer], NDArray[np.integer]], Tensor]
-"""(pixels, uint8 (n, h, w, 3), slot (n,), tile (n,)) -> float patches (n, 3, h, w) on the device."""
 
 Result = TypeVar("Result")
 
-FEATURES_AT_A_TIME = 4096
-"""Stored features read at once, at least: one is a hundredth of the size of a patch."""
+FEATURES_AT_A_TIME = 4096  # stored features read at once, at least: one is a hundredth of the size of a patch
 
-CHUNKS_STAGED = 2
-"""Chunks in use at a time: one is computed while the next is copied."""
+CHUNKS_STAGED = 2  # chunks in use at a time: one is computed while the next is copied
 
 
 def choose_device(name: str) -> torch.device:
@@ -95,25 +92,13 @@ def staged(chunks: Iterable[PatchChunk], device: torch.device) -> Iterator[Stage
 
 
 class ChunkLimit:
-    """Limit on the patches scored at once; it halves when the device runs out of memory.
-
-    Attributes
-    ----------
-    patches
-        The limit.
-    """
+    """Limit on the patches scored at once; it halves when the device runs out of memory."""
 
     def __init__(self, chunk_size: int, note: Callable[[str], None] = lambda _: None) -> None:
         self.patches, self._note = chunk_size, note
 
     def run(self, count: int, work: Callable[[slice], Result]) -> list[Result]:
-        """Call ``work`` on ranges of at most ``patches`` that cover ``count``; where memory runs out, on smaller ones.
-
-        Raises
-        ------
-        DeviceMemoryError
-            Not even one patch fits.
-        """
+        """Call `work` on ranges of at most `patches` that cover `count`; where memory runs out, on smaller ones."""
         while True:
             try:
                 return [work(slice(at, min(at + self.patches, count))) for at in range(0, count, self.patches)]
@@ -121,13 +106,7 @@ class ChunkLimit:
                 self.halve(error)
 
     def halve(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Halve the limit for good and say so.
-
-        Raises
-        ------
-        DeviceMemoryError
-            Not even one patch fits.
-        """
+        """Halve the limit for good and say so; raise a `DeviceMemoryError` where not even one patch fits."""
         if self.patches == 1:
             raise DeviceMemoryError(
                 "memory of the device ran out with a single patch; free it from other programs, or take a smaller "
@@ -144,32 +123,15 @@ class ChunkLimit:
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How slides are scanned.
+    """How slides are scanned."""
 
-    Attributes
-    ----------
-    memory_size
-        Tiles kept per slide (M).
-    compute
-        Backend and precision of the encoder, chunk size, reading threads.
-    limit
-        Limit on the patches scored at once, shared by several scans; None starts from the chunk size.
-    with_probability
-        Also score each tile alone.
-    encode
-        Replaces the encoder; None uses the scan backend of ``compute``.
-    on_tiles
-        Called with the number of tiles after each chunk.
-    reading
-        Makes a context that is entered while the scan waits for pixels; a clock, for instance.
-    """
-
-    memory_size: int
-    compute: ComputeSection
-    limit: ChunkLimit | None = None
-    with_probability: bool = False
-    encode: Encode | None = None
-    on_tiles: Callable[[int], None] = lambda _: None
+    memory_size: int  # tiles kept per slide (M)
+    compute: ComputeSection  # backend and precision of the encoder, chunk size, reading threads
+    limit: ChunkLimit | None = None  # on patches at once, shared by several scans; None starts from the chunk size
+    with_probability: bool = False  # also score each tile alone
+    encode: Encode | None = None  # replaces the encoder; None uses the scan backend of `compute`
+    on_tiles: Callable[[int], None] = lambda _: None  # called with the number of tiles after each chunk
+    # Makes a context that is entered while the scan waits for pixels; a clock, for instance
     reading: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -177,16 +139,7 @@ class ScanOptions:
 def scan_slides(net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare, options: ScanOptions) -> list[Selection]:
     """Score all requested tiles of a batch of slides in one stream and keep the best of each.
 
-    Parameters
-    ----------
-    net
-        Switched to evaluation mode.
-    requests
-        Slides with slots 0 ... B-1 in order, each with at least one tile.
-    prepare
-        Turns uint8 pixels into the network's input.
-    options
-        How they are scanned.
+    Requests have slots 0 ... B-1 in order, and at least one tile each.
 
     Raises
     ------
@@ -219,7 +172,7 @@ class _ChunkScorer:
 
     def __init__(self, net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare, options: ScanOptions) -> None:
         self.net, self.prepare, self.options = net, prepare, options
-        self.positions = _positions(net, requests)
+        self.centres_um = _centres_um(net, requests)
         self.limit = options.limit or ChunkLimit(options.compute.chunk_size)
         # With stored features the encoder is only a scale and a shift: no backend can make it faster.
         has_features = isinstance(requests[0], FeatureTiles)
@@ -238,7 +191,7 @@ class _ChunkScorer:
             self.prepare(chunk.on_device[part], slot, tile),
             with_probability=self.options.with_probability,
             encode=self.encode,
-            position=self.positions(slot, tile),
+            position=_positions(self.net, self.centres_um, slot, tile),
         )
         probability = None if scores.probability is None else scores.probability.float().cpu()
         return TileScores(scores.logits.float().cpu(), probability)
@@ -303,8 +256,22 @@ def embed_tiles(
             yield torch.cat(limit.run(len(chunk.tile), partial(embed, chunk))).numpy()
 
 
-def _positions(net: IpsNet, requests: Sequence[SlideTiles]) -> TilePositions:
-    return TilePositions(net.position, [request.index.centres_um for request in requests] if net.position else [])
+def _centres_um(net: IpsNet, requests: Sequence[SlideTiles]) -> list[NDArray[np.floating]]:
+    return [request.index.centres_um for request in requests] if net.position else []
+
+
+def _positions(
+    net: IpsNet, centres_um: Sequence[NDArray[np.floating]], slot: NDArray[np.integer], tile: NDArray[np.integer]
+) -> Tensor | None:
+    """Return the position vectors of tiles, shape (n, D), None where the network uses none."""
+    if net.position is None:
+        return None
+    centres = np.empty((len(tile), 2))
+    for number, all_centres in enumerate(centres_um):
+        rows = slot == number
+        centres[rows] = all_centres[tile[rows]]
+    vectors: Tensor = net.position(torch.from_numpy(centres).to(net.position.frequency))
+    return vectors
 
 
 class KeptTiles(Protocol):
@@ -313,42 +280,30 @@ class KeptTiles(Protocol):
     @property
     def tiles(self) -> NDArray[np.int64]:
         """Tile ids, shape (K,)."""
-        ...
 
     @property
     def pixels(self) -> NDArray[Any]:
         """Their patches, shape (K, h, w, 3), or features, shape (K, F)."""
-        ...
 
 
 @dataclass(frozen=True)
 class Winners:
-    """Kept tiles of a batch of slides, concatenated.
+    """Kept tiles of a batch of slides, concatenated."""
 
-    Attributes
-    ----------
-    pixels
-        Patches of each slide, uint8, shape (K_b, h, w, 3), or features, float16, shape (K_b, F).
-    slot, tile
-        Slide and tile id of each, shape (n,).
-    counts
-        Number of tiles of each slide, K_b.
-    position
-        Added to their embeddings, shape (n, D), or None.
-    """
-
+    # Patches of each slide, uint8, shape (K_b, h, w, 3), or features, float16, shape (K_b, F)
     pixels: Sequence[NDArray[Any]]
-    slot: NDArray[np.int64]
-    tile: NDArray[np.int64]
-    counts: tuple[int, ...]
-    position: Tensor | None = None
+    slot: NDArray[np.int64]  # slide of each, (n,)
+    tile: NDArray[np.int64]  # tile id of each, (n,)
+    counts: tuple[int, ...]  # number of tiles of each slide, K_b
+    position: Tensor | None = None  # added to their embeddings, shape (n, D), or None
 
     @classmethod
     def of(cls, net: IpsNet, requests: Sequence[SlideTiles], kept: Sequence[KeptTiles]) -> Winners:
         """Concatenate the kept tiles of the requested slides."""
         counts = tuple(len(entry.tiles) for entry in kept)
         slot, tile = np.repeat(np.arange(len(kept)), counts), np.concatenate([entry.tiles for entry in kept])
-        return cls([entry.pixels for entry in kept], slot, tile, counts, _positions(net, requests)(slot, tile))
+        position = _positions(net, _centres_um(net, requests), slot, tile)
+        return cls([entry.pixels for entry in kept], slot, tile, counts, position)
 
     def __len__(self) -> int:
         return len(self.tile)

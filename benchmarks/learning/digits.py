@@ -35,7 +35,7 @@ from benchmarks.support.digit_encoder import digit_encoder
 from benchmarks.support.digits import DigitsPlan, Part, make_digits
 from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.slide_predictions import predicted
 

@@ -23,7 +23,7 @@ from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.slide_predictions import predicted
 

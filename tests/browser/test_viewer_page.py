@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.viewing import Served, served
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
 from wsi_ips.tiles.store import read_index

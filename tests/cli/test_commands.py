@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.pyramids import gradient_pyramid, write_pyramid
 from wsi_ips import __version__
 from wsi_ips.cli import app
-from wsi_ips.model.presets import PRESETS
+from wsi_ips.model.encoders import PRESETS
 
 PANELS = {
     "Start": ("demo", "check"),

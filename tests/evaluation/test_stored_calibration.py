@@ -17,9 +17,8 @@ from wsi_ips.evaluation.calibration import (
     write_calibration,
 )
 from wsi_ips.labels import Task
-from wsi_ips.model import read_card, save_checkpoint
-from wsi_ips.model.checkpoint import build_net
-from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, write_card
+from wsi_ips.model.checkpoint import build_net, save_checkpoint
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card, write_card
 
 TASKS = (Task("label", ("normal", "tumor")), Task("grade", ("a", "b", "c")), Task("signs", ("x", "y"), "multi"))
 FOUND = Calibration(

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wsi_ips.model import IpsNet
+from wsi_ips.model.net import IpsNet
 
 _MODULES = {
     "pooling.to_query": "transf.crs_attn.q_w",

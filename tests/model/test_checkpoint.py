@@ -10,9 +10,9 @@ import torch
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
-from wsi_ips.model import ModelCard, encoder_spec, load_checkpoint, read_card, save_checkpoint
-from wsi_ips.model.checkpoint import build_net
-from wsi_ips.model.checkpoint_card import CARD_NAME, EncoderOrigin
+from wsi_ips.model.checkpoint import build_net, load_checkpoint, save_checkpoint
+from wsi_ips.model.checkpoint_card import CARD_NAME, EncoderOrigin, ModelCard, read_card
+from wsi_ips.model.encoder_families import encoder_spec
 from wsi_ips.model.poolings import POOLINGS
 
 CARD = ModelCard(

@@ -18,11 +18,10 @@ from torch import nn
 from torchvision import models
 
 from wsi_ips.errors import CheckpointError, RecipeError
-from wsi_ips.model import EncoderSpec, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.encoder import Encoder
-from wsi_ips.model.encoder_families import replace_batch_norm
-from wsi_ips.model.encoders import ENCODERS, EncoderEntry
-from wsi_ips.model.presets import PRESETS
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec, replace_batch_norm
+from wsi_ips.model.encoders import ENCODERS, PRESETS, EncoderEntry
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from torch import nn
 from tests.model.test_encoder import TINY_VIT
 from wsi_ips.errors import RecipeError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec, load_checkpoint, save_checkpoint
-from wsi_ips.model.checkpoint import ModelCard
+from wsi_ips.model.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from wsi_ips.model.checkpoint_card import NetSettings
 from wsi_ips.model.encoder import Encoder, EncoderSpec
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.freezing import add_lora, freeze, plain_state, stages_of
+from wsi_ips.model.net import IpsNet
 
 VIT = EncoderSpec("timm:vit_tiny_patch16_224", "batch", True, "vit_tiny_patch16_224", TINY_VIT)
 NAMES = ["resnet18", "resnet50-3", "timm:resnet10t", "vit", "timm:convnext_atto", "timm:test_efficientnet"]

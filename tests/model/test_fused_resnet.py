@@ -8,8 +8,7 @@ from torch import nn
 
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.encoder_families import build_encoder, encoder_spec
-from wsi_ips.model.fused_resnet import FusedResNet, can_fuse
-from wsi_ips.model.scan_encoders import auto
+from wsi_ips.model.scan_encoders import FusedResNet, auto, can_fuse
 
 
 def encoder_of(name: str, norm: str = "batch") -> Encoder:

@@ -13,12 +13,16 @@ from torch import nn
 from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import RecipeError
-from wsi_ips.inference import predict_slide, read_scores, slide_prediction, write_scores
-from wsi_ips.inference.slide_prediction import compare_scores
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec, int8, scan_backends, selection_score
+from wsi_ips.inference import slide_prediction
+from wsi_ips.inference.slide_prediction import compare_scores, predict_slide
+from wsi_ips.inference.slide_scores import read_scores, write_scores
+from wsi_ips.model import int8, scan_backends
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.int8 import require_int8
-from wsi_ips.model.net import to_float
+from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_backends import ScanCheck
+from wsi_ips.model.selection import selection_score
 from wsi_ips.scanning import ScanOptions
 
 CPU = torch.device("cpu")

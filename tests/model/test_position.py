@@ -8,8 +8,9 @@ import torch
 
 from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import ComputeSection
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
-from wsi_ips.model.position import UNIT_UM, SinusoidalPosition
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import UNIT_UM, IpsNet, SinusoidalPosition
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 
 COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from wsi_ips.model.encoders import PRESETS
 from wsi_ips.model.encoders import encoder_remarks as remarks
-from wsi_ips.model.presets import PRESETS
 
 
 def test_a_licence_without_commercial_use_is_said_with_its_page():

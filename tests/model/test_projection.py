@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from wsi_ips.errors import CheckpointError
-from wsi_ips.model import build_encoder, encoder_spec
 from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.encoder import Projector
-from wsi_ips.model.fused_resnet import can_fuse
-from wsi_ips.model.scan_encoders import auto
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.scan_encoders import auto, can_fuse
 
 
 def test_a_start_makes_channels_comparable_and_tiles_stay_independent():

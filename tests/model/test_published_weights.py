@@ -12,7 +12,10 @@ from torchvision.models import resnet18
 from tests.model.published_weights import converted_weights
 from tests.model.test_published_rule import greedy_rule
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec, selection_score
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
+from wsi_ips.model.selection import selection_score
 
 HEADS, KEY_WIDTH, WIDTH, QUERIES = 4, 6, 128, 2
 TASKS = (Task("grade", ("low", "mid", "high")), Task("tumour", ("yes",), "multi"))

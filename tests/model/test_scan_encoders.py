@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from wsi_ips.errors import RecipeError
-from wsi_ips.model import build_encoder, encoder_spec, scan_encoders
+from wsi_ips.model import scan_encoders
 from wsi_ips.model.encoder import Encoder, EncoderSpec
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.model.scan_encoders import Trial, auto, compiled, eager, in_parts, scan_dtype
 

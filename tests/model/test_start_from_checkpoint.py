@@ -10,8 +10,16 @@ import torch
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
-from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, load_checkpoint, save_checkpoint
-from wsi_ips.model.checkpoint import add_trunk, build_net, load_trunk, start_from_checkpoint
+from wsi_ips.model.checkpoint import (
+    add_trunk,
+    build_net,
+    load_checkpoint,
+    load_trunk,
+    save_checkpoint,
+    start_from_checkpoint,
+)
+from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard
+from wsi_ips.model.net import IpsNet
 
 LABEL, GRADE = Task("label", ("normal", "tumor")), Task("label", ("low", "high"))
 CARD = ModelCard(

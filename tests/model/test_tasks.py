@@ -9,7 +9,9 @@ import torch
 from torch.nn import functional
 
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.model.task_losses import (
     UNKNOWN,
     is_known,

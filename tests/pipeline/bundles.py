@@ -11,8 +11,9 @@ from tests.faults.slides import RECIPE
 from wsi_ips.config import Recipe
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.labels import Task
-from wsi_ips.model import ModelCard, encoder_spec, save_checkpoint
-from wsi_ips.model.checkpoint import build_net
+from wsi_ips.model.checkpoint import build_net, save_checkpoint
+from wsi_ips.model.checkpoint_card import ModelCard
+from wsi_ips.model.encoder_families import encoder_spec
 
 TASKS = (Task("label", ("normal", "tumor")),)
 

@@ -13,8 +13,7 @@ from scipy.special import expit, logit
 from tests.faults.slides import recipe_of, write_cohort, write_good
 from tests.pipeline.bundles import write_bundle
 from wsi_ips.evaluation.calibration import CALIBRATION_NAME
-from wsi_ips.inference import read_scores, write_scores
-from wsi_ips.inference.decision import by_tiles
+from wsi_ips.inference.slide_scores import by_tiles, read_scores, write_scores
 from wsi_ips.labels import Task
 from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline import Run

@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from tests.pipeline.test_run import SLIDES, SMALL
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
-from wsi_ips.inference import read_scores, slide_prediction
-from wsi_ips.model import build_encoder, encoder_spec, int8, read_card, scan_backends
-from wsi_ips.model.encoders import ENCODERS
-from wsi_ips.model.presets import PRESETS
+from wsi_ips.inference import slide_prediction
+from wsi_ips.inference.slide_scores import read_scores
+from wsi_ips.model import int8, scan_backends
+from wsi_ips.model.checkpoint_card import read_card
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.encoders import ENCODERS, PRESETS
 from wsi_ips.pipeline import run_until
 from wsi_ips.pipeline.demo_slides import make_slides
 from wsi_ips.pipeline.progress import Silent

@@ -19,7 +19,7 @@ from wsi_ips.errors import EvaluationError, ManifestError
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.froc import peak_detections
 from wsi_ips.evaluation.localisation import LEAST_PEAK
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import evaluate_run, score_raster
 from wsi_ips.pipeline.external_predictions import TableQuestion, evaluate_files

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from wsi_ips.cli import app
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.tiles.store import read_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")

@@ -17,10 +17,9 @@ import yaml
 from tests.pipeline.test_run import SLIDES, SMALL
 from wsi_ips.annotations import read_asap
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.inference import SlideScores, write_scores
-from wsi_ips.model import ModelCard, save_checkpoint
-from wsi_ips.model.checkpoint import build_net
-from wsi_ips.model.checkpoint_card import EncoderSpec, checkpoint_fingerprint
+from wsi_ips.inference.slide_scores import SlideScores, write_scores
+from wsi_ips.model.checkpoint import build_net, save_checkpoint
+from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.demo_slides import make_slides
 from wsi_ips.pipeline.slide_predictions import scores_fingerprint

@@ -19,10 +19,9 @@ from tests.pipeline.bundles import write_bundle
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.evaluation.calibration import Calibration, TaskCalibration, write_calibration
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.labels import Task
-from wsi_ips.model import read_card
-from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, write_card
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card, write_card
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.new_slides import new_slides
 

@@ -17,7 +17,7 @@ from tests.faults.slides import ROOT, recipe_of, write_cohort, write_good
 from tests.faults.test_faults import job_processes, until
 from tests.pipeline.bundles import write_bundle
 from wsi_ips.cluster.process import NUMBER
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.predict_stage import predict_stage
 from wsi_ips.pipeline.slide_predictor import own_device

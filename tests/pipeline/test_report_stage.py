@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.pipeline.test_run import done, finished, recipe_of  # noqa: F401 - fixtures
 from wsi_ips.cli import app
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.report_stage import report_stage
 

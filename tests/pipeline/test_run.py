@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.model.selection import selection_score
 from wsi_ips.pipeline import Run, run_pipeline, run_until
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides

@@ -13,7 +13,7 @@ import pytest
 from tests.pipeline.test_run import write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import run_pipeline
 
 LABELS = {

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from tests.pipeline.test_run import SLIDES, write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.cli import app
-from wsi_ips.model import load_checkpoint, read_card
+from wsi_ips.model.checkpoint import load_checkpoint
+from wsi_ips.model.checkpoint_card import read_card
 
 WITH_VALIDATION = replace(SLIDES, split=(0.5, 0.25, 0.25))
 

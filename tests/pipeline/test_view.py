@@ -13,7 +13,7 @@ from tests.pyramids import gradient_level
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.geometry import Box, Scale
-from wsi_ips.inference import read_scores, write_scores
+from wsi_ips.inference.slide_scores import read_scores, write_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import TISSUE, RunCollection, layer_of, view_recipe
 from wsi_ips.slides import ArrayReader

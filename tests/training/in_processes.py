@@ -21,7 +21,9 @@ from wsi_ips.cluster.torchrun import Launch
 from wsi_ips.config import PlannedTraining
 from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.tiles.stream import SlideTiles
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.processes import Processes

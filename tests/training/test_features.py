@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from tests.cohort import textured_slide
 from tests.training.test_loop import Recorder
 from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
-from wsi_ips.inference import predict_slide
-from wsi_ips.model import EncoderSpec, IpsNet, NetSettings, build_encoder
+from wsi_ips.inference.slide_prediction import predict_slide
+from wsi_ips.model.checkpoint_card import EncoderSpec, NetSettings
+from wsi_ips.model.encoder_families import build_encoder
 from wsi_ips.model.freezing import freeze
+from wsi_ips.model.net import IpsNet
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.scanning import ChunkLimit, ScanOptions, embed_tiles
 from wsi_ips.tiles.feature_store import FeatureTiles, open_features, write_features

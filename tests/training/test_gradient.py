@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ips.errors import TrainingError
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import Winners, plain_patches
 from wsi_ips.training.gradient import (
     SavedBytes,

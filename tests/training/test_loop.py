@@ -15,7 +15,9 @@ from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.config import AugmentSection, ComputeSection, PlannedTraining
 from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 from wsi_ips.tiles.stream import read_tiles
 from wsi_ips.training.loop import Trainer, warmup_cosine

@@ -14,7 +14,9 @@ from sklearn.metrics import roc_auc_score
 from tests.training.test_loop import COMPUTE, Recorder, cohort, small_net, trainer
 from wsi_ips.errors import DivergedError, RecipeError, TrainingError
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.training.loop import epoch_order, epoch_steps
 from wsi_ips.training.settings import LabelledSlide
 from wsi_ips.training.step import MixedPrecision

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.training.test_loop import Recorder, cohort, trainer
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.model.poolings import POOLINGS
 
 

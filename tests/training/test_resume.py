@@ -15,7 +15,9 @@ from safetensors import safe_open
 
 from tests.training.test_loop import COMPUTE, Recorder, cohort, trainer
 from wsi_ips.config import ComputeSection
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.tracking import EpochRecord
 

@@ -12,7 +12,9 @@ from tests.cohort import PATCH_PX, textured_slide
 from tests.training.test_loop import Recorder
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Target, Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.training import loss as training_loss
 from wsi_ips.training.gradient import SavedBytes, uses_batch_statistics
 from wsi_ips.training.loop import Trainer

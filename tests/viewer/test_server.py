@@ -15,7 +15,7 @@ from PIL import Image
 from tests.viewing import Served, served
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ViewerError
-from wsi_ips.inference import read_scores
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
 from wsi_ips.tiles.store import read_index

@@ -101,7 +101,7 @@ def check(
     """
     with explained(debug=debug):
         if encoders:
-            from wsi_ips.model.presets import PRESETS
+            from wsi_ips.model.encoders import PRESETS
 
             print_encoders(list(PRESETS.values()))
         else:

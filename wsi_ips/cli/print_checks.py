@@ -13,7 +13,7 @@ from rich.table import Table
 from wsi_ips.cli.console import few, out, say
 
 if TYPE_CHECKING:
-    from wsi_ips.model.presets import Preset
+    from wsi_ips.model.encoders import Preset
     from wsi_ips.pipeline.check_machine import Finding, Verdict
     from wsi_ips.pipeline.check_slides import CheckReport
     from wsi_ips.pipeline.split_cohort import SplitOutcome
@@ -108,7 +108,7 @@ def print_splits(outcome: SplitOutcome, path: Path) -> None:
 
 def print_encoders(presets: Sequence[Preset]) -> None:
     """Print a table of presets."""
-    from wsi_ips.model.presets import scale_text
+    from wsi_ips.model.encoders import scale_text
 
     table = Table("preset", "width", "µm/px", "pooling", "access", "commercial", "licence", box=None, pad_edge=False)
     table.columns[0].no_wrap = table.columns[-1].no_wrap = True

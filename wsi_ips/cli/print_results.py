@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wsi_ips.evaluation.slide_evaluation import SlideEvaluation, TaskEvaluation
     from wsi_ips.evaluation.staging import Patients
     from wsi_ips.evaluation.summary import Evaluation
-    from wsi_ips.inference.verdict import Verdict
+    from wsi_ips.inference.slide_scores import Verdict
     from wsi_ips.labels import Task
     from wsi_ips.pipeline.cross_validation import CrossValidation
     from wsi_ips.pipeline.slide_predictions import PredictedSlide

@@ -15,23 +15,14 @@ from wsi_ips.errors import CheckpointError
 from wsi_ips.model.checkpoint_card import ModelCard
 
 SECTIONS: dict[str, type[Section]] = {"slides": SlidesSection, "tissue": TissueSection, "tiles": TilesSection}
+# Keys of `tiles` that say where tiles are stored or come from
 STORAGE = frozenset(["store", "location", "imported", "shared"])
-"""Keys of `tiles` that say where tiles are stored or come from."""
-HARMLESS = frozenset(["slides.reader"])
-"""Keys that may differ: all readers give the same pixels."""
+HARMLESS = frozenset(["slides.reader"])  # keys that may differ: all readers give the same pixels
 IMPORTED = "tiles of another tool"
 
 
 def preparation_of(recipe: Recipe, *, imported: bool = False) -> dict[str, Any]:
-    """Return the settings to pin, as plain JSON.
-
-    Parameters
-    ----------
-    recipe
-        Recipe of the training.
-    imported
-        Whether any slide used tiles of another tool, which our own grid would not give again.
-    """
+    """Return the settings to pin, as plain JSON; `imported`: some slide used tiles of another tool."""
     found: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in SECTIONS}
     found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in STORAGE}
     found["tiles"]["stride_px"] = recipe.tiles.stride
@@ -40,13 +31,7 @@ def preparation_of(recipe: Recipe, *, imported: bool = False) -> dict[str, Any]:
 
 
 def pinned_sections(card: ModelCard) -> dict[str, Any]:
-    """Return the recipe sections that a model pins, to predict without a recipe.
-
-    Raises
-    ------
-    CheckpointError
-        The model pins nothing, or was trained on tiles of another tool.
-    """
+    """Return the recipe sections that a model pins, to predict without a recipe."""
     known = card.preparation
     if known is None:
         raise CheckpointError(
@@ -64,13 +49,7 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
 
 
 def check_preparation(recipe: Recipe, card: ModelCard) -> None:
-    """Refuse a checkpoint that was trained on other pixels than the recipe would show it.
-
-    Raises
-    ------
-    CheckpointError
-        Names each key with both values.
-    """
+    """Refuse a checkpoint that was trained on other pixels than the recipe would show it; names each key."""
     tiles = recipe.tiles
     if (card.patch_mpp, card.patch_px) != (tiles.mpp, tiles.patch_px):
         raise CheckpointError(

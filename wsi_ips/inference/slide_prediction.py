@@ -1,9 +1,13 @@
-"""Prediction: one pass over the pixels of a slide gives its label and the scores of all its tiles."""
+"""Prediction: one pass over the pixels of a slide gives its label and the scores of all its tiles.
+
+:func:`recompute` checks stored predictions against what is stored of the tiles. Shapes: N tiles, K kept, D width of an
+embedding, T queries, H heads, C classes of all tasks.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,40 +19,24 @@ from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.model.encoder import Encode
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.scan_backends import SCAN_BACKENDS, ScanCheck
-from wsi_ips.model.selection import selection_score
+from wsi_ips.model.selection import best_tiles, selection_score
 from wsi_ips.scanning import ChunkLimit, ScanOptions, kept_embeddings, plain_patches, scan_slides
 from wsi_ips.tiles.stream import SlideTiles, read_tiles
 
+# Tiles of a slide that a scan backend is calibrated on, and others that are scored both ways
 CALIBRATION_TILES, CHECKED_TILES = 64, 128
-"""Tiles of a slide that a scan backend is calibrated on, and others that are scored both ways."""
 
+# On smaller slides, calibration and check would take longer than they save
 LEAST_TILES_CALIBRATED = 4 * (CALIBRATION_TILES + CHECKED_TILES)
-"""On smaller slides, calibration and check would take longer than they save."""
 
 COMPARED_AT_A_TIME = 16
 
 
 def predict_slide(net: IpsNet, tiles: SlideTiles, options: ScanOptions, *, fingerprint: str = "") -> SlideScores:
-    """Score all tiles of a slide and classify it from the best M.
+    """Score all tiles of a slide (slot 0, at least one) and classify it from the best M.
 
-    Memory grows with the number of tiles only by N·(T·H + C) floats of scores.
-
-    Parameters
-    ----------
-    net
-        The network, on its device; switched to evaluation mode.
-    tiles
-        The slide's tiles at slot 0; at least one.
-    options
-        How the tiles are scanned. A calibrated scan backend is used for slides of at least
-        :data:`LEAST_TILES_CALIBRATED` tiles, and only where its scores are close to those in float32.
-    fingerprint
-        Stored with the scores.
-
-    Raises
-    ------
-    ScoresError
-        A score or probability is not finite.
+    Memory grows with the number of tiles only by N·(T·H + C) floats of scores. A calibrated scan backend is used for
+    slides of at least :data:`LEAST_TILES_CALIBRATED` tiles, and only where its scores are close to those in float32.
     """
     began = time.perf_counter()
     net.eval()
@@ -97,19 +85,7 @@ def _calibrated(net: IpsNet, tiles: SlideTiles, options: ScanOptions) -> tuple[S
 
 @torch.inference_mode()
 def compare_scores(net: IpsNet, encode: Encode, patches: Tensor, *, memory_size: int) -> ScanCheck:
-    """Score patches with the encoder and with another way to run it, and compare.
-
-    Parameters
-    ----------
-    net
-        In evaluation mode; positions of tiles are ignored.
-    encode
-        The other way to run its encoder.
-    patches
-        Float in 0-1, shape (n, 3, h, w), n > 1.
-    memory_size
-        Tiles kept per slide (M); at most a quarter of the patches are compared as kept.
-    """
+    """Score patches, (n, 3, h, w), with the encoder and with another way to run it, without positions; compare."""
     exact = torch.cat([net.encoder(part) for part in patches.split(COMPARED_AT_A_TIME)])  # (n, D)
     near = encode(patches)  # (n, D)
     scores = [selection_score(net.pooling.logits(e).float().numpy()) for e in (exact, near)]  # (n,) each
@@ -122,4 +98,39 @@ def compare_scores(net: IpsNet, encode: Encode, patches: Tensor, *, memory_size:
         correlation=float(spearmanr(*scores).statistic) if ranked else 1.0,
         kept=kept,
         overlap=len(best[0] & best[1]) / kept,
+    )
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """Agreement of a stored table with itself and with the network."""
+
+    probabilities: tuple[tuple[float, ...], ...]  # of the slide, per task, pooled from the stored embeddings
+    off: float  # largest difference from the stored probabilities
+    # Largest difference of the kept tiles' stored attention logits from those of their embeddings; a scan in bf16 or
+    # int8 rounds
+    logits_off: float
+    kept_are_best: bool  # whether the kept tiles are the best ones by the stored logits of all tiles
+
+
+@torch.inference_mode()
+def recompute(scores: SlideScores, net: IpsNet) -> Recomputed:
+    """Pool, score and select again from a stored table with the network that made it."""
+    if scores.kept_embeddings.shape != (len(scores.kept), net.encoder.width):
+        raise ScoresError(
+            f"scores of slide {scores.slide_id}: embeddings of shape {scores.kept_embeddings.shape} for "
+            f"{len(scores.kept)} tiles and a network of width {net.encoder.width}; run `wsi-ips predict` again"
+        )
+    net.eval()
+    device = next(net.parameters()).device
+    embeddings = torch.from_numpy(scores.kept_embeddings).to(device)  # (K, D)
+    mask = torch.ones(1, len(embeddings), dtype=torch.bool, device=device)
+    found = net.probabilities(net(embeddings[None], mask))[0].cpu()  # (C,)
+    stored = np.concatenate([np.array(part) for part in scores.probabilities])
+    logits = net.pooling.logits(embeddings).cpu().numpy()  # (K, T, H)
+    return Recomputed(
+        probabilities=tuple(tuple(part.tolist()) for part in found.split([t.width for t in net.tasks])),
+        off=float(np.abs(found.numpy() - stored).max()),
+        logits_off=float(np.abs(logits - scores.attention_logits[scores.kept]).max()),
+        kept_are_best=np.array_equal(best_tiles(scores.attention_logits, len(scores.kept)), scores.kept),
     )

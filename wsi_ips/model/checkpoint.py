@@ -17,8 +17,7 @@ from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import atomic_path
 
 TRUNK = "encoder.trunk."
-SHOWN = 3
-"""Weights that do not fit, named in a message."""
+SHOWN = 3  # weights that do not fit, named in a message
 
 
 def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None = None) -> IpsNet:
@@ -34,25 +33,7 @@ def save_checkpoint(folder: Path, net: IpsNet, card: ModelCard) -> None:
 
 
 def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> tuple[IpsNet, ModelCard]:
-    """Read a checkpoint.
-
-    Parameters
-    ----------
-    folder
-        Folder with the weights and the card.
-    tasks
-        Tasks the caller expects, in order; None accepts any.
-
-    Returns
-    -------
-    tuple
-        The network in evaluation mode, and its card.
-
-    Raises
-    ------
-    CheckpointError
-        Missing, damaged, or made for other tasks or classes.
-    """
+    """Read a network, in evaluation mode, and its card; where `tasks` is given, they must be the card's."""
     card = read_card(folder)
     if tasks is not None:
         require_tasks(folder, card, tasks)
@@ -66,13 +47,7 @@ def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> t
 
 
 def require_tasks(folder: Path, card: ModelCard, tasks: tuple[Task, ...]) -> None:
-    """Check that a checkpoint was made for these tasks.
-
-    Raises
-    ------
-    CheckpointError
-        It was not; names both.
-    """
+    """Raise a `CheckpointError` with both where a checkpoint was made for other tasks."""
     if tasks != card.tasks:
         raise CheckpointError(
             f"checkpoint {folder}: made for {_described(card.tasks)}; the recipe has {_described(tasks)}; set "
@@ -81,22 +56,10 @@ def require_tasks(folder: Path, card: ModelCard, tasks: tuple[Task, ...]) -> Non
 
 
 def start_from_checkpoint(net: IpsNet, folder: Path) -> None:
-    """Give a network the weights of a checkpoint (``model.start``).
+    """Give a network the weights of a checkpoint, in place (``model.start``).
 
     The heads stay fresh where the checkpoint has other tasks. The trunk stays fresh where the checkpoint has none,
     because it was trained on imported features.
-
-    Parameters
-    ----------
-    net
-        Changed in place.
-    folder
-        The checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        Missing, damaged, or of another architecture; names the parts that differ.
     """
     card, stored = read_card(folder), _read_weights(folder)
     own = net.state_dict()
@@ -116,13 +79,7 @@ def start_from_checkpoint(net: IpsNet, folder: Path) -> None:
 
 
 def load_trunk(trunk: nn.Module, folder: Path) -> None:
-    """Give a trunk the weights of a checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        Missing, damaged, or of another architecture.
-    """
+    """Give a trunk the weights of a checkpoint."""
     stored = _read_weights(folder)
     try:
         trunk.load_state_dict({k.removeprefix(TRUNK): t for k, t in stored.items() if k.startswith(TRUNK)})
@@ -157,7 +114,6 @@ def _mismatch(name: str, own: dict[str, Tensor], stored: dict[str, Tensor]) -> s
 
 
 def _described(tasks: tuple[Task, ...]) -> str:
-    """Name the classes of the first task, then the further tasks with theirs."""
     first, *others = [f"{', '.join(t.classes)}{' (any of them)' if t.kind == 'multi' else ''}" for t in tasks]
     further = [f"`{task.name}` {classes}" for task, classes in zip(tasks[1:], others, strict=True)]
     return "; ".join([f"classes {first}", *further])

@@ -1,4 +1,4 @@
-"""The card of a checkpoint: everything but its weights. Reading it needs no torch."""
+"""The card of a checkpoint: everything but its weights, and sentences about it for people. It needs no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
+from wsi_ips.model.encoders import find_preset
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.provenance import atomic_write_json, fingerprint
 
@@ -19,43 +20,28 @@ InputName = Literal["pixels", "features"]
 WeightsSource = Literal["random", "published", "file", "imported"]
 
 SCHEMA_VERSION = 4
-WEIGHTS_SCHEMA = 2
-"""Version of the meaning of the weights; stored scores stay valid as long as it does not change."""
+WEIGHTS_SCHEMA = 2  # version of the meaning of the weights; stored scores stay valid as long as it does not change
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Everything needed to build an encoder again, without its weights.
+    """Everything needed to build an encoder again, without its weights."""
 
-    Attributes
-    ----------
-    name
-        Name as in ``model.encoder``, or ``imported:NAME`` for an encoder that another tool ran.
-    norm
-        ``group`` replaces all batch norm of the architecture by group norm; ``batch`` leaves it.
-    frozen_statistics
-        Batch norm uses its stored statistics also in training, so that the scan and the gradient pass use the same
-        network.
-    architecture, arguments, mean, std
-        Configuration from the model's page on the hub, so that a trained model can be built again without the
-        network. Empty for other models, and until :func:`build_encoder` has read it.
-    projector
-        Width of the learned projector behind the trunk; 0: none.
-    features
-        Width of the stored features of another tool that it takes instead of patches; 0: it takes patches.
-    """
-
-    name: str
+    name: str  # name as in `model.encoder`, or `imported:NAME` for an encoder that another tool ran
+    # `group` replaces all batch norm of the architecture by group norm; `batch` leaves it
     norm: Literal["batch", "group"]
+    # Batch norm uses its stored statistics also in training, so that scan and gradient use the same network
     frozen_statistics: bool
+    # From the model's page on the hub, so that a trained model can be built again without the network; `build_encoder`
+    # fills it in
     architecture: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
-    projector: int = 0
-    features: int = 0
+    projector: int = 0  # width of the learned projector behind the trunk; 0: none
+    features: int = 0  # width of another tool's features that it takes instead of patches; 0: it takes patches
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # JSON gives lists
@@ -64,21 +50,13 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncoderOrigin:
-    """Where the encoder's weights come from; their licence depends on it.
+    """Where the encoder's weights come from; their licence depends on it."""
 
-    Attributes
-    ----------
-    source
-        ``random``: no weights were given; ``published``: the weights published under the encoder's name; ``file``: a
-        local file; ``imported``: another tool ran the encoder and only its features are known.
-    file
-        Name of that file.
-    through
-        Model ids of the checkpoints that a training started from (``model.start``), the first one first.
-    """
-
+    # `random`: no weights were given; `published`: the weights published under the encoder's name; `file`: a local
+    # file; `imported`: another tool ran the encoder and only its features are known
     source: WeightsSource
     file: str = ""
+    # Model ids of the checkpoints that a training started from (`model.start`), the first one first
     through: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -87,82 +65,41 @@ class EncoderOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class NetSettings:
-    """Settings of the network behind its encoder.
+    """Settings of the network behind its encoder."""
 
-    Attributes
-    ----------
-    tasks
-        Each has one query of the pooling and one linear head; the first is the slide label of heatmaps.
-    pooling
-        Name in :data:`wsi_ips.model.poolings.POOLINGS`.
-    heads, key_width, dropout
-        Size of the pooling block.
-    position
-        ``sinusoidal`` adds the place of a tile to its embedding.
-    """
-
+    # Each has one query of the pooling and one linear head; the first is the slide label of heatmaps
     tasks: tuple[Task, ...] = (Task("label", ("normal", "tumor")),)
     pooling: str = "attention"
     heads: int = 8
     key_width: int = 64
     dropout: float = 0.1
-    position: PositionName = "none"
+    position: PositionName = "none"  # `sinusoidal` adds the place of a tile to its embedding
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard(NetSettings):
-    """Description of a checkpoint, enough to use it on other slides.
+    """Description of a checkpoint, enough to use it on other slides."""
 
-    Attributes
-    ----------
-    model_id
-        Short name shown on every picture.
-    encoder
-        Encoder architecture and normalisation.
-    memory_size
-        Tiles kept per slide (M).
-    patch_mpp, patch_px
-        Scale and side of the patches it was trained on.
-    fingerprint
-        Fingerprint of its training.
-    metrics
-        Figures of its epoch.
-    preparation
-        Sections ``slides``, ``tissue`` and ``tiles`` of the recipe it was trained with, as far as they decide which
-        pixels the network sees, as plain JSON; None pins nothing.
-    training
-        Facts about the slides and the training, for people, as plain JSON; see
-        :func:`wsi_ips.pipeline.train_stage.training_facts`.
-    origin
-        Where the encoder's weights come from; None where nobody recorded it.
-    input
-        ``pixels``, or ``features`` of an encoder that did not learn.
-    freeze
-        Part of the encoder that did not learn, as in ``model.freeze``; ``lora`` where only added matrices learned.
-    """
-
-    model_id: str
+    model_id: str  # short name shown on every picture
     encoder: EncoderSpec
-    memory_size: int
-    patch_mpp: float
-    patch_px: int
-    fingerprint: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    memory_size: int  # tiles kept per slide (M)
+    patch_mpp: float  # scale of the patches it was trained on, µm/px
+    patch_px: int  # their side
+    fingerprint: str  # of its training
+    metrics: Mapping[str, float] = field(default_factory=dict)  # figures of its epoch
+    # Sections `slides`, `tissue` and `tiles` of the recipe it was trained with, as far as they decide which pixels the
+    # network sees, as plain JSON; None pins nothing
     preparation: Mapping[str, Any] | None = None
+    # Facts about the slides and the training, for people, as plain JSON; see `training_facts`
     training: Mapping[str, Any] = field(default_factory=dict)
-    origin: EncoderOrigin | None = None
-    input: InputName = "pixels"
+    origin: EncoderOrigin | None = None  # where the encoder's weights come from; None where nobody recorded it
+    input: InputName = "pixels"  # `pixels`, or `features` of an encoder that did not learn
+    # Part of the encoder that did not learn, as in `model.freeze`; `lora` where only added matrices learned
     freeze: str | int = "none"
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read a checkpoint's card.
-
-    Raises
-    ------
-    CheckpointError
-        Missing, damaged or of another schema.
-    """
+    """Read a checkpoint's card."""
     path = folder / CARD_NAME
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -194,11 +131,6 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """Return the fingerprint of a checkpoint as an input of tile scores: of its training and its weights.
 
     The calibration is not part of it: it changes how a slide is called, but no stored score.
-
-    Raises
-    ------
-    CheckpointError
-        There is none.
     """
     card = read_card(folder)
     try:
@@ -206,3 +138,54 @@ def checkpoint_fingerprint(folder: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder}: no weights ({error}); train again") from error
     return fingerprint("checkpoint", WEIGHTS_SCHEMA, card.fingerprint, weights)
+
+
+def origin_text(card: ModelCard) -> str:
+    """Name the weights that the encoder began with, for example ``published weights``; empty where not recorded."""
+    origin = card.origin
+    if origin is None:
+        return ""
+    began = {
+        "random": "random weights to begin with",
+        "published": "published weights to begin with",
+        "file": f"weights from {origin.file} to begin with",
+        "imported": "run by another tool",
+    }[origin.source]
+    return f"{began}, trained further from {' and then '.join(origin.through)}" if origin.through else began
+
+
+def training_text(card: ModelCard) -> str:
+    """Say what the network learned from and which part of it learned, without a full stop."""
+    how = "from slide labels (Iterative Patch Selection)"
+    if card.input == "features" or card.encoder.features:
+        return f"Trained on stored features of an encoder that did not learn, {how}"
+    if card.freeze == "none":
+        return f"Trained end to end on pixels {how}"
+    frozen = {
+        "all": "the encoder did not learn",
+        "lora": "of the encoder, only added low-rank matrices (LoRA) learned",
+    }.get(str(card.freeze), f"the first {card.freeze} stages of the encoder did not learn")
+    return f"Trained on pixels {how}; {frozen}"
+
+
+def licence_text(card: ModelCard) -> str:
+    """Say whose terms hold for the model because of the weights that its encoder began with."""
+    name, origin = card.encoder.name, card.origin
+    if origin is None:
+        return f"Encoder {name}: where its weights began is not recorded; ask whoever trained the model."
+    if origin.source == "imported":
+        return (
+            f"Encoder {name}: another tool computed its features; the licence of its weights holds for the model too."
+        )
+    if origin.source == "random":
+        learned = f" and of those behind {', '.join(origin.through)}" if origin.through else ""
+        return f"Encoder {name}: no published weights were used; the terms of its slides and labels{learned} hold."
+    file = f" from the file {origin.file}" if origin.source == "file" else ""
+    preset = find_preset(name)
+    if preset is not None:
+        allowed = {True: "commercial use allowed", False: "no commercial use", None: "commercial use: see its page"}
+        terms = f"{preset.licence}, {allowed[preset.commercial]}"
+        return f"Encoder weights {preset.key}{file}: {terms}. A model trained from them inherits the terms."
+    if file:
+        return f"Encoder {name}: weights{file}; its terms hold for the model too."
+    return f"Encoder {name}: published weights; the licence on their page holds for the model too."

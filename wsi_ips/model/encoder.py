@@ -16,15 +16,13 @@ from torch.nn import functional
 
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.model.checkpoint_card import EncoderSpec
-from wsi_ips.model.presets import PoolingOfTokens
+from wsi_ips.model.encoders import PoolingOfTokens
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMPORTED = "imported:"
-"""Prefix of the name of an encoder that another tool ran."""
+IMPORTED = "imported:"  # prefix of the name of an encoder that another tool ran
 
-Encode = Callable[[Tensor], Tensor]
-"""Float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)."""
+Encode = Callable[[Tensor], Tensor]  # float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)
 
 
 class Standardise(nn.Module):
@@ -49,7 +47,7 @@ class Standardise(nn.Module):
         self.bias.copy_(-embeddings.mean(0) / deviation)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Scale and shift embeddings, shape (n, D) to (n, D)."""
+        """Scale and shift embeddings, (n, D) to (n, D)."""
         return embeddings * self.weight + self.bias
 
 
@@ -72,7 +70,7 @@ class Projector(nn.Module):
         self.standardise.start(self._mapped(embeddings))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Project embeddings, shape (n, F) to (n, D)."""
+        """Project embeddings, (n, F) to (n, D)."""
         out: Tensor = self.standardise(self._mapped(embeddings)).relu()
         return out
 
@@ -85,13 +83,7 @@ class StoredTrunk(nn.Module):
     """Placeholder for the trunk of a model on stored features: it has no weights and takes no pixels."""
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Refuse pixels.
-
-        Raises
-        ------
-        CheckpointError
-            Always.
-        """
+        """Refuse pixels."""
         raise CheckpointError(
             f"{len(patches)} patches for a model that takes stored features only and lacks the encoder that made them: "
             "import the features of this slide (`features.imported`)"
@@ -102,21 +94,6 @@ class Encoder(nn.Module):
     """Patches to embeddings, with the input normalisation the weights expect.
 
     It also takes stored features, the output of its trunk, shape (n, F).
-
-    Attributes
-    ----------
-    trunk
-        The architecture without its classifier.
-    standardise
-        Scale and shift of the trunk's output; with ``spec.projector`` a :class:`Projector`.
-    spec
-        How it was built.
-    width
-        Width D of an embedding.
-    trunk_width
-        Width F of the trunk's output; differs from D only with a projector.
-    frozen
-        Parts that stay in evaluation mode in training (:func:`wsi_ips.model.freezing.freeze`).
     """
 
     mean: Tensor
@@ -133,28 +110,17 @@ class Encoder(nn.Module):
         pooling: PoolingOfTokens = "model",
     ) -> None:
         super().__init__()
-        self.trunk = trunk.to(memory_format=torch.channels_last)
+        self.trunk = trunk.to(memory_format=torch.channels_last)  # the architecture without its classifier
         self.standardise = Projector(width, spec.projector) if spec.projector else Standardise(width)
         self.spec = spec
         self.width, self.trunk_width = spec.projector or width, width
-        self.frozen: tuple[nn.Module, ...] = ()
+        self.frozen: tuple[nn.Module, ...] = ()  # parts that stay in evaluation mode in training
         self._pooling = pooling
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Embed patches.
-
-        Parameters
-        ----------
-        patches
-            Float in 0-1, shape (n, 3, h, w), channels-last memory for speed; or features, shape (n, F).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (n, D).
-        """
+        """Embed patches, float in 0-1, (n, 3, h, w), channels last for speed, or features, (n, F), to (n, D)."""
         out: Tensor = self.standardise(self.embed_raw(patches))  # (n, D)
         return out
 
@@ -180,13 +146,7 @@ class Encoder(nn.Module):
         return {f"trunk.{name}" for name in asked | tokens}
 
     def check_patch(self, patch_px: int) -> None:
-        """Check that the architecture takes patches of a side.
-
-        Raises
-        ------
-        RecipeError
-            It does not; names a side that it takes.
-        """
+        """Raise a `RecipeError` with a side that fits where the architecture does not take patches of this one."""
         cut: Any = getattr(self.trunk, "patch_embed", None)
         size, step = getattr(cut, "img_size", None), getattr(cut, "patch_size", None)
         if size is not None and getattr(cut, "strict_img_size", False) and patch_px != size[0]:

@@ -1,34 +1,39 @@
-"""Building encoders: torchvision ResNets, whole or truncated, and timm models by name or preset."""
+"""Building encoders: torchvision ResNets, whole or truncated, and timm models by name or preset.
+
+A pickle is loaded only if it holds nothing but tensors, and no code of a repository is ever run.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.encoder import Encoder, StoredTrunk
 from wsi_ips.model.encoders import ENCODERS, RESNET, TIMM, find_preset
-from wsi_ips.model.published import access_explained, hub_config, is_on_hub, read_weights, timm_arguments
 
-GROUPS = 32
-"""Groups of group norm, fewer where the channels do not divide by it."""
+GROUPS = 32  # groups of group norm, fewer where the channels do not divide by it
+_OUTSIDE_TIMM = ("hf-hub", "hf_hub", "local-dir")  # prefixes of models that bring their own configuration
+_WRAPPERS = ("state_dict", "model", "teacher")  # keys under which weights files hold the state dict
+# Parts of torchvision's ResNets and their positions in our trunk
+_RESNET_PLACES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 _GLOBAL_POOL = {"model": {}, "cls": {"global_pool": "token"}, "cls+mean": {"global_pool": ""}}
 
 
 def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weights: bool) -> EncoderSpec:
-    """Check the name of an encoder and resolve ``norm: auto``.
-
-    Raises
-    ------
-    RecipeError
-        Unknown encoder, or group norm for given weights.
-    """
+    """Check the name of an encoder and resolve `norm: auto`; group norm is refused for given weights."""
     ENCODERS[name]  # raises where there is none
     if norm == "group" and has_weights:
         raise RecipeError(
@@ -40,24 +45,11 @@ def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weig
 
 
 def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path | None = None) -> Encoder:
-    """Build an encoder.
+    """Build an encoder, whose ``spec`` then also holds the configuration from the model's page.
 
-    Parameters
-    ----------
-    spec
-        Architecture and normalisation. The ``spec`` of the built encoder also holds the configuration from its page.
-    pretrained
-        Load the published weights; needs the network or a filled cache.
-    weights
-        Load weights from a local file instead: ``.safetensors``, or ``.bin``, ``.pth``, ``.pt`` with tensors only. For
-        a model of the hub, a ``config.json`` next to the file makes the network unnecessary.
-
-    Raises
-    ------
-    CheckpointError
-        The weights cannot be loaded or do not fit.
-    RecipeError
-        There is no such encoder.
+    ``pretrained`` loads the published weights, from the network or a filled cache. ``weights`` loads a local file
+    instead: ``.safetensors``, or ``.bin``, ``.pth``, ``.pt`` with tensors only. For a model of the hub, a
+    ``config.json`` next to that file makes the network unnecessary.
     """
     if spec.features:
         return Encoder(StoredTrunk(), spec=spec, width=spec.features)
@@ -73,7 +65,7 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path 
 
 
 def build_resnet(spec: EncoderSpec, *, pretrained: bool, weights: Path | None) -> Encoder:  # noqa: ARG001
-    """Build a ResNet of torchvision, whole or truncated; see :func:`build_encoder`."""
+    """Build a ResNet of torchvision, whole or truncated."""
     from torchvision import models
 
     match = RESNET.fullmatch(_model_name(spec.name))
@@ -97,7 +89,7 @@ def build_resnet(spec: EncoderSpec, *, pretrained: bool, weights: Path | None) -
 
 
 def build_timm(spec: EncoderSpec, *, pretrained: bool, weights: Path | None) -> Encoder:
-    """Build a model of timm; see :func:`build_encoder`."""
+    """Build a model of timm."""
     import timm
     from timm.data.config import resolve_data_config
 
@@ -146,16 +138,110 @@ def _model_name(name: str) -> str:
 
 
 def _with_hub_config(spec: EncoderSpec, name: str, weights: Path | None) -> EncoderSpec:
-    """Add the configuration from the model's page; models that timm itself describes need none."""
+    """Add the configuration from next to the weights, the cache or the network; models of timm itself need none."""
     if spec.architecture:
         return spec
     preset = find_preset(spec.name)
     extra = dict(preset.arguments) if preset else {}
-    if not is_on_hub(name):
+    source, _, place = name.partition(":")
+    if source not in _OUTSIDE_TIMM:
         return replace(spec, arguments=extra)
     try:
-        config = hub_config(name, beside=weights)
+        from timm.models import load_model_config_from_hf
+
+        if weights is not None and (weights.parent / "config.json").is_file():
+            data, architecture, arguments = _stored_config(weights.parent)
+        elif source == "local-dir":
+            data, architecture, arguments = _stored_config(Path(place))
+        else:
+            data, architecture, arguments = load_model_config_from_hf(place)
+        mean, std = tuple(data.get("mean") or ()), tuple(data.get("std") or ())
+        return replace(spec, architecture=architecture, arguments={**(arguments or {}), **extra}, mean=mean, std=std)
     except OSError as error:
         raise access_explained(spec.name, error) from error
-    arguments = {**config.arguments, **extra}
-    return replace(spec, architecture=config.architecture, arguments=arguments, mean=config.mean, std=config.std)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"key `model.encoder`: {name}: its config.json is not that of a timm model ({error!r}); wsi-ips builds "
+            "timm models only"
+        ) from error
+
+
+def _stored_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Read preprocessing, architecture and arguments from a ``config.json``."""
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return stored.get("pretrained_cfg", stored), stored["architecture"], stored.get("model_args", {})
+
+
+def timm_arguments(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert stored arguments for timm: layers stored by name become classes."""
+    from timm.layers.mlp import GluMlp, Mlp, SwiGLU, SwiGLUPacked
+
+    arguments = dict(stored)
+    layer = arguments.get("mlp_layer")
+    if layer is not None:
+        known = {"GluMlp": GluMlp, "Mlp": Mlp, "SwiGLU": SwiGLU, "SwiGLUPacked": SwiGLUPacked}
+        if layer not in known:
+            raise RecipeError(f"key `model.encoder`: layer `{layer}` is unknown; known are {', '.join(known)}")
+        arguments["mlp_layer"] = known[layer]
+    arguments.pop("num_classes", None)
+    return arguments
+
+
+def read_weights(path: Path, *, wanted: Collection[str]) -> dict[str, Tensor]:
+    """Read a weights file under the names of a trunk (`wanted`), without the tensors of a classifier."""
+    try:
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Any] = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"encoder weights {path}: no such file; correct `model.weights`") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"encoder weights {path}: cannot be read: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"encoder weights {path}: holds more than tensors, which could run code; save its state dict as "
+            ".safetensors"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(wrapper), dict):
+            tensors = tensors[wrapper]
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise CheckpointError(f"encoder weights {path}: no state dict; save `model.state_dict()`")
+    named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}  # of nn.DataParallel
+    if "0.weight" in wanted and "conv1.weight" in named:
+        named = {_resnet_place(name): tensor for name, tensor in named.items()}
+        named = {name: tensor for name, tensor in named.items() if name in wanted}
+    return {
+        name: t for name, t in named.items() if name in wanted or not name.startswith(("fc.", "head.", "classifier."))
+    }
+
+
+def _resnet_place(name: str) -> str:
+    first, dot, rest = name.partition(".")
+    return f"{_RESNET_PLACES.get(first, first)}{dot}{rest}"
+
+
+def access_explained(name: str, error: OSError) -> CheckpointError:
+    """Build the error for a model that cannot be fetched: how to get access, or how to do without."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    preset = find_preset(name)
+    repository = (preset.model if preset else name).rpartition(":")[2]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    refused = isinstance(error, GatedRepoError) or (isinstance(error, HfHubHTTPError) and status in (401, 403))
+    if refused or (isinstance(error, RepositoryNotFoundError) and preset is not None):
+        return CheckpointError(
+            f"encoder {name}: its owners must grant access; ask for it at https://huggingface.co/{repository}, "
+            "make a token at https://huggingface.co/settings/tokens and set it as HF_TOKEN (or run `hf auth login`), "
+            "or give a file you have in `model.weights`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
+            f"encoder {name}: there is no repository {repository}, or it is private; correct `model.encoder`, or set "
+            "HF_TOKEN if you have access"
+        )
+    return CheckpointError(
+        f"encoder {name}: cannot be fetched ({error}); give a local file in `model.weights` (for a model of the hub "
+        "with its config.json beside it), or set `model.pretrained: false`"
+    )

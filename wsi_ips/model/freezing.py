@@ -23,21 +23,7 @@ _NUMBERED = ("layer1", "layer2", "layer3", "layer4")
 
 
 def freeze(encoder: Encoder, depth: Depth) -> None:
-    """Freeze the first part of an encoder.
-
-    Parameters
-    ----------
-    encoder
-        Changed in place.
-    depth
-        ``none``; ``all``; or the number of stages (of a ResNet and the like) or blocks (of a transformer), with
-        everything before them.
-
-    Raises
-    ------
-    RecipeError
-        The encoder has fewer stages.
-    """
+    """Freeze all of an encoder, or its first stages or blocks with everything before them; in place."""
     trunk = encoder.trunk
     if depth == "none":
         encoder.frozen = ()
@@ -78,11 +64,6 @@ def add_lora(encoder: Encoder, rank: int) -> None:
     """Freeze a vision transformer and add trainable low-rank matrices to the projections of its attention.
 
     Source: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022; scaled by 2 as in the paper.
-
-    Raises
-    ------
-    RecipeError
-        The encoder has no such projections, or ``peft`` is not installed.
     """
     targets = [name for name, part in encoder.trunk.named_modules() if re.fullmatch(_LORA_TARGETS, name)]
     if not targets:

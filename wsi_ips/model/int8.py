@@ -27,21 +27,15 @@ from wsi_ips.model.encoder import Encode, Encoder
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 AT_A_TIME = 16
+# Operators computed in integers; the others take a small part of the time
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool"]
-"""Operators computed in integers; the others take a small part of the time."""
 
+# ONNX files of the encoders in memory; their weights must not change any more
 _exported_models: WeakKeyDictionary[Encoder, bytes] = WeakKeyDictionary()
-"""ONNX files of the encoders in memory; their weights must not change any more."""
 
 
 def check_int8(encoder: Encoder, patch_px: int) -> None:
-    """Check that an encoder can be run in int8 here, and export it.
-
-    Raises
-    ------
-    RecipeError
-        A library is missing, the device is not a CPU with 8-bit dot products, or the encoder cannot be exported.
-    """
+    """Export an encoder, and raise a `RecipeError` where it or this machine does not serve."""
     require_int8(encoder.mean.device)
     _export(encoder, patch_px)
 
@@ -89,13 +83,7 @@ class Int8Encoder:
 
 
 def require_int8(device: torch.device) -> None:
-    """Check that the machine and its libraries can run int8.
-
-    Raises
-    ------
-    RecipeError
-        Says what is missing.
-    """
+    """Raise a `RecipeError` that says what the machine or its libraries lack."""
     if device.type != "cpu":
         raise RecipeError("key `compute.scan_backend`: `int8` is for CPUs; use `auto` and `compute.precision` on a GPU")
     if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():

@@ -6,7 +6,7 @@ tasks together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,42 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_ips.model.checkpoint_card import NetSettings
-from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.encoder import Encode, Encoder
 from wsi_ips.model.pooling import Pooling
 from wsi_ips.model.poolings import POOLINGS
-from wsi_ips.model.position import SinusoidalPosition
 from wsi_ips.model.task_losses import probabilities
-
-Encode = Callable[[Tensor], Tensor]
-"""Float patches in 0-1, shape (n, 3, h, w), to embeddings, shape (n, D)."""
 
 
 @dataclass(frozen=True)
 class TileScores:
-    """Scores of n tiles in one scan.
+    """Scores of n tiles in one scan."""
 
-    Attributes
-    ----------
-    logits
-        Raw attention logits, shape (n, T, H).
-    probability
-        Class probabilities of each tile alone, shape (n, C), or None where not asked for.
-    """
-
-    logits: Tensor
-    probability: Tensor | None
+    logits: Tensor  # raw attention logits, shape (n, T, H)
+    probability: Tensor | None  # class probabilities of each tile alone, shape (n, C), or None where not asked for
 
 
 class IpsNet(nn.Module):
-    """Encoder, pooling and a linear head per task.
-
-    Parameters
-    ----------
-    encoder
-        Patches to embeddings.
-    settings
-        Tasks, pooling and position; a :class:`wsi_ips.model.checkpoint_card.ModelCard` is one.
-    """
+    """Encoder, pooling and a linear head per task."""
 
     def __init__(self, encoder: Encoder, settings: NetSettings = NetSettings()) -> None:  # noqa: B008 (frozen)
         super().__init__()
@@ -66,53 +46,26 @@ class IpsNet(nn.Module):
         self.position = SinusoidalPosition(encoder.width) if settings.position == "sinusoidal" else None
 
     def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        """Compute the class logits of slides from their kept tiles.
-
-        Parameters
-        ----------
-        embeddings
-            Shape (B, K, D).
-        mask
-            bool, shape (B, K).
-
-        Returns
-        -------
-        torch.Tensor
-            Shape (B, C).
-        """
+        """Compute class logits of slides from their kept tiles, (B, K, D) with mask (B, K) to (B, C)."""
         return self.classify(self.pooling(embeddings, mask))
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Compute class logits from pooled vectors, each task from its own query, shape (..., T, D) to (..., C)."""
+        """Compute class logits, each task from its own query, shape (..., T, D) to (..., C)."""
         widths = [task.width for task in self.tasks]
         heads = zip(self.head.weight.split(widths), self.head.bias.split(widths), strict=True)
         parts = [functional.linear(pooled[..., t, :], weight, bias) for t, (weight, bias) in enumerate(heads)]
         return torch.cat(parts, dim=-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn class logits into probabilities, shape (..., C); softmax or sigmoid as each task has it."""
+        """Turn class logits into probabilities, shape (..., C)."""
         return probabilities(logits, self.tasks)
 
     def score(
-        self,
-        patches: Tensor,
-        *,
-        with_probability: bool,
-        encode: Encode | None = None,
-        position: Tensor | None = None,
+        self, patches: Tensor, *, with_probability: bool, encode: Encode | None = None, position: Tensor | None = None
     ) -> TileScores:
-        """Score tiles for selection and, on request, each tile alone.
+        """Score patches (n, 3, h, w) for selection and, on request, each as a bag of one.
 
-        Parameters
-        ----------
-        patches
-            Float in 0-1, shape (n, 3, h, w).
-        with_probability
-            Also compute the class probabilities of each tile as a bag of one.
-        encode
-            A faster equivalent of the encoder (:mod:`wsi_ips.model.scan_backends`); None is the encoder.
-        position
-            Added to the embeddings, shape (n, D).
+        ``encode`` is a faster equivalent of the encoder; ``position``, (n, D), is added to the embeddings.
         """
         embeddings = (encode or self.encoder)(patches)  # (n, D)
         embeddings = embeddings if position is None else embeddings + position
@@ -122,7 +75,7 @@ class IpsNet(nn.Module):
         return TileScores(logits, self.probabilities(self.classify(self.pooling.alone(embeddings))))  # (n, C)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Group the parameters for the optimiser: norms, biases, queries, tokens and positions have no weight decay."""
+        """Group parameters for the optimiser: norms, biases, queries, tokens, positions have no weight decay."""
         undecayed = {f"encoder.{name}" for name in self.encoder.undecayed()}
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
@@ -134,11 +87,37 @@ class IpsNet(nn.Module):
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Convert patches for the encoder: uint8 (n, h, w, 3) to float 0-1 (n, 3, h, w), channels last.
+    """Convert uint8 (n, h, w, 3) to float 0-1 (n, 3, h, w), channels last; features, float16 (n, F), to float32.
 
-    The permutation is a view, so the result has channels-last memory without a further copy. Stored features, float16
-    (n, F), become float32.
+    The permutation is a view, so the result has channels-last memory without a further copy.
     """
     if pixels.ndim == 2:
         return pixels.to(torch.float32)
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+UNIT_UM = 128.0  # the shortest wavelength is 2π units: 0.8 mm. The longest is 10 000 times that
+LONGEST = 10_000.0
+
+
+class SinusoidalPosition(nn.Module):
+    """The place of a tile, added to its embedding: fixed 2-D sinusoids; the width must be a multiple of 4.
+
+    Source: the sinusoids of Vaswani et al., 2017, half of the width for x and half for y, as in the published code for
+    grids. Here positions are physical, so that they mean the same at any scale and stride.
+    """
+
+    frequency: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"a position needs an embedding whose width is a multiple of 4, not {width}")
+        quarter = width // 4
+        frequency = torch.exp(-math.log(LONGEST) * torch.arange(quarter) / quarter) / UNIT_UM  # (D / 4,)
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def forward(self, xy_um: Tensor) -> Tensor:
+        """Return the vectors of tile centres in µm, (n, 2) to (n, D): sine and cosine of x, sine and cosine of y."""
+        angle = xy_um[:, :, None].to(self.frequency) * self.frequency  # (n, 2, D / 4)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(1)  # (n, D)

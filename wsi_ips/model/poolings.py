@@ -11,8 +11,10 @@ from wsi_ips.registry import Entry, Registry
 POOLINGS: Registry[Entry] = Registry(
     "pooling",
     [
-        Entry("attention", "wsi_ips.model.attention:CrossAttentionPooling", "cross-attention of the method"),
-        Entry("abmil", "wsi_ips.model.abmil:GatedAttentionPooling", "gated attention, for comparison; it has one head"),
+        Entry("attention", "wsi_ips.model.pooling:CrossAttentionPooling", "cross-attention of the method"),
+        Entry(
+            "abmil", "wsi_ips.model.pooling:GatedAttentionPooling", "gated attention, for comparison; it has one head"
+        ),
     ],
     group="wsi_ips.poolings",
 )

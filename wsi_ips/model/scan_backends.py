@@ -16,35 +16,22 @@ from wsi_ips.registry import Entry, Registry
 if TYPE_CHECKING:
     from wsi_ips.model.encoder import Encoder
 
-LEAST_CORRELATION = 0.95
-"""A slide whose scores correlate less with those in float32 is scanned in float32."""
+LEAST_CORRELATION = 0.95  # a slide whose scores correlate less with those in float32 is scanned in float32
 
 
 @dataclass(frozen=True)
 class ScanBackend(Entry):
-    """One way to run the encoder in the scan.
+    """One way to run the encoder in the scan."""
 
-    Attributes
-    ----------
-    is_calibrated
-        It needs patches of the slide to calibrate on, its scores differ from those in float32 by more than rounding,
-        and it serves prediction only; training and stored features use ``auto``.
-    checker
-        ``module:function`` called with the encoder and the side of a patch before the first slide; it raises a
-        ``RecipeError`` where the backend cannot run. Empty: nothing to check.
-    """
-
+    # It is calibrated on patches of the slide, its scores differ from those in float32 by more than rounding, and it
+    # serves prediction only; training and stored features use `auto`
     is_calibrated: bool = False
+    # `module:function` called with the encoder and the side of a patch before the first slide; it raises a
+    # `RecipeError` where the backend cannot run. Empty: nothing to check
     checker: str = ""
 
     def check(self, encoder: Encoder, patch_px: int) -> None:
-        """Check that the backend can run an encoder on this machine.
-
-        Raises
-        ------
-        RecipeError
-            It cannot; says what is missing.
-        """
+        """Raise a `RecipeError` that says what is missing where the backend cannot run an encoder on this machine."""
         if self.checker:
             check: Callable[[Any, int], None] = Entry(self.name, self.checker, "", extra=self.extra).load()
             check(encoder, patch_px)
@@ -79,25 +66,13 @@ SCAN_BACKENDS: Registry[ScanBackend] = Registry(
 
 @dataclass(frozen=True)
 class ScanCheck:
-    """Difference between the scores of a calibrated backend and those in float32, on tiles not used to calibrate.
+    """Difference between the scores of a calibrated backend and those in float32, on tiles not used to calibrate."""
 
-    Attributes
-    ----------
-    tiles
-        Number of tiles compared.
-    error
-        Relative error of the embeddings: norm of the difference over norm of the embeddings.
-    correlation
-        Spearman's correlation of the selection scores; 1 where all tiles score alike.
-    kept, overlap
-        Number of best tiles taken from both, and the share of them that is the same.
-    """
-
-    tiles: int
-    error: float
-    correlation: float
-    kept: int
-    overlap: float
+    tiles: int  # number of tiles compared
+    error: float  # relative error of the embeddings: norm of the difference over norm of the embeddings
+    correlation: float  # Spearman's correlation of the selection scores; 1 where all tiles score alike
+    kept: int  # number of best tiles taken from both
+    overlap: float  # share of them that is the same
 
     @property
     def holds(self) -> bool:

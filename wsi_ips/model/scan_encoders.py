@@ -9,26 +9,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wsi_ips.errors import RecipeError
 from wsi_ips.model.encoder import Encode, Encoder
-from wsi_ips.model.fused_resnet import FusedResNet, can_fuse
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+# Pixels that go through the network together on a CPU; measured best for patches of 64 px and of 256 px
 PIXELS_AT_A_TIME, PIXELS_AT_A_TIME_FUSED = 2**18, 2**19
-"""Pixels that go through the network together on a CPU; measured best for patches of 64 px and of 256 px."""
 
+# With one thread, PyTorch runs 1 x 1 convolutions of fewer patches without oneDNN, several times slower
 LEAST_PATCHES = 16
-"""With one thread, PyTorch runs 1 x 1 convolutions of fewer patches without oneDNN, several times slower."""
 
+# `auto` compiles after this time of encoding; compiling takes about as long, so at worst it doubles the time
 COMPILE_AFTER_S = 60.0
-"""``auto`` compiles after this time of encoding; compiling takes about as long, so at worst it doubles the time."""
 
 Run = Callable[[Encoder, Tensor], Tensor]
 
@@ -63,35 +64,14 @@ def eager(encoder: Encoder, precision: Precision = "auto") -> Encode:
 
 
 def compiled(encoder: Encoder, precision: Precision = "auto") -> Encode:
-    """Compile an encoder at its first chunk; a backend.
-
-    Raises
-    ------
-    RecipeError
-        At the first chunk: it cannot be compiled on this machine.
-    """
+    """Compile an encoder at its first chunk; a backend."""
     device = encoder.mean.device
     run = partial(_trial(encoder, scan_dtype(precision, device), 0.0), encoder)
     return partial(in_parts, run, at_least=LEAST_PATCHES) if device.type == "cpu" else run
 
 
 def scan_dtype(precision: Precision, device: torch.device, *, key: str = "compute.precision") -> torch.dtype:
-    """Return the type of the encoder's activations; ``auto`` is bfloat16 on a GPU with native support, else float32.
-
-    Parameters
-    ----------
-    precision
-        Value of the recipe key.
-    device
-        Device of the encoder.
-    key
-        Recipe key, for the message.
-
-    Raises
-    ------
-    RecipeError
-        float16 on a CPU, which is slower there and overflows.
-    """
+    """Return the type of the encoder's activations; ``auto`` is bfloat16 on a GPU with native support, else float32."""
     if precision == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
@@ -122,29 +102,15 @@ class Trial:
     """Runs an encoder plainly until compiling may pay, then in the faster of both ways.
 
     Only chunks of the size of the first one are compiled.
-
-    Attributes
-    ----------
-    plain
-        Runs the encoder on patches.
-    compile_after_s
-        Seconds of plain encoding before compiling; 0 compiles at once and keeps the result without timing it.
-    compiler
-        Compiles such a function.
-    seconds
-        Time of plain encoding so far.
-    shape
-        Shape of the chunks that are compiled.
-    chosen
-        The faster way; None until it is known.
     """
 
     plain: Run
+    # Seconds of plain encoding before compiling; 0 compiles at once and keeps the result without timing it
     compile_after_s: float
     compiler: Callable[[Run], Run] = field(default=lambda run: torch.compile(run, dynamic=False))
-    seconds: float = 0.0
-    shape: torch.Size | None = None
-    chosen: Run | None = None
+    seconds: float = 0.0  # time of plain encoding so far
+    shape: torch.Size | None = None  # shape of the chunks that are compiled
+    chosen: Run | None = None  # the faster way; None until it is known
 
     def __call__(self, encoder: Encoder, patches: Tensor) -> Tensor:
         """Embed patches, (n, 3, h, w) to (n, D)."""
@@ -190,10 +156,106 @@ def _timed(run: Run, encoder: Encoder, patches: Tensor) -> tuple[Tensor, float]:
     return out, time.perf_counter() - began
 
 
+# Trials of the encoders in memory, so that the next scan goes on from this one
 _trials: WeakKeyDictionary[Encoder, dict[tuple[torch.dtype, float], Trial]] = WeakKeyDictionary()
-"""Trials of the encoders in memory, so that the next scan goes on from this one."""
 
 
 def _trial(encoder: Encoder, dtype: torch.dtype, compile_after_s: float) -> Trial:
     known = _trials.setdefault(encoder, {})
     return known.setdefault((dtype, compile_after_s), Trial(partial(_embed, dtype=dtype), compile_after_s))
+
+
+def can_fuse(encoder: Encoder) -> bool:
+    """Tell whether :class:`FusedResNet` fits: a float32 ResNet with batch norm, evaluating, on a CPU with oneDNN."""
+    trunk = encoder.trunk
+    return (
+        not encoder.training
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and isinstance(trunk, nn.Sequential)
+        and len(trunk) > 6
+        and all(isinstance(block, BasicBlock | Bottleneck) for block in _blocks(trunk))
+        and isinstance(trunk[1], nn.BatchNorm2d)
+        and not any(isinstance(module, nn.GroupNorm) for module in trunk.modules())
+        and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in trunk.parameters())
+    )
+
+
+class FusedResNet:
+    """A ResNet with batch norm, fused for a CPU where no gradient is needed: the same embeddings, faster.
+
+    In evaluation mode batch norm is a scale and a shift per channel, so it is folded into a copy of the weights of the
+    convolution before it. The convolution also applies ReLU and adds the shortcut. Weights are laid out once for oneDNN
+    instead of at every call. Up to rounding (about 1e-6 of the largest value) the result is that of the encoder. Speed
+    against ``torch.compile`` and plain PyTorch: ``python benchmarks/encoder_speed.py``.
+    """
+
+    @torch.no_grad()
+    def __init__(self, encoder: Encoder) -> None:
+        trunk: Any = encoder.trunk
+        self._scale = 1 / encoder.std
+        self._shift = -encoder.mean / encoder.std
+        self._stem = _Convolution(trunk[0], trunk[1])
+        self._pool = trunk[3]
+        self._blocks = [_Block(block) for block in _blocks(trunk)]
+        self._standardise = encoder.standardise
+
+    @torch.no_grad()
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Embed patches, (n, 3, h, w) to (n, D)."""
+        x = torch.addcmul(self._shift, patches, self._scale)  # (n, 3, h, w)
+        x = self._pool(self._stem(x.contiguous(memory_format=torch.channels_last), relu=True))
+        for block in self._blocks:
+            x = block(x)
+        out: Tensor = self._standardise(x.mean((2, 3)))  # (n, D)
+        return out
+
+
+def _blocks(trunk: nn.Sequential) -> list[Any]:
+    """Return the residual blocks of all stages, without the stem before and the pooling after them."""
+    return [block for stage in trunk[4:-2] for block in stage.children()]
+
+
+class _Block:
+    """Residual block of either kind: convolutions with ReLU; the last one is added to the shortcut before its ReLU."""
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        names = ("1", "2", "3") if isinstance(block, Bottleneck) else ("1", "2")
+        *self._first, self._last = [_Convolution(getattr(block, f"conv{n}"), getattr(block, f"bn{n}")) for n in names]
+        self._shortcut = None if block.downsample is None else _Convolution(*block.downsample)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x
+        for convolution in self._first:
+            y = convolution(y, relu=True)
+        shortcut = x if self._shortcut is None else self._shortcut(x, relu=False)
+        return self._last.add_to(shortcut, y)
+
+
+class _Convolution:
+    """A convolution with the batch norm after it."""
+
+    def __init__(self, c: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            c.weight, c.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        self._layout = (c.padding, c.stride, c.dilation, c.groups)
+        self._bias = bias.detach()
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.detach().contiguous(memory_format=torch.channels_last), *self._layout, None
+        )
+
+    def __call__(self, x: Tensor, *, relu: bool) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight, self._bias, *self._layout, "relu" if relu else "none", [], ""
+        )
+        return out
+
+    def add_to(self, shortcut: Tensor, x: Tensor) -> Tensor:
+        """Compute ``relu(shortcut + convolution(x))`` in place of ``shortcut``."""
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+            shortcut, x, self._weight, self._bias, *self._layout, "add", 1.0, "relu", [], ""
+        )
+        return out

@@ -27,8 +27,7 @@ from wsi_ips.errors import ScoresError
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 TileIds = NDArray[np.int64]
-Pixels = NDArray[Any]
-"""Patches, uint8 (n, h, w, 3), or stored features, float16 (n, F)."""
+Pixels = NDArray[Any]  # patches, uint8 (n, h, w, 3), or stored features, float16 (n, F)
 
 
 def log_sum_exp(logits: Doubles) -> Doubles:
@@ -38,19 +37,10 @@ def log_sum_exp(logits: Doubles) -> Doubles:
 
 
 def selection_score(logits: Floats, total: Doubles | None = None) -> Doubles:
-    """Return the softmax attention of each tile, averaged over queries and heads.
+    """Return the softmax attention of each tile, averaged over queries and heads, (n, T, H) to (n,).
 
-    Parameters
-    ----------
-    logits
-        Shape (n, T, H).
-    total
-        Log-sum-exp over the whole slide, shape (T, H); None computes it from ``logits``.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (n,); sums to 1 over the tiles that ``total`` covers.
+    ``total`` is the log-sum-exp over the whole slide, (T, H); without it, that of ``logits``. The scores sum to 1 over
+    the tiles that it covers.
     """
     wide = logits.astype(np.float64)
     total = log_sum_exp(wide) if total is None else total
@@ -63,7 +53,7 @@ def best_tiles(logits: Floats, memory_size: int) -> NDArray[np.intp]:
 
 
 def _best_first(score: Doubles, tiles: NDArray[np.integer], count: int) -> NDArray[np.intp]:
-    """Return the positions of the ``count`` highest scores, best first, equal scores by tile id."""
+    """Return the positions of the highest scores, best first, equal scores by tile id."""
     return np.lexsort((tiles, -score))[:count]
 
 
@@ -73,79 +63,47 @@ class Chunk(Protocol):
     @property
     def pixels(self) -> Pixels:
         """Shape (n, h, w, 3), or (n, F)."""
-        ...
 
     @property
     def slot(self) -> NDArray[np.integer]:
         """Position of each patch's slide in the batch, shape (n,)."""
-        ...
 
     @property
     def tile(self) -> NDArray[np.integer]:
         """Tile id of each patch within its slide, shape (n,)."""
-        ...
 
 
 @dataclass(frozen=True)
 class SlideToScan:
-    """One slide of a batch.
+    """One slide of a batch."""
 
-    Attributes
-    ----------
-    slide_id
-        For messages.
-    tiles
-        Number of tiles in its index; tile ids are below it.
-    """
-
-    slide_id: str
-    tiles: int
+    slide_id: str  # for messages
+    tiles: int  # number of tiles in its index; tile ids are below it
 
 
 @dataclass(frozen=True)
 class Scanned:
-    """Scores of the scanned tiles of a slide.
+    """Scores of the scanned tiles of a slide."""
 
-    Attributes
-    ----------
-    scanned
-        Tile ids, ascending, shape (S,).
-    logits
-        Attention logits, float32, shape (S, T, H).
-    probability
-        Single-tile class probabilities, float32, shape (S, C), or None.
-    """
-
-    scanned: TileIds
-    logits: Floats
-    probability: Floats | None
+    scanned: TileIds  # tile ids, ascending, (S,)
+    logits: Floats  # attention logits, float32, shape (S, T, H)
+    probability: Floats | None  # single-tile class probabilities, float32, shape (S, C), or None
 
 
 @dataclass(frozen=True)
 class Selection(Scanned):
-    """The kept tiles of one slide, best first, and the scores of all scanned ones.
+    """The kept tiles of one slide, best first, and the scores of all scanned ones."""
 
-    Attributes
-    ----------
-    tiles
-        Kept tile ids, shape (K,); best first, equal scores in order of id.
-    pixels
-        Their patches, uint8, shape (K, h, w, 3), or features, float16, shape (K, F).
-    score
-        Their selection scores over the whole slide, shape (K,).
-    """
-
-    tiles: TileIds
-    pixels: Pixels
-    score: Doubles
+    tiles: TileIds  # kept tile ids, shape (K,); best first, equal scores in order of id
+    pixels: Pixels  # their patches, uint8, shape (K, h, w, 3), or features, float16, shape (K, F)
+    score: Doubles  # their selection scores over the whole slide, shape (K,)
 
 
 AnyChunk = TypeVar("AnyChunk", bound=Chunk)
+# Chunk of n patches -> (logits (n, T, H), probability (n, C) or None)
 ScoreChunk = Callable[[AnyChunk], tuple[Floats, Floats | None]]
-"""Chunk of n patches -> (logits (n, T, H), probability (n, C) or None)."""
 
-ReadAgain = Callable[[int, TileIds], Pixels]
-"""(slot, tile ids (k,)) -> pixels (k, h, w, 3)."""
+ReadAgain = Callable[[int, TileIds], Pixels]  # (slot, tile ids (k,)) -> pixels (k, h, w, 3)
 
 
 def scan(
@@ -158,20 +116,8 @@ def scan(
 ) -> list[Selection]:
     """Score every tile of a stream and keep the best of each slide.
 
-    Memory holds one chunk, M patches per slide, and N·T·H + N·C floats per slide.
-
-    Parameters
-    ----------
-    chunks
-        The stream; any order, any mixture of slides, each tile at most once.
-    slides
-        The batch; ``chunk.slot`` is an index into it.
-    score_chunk
-        Encoder and scorer.
-    memory_size
-        Tiles kept per slide (M).
-    read_again
-        Reads the patches of winners that are no longer in the buffer.
+    Memory holds one chunk, M patches per slide, and N·T·H + N·C floats per slide. Chunks may mix slides and come in any
+    order; each tile occurs at most once. ``read_again`` reads the winners that are no longer in the buffer.
 
     Raises
     ------
@@ -195,21 +141,8 @@ def merge(shards: Sequence[Selection], *, memory_size: int, read_again: Callable
     """Join the selections of disjoint parts of one slide into the selection of the whole.
 
     The result equals one scan of all parts, because the parts hold the logits of all scanned tiles. One network must
-    have scanned all parts.
-
-    Parameters
-    ----------
-    shards
-        At least one; no tile in two of them.
-    memory_size
-        Tiles kept (M).
-    read_again
-        Reads patches that win in the whole slide but did not win in their part (possible where H·T > 1).
-
-    Raises
-    ------
-    ScoresError
-        A tile is in two parts.
+    have scanned all parts. ``read_again`` reads patches that win in the whole slide but did not win in their part
+    (possible where H·T > 1).
     """
     scanned = np.concatenate([shard.scanned for shard in shards])
     order = np.argsort(scanned)
@@ -288,7 +221,6 @@ class _Memory:
             self.pixels[row] = pixels[source]
 
     def finish(self, read_again: Callable[[TileIds], Pixels]) -> Selection:
-        """Choose among all tiles seen."""
         if self.logits is None or self.pixels is None:
             raise ScoresError(f"slide {self.slide.slide_id}: no tile was scanned; leave empty slides out")
         held = {int(tile): self.pixels[row] for row, tile in enumerate(self.kept)}

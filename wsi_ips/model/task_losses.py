@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from wsi_ips.labels import Target, Task
 
-UNKNOWN = -1
-"""Class number of a slide without a label in a single-label task; a multi-label task uses NaN."""
+UNKNOWN = -1  # class number of a slide without a label in a single-label task; a multi-label task uses NaN
 
 
 def probabilities(logits: Tensor, tasks: Sequence[Task]) -> Tensor:
@@ -36,29 +35,10 @@ def task_loss(
     weights: Sequence[Tensor | None] | None = None,
     totals: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Compute the mean over tasks of the mean loss of the labelled slides.
+    """Compute the mean over tasks of the mean loss of the labelled slides; a task without labels counts as 0.
 
-    It is computed from logits; the published code takes the logarithm of probabilities plus 1e-6.
-
-    Parameters
-    ----------
-    logits
-        Shape (B, C).
-    targets
-        Per task: class numbers or :data:`UNKNOWN`, int64, shape (B,); where ``kind`` is ``multi``: 0, 1 or NaN, float,
-        shape (B, C_t).
-    tasks
-        In the order of ``logits``.
-    weights
-        Per task: weight of each class (of its positives where ``kind`` is ``multi``), shape (C_t,), or None.
-    totals
-        Per task: divisor of the sum over these slides, from :func:`label_totals` of a larger set of slides, so that the
-        losses of its parts add up to its loss. None: these slides are all.
-
-    Returns
-    -------
-    torch.Tensor
-        A scalar; a task without any label counts as 0.
+    It is computed from logits; the published code takes the logarithm of probabilities plus 1e-6. ``totals`` are the
+    divisors of a larger set of slides (:func:`label_totals`), so that the losses of its parts add up to its loss.
     """
     losses = []
     given = weights if weights is not None else [None] * len(tasks)
@@ -76,7 +56,7 @@ def label_totals(
 ) -> list[Tensor]:
     """Return the divisor of :func:`task_loss` per task: the weight of the known labels, a scalar.
 
-    Parameters as for :func:`task_loss`. The divisors of disjoint sets of slides add up to that of all.
+    The divisors of disjoint sets of slides add up to that of all.
     """
     totals = []
     given = weights if weights is not None else [None] * len(tasks)
@@ -94,7 +74,7 @@ def task_losses_each(
 ) -> Tensor:
     """Compute the loss of each row in each task, shape (n, T); 0 where its label is unknown.
 
-    Parameters as for :func:`task_loss`, with n for B. In a multi-label task it is the mean over the known classes.
+    In a multi-label task it is the mean over the known classes.
     """
     losses = []
     for task, part, truth, weight in zip(tasks, _split(logits, tasks), targets, weights, strict=True):

@@ -28,8 +28,7 @@ from wsi_ips.evaluation.slide_evaluation import (
 from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, largest_part_mm, node_label, stage_patients
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Box, Point, Scale, Size
-from wsi_ips.inference import SlideScores, read_scores
-from wsi_ips.inference.slide_scores import HIGHEST_TILES
+from wsi_ips.inference.slide_scores import HIGHEST_TILES, SlideScores, read_scores
 from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run

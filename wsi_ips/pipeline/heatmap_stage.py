@@ -16,7 +16,7 @@ from wsi_ips.config import HeatmapSection, Recipe
 from wsi_ips.errors import AnnotationError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Point
-from wsi_ips.inference import SlideScores
+from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.run import Run

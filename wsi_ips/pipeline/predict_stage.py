@@ -8,12 +8,11 @@ from functools import partial
 
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.errors import ManifestError
-from wsi_ips.inference import stored_fingerprint
 from wsi_ips.inference.preparation import check_preparation
+from wsi_ips.inference.slide_scores import stored_fingerprint
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.model import read_card
 from wsi_ips.model.checkpoint import require_tasks
-from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import calibrate, checkpoint_folder, scores_fingerprint, write_predictions

@@ -14,8 +14,7 @@ from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.evaluation.summary import Evaluation, headline
-from wsi_ips.inference import SlideScores
-from wsi_ips.inference.decision import DECIDING_TILES
+from wsi_ips.inference.slide_scores import DECIDING_TILES, SlideScores
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import ModelCard, read_card
 from wsi_ips.pipeline.demo_slides import is_synthetic

@@ -30,11 +30,10 @@ from wsi_ips.errors import (
     ViewerError,
 )
 from wsi_ips.geometry import Point, Scale
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.manifest.discovery import discover_slides
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.model import read_card
-from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
+from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, scores_fingerprint

@@ -10,8 +10,7 @@ import pandas as pd
 
 from wsi_ips.errors import CheckpointError
 from wsi_ips.evaluation.calibration import Calibration, fit_task, read_calibration, write_calibration
-from wsi_ips.inference import SlideScores, read_scores, stored_fingerprint
-from wsi_ips.inference.verdict import Verdict
+from wsi_ips.inference.slide_scores import SlideScores, Verdict, read_scores, stored_fingerprint
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
@@ -151,7 +150,7 @@ def write_predictions(run: Run, calibration: Calibration | None = None) -> None:
     Columns of the label: ``probability_CLASS`` (calibrated), ``raw_probability_CLASS`` (of the network), ``predicted``
     (with the threshold of the calibration), ``label`` (from the manifest). Further tasks have the same columns with
     ``NAME_`` in front. ``highest_tiles`` is a second opinion on the last class
-    (:attr:`wsi_ips.inference.SlideScores.highest_tiles`).
+    (:attr:`wsi_ips.inference.slide_scores.SlideScores.highest_tiles`).
     """
     known = calibration or model_calibration(run)
     rows = [_row(run, record, slide_scores(run, record, known)) for record in predicted(run)]

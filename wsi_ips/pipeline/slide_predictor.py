@@ -13,9 +13,10 @@ import torch
 from wsi_ips.cluster.process import NUMBER
 from wsi_ips.config import Recipe
 from wsi_ips.errors import CheckpointError, FeaturesError
-from wsi_ips.inference import predict_slide, write_scores
+from wsi_ips.inference.slide_prediction import predict_slide
+from wsi_ips.inference.slide_scores import write_scores
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.model import load_checkpoint
+from wsi_ips.model.checkpoint import load_checkpoint
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source

@@ -19,10 +19,10 @@ from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.model import IpsNet, ModelCard, read_card, save_checkpoint
-from wsi_ips.model.checkpoint import add_trunk
-from wsi_ips.model.checkpoint_card import CARD_NAME, checkpoint_fingerprint
+from wsi_ips.model.checkpoint import add_trunk, save_checkpoint
+from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, checkpoint_fingerprint, read_card
 from wsi_ips.model.encoders import encoder_remarks
+from wsi_ips.model.net import IpsNet
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.split_cohort import require_no_leak

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips.cluster import Job, JobOutcome
 from wsi_ips.errors import CheckpointError, ScoresError
-from wsi_ips.inference import SlideScores, read_scores
+from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline.run import Run
@@ -20,7 +20,7 @@ from wsi_ips.tiles.index import geometry_mismatches
 from wsi_ips.tiles.store import read_index, slide_ids, stored_row
 
 if TYPE_CHECKING:
-    from wsi_ips.inference.selfcheck import Recomputed
+    from wsi_ips.inference.slide_prediction import Recomputed
 
 VERIFY_JOB = f"{__name__}:verify_job"
 TOLERANCE = 1e-4
@@ -89,13 +89,13 @@ def verify_predictions(run: Run) -> Verified:
     """Compute every up-to-date prediction again from its stored tiles; on the CPU, without reading a slide."""
     if not run.folder.scores.exists() or not (checkpoint_folder(run) / CARD_NAME).exists():
         return Verified(0, ())
-    from wsi_ips.model import load_checkpoint
+    from wsi_ips.model.checkpoint import load_checkpoint
 
     try:
         records, (net, _) = predicted(run), load_checkpoint(checkpoint_folder(run))
     except CheckpointError as error:
         return Verified(0, (Mismatch("(model)", str(error)),))
-    from wsi_ips.inference.selfcheck import recompute
+    from wsi_ips.inference.slide_prediction import recompute
 
     checked, largest, found = 0, 0.0, list[Mismatch]()
     with run.progress.stage("verify predictions", len(records), "slides") as advance:

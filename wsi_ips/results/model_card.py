@@ -13,8 +13,7 @@ from wsi_ips.evaluation.classification import Interval
 from wsi_ips.evaluation.localisation import SIZES
 from wsi_ips.evaluation.slide_evaluation import LARGEST_LESION, SITE_COLUMNS, SlideEvaluation
 from wsi_ips.evaluation.summary import Evaluation
-from wsi_ips.model.card_text import licence_text, origin_text, training_text
-from wsi_ips.model.checkpoint_card import ModelCard
+from wsi_ips.model.checkpoint_card import ModelCard, licence_text, origin_text, training_text
 from wsi_ips.results.report_data import CardSection, SlideEntry, label_counts
 
 FEW_OF_A_CLASS = 50  # fewer test slides of a class than this are stated as a limit

@@ -15,11 +15,12 @@ from torch import nn
 from wsi_ips.config import ModelSection, TilesSection
 from wsi_ips.errors import CheckpointError
 from wsi_ips.labels import Task
-from wsi_ips.model import EncoderSpec, IpsNet, ModelCard, build_encoder, encoder_spec, read_card
 from wsi_ips.model.checkpoint import build_net, load_trunk, start_from_checkpoint
-from wsi_ips.model.checkpoint_card import EncoderOrigin
+from wsi_ips.model.checkpoint_card import EncoderOrigin, EncoderSpec, ModelCard, read_card
 from wsi_ips.model.encoder import Encoder
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.freezing import add_lora, freeze
+from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import fingerprint
 from wsi_ips.training.processes import Processes
 

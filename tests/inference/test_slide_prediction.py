@@ -11,9 +11,12 @@ import torch
 from tests.cohort import textured_slide
 from wsi_ips.config import ComputeSection
 from wsi_ips.errors import ScoresError
-from wsi_ips.inference import predict_slide, read_scores, recompute, write_scores
+from wsi_ips.inference.slide_prediction import predict_slide, recompute
+from wsi_ips.inference.slide_scores import read_scores, write_scores
 from wsi_ips.labels import Task
-from wsi_ips.model import IpsNet, NetSettings, build_encoder, encoder_spec
+from wsi_ips.model.checkpoint_card import NetSettings
+from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.net import IpsNet
 from wsi_ips.model.poolings import POOLINGS
 from wsi_ips.scanning import ScanOptions
 
