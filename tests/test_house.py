@@ -44,7 +44,7 @@ LIGHT = [
     "wsi_ips.pipeline.run_viewer",
     "wsi_ips.pipeline.heatmap_stage",
     "wsi_ips.pipeline.handoff_stage",
-    "wsi_ips.cluster",
+    "wsi_ips.cluster.jobs",
     "wsi_ips.pipeline.tile_stage",
     "wsi_ips.pipeline.verify",
     "wsi_ips.cli",

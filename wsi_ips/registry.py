@@ -31,36 +31,19 @@ HOMES = {
     "score_maps": "wsi_ips.results.score_maps:SCORE_MAPS",
     "handoff_formats": "wsi_ips.results.handoff.handoff_formats:HANDOFF_FORMATS",
     "tile_formats": "wsi_ips.tiles.interop.tile_formats:TILE_FORMATS",
-}
-"""Where each registry stands; recipe sections name them without importing them."""
+}  # recipe sections name registries without importing them
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice. Registries that need to know more subclass it.
+    """One choice. Registries that need to know more subclass it."""
 
-    Attributes
-    ----------
-    name
-        What a recipe or a command writes.
-    home
-        ``module:attribute`` of the class or function that implements it; imported when the entry is used.
-    help
-        One line for people, in ``--help`` and in the documentation.
-    label
-        Title on pages and pictures; the name where it is empty.
-    extra
-        Extra of this package to install first, as in ``pip install 'wsi-ips[int8]'``; empty = none.
-    keys
-        Recipe keys that only this choice reads.
-    """
-
-    name: str
-    home: str
-    help: str
-    label: str = ""
-    extra: str = ""
-    keys: tuple[str, ...] = ()
+    name: str  # what a recipe or a command writes
+    home: str  # ``module:attribute`` of the class or function that implements it; imported when the entry is used
+    help: str  # one line for people, in ``--help`` and in the documentation
+    label: str = ""  # title on pages and pictures; the name where it is empty
+    extra: str = ""  # extra of this package to install first, as in ``pip install 'wsi-ips[int8]'``
+    keys: tuple[str, ...] = ()  # recipe keys that only this choice reads
 
     @property
     def title(self) -> str:

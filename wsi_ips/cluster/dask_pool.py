@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from wsi_ips.cluster.jobs import JobPool, JobProcesses
 from wsi_ips.cluster.process import Job, JobResult, Limits
-from wsi_ips.errors import ClusterError, RecipeError
-from wsi_ips.fence import Failure
+from wsi_ips.errors import ClusterError, Failure, RecipeError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -21,21 +20,13 @@ CONNECT_TIMEOUT_S = 20
 COUNT_WORKERS_EVERY_S = 5.0
 GONE = "the Dask scheduler is gone; start it and run the same command again: finished slides are kept"
 
-_processes = JobProcesses()
-"""Processes of this Dask worker."""
+_processes = JobProcesses()  # those of this Dask worker
 
 
 def open_pool(scheduler: str, workers: int | None, limits: Limits) -> AbstractContextManager[DaskPool]:
-    """Connect to a scheduler, or start SLURM jobs, for a ``with`` block.
+    """Connect to a scheduler by its address, or start ``workers`` jobs for ``slurm``, for a ``with`` block.
 
-    Parameters
-    ----------
-    scheduler
-        ``slurm``, or the address of a Dask scheduler.
-    workers
-        SLURM jobs to ask for.
-    limits
-        When a job is stopped; without a memory limit it is the worker's share.
+    Without a memory limit, each job may take its worker's share.
 
     Raises
     ------
@@ -91,32 +82,19 @@ def _translated_errors() -> Iterator[None]:
     """Turn a missing library and a lost scheduler into a `ClusterError`."""
     try:
         from distributed.comm.core import CommClosedError
-    except ModuleNotFoundError as error:
-        raise ClusterError(_missing(error)) from error
-    try:
-        yield
-    except CommClosedError as error:
-        raise ClusterError(GONE) from error
-    except ModuleNotFoundError as error:
-        raise ClusterError(_missing(error)) from error
 
-
-def _missing(error: ModuleNotFoundError) -> str:
-    return f"`compute.scheduler` needs {error.name}, which is not installed: pip install 'wsi-ips[cluster]'"
+        try:
+            yield
+        except CommClosedError as error:
+            raise ClusterError(GONE) from error
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"`compute.scheduler` needs {error.name}, which is not installed: pip install 'wsi-ips[cluster]'"
+        ) from error
 
 
 class DaskPool(JobPool):
-    """Runs jobs on the workers of a Dask cluster, each in a process that the worker starts.
-
-    Use it as a context manager; leaving the block cancels the jobs that have not begun.
-
-    Parameters
-    ----------
-    client
-        Connected to the cluster.
-    limits
-        When a job is stopped.
-    """
+    """Runs jobs in processes that Dask workers start; leaving its ``with`` block cancels those that have not begun."""
 
     def __init__(self, client: Client, limits: Limits) -> None:
         super().__init__(limits)
@@ -155,8 +133,7 @@ class DaskPool(JobPool):
         from distributed import KilledWorker
 
         if future.status == "finished":
-            result: JobResult = future.result()
-            return result
+            return future.result()
         if future.status == "cancelled":
             raise ClusterError(GONE)
         error = future.exception()

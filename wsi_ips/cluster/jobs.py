@@ -1,4 +1,7 @@
-"""Run a list of jobs in order, several at a time, and retry those whose process died."""
+"""Run a list of jobs in order, several at a time, and retry those whose process died.
+
+Section ``compute`` says where: on the cores of this machine, on a Dask cluster, or in this process.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
 
-from wsi_ips.cluster.child import do_job
-from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits
+from wsi_ips.cluster.machine import local_workers
+from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits, do_job
+from wsi_ips.config import ComputeSection
+from wsi_ips.errors import Failure
 
 TICK_S = 1.0
+ATTEMPTS = 2  # a job whose process dies is tried once more: the cause may have been another program
+TIMEOUT_TILES = 1000  # where a network processes the tiles, `compute.slide_timeout_s` is the time for this many
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,16 @@ class JobOutcome:
     job: Job
     result: JobResult  # result of its last attempt
     attempts: int = 1  # number of attempts
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it failed; where its process died, with the slide and the number of attempts."""
+        failure = self.result.failure
+        if failure is None or self.result.ending == "error":
+            return failure
+        often = f" ({self.attempts} attempts)" if self.attempts > 1 else ""
+        reason = f"slide {self.job.name}: {failure.reason}"
+        return Failure(reason + often, f"{reason}\n\n{failure.traceback}")
 
 
 class JobPool:
@@ -52,10 +70,10 @@ class JobPool:
         self._running[id(future)] = job, future
         future.add_done_callback(self._ended.put)
 
-    def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
-        """Wait for a job to end and return it with its result; None when none ended in time."""
+    def next_ended(self) -> tuple[Job, JobResult] | None:
+        """Wait for a job to end and return it with its result; None when none ended within a second."""
         try:
-            future = self._ended.get(timeout=timeout_s)
+            future = self._ended.get(timeout=TICK_S)
         except queue.Empty:
             return None
         job, _ = self._running.pop(id(future))
@@ -66,52 +84,52 @@ class JobPool:
         return [future for _, future in self._running.values()]
 
 
-def run_here(jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
-    """Run jobs in this process, one after another, without protection from crashes and hangs."""
-    for job in jobs:
-        yield JobOutcome(job, do_job(job))
-
-
-def run_jobs(pool: JobPool, jobs: Sequence[Job], *, attempts: int) -> Iterator[JobOutcome | None]:
-    """Run jobs in a pool, started in their order.
-
-    A job whose process died or was stopped is tried again after the others. An error that the job raised is its
-    result: it would happen again.
-
-    Parameters
-    ----------
-    pool
-        Where they run.
-    jobs
-        Jobs with different names.
-    attempts
-        Most attempts per job.
-
-    Yields
-    ------
-    JobOutcome or None
-        One per job, in the order in which they end; None at least once a second, so that the caller can print its
-        progress.
+@contextmanager
+def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Iterator[JobOutcome | None]]:
+    """Start jobs and yield their outcomes as :func:`run_jobs` does; leaving the block stops those that are not done.
 
     Raises
     ------
     ClusterError
-        The scheduler is gone, or its workers cannot run this program.
+        The Dask scheduler cannot be used.
     """
-    waiting, tried, running = deque(jobs), Counter[str](), 0
-    while waiting or running:
-        while waiting and running < pool.room():
+    if compute.scheduler is not None:
+        from wsi_ips.cluster.dask_pool import open_pool
+
+        memory_mb = None if compute.worker_memory_gb is None else compute.worker_memory_gb * 1000
+        with open_pool(compute.scheduler, compute.workers, Limits(compute.slide_timeout_s, memory_mb)) as pool:
+            yield run_jobs(pool, jobs)
+    elif compute.workers == 0:  # in this process, without protection from crashes and hangs
+        yield (JobOutcome(job, do_job(job)) for job in jobs)
+    else:
+        workers, memory_gb = local_workers(compute.workers, compute.worker_memory_gb)
+        with LocalPool(min(workers, len(jobs)), Limits(compute.slide_timeout_s, memory_gb * 1000)) as local:
+            yield run_jobs(local, jobs)
+
+
+def timeout_s(compute: ComputeSection, tiles: int) -> float:
+    """Return the time limit in seconds for the tiles of a slide that go through a network."""
+    return compute.slide_timeout_s * max(1, tiles / TIMEOUT_TILES)
+
+
+def run_jobs(pool: JobPool, jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
+    """Run jobs with different names in a pool; yield each as it ends, and None at least once a second.
+
+    They start in their order. A job whose process died or was stopped is tried again after the others. An error that
+    the job raised is its result: it would happen again.
+    """
+    waiting, tried = deque(jobs), Counter[str]()
+    while waiting or pool.running():
+        while waiting and len(pool.running()) < pool.room():
             job = waiting.popleft()
             tried[job.name] += 1
             pool.add(job)
-            running += 1
-        ended = pool.next_ended(TICK_S)
+        ended = pool.next_ended()
         if ended is None:
             yield None
             continue
         job, result = ended
-        running -= 1
-        if result.ending not in ("done", "error") and tried[job.name] < attempts:
+        if result.ending not in ("done", "error") and tried[job.name] < ATTEMPTS:
             waiting.append(job)
         else:
             yield JobOutcome(job, result, tried[job.name])
@@ -152,31 +170,20 @@ class JobProcesses:
 
     def _take(self) -> JobProcess:
         with self._lock:
-            process = None
-            while self._idle and process is None:
+            while self._idle:
                 process = self._idle.pop()
-                if not process.alive:
-                    process.close()
-                    process = None
-            if process is None:
-                used = {other.number for other in (*self._idle, *self._busy)}
+                if process.alive:
+                    break
+                process.close()
+            else:
+                used = {other.number for other in self._busy}
                 process = JobProcess(next(number for number in count() if number not in used))
             self._busy.add(process)
             return process
 
 
 class LocalPool(JobPool):
-    """Runs jobs in processes of this machine: a thread per worker, each with a process for its jobs.
-
-    Use it as a context manager; leaving the block ends the processes.
-
-    Parameters
-    ----------
-    workers
-        Jobs at a time.
-    limits
-        When a job is stopped.
-    """
+    """Runs jobs in processes of this machine, a thread for each; leaving its ``with`` block ends them."""
 
     def __init__(self, workers: int, limits: Limits) -> None:
         super().__init__(limits)

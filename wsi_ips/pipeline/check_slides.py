@@ -13,13 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.errors import ManifestError, ResolutionError
-from wsi_ips.fence import Failure, fenced
+from wsi_ips.errors import Failure, ManifestError, ResolutionError, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
 from wsi_ips.manifest import SLIDE_SUFFIXES, SlideRecord, discover, read_manifest
 from wsi_ips.manifest.unlisted import DICOM_SERIES, Unlisted, unlisted_files
-from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.recipe_cohort import read_cohort
+from wsi_ips.pipeline.run import Progress, Silent, read_cohort
 from wsi_ips.slides import (
     PATIENT,
     Remote,

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from wsi_ips.errors import FeaturesError, ManifestError, RecipeError, TileIndexError
 from wsi_ips.manifest import SlideRecord
-from wsi_ips.pipeline.recipe_cohort import coordinate_files, slide_stem
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Run, coordinate_files, slide_stem
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.tiles import TileIndex
 from wsi_ips.tiles.interop import TILE_FORMATS, write_foreign

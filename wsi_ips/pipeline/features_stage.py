@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.cluster.jobs import spread, timeout_s
+from wsi_ips.cluster.process import Job
 from wsi_ips.config import ComputeSection, Recipe
 from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.encoder import IMPORTED, Encoder
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
-from wsi_ips.pipeline.recipe_cohort import slide_stem
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
+from wsi_ips.pipeline.run import Run, slide_stem
 from wsi_ips.provenance import atomic_path
 from wsi_ips.scanning import ChunkLimit, choose_device, embed_tiles
 from wsi_ips.tiles import TileIndex, write_features
@@ -114,11 +113,12 @@ def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> Non
     tiles = 0
     with (
         run.progress.stage("features", len(jobs), "slides") as advance,
-        spread(_one_per_gpu(recipe.compute), jobs) as work,
+        spread(_one_per_gpu(recipe.compute), jobs) as outcomes,
     ):
-        for outcome in work.outcomes:
+        for outcome in outcomes:
             if outcome is not None:
-                tiles += _record(run, outcome)
+                run.states.record(outcome, "features")
+                tiles += outcome.result.value or 0
                 advance(1)
     seconds = time.monotonic() - began
     run.progress.note(f"features of {tiles} tiles in {seconds:.0f} s, {tiles / max(seconds, 1e-3):.0f} a second")
@@ -130,21 +130,6 @@ def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
     if compute.scheduler is not None or compute.workers is not None or device.type != "cuda":
         return compute
     return compute.model_copy(update={"workers": torch.cuda.device_count() if device.index is None else 1})
-
-
-def _record(run: Run, outcome: JobOutcome) -> int:
-    """Record the result of a slide; return the number of tiles embedded."""
-    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
-    cost = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
-    if isinstance(result.value, int):
-        done = {"state": "ok", "reason": "", "traceback": ""}
-        run.states.update(
-            name, stage="features", seconds=round(usage.wall_s, 3), attempts=outcome.attempts, **cost, **done
-        )
-        return result.value
-    run.states.fail(name, "features", failure_of_job(outcome), seconds=usage.wall_s, attempts=outcome.attempts)
-    run.states.update(name, **cost)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +167,7 @@ _kept: dict[str, Encoder] = {}
 
 
 def _encoder(task: FeaturesTask) -> Encoder:
-    from wsi_ips.pipeline.slide_predictor import own_device
+    from wsi_ips.pipeline.predict_stage import own_device
 
     if task.encoder not in _kept:
         _kept.clear()
