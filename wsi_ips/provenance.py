@@ -93,22 +93,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        _swap(temporary, path, old)
+        if path.exists():
+            path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if old.exists() and not path.exists():
+                old.replace(path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(new: Path, path: Path, old: Path) -> None:
-    """Move ``path`` to ``old`` and ``new`` to ``path``; undo it if that fails."""
-    if path.exists():
-        path.replace(old)
-    try:
-        new.replace(path)
-    except OSError:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise
 
 
 def _sibling(path: Path) -> Path:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Self
+from typing import Any, cast
 
 from wsi_ips.cluster.machine import local_workers
 from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits, do_job
@@ -45,28 +45,20 @@ class JobOutcome:
 
 
 class JobPool:
-    """Base of the pools: keeps the futures of the submitted jobs and hands out the results as they arrive."""
+    """Submits jobs, and hands out their results as they arrive."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(
+        self, room: Callable[[], int], submit: Callable[[Job], Any], result_of: Callable[[Any, Job], JobResult]
+    ) -> None:
+        self.room = room  # how many jobs to submit at a time
+        self._submit = submit  # returns a future, of which `result_of` takes the result when it is done
+        self._result_of = result_of
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[int, tuple[Job, Any]] = {}
 
-    def room(self) -> int:
-        """Return how many jobs to submit at a time."""
-        raise NotImplementedError
-
-    def submit(self, job: Job) -> Any:
-        """Submit a job and return its future."""
-        raise NotImplementedError
-
-    def result_of(self, future: Any, job: Job) -> JobResult:
-        """Return the result of a finished future."""
-        raise NotImplementedError
-
     def add(self, job: Job) -> None:
         """Submit a job."""
-        future = self.submit(job)
+        future = self._submit(job)
         self._running[id(future)] = job, future
         future.add_done_callback(self._ended.put)
 
@@ -77,7 +69,7 @@ class JobPool:
         except queue.Empty:
             return None
         job, _ = self._running.pop(id(future))
-        return job, self.result_of(future, job)
+        return job, self._result_of(future, job)
 
     def running(self) -> list[Any]:
         """Return the futures that have not ended."""
@@ -86,13 +78,7 @@ class JobPool:
 
 @contextmanager
 def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Iterator[JobOutcome | None]]:
-    """Start jobs and yield their outcomes as :func:`run_jobs` does; leaving the block stops those that are not done.
-
-    Raises
-    ------
-    ClusterError
-        The Dask scheduler cannot be used.
-    """
+    """Start jobs and yield their outcomes as :func:`run_jobs` does; leaving the block stops those that are not done."""
     if compute.scheduler is not None:
         from wsi_ips.cluster.dask_pool import open_pool
 
@@ -103,7 +89,7 @@ def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Iterator[Jo
         yield (JobOutcome(job, do_job(job)) for job in jobs)
     else:
         workers, memory_gb = local_workers(compute.workers, compute.worker_memory_gb)
-        with LocalPool(min(workers, len(jobs)), Limits(compute.slide_timeout_s, memory_gb * 1000)) as local:
+        with _local_pool(min(workers, len(jobs)), Limits(compute.slide_timeout_s, memory_gb * 1000)) as local:
             yield run_jobs(local, jobs)
 
 
@@ -182,34 +168,21 @@ class JobProcesses:
             return process
 
 
-class LocalPool(JobPool):
-    """Runs jobs in processes of this machine, a thread for each; leaving its ``with`` block ends them."""
-
-    def __init__(self, workers: int, limits: Limits) -> None:
-        super().__init__(limits)
-        self._workers = workers
-        self._processes = JobProcesses()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        while running := [future for future in self.running() if not future.done()]:
-            self._processes.kill_busy()  # repeatedly: a thread may just be starting a process
+@contextmanager
+def _local_pool(workers: int, limits: Limits) -> Iterator[JobPool]:
+    """Open a pool of processes of this machine, a thread for each; leaving the block ends them."""
+    processes, threads = JobProcesses(), ThreadPoolExecutor(workers, thread_name_prefix="job")
+    pool = JobPool(
+        lambda: workers + 1,  # so that none waits for its next job
+        lambda job: threads.submit(processes.run, job, limits),
+        lambda future, _: cast("JobResult", future.result()),
+    )
+    try:
+        yield pool
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        while running := [future for future in pool.running() if not future.done()]:
+            processes.kill_busy()  # repeatedly: a thread may just be starting a process
             wait(running, timeout=0.1)
-        self._threads.shutdown()
-        self._processes.close_idle()
-
-    def room(self) -> int:
-        """Return one more than the number of workers, so that none waits for its next job."""
-        return self._workers + 1
-
-    def submit(self, job: Job) -> Future[JobResult]:
-        """Submit a job and return its future."""
-        return self._threads.submit(self._processes.run, job, self.limits)
-
-    def result_of(self, future: Future[JobResult], job: Job) -> JobResult:  # noqa: ARG002
-        """Return the result of a finished future."""
-        return future.result()
+        threads.shutdown()
+        processes.close_idle()

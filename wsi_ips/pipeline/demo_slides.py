@@ -60,13 +60,7 @@ def make_slides(
 
 
 def changed_plan(values: Mapping[str, Any]) -> CohortPlan:
-    """Return the demo's plan with other values, checked as those of a recipe are.
-
-    Raises
-    ------
-    RecipeError
-        There is no such property, or a value does not fit.
-    """
+    """Return the demo's plan with other values, checked as those of a recipe are."""
     unknown = values.keys() - asdict(DEMO).keys()
     if unknown:
         raise RecipeError(f"`{min(unknown)}` is no property of the slides; they are {', '.join(asdict(DEMO))}")

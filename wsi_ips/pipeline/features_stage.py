@@ -19,7 +19,7 @@ import torch
 from wsi_ips.cluster.jobs import spread, timeout_s
 from wsi_ips.cluster.process import Job
 from wsi_ips.config import ComputeSection, Recipe
-from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
+from wsi_ips.errors import CheckpointError, FeaturesError
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.model.encoder import IMPORTED, Encoder
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
@@ -53,11 +53,9 @@ def features_stage(run: Run, names: Sequence[str] = ()) -> int:
     ManifestError
         A name is no slide_id of the manifest.
     """
-    unknown = sorted(set(names) - {record.slide_id for record in run.records})
-    if unknown:
-        raise ManifestError(f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling")
+    records = run.named(names) or None
     source = feature_source(run)
-    chosen = [record for record in run.with_tiles() if not names or record.slide_id in names]
+    chosen = run.with_tiles(records)
     due = [record for record in chosen if not source.has(record)]
     if due and source.files is not None:
         _import_files(run, source, due)

@@ -63,17 +63,6 @@ def new_slides(
 
     Targets are slide files, URLs, folders of slides and manifests (.csv). The run folder is new, empty, or that of an
     earlier call with the same model. ``mpp`` is the scale (µm per level-0 pixel) of slides whose files do not say it.
-
-    Raises
-    ------
-    CheckpointError
-        The model cannot be used without a recipe.
-    ManifestError
-        A manifest cannot be used, a folder holds no slide, or two slides would have one name.
-    RecipeError
-        The run folder holds something else, or the model pins a key.
-    SlideNotFoundError
-        A path does not exist.
     """
     for key in overrides or {}:
         if not key.startswith(ADJUSTABLE):

@@ -14,7 +14,7 @@ import torch
 from wsi_ips.cluster.jobs import spread, timeout_s
 from wsi_ips.cluster.process import NUMBER, Job
 from wsi_ips.config import Recipe
-from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
+from wsi_ips.errors import CheckpointError, FeaturesError
 from wsi_ips.inference import predict_slide, stored_fingerprint, write_scores
 from wsi_ips.inference.preparation import check_preparation
 from wsi_ips.manifest import SlideRecord
@@ -34,34 +34,13 @@ PREDICT_JOB = f"{__name__}:predict_job"
 
 
 def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
-    """Return the slides to predict: the named ones, else those of the recipe's splits and those without a split.
-
-    Raises
-    ------
-    ManifestError
-        A name is not a slide_id of the manifest.
-    """
-    if names:
-        known = {record.slide_id: record for record in run.records}
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ManifestError(
-                f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; add a row for it or check "
-                "the spelling with `wsi-ips status`"
-            )
-        return [known[name] for name in names]
+    """Return the slides to predict: the named ones, else those of the recipe's splits and those without a split."""
     wanted = (*run.recipe.predict.splits, None)
-    return [record for record in run.records if record.split in wanted]
+    return run.named(names) if names else [record for record in run.records if record.split in wanted]
 
 
 def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
-    """Predict all slides whose scores are out of date; return the number of slides predicted.
-
-    Raises
-    ------
-    CheckpointError
-        There is no checkpoint, or it was made for other classes, scale or tissue.
-    """
+    """Predict all slides whose scores are out of date; return the number of slides predicted."""
     folder = checkpoint_folder(run)
     card = read_card(folder)
     require_tasks(folder, card, run.recipe.labels.tasks)

@@ -70,17 +70,7 @@ class Run:
 
     @classmethod
     def open(cls, recipe: Recipe, progress: Progress | None = None) -> Self:
-        """Read the manifest, and the states of an earlier run in the same folder.
-
-        Raises
-        ------
-        ManifestError
-            The manifest cannot be used.
-        RecipeError
-            The output path is not a folder.
-        RunDatabaseError
-            The states cannot be read.
-        """
+        """Read the manifest, and the states of an earlier run in the same folder."""
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"key `output`: {recipe.output} is a file; give a folder")
         manifest = read_cohort(recipe)
@@ -124,6 +114,17 @@ class Run:
         """Return what is known of the slide's label, the first task."""
         return self.targets[record.slide_id][0]
 
+    def named(self, names: Sequence[str]) -> list[SlideRecord]:
+        """Return the slides of these slide_ids, in their order; refuse a name that is not in the manifest."""
+        known = {record.slide_id: record for record in self.records}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ManifestError(
+                f"manifest {self.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling with "
+                "`wsi-ips status`, or add a row"
+            )
+        return [known[name] for name in dict.fromkeys(names)]
+
     def with_tiles(self, records: Sequence[SlideRecord] | None = None) -> list[SlideRecord]:
         """Return the slides with tiles: state ``ok``, or failed in a later stage, which may try again."""
         chosen = self.records if records is None else records
@@ -144,13 +145,7 @@ class Run:
         return partial(self.pool.lease, record.slide_id, opened)
 
     def tiles_fingerprint(self, record: SlideRecord) -> str:
-        """Return the fingerprint of an up-to-date tile index of the slide.
-
-        Raises
-        ------
-        SlideNotFoundError
-            The file of the slide, its annotation, its coordinates or its tissue mask is missing.
-        """
+        """Return the fingerprint of an up-to-date tile index of the slide."""
         return fingerprint(
             "tiles",
             SCHEMA_VERSION,
@@ -193,15 +188,7 @@ def _file_hash(column: str, path: Path) -> str:
 
 
 def read_cohort(recipe: Recipe) -> Manifest:
-    """Read the recipe's manifest; splits come from `split.file` and tiles from `tiles.imported`, where given.
-
-    Raises
-    ------
-    ManifestError
-        Manifest or split file cannot be used, do not match, or a patient or file is in two splits.
-    RecipeError
-        There is no such fold, or the folder of coordinates cannot be used.
-    """
+    """Read the recipe's manifest; splits come from `split.file` and tiles from `tiles.imported`, where given."""
     section = recipe.split
     leaks = ("patient", "content") if section.file else section.allow
     column, *further = recipe.labels.columns
@@ -231,13 +218,7 @@ def _discovered(recipe: Recipe) -> Path:
 
 
 def coordinate_files(folder: Path, records: Sequence[SlideRecord]) -> CoordinateFiles:
-    """Find the coordinate files of a folder by slide.
-
-    Raises
-    ------
-    RecipeError
-        The folder cannot be used, or holds two files of one slide.
-    """
+    """Find the coordinate files of a folder by slide."""
     files = find_coordinates(folder, names_of(records))
     for slide_id, found in files.by_slide.items():
         if len(found) > 1:
@@ -265,13 +246,7 @@ def slide_stem(record: SlideRecord) -> str:
 
 
 def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Target, ...]]:
-    """Return the labels of each slide by slide_id, an entry per task.
-
-    Raises
-    ------
-    ManifestError
-        Labels that are no class of the recipe; names the slides and both remedies.
-    """
+    """Return the labels of each slide by slide_id, an entry per task; refuse those that are no class of the recipe."""
     targets: dict[str, tuple[Target, ...]] = {record.slide_id: () for record in manifest.records}
     for number, (task, column) in enumerate(zip(labels.tasks, labels.columns, strict=True)):
         unknown: list[str] = []

@@ -39,11 +39,6 @@ def split_cohort(
     """Divide the slides of a manifest, whose column ``split`` is ignored.
 
     With ``look``, slides are opened, ``threads`` at a time, and copies and look-alikes are kept together like patients.
-
-    Raises
-    ------
-    ManifestError
-        The manifest cannot be used, a column is missing, or there are too few patients or centres.
     """
     columns = [*plan.stratify, *([plan.by] if plan.by else [])]
     read = read_manifest(manifest, further_columns=columns, leaks=("patient", "content"))

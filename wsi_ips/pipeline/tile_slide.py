@@ -124,15 +124,7 @@ class _Findings:
 def tile_slide(
     reader: SlideReader, record: SlideRecord, recipe: Recipe, *, slide_identity: str, fingerprint: str
 ) -> TiledSlide:
-    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing.
-
-    Raises
-    ------
-    SlideError
-        The slide cannot be read or has no scale.
-    AnnotationError
-        Its annotation or its tissue mask cannot be used.
-    """
+    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing."""
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
