@@ -75,15 +75,8 @@ E = TypeVar("E", bound=Entry)
 class Registry(Mapping[str, E], Generic[E]):
     """Choices of one kind by name, in the order of the table; entries of other packages come last.
 
-    Parameters
-    ----------
-    kind
-        Singular name for messages, for example ``pooling``.
-    entries
-        The choices of this package.
-    group
-        Entry-point group in which other packages register theirs, for example ``wsi_ips.poolings``. An entry point
-        names an :class:`Entry`, or a sequence of them.
+    ``kind`` is a singular name for messages (``pooling``). ``group`` is the entry-point group in which other packages
+    register theirs (``wsi_ips.poolings``): each entry point names an :class:`Entry`, or a sequence of them.
     """
 
     def __init__(self, kind: str, entries: Iterable[E], *, group: str) -> None:

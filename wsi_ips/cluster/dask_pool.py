@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from wsi_ips.cluster.jobs import JobPool, JobProcesses
@@ -39,7 +40,14 @@ def open_pool(scheduler: str, workers: int | None, limits: Limits) -> Iterator[J
             key = f"slide-0{secrets.token_hex(8)}"
             return client.submit(run_on_worker, job, limits, key=key, pure=False)
 
-        pool = JobPool(_Room(client), submit, _result_of)
+        @lru_cache(maxsize=1)
+        def room(_period: float) -> int:
+            try:
+                return max(1, 2 * sum(client.nthreads().values()))  # so that none waits for the network
+            except (OSError, TimeoutError) as error:
+                raise ClusterError(GONE) from error
+
+        pool = JobPool(lambda: room(time.monotonic() // COUNT_WORKERS_EVERY_S), submit, _result_of)
         try:
             yield pool
         finally:
@@ -99,23 +107,6 @@ def _translated_errors() -> Iterator[None]:
         raise ClusterError(
             f"`compute.scheduler` needs {error.name}, which is not installed: pip install 'wsi-ips[cluster]'"
         ) from error
-
-
-class _Room:
-    """Returns how many jobs to submit at a time: two per thread of the workers, so that none waits for the network."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._room, self._counted = 0, float("-inf")
-
-    def __call__(self) -> int:
-        if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
-            try:
-                self._room = max(1, 2 * sum(self._client.nthreads().values()))
-            except (OSError, TimeoutError) as error:
-                raise ClusterError(GONE) from error
-            self._counted = time.monotonic()
-        return self._room
 
 
 def _result_of(future: Future[JobResult], job: Job) -> JobResult:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import queue
-import resource
 import signal
 import subprocess
 import sys
@@ -199,10 +198,9 @@ def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:
     module, _, name = job.function.partition(":")
     function = fenced(lambda: getattr(import_module(module), name))
     on_begin()
-    before = _clocks()
+    began, cpu = time.monotonic(), time.process_time()
     result = function if isinstance(function, Failure) else fenced(partial(function, job.argument))
-    wall_s, cpu_s = (after - start for after, start in zip(_clocks(), before, strict=True))
-    usage = Usage(wall_s, cpu_s, peak_rss_mb())
+    usage = Usage(time.monotonic() - began, time.process_time() - cpu, peak_rss_mb())
     if isinstance(result, Failure):
         memory = "MemoryError" in result.reason.partition(":")[0]
         return JobResult("memory" if memory else "error", failure=result, usage=usage)
@@ -229,9 +227,3 @@ def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
             jobs.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)
-
-
-def _clocks() -> tuple[float, float]:
-    """Return elapsed and CPU seconds so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return time.monotonic(), used.ru_utime + used.ru_stime

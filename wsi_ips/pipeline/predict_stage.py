@@ -46,11 +46,14 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
     require_tasks(folder, card, run.recipe.labels.tasks)
     check_preparation(run.recipe, card)
     model = checkpoint_fingerprint(folder)
+    slides = run.with_tiles(to_predict(run, names))
+    if card.encoder.features:  # leave out slides whose features were refused; the reason is in the table of states
+        states = {record.slide_id: run.states[record.slide_id] for record in slides}
+        slides = [r for r in slides if (states[r.slide_id].state, states[r.slide_id].stage) != ("failed", "features")]
     due = [
         record
-        for record in run.with_tiles(to_predict(run, names))
+        for record in slides
         if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
-        and not (card.encoder.features and _lacks_features(run, record))
     ]
     if due:
         for text in encoder_remarks(card.encoder.name):
@@ -61,12 +64,6 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         run.states.save()
     write_predictions(run, calibrate(run))
     return len(due)
-
-
-def _lacks_features(run: Run, record: SlideRecord) -> bool:
-    """Tell whether the stage before refused the slide's features; its reason is in the table of states."""
-    row = run.states[record.slide_id]
-    return row.state == "failed" and row.stage == "features"
 
 
 def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
@@ -104,7 +101,7 @@ class Predictor:
     def __init__(
         self, recipe: Recipe, folder: Path, model: str, device: torch.device, note: Callable[[str], None]
     ) -> None:
-        self.device, self.note = device, note
+        self.note = note
         self.net, self.card = load_checkpoint(folder, tasks=recipe.labels.tasks)
         if checkpoint_fingerprint(folder) != model:
             raise CheckpointError(f"checkpoint {folder}: changed while slides were predicted; predict again")

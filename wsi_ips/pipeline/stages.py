@@ -38,12 +38,6 @@ class Outcome:
     failed: int  # number of failed slides
     worked: bool  # whether anything was computed; False where everything was up to date
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return the headline figures for the terminal."""
-        from wsi_ips.evaluation.summary import headline
-
-        return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
-
 
 @dataclass(frozen=True)
 class Predictions:

@@ -71,20 +71,11 @@ def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
             return False, stored_row(store, record.slide_id)
         identity = content_identity(record.path, run.remote)
         with run.opener(record)() as reader:
-            tiled = tile_slide(reader, record, task.recipe, slide_identity=identity, fingerprint=wanted)
-        for name, content in tiled.files.items():
+            index, row, files = tile_slide(reader, record, task.recipe, slide_identity=identity, fingerprint=wanted)
+        for name, content in files.items():
             atomic_write_bytes(run.folder.root / name, content)
-        write_index(store, tiled.index, tiled.row)
-        return True, tiled.row
-
-
-@dataclass(frozen=True)
-class TiledSlide:
-    """Result of tiling one slide."""
-
-    index: TileIndex  # its tiles; store it last, because it says that the slide is done
-    row: dict[str, Any]  # columns of the slide's row in the table of states; ``state`` is ``ok`` or ``empty``
-    files: dict[str, bytes]  # files of the run folder by relative path
+        write_index(store, index, row)
+        return True, row
 
 
 @dataclass(frozen=True)
@@ -123,8 +114,11 @@ class _Findings:
 
 def tile_slide(
     reader: SlideReader, record: SlideRecord, recipe: Recipe, *, slide_identity: str, fingerprint: str
-) -> TiledSlide:
-    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing."""
+) -> tuple[TileIndex, dict[str, Any], dict[str, bytes]]:
+    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing.
+
+    Returns the index, columns of the slide's row of the states, and files of the run folder by relative path.
+    """
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
@@ -148,7 +142,7 @@ def tile_slide(
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
     found = _Findings(overview, tissue, index, tiling, regions, recall)
     index = replace(index, look=look_of(overview.thumbnail))
-    return TiledSlide(index, _row(found, recipe), _files(found, found.remarks(), origin))
+    return index, _row(found, recipe), _files(found, found.remarks(), origin)
 
 
 def _tissue_of(
