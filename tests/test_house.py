@@ -20,7 +20,7 @@ import pytest
 import typer
 
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.run_folder import InRoot, RunFolder
 
 if TYPE_CHECKING:
     import click
@@ -154,7 +154,7 @@ def test_the_readme_names_the_exit_codes() -> None:
 
 def test_the_readme_names_everything_in_a_run_folder() -> None:
     folder = RunFolder(Path("run"))
-    places = [getattr(folder, name) for name, value in vars(RunFolder).items() if isinstance(value, property)]
+    places = [getattr(folder, name) for name, value in vars(RunFolder).items() if isinstance(value, property | InRoot)]
     places += [folder.tissue_picture("s"), folder.overlay("s", "attention"), folder.traceback("s")]
     tops = {place.relative_to("run").parts[0] for place in places}
     table = README.partition("| in the run folder |")[2].partition("\n\n")[0]

@@ -27,7 +27,7 @@
 Each is also a built-in exception, so code that does not know this package can catch it. A message names the slide, row
 or key, says what is wrong, and says what to do.
 
-:func:`fenced` is the one place that catches everything: a bad slide costs that slide, never the cohort.
+:func:`fenced` alone catches everything: a bad slide costs that slide, never the cohort.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ Target: TypeAlias = int | tuple[bool, ...] | None
 """Known label of one slide in one task: class number, whether each class holds, or None where it is unknown."""
 
 Split = Literal["train", "val", "test"]
-Leak = Literal["patient", "content", "thumbnail"]
-"""Why two slides must be in the same split: same patient, same file content, similar thumbnail."""
+Leak = Literal["patient", "content", "thumbnail"]  # why two slides must be in the same split
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ from pydantic import BaseModel
 FINGERPRINT_DIGITS = 16
 CHECKOUT = Path(__file__).parents[1]  # a git checkout during development, else the installed packages
 LIBRARIES = (
-    *("torch", "torchvision", "timm", "onnxruntime", "peft"),
-    *("numpy", "scikit-image", "zarr", "h5py"),
-    *("openslide-python", "openslide-bin", "tiffslide"),
+    *("torch", "torchvision", "timm", "numpy", "scikit-image", "openslide-python", "openslide-bin", "tiffslide"),
+    *("zarr", "h5py", "onnxruntime", "peft"),
 )
 
 

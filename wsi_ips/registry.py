@@ -1,9 +1,8 @@
 """Registries: the one table behind every choice that a recipe, a command or a page offers.
 
-A registry stands in a module next to what it lists (``wsi_ips/model/poolings.py`` lists the poolings) and loads
-nothing until an entry is used. Recipe validation, ``--help``, the documentation and the viewer's JSON read it; no list
-of names is spelled a second time. Adding a choice is one new file and one line in the table. Other packages add theirs
-through entry points, without touching this one::
+A registry stands in a module next to what it lists and loads nothing until an entry is used. Recipe validation,
+``--help``, the documentation and the viewer's JSON read it. Adding a choice is one new file and one line in the table.
+Other packages add theirs through entry points, without touching this one::
 
     [options.entry_points]
     wsi_ips.poolings =

@@ -37,11 +37,9 @@ class Progress(Protocol):
 
     def stage(self, title: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
         """Open a progress bar; the block gets a function to call with the number of units done since the last call."""
-        ...
 
     def note(self, text: str) -> None:
         """Print one line."""
-        ...
 
 
 class Silent:

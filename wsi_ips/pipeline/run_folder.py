@@ -16,7 +16,6 @@ class InRoot:
         self._name = name
 
     def __get__(self, folder: Any, owner: type | None = None, /) -> Path:
-        """Return the path for a run folder."""
         return Path(folder.root / self._name)
 
 

@@ -9,12 +9,12 @@ import csv
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from wsi_ips.cluster.jobs import JobOutcome
 from wsi_ips.database import read_rows, transaction
@@ -28,7 +28,7 @@ STATES: tuple[State, ...] = ("ok", "empty", "failed", "pending")
 T = TypeVar("T")
 
 EXPORT_EVERY_S = 60.0
-DONE = {"state": "ok", "reason": "", "traceback": ""}
+DONE: dict[str, Any] = {"state": "ok", "reason": "", "traceback": ""}
 SQL_TYPES = dict.fromkeys(("tiles", "attempts"), "INTEGER") | dict.fromkeys(
     ("mpp", "tissue_mm2", "seconds", "cpu_seconds", "rss_mb"), "REAL"
 )  # columns that are no text
@@ -86,7 +86,8 @@ class StateTable:
         With shared tiles, slides that the other run has tiled count as tiled in this one too.
         """
         shared = read_states(RunFolder(folder.shared).database) if folder.shared else []
-        known = {row.slide_id: _as_tiled(row) for row in shared if row.is_tiled}
+        as_tiled = DONE | {"stage": "tile", "seconds": None, "attempts": 1}  # of slides that a later stage worked on
+        known = {r.slide_id: r if r.stage == "tile" else replace(r, **as_tiled) for r in shared if r.is_tiled}
         known |= {row.slide_id: row for row in read_states(folder.database) if row.state != "pending"}
         return cls(folder, (known.get(name, SlideState(name)) for name in slide_ids))
 
@@ -112,7 +113,7 @@ class StateTable:
     def save(self) -> None:
         """Write every row, and the exports: ``slides.csv``, and ``slides.parquet`` where pyarrow is installed."""
         with self._lock:
-            self._write(list(self._rows.values()), whole=True)
+            self._write(self, whole=True)
             self._export()
             if find_spec("pyarrow"):
                 self._export_parquet()
@@ -157,7 +158,7 @@ class StateTable:
         row = self._rows.get(slide_id, SlideState(slide_id))
         return row.attempts if row.state == "failed" and row.stage == stage else 0
 
-    def _write(self, rows: Sequence[SlideState], *, whole: bool = False) -> None:
+    def _write(self, rows: Iterable[SlideState], *, whole: bool = False) -> None:
         self._folder.root.mkdir(parents=True, exist_ok=True)
         with transaction(self._folder.database, creates=SCHEMA) as database:
             if whole:
@@ -184,10 +185,3 @@ class StateTable:
 def read_states(path: Path) -> list[SlideState]:
     """Read all rows of a run's database, also while another process writes; none where there is no database."""
     return [SlideState(*row) for row in read_rows(path, "slides", SELECT)]  # type: ignore[arg-type]
-
-
-def _as_tiled(row: SlideState) -> SlideState:
-    """Return a row as it was after tiling."""
-    if row.stage == "tile":
-        return row
-    return replace(row, state="ok", stage="tile", reason="", seconds=None, attempts=1, traceback="")

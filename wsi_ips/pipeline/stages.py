@@ -56,13 +56,13 @@ class Predictions:
 def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = "report") -> Outcome:
     """Run all stages in order, up to ``until``, one of :data:`STAGES`; a stage leaves alone what is up to date.
 
-    ``until="features"`` stores features also where the recipe learns from pixels.
+    ``until="features"`` stores features also where the recipe learns from pixels. A slide that cannot be used is no
+    error: it ends as ``failed`` in the states.
 
     Raises
     ------
     WsiIpsError
-        The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be used is no
-        error: it ends as ``failed`` in the states.
+        The recipe, the manifest, the training or the checkpoint cannot be used.
     """
     if until not in STAGES:
         raise RecipeError(f"stage `{until}`: known are {', '.join(STAGES)}")

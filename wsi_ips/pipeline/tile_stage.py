@@ -7,11 +7,10 @@ from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 
-from wsi_ips.cluster.jobs import JobOutcome, spread
+from wsi_ips.cluster.jobs import spread
 from wsi_ips.cluster.process import Job
 from wsi_ips.manifest import SlideRecord
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.survey import survey
 from wsi_ips.pipeline.tile_slide import TILE_JOB, SlideTask
 from wsi_ips.pipeline.tissue_sheet import sheet_stage
@@ -37,7 +36,12 @@ def tile_stage(run: Run, only: Container[str] | None = None) -> int:
         ):
             for outcome in outcomes:
                 if outcome is not None:
-                    _record(run.states, outcome)
+                    worked, row = outcome.result.value or (True, {})
+                    if worked:
+                        run.states.record(outcome, "tile", row)
+                    else:  # time and memory stay those of the process that tiled it
+                        row |= {"attempts": max(1, run.states[outcome.job.name].attempts), "traceback": ""}
+                        run.states.update(outcome.job.name, stage="tile", **row)
                     pace.count(outcome.job.name, failed=outcome.result.failure is not None)
                     advance(1)
                 if pace.is_note_due():
@@ -56,16 +60,6 @@ def _bytes_due(run: Run, record: SlideRecord) -> int | None:
     except OSError:
         size = 0
     return None if run.is_tiled(record) else size
-
-
-def _record(states: StateTable, outcome: JobOutcome) -> None:
-    """Record the outcome of a slide in the states."""
-    worked, row = outcome.result.value or (True, {})
-    if worked:
-        states.record(outcome, "tile", row)
-    else:  # time and memory stay those of the process that tiled it
-        name = outcome.job.name
-        states.update(name, stage="tile", attempts=max(1, states[name].attempts), traceback="", **row)
 
 
 class Pace:
