@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wsi_ips.evaluation.summary import Evaluation
     from wsi_ips.model.checkpoint_card import ModelCard
     from wsi_ips.model.net import IpsNet
-    from wsi_ips.pipeline.progress import Progress
+    from wsi_ips.pipeline.run import Progress
     from wsi_ips.pipeline.stages import Outcome
 
 __all__ = [

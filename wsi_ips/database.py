@@ -14,20 +14,14 @@ from pathlib import Path
 
 from wsi_ips.errors import RunDatabaseError
 
-BUSY_TIMEOUT_S = 30.0
-"""How long a transaction waits for the lock of another process."""
+BUSY_TIMEOUT_S = 30.0  # how long a transaction waits for the lock of another process
 
 
 @contextmanager
 def transaction(path: Path, *, creates: str = "") -> Iterator[sqlite3.Connection]:
     """Open a database for one transaction: committed when the block ends, rolled back when it raises.
 
-    Parameters
-    ----------
-    path
-        The file.
-    creates
-        SQL statement that creates the table to write to; empty: the block only reads, and the file must exist.
+    ``creates`` is the SQL statement of the table to write to; without it the block only reads, and the file must exist.
 
     Raises
     ------
@@ -52,13 +46,7 @@ def transaction(path: Path, *, creates: str = "") -> Iterator[sqlite3.Connection
 
 
 def read_rows(path: Path, table: str, query: str) -> list[tuple[object, ...]]:
-    """Return the rows of a query; none where the file or the table does not exist.
-
-    Raises
-    ------
-    RunDatabaseError
-        The file cannot be read.
-    """
+    """Return the rows of a query; none where the file or the table does not exist."""
     if not path.exists():
         return []
     with transaction(path) as database:

@@ -26,7 +26,18 @@
 
 Each is also a built-in exception, so code that does not know this package can catch it. A message names the slide, row
 or key, says what is wrong, and says what to do.
+
+:func:`fenced` alone catches everything: a bad slide costs that slide, never the cohort.
 """
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class WsiIpsError(Exception):
@@ -36,9 +47,15 @@ class WsiIpsError(Exception):
     ----------
     is_told
         Whether another process of the same training reports it to people.
+    slide_id
+        Name of the slide in its manifest, where the error is about one and the name is known.
     """
 
     is_told = False
+
+    def __init__(self, *args: object, slide_id: str | None = None) -> None:
+        super().__init__(*args)
+        self.slide_id = slide_id
 
 
 class RecipeError(WsiIpsError, ValueError):
@@ -66,17 +83,7 @@ class ResolutionError(SlideError, ValueError):
 
 
 class RegionReadError(SlideError, OSError):
-    """A region of an opened slide could not be read.
-
-    Attributes
-    ----------
-    slide_id
-        Name of the slide in its manifest; None without a manifest.
-    """
-
-    def __init__(self, message: str, *, slide_id: str | None = None) -> None:
-        super().__init__(message)
-        self.slide_id = slide_id
+    """A region of an opened slide could not be read."""
 
 
 class AnnotationError(WsiIpsError, ValueError):
@@ -88,17 +95,7 @@ class TileIndexError(WsiIpsError, ValueError):
 
 
 class FeaturesError(WsiIpsError, ValueError):
-    """Stored features are missing or damaged, or imported ones do not match the tiles or the slide.
-
-    Attributes
-    ----------
-    slide_id
-        Name of the slide in its manifest; None without a manifest.
-    """
-
-    def __init__(self, message: str, *, slide_id: str | None = None) -> None:
-        super().__init__(message)
-        self.slide_id = slide_id
+    """Stored features are missing or damaged, or imported ones do not match the tiles or the slide."""
 
 
 class ScoresError(WsiIpsError, ValueError):
@@ -139,3 +136,25 @@ class EvaluationError(WsiIpsError, ValueError):
 
 class ViewerError(WsiIpsError, RuntimeError):
     """The viewer cannot start, or cannot store a review."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the work on a slide failed; plain text that can be sent between processes."""
+
+    reason: str  # one line; the message of our own errors, which says what to do
+    traceback: str  # full text for the log file
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Return an exception as plain text."""
+        text = str(error) if isinstance(error, WsiIpsError) else f"{type(error).__name__}: {error}"
+        return cls(" ".join(text.split()), "".join(traceback.format_exception(error)))
+
+
+def fenced(work: Callable[[], T]) -> T | Failure:
+    """Return the result of ``work``, or why it failed: one bad slide never stops a cohort."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
+        return Failure.of(error)

@@ -6,37 +6,23 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Kind = Literal["single", "multi"]
-SEPARATOR = ";"
-"""Separates the classes of one slide in a multi-label column."""
-NONE = "none"
-"""Says in a multi-label column that no class holds. An empty cell says that nothing is known."""
+SEPARATOR = ";"  # between the classes of one slide in a multi-label column
+NONE = "none"  # no class of a multi-label column holds; an empty cell says that nothing is known
 
 Target: TypeAlias = int | tuple[bool, ...] | None
 """Known label of one slide in one task: class number, whether each class holds, or None where it is unknown."""
 
 Split = Literal["train", "val", "test"]
-"""Part of a cohort."""
-Leak = Literal["patient", "content", "thumbnail"]
-"""Why two slides must be in the same split: same patient, same file content, similar thumbnail."""
+Leak = Literal["patient", "content", "thumbnail"]  # why two slides must be in the same split
 
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task.
+    """One classification task."""
 
-    Attributes
-    ----------
-    name
-        Name in messages and in columns of tables.
-    classes
-        Class names (C_t).
-    kind
-        ``single``: exactly one class holds (softmax); ``multi``: each class holds or not (sigmoid).
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    kind: Kind = "single"
+    name: str  # in messages and in columns of tables
+    classes: tuple[str, ...]  # (C_t)
+    kind: Kind = "single"  # ``single``: exactly one class holds (softmax); ``multi``: each holds or not (sigmoid)
 
     @property
     def width(self) -> int:
@@ -80,15 +66,8 @@ class Task:
     def answer(self, probability: tuple[float, ...], thresholds: tuple[float, ...] = ()) -> str:
         """Return the predicted label, written as in a manifest.
 
-        That is the most probable class, or every class from its threshold on in a multi-label task.
-
-        Parameters
-        ----------
-        probability
-            Probability of each class.
-        thresholds
-            Lowest probability at which a class is predicted: one for the last of two classes, or one per class in a
-            multi-label task, where 0.5 is the default.
+        That is the most probable class, or every class from its threshold on in a multi-label task. There is one
+        threshold for the last of two classes, or one per class in a multi-label task, where 0.5 is the default.
         """
         if self.kind == "multi":
             least = thresholds or (0.5,) * self.width

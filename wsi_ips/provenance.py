@@ -26,38 +26,18 @@ import numpy as np
 from pydantic import BaseModel
 
 FINGERPRINT_DIGITS = 16
-CHECKOUT = Path(__file__).parents[1]
-"""Folder of the package: a git checkout during development, else the installed packages."""
-
+CHECKOUT = Path(__file__).parents[1]  # a git checkout during development, else the installed packages
 LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scikit-image",
-    "openslide-python",
-    "openslide-bin",
-    "tiffslide",
-    "zarr",
-    "h5py",
-    "onnxruntime",
-    "peft",
+    *("torch", "torchvision", "timm", "numpy", "scikit-image", "openslide-python", "openslide-bin", "tiffslide"),
+    *("zarr", "h5py", "onnxruntime", "peft"),
 )
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return a fingerprint of values, the same in every process and on every machine.
+    """Return a fingerprint of values, the same in every process and on every machine: 16 hexadecimal digits.
 
-    Parameters
-    ----------
-    *parts
-        None, bool, numbers, text, paths, numpy scalars, pydantic models, and lists, tuples and
-        mappings of them. Floats count to their last bit; a tuple equals a list.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
+    Parts are None, bool, numbers, text, paths, numpy scalars, pydantic models, and lists, tuples and mappings of them.
+    Floats count to their last bit; a tuple equals a list.
 
     Raises
     ------
@@ -89,13 +69,7 @@ def _canonical(value: Any) -> Any:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Write a file through a temporary sibling, so that it appears whole or not at all.
-
-    Yields
-    ------
-    pathlib.Path
-        Where to write; renamed to ``path`` when the block ends well, removed when it does not.
-    """
+    """Yield a temporary sibling to write to, which becomes ``path`` when the block ends well, and else is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     try:
@@ -108,37 +82,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Write a folder through a temporary sibling, so that it appears whole or not at all.
+    """Yield an empty folder to write into, which becomes ``path`` when the block ends well, and else is removed.
 
-    An older folder at ``path`` is moved aside first and deleted last, so a reader finds the old one, the
-    new one, or for an instant none; never a mixture.
-
-    Yields
-    ------
-    pathlib.Path
-        An empty folder to write into.
+    An older folder at ``path`` is moved aside first and deleted last, so a reader finds the old one, the new one, or
+    for an instant none; never a mixture.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _sibling(path), _sibling(path)
     try:
         temporary.mkdir()
         yield temporary
-        _swap(temporary, path, old)
+        if path.exists():
+            path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if old.exists() and not path.exists():
+                old.replace(path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(new: Path, path: Path, old: Path) -> None:
-    """Move ``path`` to ``old`` and ``new`` to ``path``; undo it if that fails."""
-    if path.exists():
-        path.replace(old)
-    try:
-        new.replace(path)
-    except OSError:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise
 
 
 def _sibling(path: Path) -> Path:
@@ -147,13 +111,13 @@ def _sibling(path: Path) -> Path:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes; the file appears whole or not at all."""
+    """Write a file, which appears whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text; the file appears whole or not at all."""
+    """Write UTF-8 text as :func:`atomic_write_bytes` does."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 

@@ -1,9 +1,8 @@
 """Registries: the one table behind every choice that a recipe, a command or a page offers.
 
-A registry stands in a module next to what it lists (``wsi_ips/model/poolings.py`` lists the poolings) and loads
-nothing until an entry is used. Recipe validation, ``--help``, the documentation and the viewer's JSON read it; no list
-of names is spelled a second time. Adding a choice is one new file and one line in the table. Other packages add theirs
-through entry points, without touching this one::
+A registry stands in a module next to what it lists and loads nothing until an entry is used. Recipe validation,
+``--help``, the documentation and the viewer's JSON read it. Adding a choice is one new file and one line in the table.
+Other packages add theirs through entry points, without touching this one::
 
     [options.entry_points]
     wsi_ips.poolings =
@@ -31,36 +30,19 @@ HOMES = {
     "score_maps": "wsi_ips.results.score_maps:SCORE_MAPS",
     "handoff_formats": "wsi_ips.results.handoff_formats:HANDOFF_FORMATS",
     "tile_formats": "wsi_ips.tiles.interop.tile_formats:TILE_FORMATS",
-}
-"""Where each registry stands; recipe sections name them without importing them."""
+}  # recipe sections name registries without importing them
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice. Registries that need to know more subclass it.
+    """One choice. Registries that need to know more subclass it."""
 
-    Attributes
-    ----------
-    name
-        What a recipe or a command writes.
-    home
-        ``module:attribute`` of the class or function that implements it; imported when the entry is used.
-    help
-        One line for people, in ``--help`` and in the documentation.
-    label
-        Title on pages and pictures; the name where it is empty.
-    extra
-        Extra of this package to install first, as in ``pip install 'wsi-ips[int8]'``; empty = none.
-    keys
-        Recipe keys that only this choice reads.
-    """
-
-    name: str
-    home: str
-    help: str
-    label: str = ""
-    extra: str = ""
-    keys: tuple[str, ...] = ()
+    name: str  # what a recipe or a command writes
+    home: str  # ``module:attribute`` of the class or function that implements it; imported when the entry is used
+    help: str  # one line for people, in ``--help`` and in the documentation
+    label: str = ""  # title on pages and pictures; the name where it is empty
+    extra: str = ""  # extra of this package to install first, as in ``pip install 'wsi-ips[int8]'``
+    keys: tuple[str, ...] = ()  # recipe keys that only this choice reads
 
     @property
     def title(self) -> str:
@@ -92,15 +74,8 @@ E = TypeVar("E", bound=Entry)
 class Registry(Mapping[str, E], Generic[E]):
     """Choices of one kind by name, in the order of the table; entries of other packages come last.
 
-    Parameters
-    ----------
-    kind
-        Singular name for messages, for example ``pooling``.
-    entries
-        The choices of this package.
-    group
-        Entry-point group in which other packages register theirs, for example ``wsi_ips.poolings``. An entry point
-        names an :class:`Entry`, or a sequence of them.
+    ``kind`` is a singular name for messages (``pooling``). ``group`` is the entry-point group in which other packages
+    register theirs (``wsi_ips.poolings``): each entry point names an :class:`Entry`, or a sequence of them.
     """
 
     def __init__(self, kind: str, entries: Iterable[E], *, group: str) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from wsi_ips.config import Recipe
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.progress import Progress
+from wsi_ips.pipeline.run import Progress
 from wsi_ips.provenance import atomic_path
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 

@@ -11,8 +11,7 @@ import time
 import psutil
 import pytest
 
-from wsi_ips.cluster import Job, Limits
-from wsi_ips.cluster.process import JobProcess
+from wsi_ips.cluster.process import Job, JobProcess, Limits
 
 JOBS = "tests.cluster.jobs_of_tests:"
 PATIENT = Limits(timeout_s=60)
@@ -89,8 +88,7 @@ def test_a_refused_allocation_is_out_of_memory_too(process):
 
 ORPHAN = """
 import os, signal, sys, threading, time
-from wsi_ips.cluster import Job, Limits
-from wsi_ips.cluster.process import JobProcess
+from wsi_ips.cluster.process import Job, JobProcess, Limits
 process = JobProcess()
 process.run(Job("d", "tests.cluster.jobs_of_tests:double", 1), Limits(60))
 hanging = Job("f", "tests.cluster.jobs_of_tests:open_fifo", sys.argv[1])

@@ -15,9 +15,9 @@ from distributed.comm.core import CommClosedError
 
 from tests.faults.slides import ROOT, digest, recipe_of, started, write_cohort, write_good
 from tests.faults.test_faults import until
-from wsi_ips.cluster import Limits
 from wsi_ips.cluster.dask_pool import open_pool
 from wsi_ips.cluster.machine import available_cores, local_workers, memory_bytes, resident_mb
+from wsi_ips.cluster.process import Limits
 from wsi_ips.errors import ClusterError, RecipeError
 from wsi_ips.pipeline import run_until
 from wsi_ips.tiles.store import slide_ids

@@ -30,7 +30,7 @@ def job_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "wsi_ips.cluster.child" in process.cmdline():
+            if any("wsi_ips.cluster.process" in word for word in process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue

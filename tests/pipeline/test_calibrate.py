@@ -19,7 +19,7 @@ from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import evaluate_run
 from wsi_ips.pipeline.predict_stage import predict_stage
-from wsi_ips.pipeline.progress import Silent
+from wsi_ips.pipeline.run import Silent
 from wsi_ips.pipeline.slide_predictions import model_calibration
 from wsi_ips.pipeline.tile_stage import tile_stage
 

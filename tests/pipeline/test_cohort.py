@@ -13,7 +13,7 @@ from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.recipe_cohort import read_cohort
+from wsi_ips.pipeline.run import read_cohort
 
 
 def recipe_of(folder: Path, **values: object) -> Path:

@@ -23,7 +23,7 @@ from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.encoders import ENCODERS, PRESETS
 from wsi_ips.pipeline import run_until
 from wsi_ips.pipeline.demo_slides import make_slides
-from wsi_ips.pipeline.progress import Silent
+from wsi_ips.pipeline.run import Silent
 
 MODEL = {**SMALL["model"], "encoder": "preset:photographs", "freeze": 1}
 

@@ -19,8 +19,7 @@ from tests.pipeline.bundles import write_bundle
 from wsi_ips.cluster.process import NUMBER
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.predict_stage import predict_stage
-from wsi_ips.pipeline.slide_predictor import own_device
+from wsi_ips.pipeline.predict_stage import own_device, predict_stage
 
 SLIDES = 4
 ARRAYS = ("attention_logits", "tile_probability", "kept", "kept_embeddings")

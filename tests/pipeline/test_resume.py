@@ -17,7 +17,7 @@ import pytest
 from tests.pipeline.test_run import write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.config import load_recipe
-from wsi_ips.pipeline.progress import Silent
+from wsi_ips.pipeline.run import Silent
 from wsi_ips.pipeline.stages import run_until
 
 TRAINING = {"epochs": 5, "warm_start_epochs": 2, "batch_slides": 1, "weight_average": 0.9, "balance": "sampling"}

@@ -139,7 +139,7 @@ def test_no_shared_memory_is_needed(folder):
 
 
 def test_states_and_reviews_share_the_file(folder):
-    store = ReviewStore(folder.reviews)
+    store = ReviewStore(folder.database)
     folder.root.mkdir()
     store.add(Review("a", "agree", "clear"))
     assert read_states(folder.database) == []

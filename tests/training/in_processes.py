@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tests.cohort import textured_slide
 from tests.training.test_loop import COMPUTE, Recorder
-from wsi_ips.cluster.torchrun import Launch
+from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import PlannedTraining
 from wsi_ips.errors import RegionReadError, WsiIpsError
 from wsi_ips.labels import Task

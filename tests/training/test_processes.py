@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.training.in_processes import fit, keep
-from wsi_ips.cluster.torchrun import Launch
+from wsi_ips.cluster.machine import Launch
 from wsi_ips.errors import RecipeError
 from wsi_ips.training.processes import Processes, device_of
 

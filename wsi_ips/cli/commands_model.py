@@ -26,7 +26,7 @@ from wsi_ips.cli.program import (
     overrides_of,
     read_recipe,
 )
-from wsi_ips.cluster.torchrun import Launch
+from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 

@@ -33,10 +33,12 @@ MOST_PICTURES = 10
 
 def print_summary(outcome: Outcome) -> None:
     """Print the figures of a run and the page to open."""
+    from wsi_ips.evaluation.summary import headline
+
     print_status(outcome.states, only_problems=True)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in outcome.lines():
-        table.add_row(f"[bold]{escape(name)}[/]", escape(value))
+    for name, value, note in headline(outcome.summary):
+        table.add_row(f"[bold]{escape(name)}[/]", escape(f"{value}  {note}".strip()))
     out.print(table)
     out.print(f"[bold]report[/]  {escape(str(outcome.report))}", soft_wrap=True)
 

@@ -12,7 +12,7 @@ import yaml
 
 from wsi_ips import __version__
 from wsi_ips.cli.console import out
-from wsi_ips.cluster.torchrun import Launch
+from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 

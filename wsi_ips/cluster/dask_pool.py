@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from wsi_ips.cluster.jobs import JobPool, JobProcesses
 from wsi_ips.cluster.process import Job, JobResult, Limits
-from wsi_ips.errors import ClusterError, RecipeError
-from wsi_ips.fence import Failure
+from wsi_ips.errors import ClusterError, Failure, RecipeError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -21,69 +21,77 @@ CONNECT_TIMEOUT_S = 20
 COUNT_WORKERS_EVERY_S = 5.0
 GONE = "the Dask scheduler is gone; start it and run the same command again: finished slides are kept"
 
-_processes = JobProcesses()
-"""Processes of this Dask worker."""
+_processes = JobProcesses()  # those of this Dask worker
 
 
-def open_pool(scheduler: str, workers: int | None, limits: Limits) -> AbstractContextManager[DaskPool]:
-    """Connect to a scheduler, or start SLURM jobs, for a ``with`` block.
+@contextmanager
+def open_pool(scheduler: str, workers: int | None, limits: Limits) -> Iterator[JobPool]:
+    """Connect to a scheduler by its address, or start ``workers`` jobs for ``slurm``, for a ``with`` block.
 
-    Parameters
-    ----------
-    scheduler
-        ``slurm``, or the address of a Dask scheduler.
-    workers
-        SLURM jobs to ask for.
-    limits
-        When a job is stopped; without a memory limit it is the worker's share.
-
-    Raises
-    ------
-    ClusterError
-        No scheduler answers, dask-jobqueue is not configured, or the extra is missing.
-    RecipeError
-        The number of SLURM jobs is not set.
+    Without a memory limit, each job may take its worker's share. Leaving the block cancels jobs that have not begun.
     """
-    return _slurm_pool(workers, limits) if scheduler == "slurm" else _scheduler_pool(scheduler, limits)
-
-
-@contextmanager
-def _scheduler_pool(address: str, limits: Limits) -> Iterator[DaskPool]:
-    with _translated_errors():
-        from distributed import Client
-
-        try:
-            client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise ClusterError(
-                f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`, give its address, "
-                "and start workers with `dask worker`"
-            ) from error
-        try:
-            with DaskPool(client, limits) as pool:
-                yield pool
-        finally:
-            with suppress(OSError, TimeoutError):  # the scheduler may be gone
-                client.close()
-
-
-@contextmanager
-def _slurm_pool(jobs: int | None, limits: Limits) -> Iterator[DaskPool]:
-    """Start workers with SLURM; dask-jobqueue's own configuration sets queue, cores, memory and time."""
-    if jobs is None:
+    if scheduler == "slurm" and workers is None:
         raise RecipeError("key `compute.workers`: with `compute.scheduler: slurm` say how many SLURM jobs to ask for")
     with _translated_errors(), ExitStack() as stack:
-        from dask_jobqueue.slurm import SLURMCluster
+        client = _slurm_client(stack, workers) if scheduler == "slurm" else _client(stack, scheduler)
 
+        def submit(job: Job) -> Future[JobResult]:
+            # Dask keeps statistics for the first word of each key for ever, so all slides share one word.
+            key = f"slide-0{secrets.token_hex(8)}"
+            return client.submit(run_on_worker, job, limits, key=key, pure=False)
+
+        @lru_cache(maxsize=1)
+        def room(_period: float) -> int:
+            try:
+                threads: int = sum(client.nthreads().values())
+                return max(1, 2 * threads)  # so that none waits for the network
+            except (OSError, TimeoutError) as error:
+                raise ClusterError(GONE) from error
+
+        pool = JobPool(lambda: room(time.monotonic() // COUNT_WORKERS_EVERY_S), submit, _result_of)
         try:
-            cluster = stack.enter_context(SLURMCluster())
-        except ValueError as error:
-            raise ClusterError(
-                f"SLURM: {error}; describe a job in ~/.config/dask/jobqueue.yaml, section `jobqueue.slurm` "
-                "(cores, memory, queue, walltime)"
-            ) from error
-        cluster.scale(jobs=jobs)
-        yield stack.enter_context(DaskPool(stack.enter_context(cluster.get_client()), limits))
+            yield pool
+        finally:
+            if client.status == "running":
+                with suppress(OSError, TimeoutError):  # the scheduler may be gone
+                    if pool.running():
+                        client.cancel(pool.running(), force=True)
+                    client.run(close_processes, on_error="ignore")
+
+
+def _client(stack: ExitStack, address: str) -> Client:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`, give its address, "
+            "and start workers with `dask worker`"
+        ) from error
+    stack.callback(_close, client)
+    return client
+
+
+def _close(client: Client) -> None:
+    with suppress(OSError, TimeoutError):  # the scheduler may be gone
+        client.close()
+
+
+def _slurm_client(stack: ExitStack, jobs: int | None) -> Client:
+    """Start workers with SLURM; dask-jobqueue's own configuration sets queue, cores, memory and time."""
+    from dask_jobqueue.slurm import SLURMCluster
+
+    try:
+        cluster = stack.enter_context(SLURMCluster())
+    except ValueError as error:
+        raise ClusterError(
+            f"SLURM: {error}; describe a job in ~/.config/dask/jobqueue.yaml, section `jobqueue.slurm` "
+            "(cores, memory, queue, walltime)"
+        ) from error
+    cluster.scale(jobs=jobs)
+    client: Client = stack.enter_context(cluster.get_client())
+    return client
 
 
 @contextmanager
@@ -91,82 +99,33 @@ def _translated_errors() -> Iterator[None]:
     """Turn a missing library and a lost scheduler into a `ClusterError`."""
     try:
         from distributed.comm.core import CommClosedError
+
+        try:
+            yield
+        except CommClosedError as error:
+            raise ClusterError(GONE) from error
     except ModuleNotFoundError as error:
-        raise ClusterError(_missing(error)) from error
-    try:
-        yield
-    except CommClosedError as error:
-        raise ClusterError(GONE) from error
-    except ModuleNotFoundError as error:
-        raise ClusterError(_missing(error)) from error
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    return f"`compute.scheduler` needs {error.name}, which is not installed: pip install 'wsi-ips[cluster]'"
-
-
-class DaskPool(JobPool):
-    """Runs jobs on the workers of a Dask cluster, each in a process that the worker starts.
-
-    Use it as a context manager; leaving the block cancels the jobs that have not begun.
-
-    Parameters
-    ----------
-    client
-        Connected to the cluster.
-    limits
-        When a job is stopped.
-    """
-
-    def __init__(self, client: Client, limits: Limits) -> None:
-        super().__init__(limits)
-        self._client = client
-        self._room, self._counted = 0, float("-inf")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._client.status != "running":
-            return
-        with suppress(OSError, TimeoutError):  # the scheduler may be gone
-            if self.running():
-                self._client.cancel(self.running(), force=True)
-            self._client.run(close_processes, on_error="ignore")
-
-    def room(self) -> int:
-        """Return two jobs per thread, so that none waits for the network."""
-        if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
-            try:
-                self._room = max(1, 2 * sum(self._client.nthreads().values()))
-            except (OSError, TimeoutError) as error:
-                raise ClusterError(GONE) from error
-            self._counted = time.monotonic()
-        return self._room
-
-    def submit(self, job: Job) -> Future[JobResult]:
-        """Submit a job and return its future."""
-        # Dask keeps statistics for the first word of each key for ever, so all slides share one word.
-        key = f"slide-0{secrets.token_hex(8)}"
-        return self._client.submit(run_on_worker, job, self.limits, key=key, pure=False)
-
-    def result_of(self, future: Future[JobResult], job: Job) -> JobResult:
-        """Return the result of a finished future."""
-        from distributed import KilledWorker
-
-        if future.status == "finished":
-            result: JobResult = future.result()
-            return result
-        if future.status == "cancelled":
-            raise ClusterError(GONE)
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            reason = "its Dask workers went away, each time: look at their logs and at the memory of their machines"
-            return JobResult("lost", failure=Failure(reason, str(error)))
         raise ClusterError(
-            f"a Dask worker cannot do slide {job.name} ({type(error).__name__}: {error}); install the same version of "
-            "wsi-ips where the workers run"
+            f"`compute.scheduler` needs {error.name}, which is not installed: pip install 'wsi-ips[cluster]'"
         ) from error
+
+
+def _result_of(future: Future[JobResult], job: Job) -> JobResult:
+    """Return the result of a finished future."""
+    from distributed import KilledWorker
+
+    if future.status == "finished":
+        return future.result()
+    if future.status == "cancelled":
+        raise ClusterError(GONE)
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        reason = "its Dask workers went away, each time: look at their logs and at the memory of their machines"
+        return JobResult("lost", failure=Failure(reason, str(error)))
+    raise ClusterError(
+        f"a Dask worker cannot do slide {job.name} ({type(error).__name__}: {error}); install the same version of "
+        "wsi-ips where the workers run"
+    ) from error
 
 
 def run_on_worker(job: Job, limits: Limits) -> JobResult:

@@ -1,20 +1,28 @@
-"""Run a list of jobs in order, several at a time, and retry those whose process died."""
+"""Run a list of jobs in order, several at a time, and retry those whose process died.
+
+Section ``compute`` says where: on the cores of this machine, on a Dask cluster, or in this process.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Self
+from typing import Any, cast
 
-from wsi_ips.cluster.child import do_job
-from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits
+from wsi_ips.cluster.machine import local_workers
+from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits, do_job
+from wsi_ips.config import ComputeSection
+from wsi_ips.errors import Failure
 
 TICK_S = 1.0
+ATTEMPTS = 2  # a job whose process dies is tried once more: the cause may have been another program
+TIMEOUT_TILES = 1000  # where a network processes the tiles, `compute.slide_timeout_s` is the time for this many
 
 
 @dataclass(frozen=True)
@@ -25,93 +33,89 @@ class JobOutcome:
     result: JobResult  # result of its last attempt
     attempts: int = 1  # number of attempts
 
+    @property
+    def failure(self) -> Failure | None:
+        """Why it failed; where its process died, with the slide and the number of attempts."""
+        failure = self.result.failure
+        if failure is None or self.result.ending == "error":
+            return failure
+        often = f" ({self.attempts} attempts)" if self.attempts > 1 else ""
+        reason = f"slide {self.job.name}: {failure.reason}"
+        return Failure(reason + often, f"{reason}\n\n{failure.traceback}")
+
 
 class JobPool:
-    """Base of the pools: keeps the futures of the submitted jobs and hands out the results as they arrive."""
+    """Submits jobs, and hands out their results as they arrive."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(
+        self, room: Callable[[], int], submit: Callable[[Job], Any], result_of: Callable[[Any, Job], JobResult]
+    ) -> None:
+        self.room = room  # how many jobs to submit at a time
+        self._submit = submit  # returns a future, of which `result_of` takes the result when it is done
+        self._result_of = result_of
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[int, tuple[Job, Any]] = {}
 
-    def room(self) -> int:
-        """Return how many jobs to submit at a time."""
-        raise NotImplementedError
-
-    def submit(self, job: Job) -> Any:
-        """Submit a job and return its future."""
-        raise NotImplementedError
-
-    def result_of(self, future: Any, job: Job) -> JobResult:
-        """Return the result of a finished future."""
-        raise NotImplementedError
-
     def add(self, job: Job) -> None:
         """Submit a job."""
-        future = self.submit(job)
+        future = self._submit(job)
         self._running[id(future)] = job, future
         future.add_done_callback(self._ended.put)
 
-    def next_ended(self, timeout_s: float) -> tuple[Job, JobResult] | None:
-        """Wait for a job to end and return it with its result; None when none ended in time."""
+    def next_ended(self) -> tuple[Job, JobResult] | None:
+        """Wait for a job to end and return it with its result; None when none ended within a second."""
         try:
-            future = self._ended.get(timeout=timeout_s)
+            future = self._ended.get(timeout=TICK_S)
         except queue.Empty:
             return None
         job, _ = self._running.pop(id(future))
-        return job, self.result_of(future, job)
+        return job, self._result_of(future, job)
 
     def running(self) -> list[Any]:
         """Return the futures that have not ended."""
         return [future for _, future in self._running.values()]
 
 
-def run_here(jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
-    """Run jobs in this process, one after another, without protection from crashes and hangs."""
-    for job in jobs:
-        yield JobOutcome(job, do_job(job))
+@contextmanager
+def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Iterator[JobOutcome | None]]:
+    """Start jobs and yield their outcomes as :func:`run_jobs` does; leaving the block stops those that are not done."""
+    if compute.scheduler is not None:
+        from wsi_ips.cluster.dask_pool import open_pool
+
+        memory_mb = None if compute.worker_memory_gb is None else compute.worker_memory_gb * 1000
+        with open_pool(compute.scheduler, compute.workers, Limits(compute.slide_timeout_s, memory_mb)) as pool:
+            yield run_jobs(pool, jobs)
+    elif compute.workers == 0:  # in this process, without protection from crashes and hangs
+        yield (JobOutcome(job, do_job(job)) for job in jobs)
+    else:
+        workers, memory_gb = local_workers(compute.workers, compute.worker_memory_gb)
+        with _local_pool(min(workers, len(jobs)), Limits(compute.slide_timeout_s, memory_gb * 1000)) as local:
+            yield run_jobs(local, jobs)
 
 
-def run_jobs(pool: JobPool, jobs: Sequence[Job], *, attempts: int) -> Iterator[JobOutcome | None]:
-    """Run jobs in a pool, started in their order.
+def timeout_s(compute: ComputeSection, tiles: int) -> float:
+    """Return the time limit in seconds for the tiles of a slide that go through a network."""
+    return compute.slide_timeout_s * max(1, tiles / TIMEOUT_TILES)
 
-    A job whose process died or was stopped is tried again after the others. An error that the job raised is its
-    result: it would happen again.
 
-    Parameters
-    ----------
-    pool
-        Where they run.
-    jobs
-        Jobs with different names.
-    attempts
-        Most attempts per job.
+def run_jobs(pool: JobPool, jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
+    """Run jobs with different names in a pool; yield each as it ends, and None at least once a second.
 
-    Yields
-    ------
-    JobOutcome or None
-        One per job, in the order in which they end; None at least once a second, so that the caller can print its
-        progress.
-
-    Raises
-    ------
-    ClusterError
-        The scheduler is gone, or its workers cannot run this program.
+    They start in their order. A job whose process died or was stopped is tried again after the others. An error that
+    the job raised is its result: it would happen again.
     """
-    waiting, tried, running = deque(jobs), Counter[str](), 0
-    while waiting or running:
-        while waiting and running < pool.room():
+    waiting, tried = deque(jobs), Counter[str]()
+    while waiting or pool.running():
+        while waiting and len(pool.running()) < pool.room():
             job = waiting.popleft()
             tried[job.name] += 1
             pool.add(job)
-            running += 1
-        ended = pool.next_ended(TICK_S)
+        ended = pool.next_ended()
         if ended is None:
             yield None
             continue
         job, result = ended
-        running -= 1
-        if result.ending not in ("done", "error") and tried[job.name] < attempts:
+        if result.ending not in ("done", "error") and tried[job.name] < ATTEMPTS:
             waiting.append(job)
         else:
             yield JobOutcome(job, result, tried[job.name])
@@ -152,57 +156,33 @@ class JobProcesses:
 
     def _take(self) -> JobProcess:
         with self._lock:
-            process = None
-            while self._idle and process is None:
+            while self._idle:
                 process = self._idle.pop()
-                if not process.alive:
-                    process.close()
-                    process = None
-            if process is None:
-                used = {other.number for other in (*self._idle, *self._busy)}
+                if process.alive:
+                    break
+                process.close()
+            else:
+                used = {other.number for other in self._busy}
                 process = JobProcess(next(number for number in count() if number not in used))
             self._busy.add(process)
             return process
 
 
-class LocalPool(JobPool):
-    """Runs jobs in processes of this machine: a thread per worker, each with a process for its jobs.
-
-    Use it as a context manager; leaving the block ends the processes.
-
-    Parameters
-    ----------
-    workers
-        Jobs at a time.
-    limits
-        When a job is stopped.
-    """
-
-    def __init__(self, workers: int, limits: Limits) -> None:
-        super().__init__(limits)
-        self._workers = workers
-        self._processes = JobProcesses()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="job")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        while running := [future for future in self.running() if not future.done()]:
-            self._processes.kill_busy()  # repeatedly: a thread may just be starting a process
+@contextmanager
+def _local_pool(workers: int, limits: Limits) -> Iterator[JobPool]:
+    """Open a pool of processes of this machine, a thread for each; leaving the block ends them."""
+    processes, threads = JobProcesses(), ThreadPoolExecutor(workers, thread_name_prefix="job")
+    pool = JobPool(
+        lambda: workers + 1,  # so that none waits for its next job
+        lambda job: threads.submit(processes.run, job, limits),
+        lambda future, _: cast("JobResult", future.result()),
+    )
+    try:
+        yield pool
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        while running := [future for future in pool.running() if not future.done()]:
+            processes.kill_busy()  # repeatedly: a thread may just be starting a process
             wait(running, timeout=0.1)
-        self._threads.shutdown()
-        self._processes.close_idle()
-
-    def room(self) -> int:
-        """Return one more than the number of workers, so that none waits for its next job."""
-        return self._workers + 1
-
-    def submit(self, job: Job) -> Future[JobResult]:
-        """Submit a job and return its future."""
-        return self._threads.submit(self._processes.run, job, self.limits)
-
-    def result_of(self, future: Future[JobResult], job: Job) -> JobResult:  # noqa: ARG002
-        """Return the result of a finished future."""
-        return future.result()
+        threads.shutdown()
+        processes.close_idle()

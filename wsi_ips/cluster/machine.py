@@ -1,4 +1,4 @@
-"""Cores and memory that this process may use, within the limits of its container."""
+"""Cores and memory that this process may use, within the limits of its container, and how ``torchrun`` started it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-MIN_WORKER_GB = 1.0
-"""Memory that a slide without a pyramid may need; no more workers are started than have it."""
-MEMORY_SHARE = 0.8
-"""Share of the memory for workers; the rest is for this process, the system and its file cache."""
+MIN_WORKER_GB = 1.0  # a slide without a pyramid may need it; no more workers are started than have it
+MEMORY_SHARE = 0.8  # for workers; the rest is for this process, the system and its file cache
 CGROUP = Path("/sys/fs/cgroup")
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment variables that it sets
 
 
 def available_cores() -> int:
@@ -62,12 +64,7 @@ def resident_mb(pid: int) -> float:
 def local_workers(wanted: int | None, worker_memory_gb: float | None) -> tuple[int, float]:
     """Return the number of workers for this machine and the memory of each, GB (10⁹ bytes).
 
-    Parameters
-    ----------
-    wanted
-        Number of workers; None: one per core, or fewer where the memory is too small.
-    worker_memory_gb
-        Memory of each; None: an equal share of the machine's.
+    By default there is one per core, or fewer where the memory is too small, and each has an equal share of it.
     """
     whole_gb = MEMORY_SHARE * memory_bytes() / 1e9
     workers = wanted or max(1, min(available_cores(), int(whole_gb / (worker_memory_gb or MIN_WORKER_GB))))
@@ -80,3 +77,32 @@ def _numbers(name: str) -> list[int]:
         return [int(word) for word in (CGROUP / name).read_text(encoding="ascii").split()]
     except (OSError, ValueError):
         return []
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of the processes that ``torchrun`` started together."""
+
+    rank: int = 0  # its number; process 0 is the first, which alone writes files and reports
+    size: int = 1  # number of processes, on all machines
+    local_rank: int = 0  # its number on this machine
+    together: bool = False  # torchrun started it, perhaps as the only one
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables of ``torchrun``; where one is missing, the process is alone."""
+        if not set(TORCHRUN) <= environment.keys():
+            return cls()
+        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        return cls(rank, size, int(environment.get("LOCAL_RANK", "0")), together=True)
+
+    @staticmethod
+    def forget(environment: MutableMapping[str, str] = os.environ) -> None:
+        """Remove the variables, so that this process and those it starts are alone."""
+        for name in TORCHRUN:
+            environment.pop(name, None)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it writes files and reports."""
+        return self.rank == 0

@@ -1,32 +1,38 @@
-"""A child process that runs one job after another, seen from the parent.
+"""A child process that runs one job after another.
 
 When a job kills the process, the result says why, and the next job gets a new process.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Pipe
+from functools import partial
+from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, Literal
 
 from wsi_ips.cluster.machine import resident_mb
-from wsi_ips.fence import Failure
+from wsi_ips.errors import Failure, fenced
+from wsi_ips.provenance import peak_rss_mb
 
-CHECK_EVERY_S = 0.1
-"""How often the memory and the time of a running job are checked."""
+CHECK_EVERY_S = 0.1  # how often the memory and the time of a running job are checked
 START_LIMIT_S = 120.0
 STACK_DUMP_S = 0.5
 MAX_ERROR_BYTES = 20_000
+# One process per core: more threads would compete for it.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""One process per core: more threads would compete for it."""
-NUMBER = "WSI_IPS_PROCESS"
-"""Environment variable with the number of the process among its siblings, from 0; it selects the GPU."""
+NUMBER = "WSI_IPS_PROCESS"  # variable with the number of the process among its siblings, from 0; it selects the GPU
+CHILD = f"from {__name__} import run_child; run_child({{}})"
 
 Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]
 """``done`` and ``error``: the job ended; with the others, its process died or was stopped."""
@@ -54,8 +60,8 @@ class Limits:
 class Usage:
     """Time and memory of a job."""
 
-    wall_s: float = 0.0  # elapsed time in seconds
-    cpu_s: float = 0.0  # CPU time in seconds
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
     peak_rss_mb: float = 0.0  # largest resident memory of its process so far, MB (10⁶ bytes)
 
 
@@ -63,22 +69,17 @@ class Usage:
 class JobResult:
     """Result of one attempt at a job."""
 
-    ending: Ending  # see :data:`Ending`
+    ending: Ending
     value: Any = None  # return value of the function; None unless ``done``
     failure: Failure | None = None  # why it failed; None where ``done``
     usage: Usage = field(default_factory=Usage)
 
 
 class JobProcess:
-    """A child process. One thread at a time may run a job in it; any thread may call :meth:`kill`.
+    """A child process, seen from its parent. One thread at a time may run a job in it; any thread may kill it.
 
     The child ends when its parent ends, even by `kill -9`. It is a plain subprocess, because `multiprocessing` imports
     the user's script again and refuses to start children beneath a Dask worker.
-
-    Parameters
-    ----------
-    number
-        Its number among its siblings, see :data:`NUMBER`.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -87,15 +88,13 @@ class JobProcess:
         self._started = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         path = os.pathsep.join(filter(None, sys.path))
-        environment = os.environ | ONE_THREAD | {"PYTHONPATH": path, NUMBER: str(number)}
-        command = [sys.executable, "-m", "wsi_ips.cluster.child", str(theirs.fileno())]
         self._process = subprocess.Popen(  # noqa: S603
-            command,
+            [sys.executable, "-c", CHILD.format(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
-            env=environment,
+            env=os.environ | ONE_THREAD | {"PYTHONPATH": path, NUMBER: str(number)},
         )
         theirs.close()
 
@@ -128,15 +127,14 @@ class JobProcess:
                 peak_mb = max(peak_mb, memory_mb)
                 usage = Usage(wall_s=seconds, peak_rss_mb=peak_mb)
                 if seconds > timeout_s:
-                    return self._stopped("timeout", _too_long(timeout_s), usage)
+                    return self._stopped("timeout", TOO_LONG.format(timeout_s), usage)
                 if limits.memory_mb is not None and memory_mb > limits.memory_mb:
-                    return self._stopped("memory", _too_large(memory_mb, limits.memory_mb), usage)
-            result = self._connection.recv()
+                    return self._stopped("memory", TOO_LARGE.format(memory_mb, limits.memory_mb), usage)
+            result: JobResult = self._connection.recv()
         except (EOFError, OSError):
             usage = Usage(wall_s=time.monotonic() - began, peak_rss_mb=peak_mb)
             code = self._process.wait()
             return JobResult("crash", failure=Failure(_died(code, peak_mb), self._last_words()), usage=usage)
-        assert isinstance(result, JobResult)
         return result
 
     def kill(self) -> None:
@@ -167,23 +165,18 @@ class JobProcess:
     def _last_words(self) -> str:
         """Return the end of its standard error, with the stacks of a crash."""
         descriptor = self._errors.fileno()
-        size = os.fstat(descriptor).st_size
-        start = max(0, size - MAX_ERROR_BYTES)
+        start = max(0, os.fstat(descriptor).st_size - MAX_ERROR_BYTES)
         return os.pread(descriptor, MAX_ERROR_BYTES, start).decode("utf-8", "replace")
 
 
-def _too_long(timeout_s: float) -> str:
-    return (
-        f"took more than {timeout_s:g} s and was stopped; look whether its file can be read, then raise "
-        "`compute.slide_timeout_s` or leave it out"
-    )
-
-
-def _too_large(memory_mb: float, limit_mb: float) -> str:
-    return (
-        f"out of memory: took {memory_mb:.0f} MB of the {limit_mb:.0f} MB a worker may take and was stopped; raise "
-        "`compute.worker_memory_gb`, or lower `compute.workers`"
-    )
+TOO_LONG = (
+    "took more than {:g} s and was stopped; look whether its file can be read, then raise `compute.slide_timeout_s` or "
+    "leave it out"
+)
+TOO_LARGE = (
+    "out of memory: took {:.0f} MB of the {:.0f} MB a worker may take and was stopped; raise "
+    "`compute.worker_memory_gb`, or lower `compute.workers`"
+)
 
 
 def _died(code: int, memory_mb: float) -> str:
@@ -198,3 +191,39 @@ def _died(code: int, memory_mb: float) -> str:
         name = signal.Signals(-code).name
         return f"its process crashed ({name}) while it was read{seen}; the file is probably damaged: copy it again"
     return f"its process ended by itself with exit code {code}{seen}; see its traceback file"
+
+
+def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:
+    """Run a job in this process and return its result; call ``on_begin`` after the imports."""
+    module, _, name = job.function.partition(":")
+    function = fenced(lambda: getattr(import_module(module), name))
+    on_begin()
+    began, cpu = time.monotonic(), time.process_time()
+    result = function if isinstance(function, Failure) else fenced(partial(function, job.argument))
+    usage = Usage(time.monotonic() - began, time.process_time() - cpu, peak_rss_mb())
+    if isinstance(result, Failure):
+        memory = "MemoryError" in result.reason.partition(":")[0]
+        return JobResult("memory" if memory else "error", failure=result, usage=usage)
+    return JobResult("done", value=result, usage=usage)
+
+
+def run_child(descriptor: int) -> None:
+    """Run the jobs of the parent until it is gone; the main function of the child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    connection = Connection(descriptor)
+    jobs = queue.SimpleQueue[Job]()
+    threading.Thread(target=_receive, args=(connection, jobs), daemon=True).start()
+    connection.send("ready")
+    while True:
+        connection.send(do_job(jobs.get(), partial(connection.send, "began")))
+
+
+def _receive(connection: Connection, jobs: queue.SimpleQueue[Job]) -> None:
+    """Receive jobs; exit at once when the parent is gone, even in the middle of a job."""
+    try:
+        while True:
+            jobs.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)

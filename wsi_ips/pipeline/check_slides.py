@@ -13,15 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.errors import ManifestError, ResolutionError
-from wsi_ips.fence import Failure, fenced
+from wsi_ips.errors import Failure, ManifestError, ResolutionError, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
 from wsi_ips.manifest.discovery import discover
 from wsi_ips.manifest.folder_files import DICOM_SERIES, SLIDE_SUFFIXES, Unlisted, unlisted_files
 from wsi_ips.manifest.manifest_csv import read_manifest
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.recipe_cohort import read_cohort
+from wsi_ips.pipeline.run import Progress, Silent, read_cohort
 from wsi_ips.slides import (
     PATIENT,
     Remote,

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from wsi_ips.errors import FeaturesError, ManifestError, RecipeError, TileIndexError
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.recipe_cohort import coordinate_files, slide_stem
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Run, coordinate_files, slide_stem
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, write_foreign

@@ -17,8 +17,7 @@ from wsi_ips.evaluation.slide_evaluation import Scored, evaluate_slides
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.manifest.splits import read_splits, write_splits
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Progress, Run, Silent
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.split_cohort import SplitPlan, split_cohort
 from wsi_ips.pipeline.stages import run_until

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.errors import RecipeError
-from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.run import Progress, Silent
 from wsi_ips.provenance import atomic_write_json, fingerprint
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 from wsi_ips.slides.synthetic_slide import SCHEMA_VERSION
@@ -28,8 +28,7 @@ DEMO = CohortPlan(
     pen=0.1,
     blur=0.1,
     seed=0,
-)
-"""Slides of the demo; for others, `dataclasses.replace` some of it."""
+)  # for other slides, `dataclasses.replace` some of it
 
 
 def make_slides(
@@ -41,39 +40,27 @@ def make_slides(
 ) -> Path:
     """Write synthetic slides, annotations and a manifest, unless the same are there, and return the manifest's path.
 
-    Parameters
-    ----------
-    folder
-        Where to write.
-    settings
-        Number and kind of slides; by default those of the demo.
-    seed
-        The same seed makes the same files.
-    progress
-        Progress listener.
-    classes
-        Labels of negative and of positive slides.
+    The same seed makes the same files; ``classes`` are the labels of negative and of positive slides.
     """
     plan, manifest = replace(settings, seed=seed), folder / "manifest.csv"
     wanted = fingerprint("synthetic cohort", SCHEMA_VERSION, asdict(plan), classes)
-    if manifest.exists() and _stored_fingerprint(folder) == wanted:
+    record = folder / RECORD_NAME
+    if (
+        manifest.exists()
+        and record.exists()
+        and json.loads(record.read_text(encoding="utf-8"))["fingerprint"] == wanted
+    ):
         return manifest
     with (progress or Silent()).stage("synthetic slides", plan.slides, "slides") as advance:
         make_cohort(
             folder, plan, classes=classes, progress=lambda _done, _total: advance(1), workers=os.cpu_count() or 1
         )
-    atomic_write_json(folder / RECORD_NAME, {"fingerprint": wanted})
+    atomic_write_json(record, {"fingerprint": wanted})
     return manifest
 
 
 def changed_plan(values: Mapping[str, Any]) -> CohortPlan:
-    """Return the demo's plan with other values, checked as those of a recipe are.
-
-    Raises
-    ------
-    RecipeError
-        There is no such property, or a value does not fit.
-    """
+    """Return the demo's plan with other values, checked as those of a recipe are."""
     unknown = values.keys() - asdict(DEMO).keys()
     if unknown:
         raise RecipeError(f"`{min(unknown)}` is no property of the slides; they are {', '.join(asdict(DEMO))}")
@@ -86,10 +73,3 @@ def changed_plan(values: Mapping[str, Any]) -> CohortPlan:
 def is_synthetic(manifest: Path) -> bool:
     """Return whether :func:`make_slides` wrote a manifest."""
     return (manifest.parent / RECORD_NAME).exists()
-
-
-def _stored_fingerprint(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError):
-        return None

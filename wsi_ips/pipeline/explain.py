@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from wsi_ips.errors import ManifestError, SlideError, TileIndexError
+from wsi_ips.errors import SlideError, TileIndexError
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_states import SlideState
@@ -27,11 +27,7 @@ def explain(run: Run, slide_id: str) -> Lines:
     ManifestError
         The manifest has no such slide.
     """
-    record = next((r for r in run.records if r.slide_id == slide_id), None)
-    if record is None:
-        raise ManifestError(
-            f"manifest {run.recipe.manifest}: no slide_id {slide_id}; check the spelling with `wsi-ips status`"
-        )
+    (record,) = run.named([slide_id])
     state = run.states[slide_id]
     return [
         *_state_lines(state),

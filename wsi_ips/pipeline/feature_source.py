@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.recipe_cohort import names_of
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Run, names_of
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles.feature_store import SCHEMA_VERSION, FeatureTiles, features_fingerprint, open_features

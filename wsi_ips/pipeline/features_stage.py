@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.cluster.jobs import spread, timeout_s
+from wsi_ips.cluster.process import Job
 from wsi_ips.config import ComputeSection, Recipe
-from wsi_ips.errors import CheckpointError, FeaturesError, ManifestError
+from wsi_ips.errors import CheckpointError, FeaturesError
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.encoder import IMPORTED, Encoder
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
-from wsi_ips.pipeline.recipe_cohort import slide_stem
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
+from wsi_ips.pipeline.run import Run, slide_stem
 from wsi_ips.provenance import atomic_path
 from wsi_ips.scanning import ChunkLimit, choose_device, embed_tiles
 from wsi_ips.tiles.feature_store import write_features
@@ -45,11 +44,9 @@ FEATURES_JOB = f"{__name__}:features_job"
 
 def features_stage(run: Run, names: Sequence[str] = ()) -> int:
     """Store the features of all slides with tiles (or of some) that are not up to date; return the number worked on."""
-    unknown = sorted(set(names) - {record.slide_id for record in run.records})
-    if unknown:
-        raise ManifestError(f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; check the spelling")
+    records = run.named(names) or None
     source = feature_source(run)
-    chosen = [record for record in run.with_tiles() if not names or record.slide_id in names]
+    chosen = run.with_tiles(records)
     due = [record for record in chosen if not source.has(record)]
     if due and source.files is not None:
         _import_files(run, source, due)
@@ -100,11 +97,12 @@ def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> Non
         jobs.append(Job(record.slide_id, FEATURES_JOB, task, timeout_s=limit))
     with (
         run.progress.stage("features", len(jobs), "slides") as advance,
-        spread(_one_per_gpu(recipe.compute), jobs) as work,
+        spread(_one_per_gpu(recipe.compute), jobs) as outcomes,
     ):
-        for outcome in work.outcomes:
+        for outcome in outcomes:
             if outcome is not None:
-                tiles += _record(run, outcome)
+                run.states.record(outcome, "features")
+                tiles += outcome.result.value or 0
                 advance(1)
     seconds = time.monotonic() - began
     run.progress.note(f"features of {tiles} tiles in {seconds:.0f} s, {tiles / max(seconds, 1e-3):.0f} a second")
@@ -116,18 +114,6 @@ def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
     if compute.scheduler is not None or compute.workers is not None or device.type != "cuda":
         return compute
     return compute.model_copy(update={"workers": torch.cuda.device_count() if device.index is None else 1})
-
-
-def _record(run: Run, outcome: JobOutcome) -> int:
-    """Record the result of a slide; return the number of tiles embedded."""
-    name, tiles, usage, attempts = outcome.job.name, outcome.result.value, outcome.result.usage, outcome.attempts
-    took = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
-    if not isinstance(tiles, int):
-        run.states.fail(name, "features", failure_of_job(outcome), seconds=usage.wall_s, attempts=attempts, **took)
-        return 0
-    done = {"stage": "features", "state": "ok", "reason": "", "traceback": ""}
-    run.states.update(name, seconds=round(usage.wall_s, 3), attempts=attempts, **took, **done)
-    return tiles
 
 
 @dataclass(frozen=True)
@@ -164,7 +150,7 @@ _kept: dict[str, Encoder] = {}  # the encoder of this process by its fingerprint
 
 
 def _encoder(task: FeaturesTask) -> Encoder:
-    from wsi_ips.pipeline.slide_predictor import own_device
+    from wsi_ips.pipeline.predict_stage import own_device
 
     if task.encoder not in _kept:
         _kept.clear()

@@ -27,30 +27,17 @@ from wsi_ips.slides.source import is_url, slide_name
 
 MANIFEST_NAME = "manifest.csv"
 MARK = "# Written by `wsi-ips predict`: the settings are the model's. Every command takes this file, or its folder."
-ADJUSTABLE = ("compute.", "heatmap.")
-"""Keys that may be set beside a bundle: they change no pixel that the network sees."""
-FILES = ("annotation", "coordinates", "tissue_mask")
-Row = dict[str, str]
-"""Text of a manifest row by column; paths are absolute."""
+ADJUSTABLE = ("compute.", "heatmap.")  # keys that may be set beside a model: they change no pixel that the network sees
+Row = dict[str, str]  # text of a manifest row by column; paths are absolute
 
 
 @dataclass(frozen=True)
 class NewSlides:
-    """The requested slides as a run.
+    """The requested slides as a run."""
 
-    Attributes
-    ----------
-    recipe
-        Recipe of the run folder.
-    names
-        slide_ids of the requested slides, in order.
-    notes
-        What a person should know of their rows.
-    """
-
-    recipe: Recipe
-    names: tuple[str, ...]
-    notes: tuple[str, ...]
+    recipe: Recipe  # recipe of the run folder
+    names: tuple[str, ...]  # slide_ids of the requested slides, in order
+    notes: tuple[str, ...]  # what a person should know of their rows
 
 
 def bundle_folder(path: Path) -> Path:
@@ -74,29 +61,8 @@ def new_slides(
 ) -> NewSlides:
     """Write recipe and manifest of a run folder for some slides; slides of earlier calls stay in it.
 
-    Parameters
-    ----------
-    targets
-        Slide files, URLs, folders of slides, manifests (.csv).
-    bundle
-        Folder of the model.
-    output
-        Run folder: new, empty, or of an earlier call with the same model.
-    overrides
-        Recipe keys for this call; only those of :data:`ADJUSTABLE`.
-    mpp
-        µm per level-0 pixel of all these slides, for files that do not say it.
-
-    Raises
-    ------
-    CheckpointError
-        The model cannot be used without a recipe.
-    ManifestError
-        A manifest cannot be used, a folder holds no slide, or two slides would have one name.
-    RecipeError
-        The run folder holds something else, or the model pins a key.
-    SlideNotFoundError
-        A path does not exist.
+    Targets are slide files, URLs, folders of slides and manifests (.csv). The run folder is new, empty, or that of an
+    earlier call with the same model. ``mpp`` is the scale (µm per level-0 pixel) of slides whose files do not say it.
     """
     for key in overrides or {}:
         if not key.startswith(ADJUSTABLE):
@@ -110,7 +76,8 @@ def new_slides(
     asked = _merged([], [row for target in targets for row in _rows(target, notes)])
     scale = {} if mpp is None else {"mpp": str(mpp)}
     rows = _as_test_slides([_with_known_labels(row, card.tasks, notes) | scale for row in asked], notes)
-    _write(output, content, _merged(_known_rows(output), rows), card.tasks)
+    known = _manifest_rows(output / MANIFEST_NAME) if (output / MANIFEST_NAME).exists() else []
+    _write(output, content, _merged(known, rows), card.tasks)
     recipe = load_recipe(output / RECIPE_NAME, dict(overrides or {}))
     return NewSlides(recipe, tuple(row["slide_id"] for row in rows), tuple(notes))
 
@@ -121,7 +88,9 @@ def _rows(target: str, notes: list[str]) -> list[Row]:
         return [{"slide_id": PurePosixPath(slide_name(target)).stem, "path": target}]
     path = Path(target).expanduser()
     if path.is_dir():
-        return _one_per_series([_texts(row) for row in discover_slides(path).to_dict("records")], notes)
+        rows = discover_slides(path).to_dict("records")
+        texts = [{str(name): str(value) for name, value in row.items() if value is not None} for row in rows]
+        return _one_per_series(texts, notes)
     if not path.exists():
         raise SlideNotFoundError(f"{target}: no such slide, folder or manifest")
     if path.suffix.lower() == ".csv":
@@ -153,10 +122,6 @@ def _manifest_rows(path: Path) -> list[Row]:
         row |= {name: str(file.resolve()) for name in FILE_COLUMNS if (file := getattr(record, name)) is not None}
         rows.append(row)
     return rows
-
-
-def _texts(row: Mapping[Any, Any]) -> Row:
-    return {str(name): str(value) for name, value in row.items() if value is not None}
 
 
 def _with_known_labels(row: Row, tasks: Sequence[Task], notes: list[str]) -> Row:
@@ -227,27 +192,18 @@ def _require_own_folder(output: Path, content: Mapping[str, Any]) -> None:
         )
 
 
-def _known_rows(output: Path) -> list[Row]:
-    path = output / MANIFEST_NAME
-    return _manifest_rows(path) if path.exists() else []
-
-
 def _merged(known: Sequence[Row], asked: Sequence[Row]) -> list[Row]:
     """Return one row per slide: the known rows with the new ones merged in; new cells win."""
     rows = {row["slide_id"]: dict(row) for row in known}
     for row in asked:
         other = rows.setdefault(row["slide_id"], {})
         if other.get("path", row["path"]) != row["path"]:
-            raise _one_name(row["slide_id"], other["path"], row["path"])
+            raise ManifestError(
+                f"slide `{row['slide_id']}`: {other['path']} and {row['path']} have the same name; rename one, list "
+                "them in a manifest with your own names, or use another --output"
+            )
         other.update(row)
     return list(rows.values())
-
-
-def _one_name(name: str, first: str, second: str) -> ManifestError:
-    return ManifestError(
-        f"slide `{name}`: {first} and {second} have the same name; rename one, list them in a manifest with your own "
-        "names, or use another --output"
-    )
 
 
 def _write(output: Path, content: Mapping[str, Any], rows: Sequence[Row], tasks: Sequence[Task]) -> None:

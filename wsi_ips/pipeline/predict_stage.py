@@ -1,65 +1,59 @@
-"""Stage ``predict``: the label and the tile scores of every slide to predict."""
+"""Stage ``predict``: the label and the tile scores of every slide, in the command's process or in workers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from wsi_ips.cluster import Job, JobOutcome
-from wsi_ips.errors import ManifestError
+import torch
+
+from wsi_ips.cluster.jobs import spread, timeout_s
+from wsi_ips.cluster.process import NUMBER, Job
+from wsi_ips.config import Recipe
+from wsi_ips.errors import CheckpointError, FeaturesError
 from wsi_ips.inference.preparation import check_preparation
-from wsi_ips.inference.slide_scores import stored_fingerprint
+from wsi_ips.inference.slide_prediction import predict_slide
+from wsi_ips.inference.slide_scores import stored_fingerprint, write_scores
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.model.checkpoint import require_tasks
+from wsi_ips.model.checkpoint import load_checkpoint, require_tasks
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.encoders import encoder_remarks
+from wsi_ips.model.scan_backends import SCAN_BACKENDS
+from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import calibrate, checkpoint_folder, scores_fingerprint, write_predictions
-from wsi_ips.pipeline.slide_predictor import PREDICT_JOB, Predicted, Predictor, PredictTask
-from wsi_ips.pipeline.spread import failure_of_job, spread, timeout_s
-from wsi_ips.scanning import choose_device
+from wsi_ips.pipeline.slide_states import DONE
+from wsi_ips.scanning import ChunkLimit, ScanOptions, choose_device
+from wsi_ips.tiles.stream import SlideTiles
+
+PREDICT_JOB = f"{__name__}:predict_job"
 
 
 def to_predict(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
-    """Return the slides to predict: the named ones, else those of the recipe's splits and those without a split.
-
-    Raises
-    ------
-    ManifestError
-        A name is not a slide_id of the manifest.
-    """
-    if names:
-        known = {record.slide_id: record for record in run.records}
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise ManifestError(
-                f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; add a row for it or check "
-                "the spelling with `wsi-ips status`"
-            )
-        return [known[name] for name in names]
+    """Return the slides to predict: the named ones, else those of the recipe's splits and those without a split."""
     wanted = (*run.recipe.predict.splits, None)
-    return [record for record in run.records if record.split in wanted]
+    return run.named(names) if names else [record for record in run.records if record.split in wanted]
 
 
 def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
-    """Predict all slides whose scores are out of date; return the number of slides predicted.
-
-    Raises
-    ------
-    CheckpointError
-        There is no checkpoint, or it was made for other classes, scale or tissue.
-    """
+    """Predict all slides whose scores are out of date; return the number of slides predicted."""
     folder = checkpoint_folder(run)
     card = read_card(folder)
     require_tasks(folder, card, run.recipe.labels.tasks)
     check_preparation(run.recipe, card)
     model = checkpoint_fingerprint(folder)
+    slides = run.with_tiles(to_predict(run, names))
+    if card.encoder.features:  # leave out slides whose features were refused; the reason is in the table of states
+        states = {record.slide_id: run.states[record.slide_id] for record in slides}
+        slides = [r for r in slides if (states[r.slide_id].state, states[r.slide_id].stage) != ("failed", "features")]
     due = [
         record
-        for record in run.with_tiles(to_predict(run, names))
+        for record in slides
         if stored_fingerprint(run.folder.scores, record.slide_id) != scores_fingerprint(run, record, model)
-        and not (card.encoder.features and _lacks_features(run, record))
     ]
     if due:
         for text in encoder_remarks(card.encoder.name):
@@ -70,12 +64,6 @@ def predict_stage(run: Run, names: Sequence[str] = ()) -> int:
         run.states.save()
     write_predictions(run, calibrate(run))
     return len(due)
-
-
-def _lacks_features(run: Run, record: SlideRecord) -> bool:
-    """Tell whether the stage before refused the slide's features; its reason is in the table of states."""
-    row = run.states[record.slide_id]
-    return row.state == "failed" and row.stage == "features"
 
 
 def _predict_here(run: Run, due: Sequence[SlideRecord], model: str, advance: Callable[[int], None]) -> None:
@@ -92,39 +80,107 @@ def _predict_spread(run: Run, due: Sequence[SlideRecord], model: str, advance: C
     compute = run.recipe.compute
     threads = max(1, (os.cpu_count() or 1) // compute.predict_workers) if compute.scheduler is None else 1
     tiles = {record.slide_id: run.states[record.slide_id].tiles or 0 for record in due}
-    jobs = [
-        Job(
-            record.slide_id,
-            PREDICT_JOB,
-            PredictTask(
-                run.recipe, record, checkpoint_folder(run), model, scores_fingerprint(run, record, model), threads
-            ),
-            timeout_s=timeout_s(compute, tiles[record.slide_id]),
-        )
-        for record in sorted(due, key=lambda record: -tiles[record.slide_id])
-    ]
-    with spread(compute.model_copy(update={"workers": compute.predict_workers}), jobs) as work:
-        for outcome in work.outcomes:
+    jobs = []
+    for record in sorted(due, key=lambda record: -tiles[record.slide_id]):
+        wanted = scores_fingerprint(run, record, model)
+        task = PredictTask(run.recipe, record, checkpoint_folder(run), model, wanted, threads)
+        jobs.append(Job(record.slide_id, PREDICT_JOB, task, timeout_s(compute, tiles[record.slide_id])))
+    with spread(compute.model_copy(update={"workers": compute.predict_workers}), jobs) as outcomes:
+        for outcome in outcomes:
             if outcome is not None:
-                _record(run, outcome)
+                seconds, notes = outcome.result.value or (0.0, [])
+                for text in notes:
+                    run.progress.note(text)
+                run.states.record(outcome, "predict", DONE | {"seconds": seconds})
                 advance(tiles[outcome.job.name])
 
 
-def _record(run: Run, outcome: JobOutcome) -> None:
-    """Write the outcome of a slide into the table of states."""
-    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
-    before = run.states[name]
-    earlier = before.attempts if before.state == "failed" and before.stage == "predict" else 0
-    if not isinstance(result.value, Predicted):
-        attempts = earlier + outcome.attempts
-        run.states.fail(name, "predict", failure_of_job(outcome), seconds=usage.wall_s, attempts=attempts)
-        return
-    for text in result.value.notes:
-        run.progress.note(text)
-    done = {"state": "ok", "reason": "", "traceback": ""}
-    took = {
-        "seconds": result.value.seconds,
-        "cpu_seconds": round(usage.cpu_s, 3),
-        "rss_mb": round(usage.peak_rss_mb, 1),
-    }
-    run.states.update(name, stage="predict", attempts=earlier + outcome.attempts, **done, **took)
+class Predictor:
+    """A loaded checkpoint with the fingerprint ``model`` that predicts slide after slide."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, model: str, device: torch.device, note: Callable[[str], None]
+    ) -> None:
+        self.note = note
+        self.net, self.card = load_checkpoint(folder, tasks=recipe.labels.tasks)
+        if checkpoint_fingerprint(folder) != model:
+            raise CheckpointError(f"checkpoint {folder}: changed while slides were predicted; predict again")
+        self.net.to(device)
+        SCAN_BACKENDS[recipe.compute.scan_backend].check(self.net.encoder, self.card.patch_px)
+        self._source: FeatureSource | None = None
+        tell = lambda text: self.note(text)  # noqa: E731, PLW0108 - `note` is replaced between slides
+        self._limit = ChunkLimit(recipe.compute.chunk_size, tell)
+
+    def _input(self, run: Run, record: SlideRecord) -> SlideTiles:
+        """Return the slide's stored features if they are up to date, else its pixels, which give the same features."""
+        encoder = self.card.encoder
+        if run.recipe.model.input == "features":
+            if self._source is None or self._source.files is not None:
+                self._source = feature_source(run, self.net.encoder)
+            source = replace(self._source, run=run)
+            if source.has(record):
+                tiles = source.tiles(record)
+                if not encoder.features or tiles.features.encoder == encoder.name:
+                    return tiles
+                raise FeaturesError(
+                    f"slide {record.slide_id}: features of {tiles.features.encoder}, the model was trained on those of "
+                    f"{encoder.name}; import the same"
+                )
+        if encoder.features:
+            raise FeaturesError(
+                f"slide {record.slide_id}: the model was trained on features of {encoder.name} and takes no pixels; "
+                "set `features.imported` to a folder with a feature file of this slide, and `model.input: features`"
+            )
+        return run.tiles(record)
+
+    def __call__(
+        self, run: Run, record: SlideRecord, fingerprint: str, on_tiles: Callable[[int], None] = lambda _: None
+    ) -> float:
+        """Predict a slide, store its scores, and return the seconds it took."""
+        compute = run.recipe.compute
+        options = ScanOptions(self.card.memory_size, compute, self._limit, on_tiles=on_tiles)
+        scores = predict_slide(self.net, self._input(run, record), options, fingerprint=fingerprint)
+        if scores.check:
+            used = "" if scores.check.holds else "; too far from fp32, which was used instead"
+            self.note(f"slide {record.slide_id}: {compute.scan_backend} scan: {scores.check}{used}")
+        write_scores(run.folder.scores, scores)
+        return scores.seconds
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """One slide to predict in another process."""
+
+    recipe: Recipe
+    record: SlideRecord
+    checkpoint: Path
+    model: str  # fingerprint of the checkpoint
+    fingerprint: str  # to store with the scores
+    threads: int  # CPU threads of the process
+
+
+_kept: dict[tuple[Any, ...], Predictor] = {}  # that of the last slide: most slides of a process have the same network
+
+
+def predict_job(task: PredictTask) -> tuple[float, list[str]]:
+    """Predict a slide in this process; return the seconds it took, and messages for people."""
+    torch.set_num_threads(task.threads)
+    notes: list[str] = []
+    recipe = task.recipe
+    key = (task.checkpoint, task.model, recipe.compute.scan_backend, recipe.compute.chunk_size, recipe.compute.device)
+    predictor = _kept.get(key)
+    if predictor is None:
+        _kept.clear()
+        device = own_device(recipe.compute.device)
+        predictor = _kept[key] = Predictor(recipe, task.checkpoint, task.model, device, notes.append)
+    predictor.note = notes.append
+    with Run.of_slide(recipe, task.record) as run:
+        return predictor(run, task.record, task.fingerprint), notes
+
+
+def own_device(wanted: str) -> torch.device:
+    """Return the device of this process; where it may choose among GPUs, its number among the processes decides."""
+    device = choose_device(wanted)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get(NUMBER, "0")) % torch.cuda.device_count())
+    return device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wsi_ips.errors import ManifestError, TileIndexError
+from wsi_ips.errors import TileIndexError
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_states import SlideState
 from wsi_ips.pipeline.tile_stage import tile_stage
@@ -36,11 +36,7 @@ def retry(run: Run, reason: str | None = None, names: Sequence[str] = ()) -> Ret
     ManifestError
         A name is not a slide_id of the manifest.
     """
-    unknown = sorted(set(names) - {record.slide_id for record in run.records})
-    if unknown:
-        raise ManifestError(
-            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; `wsi-ips status` lists them"
-        )
+    run.named(names)
     chosen = [
         row
         for row in run.states

@@ -16,7 +16,6 @@ class InRoot:
         self._name = name
 
     def __get__(self, folder: Any, owner: type | None = None, /) -> Path:
-        """Return the path for a run folder."""
         return Path(folder.root / self._name)
 
 
@@ -29,43 +28,24 @@ class RunFolder:
     tile_location: str | None = None
     shared: Path | None = None
 
-    database = InRoot("run.sqlite")
-    """State of every slide, and the reviews (SQLite)."""
-    reviews = database
-    states = InRoot("slides.csv")
-    """State of every slide as a table, exported from the database."""
-    states_typed = InRoot("slides.parquet")
-    """The same table with types, where pyarrow is installed."""
-    tissue = InRoot("tissue")
-    """Picture, mask and figures of the tissue of each slide, and the contact sheet."""
-    tissue_recall = InRoot("tissue_recall.csv")
-    """Share of each annotated lesion that lies in tissue and in tiles."""
-    features = InRoot("features.zarr")
-    """Features of the tiles, a folder per encoder."""
-    training = InRoot("training")
-    """State of a running training and its best checkpoint so far; removed when it is done."""
-    metrics = InRoot("metrics.jsonl")
-    """Metrics per epoch, one JSON object a line."""
-    tensorboard = InRoot("tensorboard")
-    """The same metrics for TensorBoard."""
-    model = InRoot("model")
-    """Checkpoint of the best epoch."""
-    last_model = InRoot("model_last")
-    """Checkpoint of the last epoch."""
-    scores = InRoot("scores.zarr")
-    """Score tables."""
-    predictions = InRoot("predictions.csv")
-    """Prediction of every slide."""
-    evaluation = InRoot("evaluation.json")
-    """Results of ``wsi-ips evaluate``."""
-    handoffs = InRoot("handoff")
-    """Hand-off packages: a folder per slide, and tables of all slides."""
-    report = InRoot("report/index.html")
-    """The page to open."""
-    summary = InRoot("summary.json")
-    """The figures that the command prints at its end."""
-    facts = InRoot("run.json")
-    """Provenance of the run."""
+    database = InRoot("run.sqlite")  # state of every slide, and the reviews
+    states = InRoot("slides.csv")  # the states as a table, exported from the database
+    states_typed = InRoot("slides.parquet")  # the same with types, where pyarrow is installed
+    tissue = InRoot("tissue")  # picture, mask and figures of the tissue of each slide, and the contact sheet
+    tissue_recall = InRoot("tissue_recall.csv")  # share of each annotated lesion that lies in tissue and in tiles
+    features = InRoot("features.zarr")  # features of the tiles, a folder per encoder
+    training = InRoot("training")  # state of a running training and its best checkpoint; removed when it is done
+    metrics = InRoot("metrics.jsonl")  # metrics per epoch, one JSON object a line
+    tensorboard = InRoot("tensorboard")  # the same metrics for TensorBoard
+    model = InRoot("model")  # checkpoint of the best epoch
+    last_model = InRoot("model_last")  # checkpoint of the last epoch
+    scores = InRoot("scores.zarr")  # score tables
+    predictions = InRoot("predictions.csv")  # prediction of every slide
+    evaluation = InRoot("evaluation.json")  # results of ``wsi-ips evaluate``
+    handoffs = InRoot("handoff")  # hand-off packages: a folder per slide, and tables of all slides
+    report = InRoot("report/index.html")  # the page to open
+    summary = InRoot("summary.json")  # the figures that the command prints at its end
+    facts = InRoot("run.json")  # provenance of the run
 
     @classmethod
     def of(cls, recipe: Recipe) -> Self:

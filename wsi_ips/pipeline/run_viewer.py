@@ -126,7 +126,7 @@ class RunCollection:
         self._lock = threading.Lock()
         self.title = run.recipe.name
         self.classes = run.recipe.labels.classes
-        self.reviews: Path | None = run.folder.reviews
+        self.reviews: Path | None = run.folder.database
 
     @property
     def model_id(self) -> str:

@@ -24,26 +24,14 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class PredictedSlide:
-    """Result of one slide, for a line on the terminal.
-
-    Attributes
-    ----------
-    slide_id, state, reason
-        As in the table of states.
-    verdicts
-        One per task; empty if the slide has no current scores.
-    tiles
-        Number of tiles scored.
-    picture
-        Probability map; None without one.
-    """
+    """Result of one slide, for a line on the terminal."""
 
     slide_id: str
-    state: str
+    state: str  # as in the table of states
     reason: str
-    verdicts: tuple[Verdict, ...]
-    tiles: int | None
-    picture: Path | None
+    verdicts: tuple[Verdict, ...]  # one per task; empty if the slide has no current scores
+    tiles: int | None  # number of tiles scored
+    picture: Path | None  # probability map
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -52,7 +40,7 @@ def checkpoint_folder(run: Run) -> Path:
 
 
 def scores_fingerprint(run: Run, record: SlideRecord, model: str) -> str:
-    """Fingerprint that a slide's scores must have to be up to date."""
+    """Return the fingerprint that a slide's scores must have to be up to date."""
     backend = run.recipe.compute.scan_backend
     how: list[str | None] = [backend] if SCAN_BACKENDS[backend].is_calibrated else []
     if run.recipe.features.imported is not None:  # those of the model's own encoder are the pixels in another form
@@ -103,9 +91,16 @@ def calibrate(run: Run) -> Calibration:
     A model from elsewhere keeps its own calibration. The others are calibrated on all labelled slides of split ``val``
     that have tiles, and only once all of these are predicted: the result does not depend on which came first.
     """
-    folder = checkpoint_folder(run)
+    folder, decision = checkpoint_folder(run), run.recipe.predict.decision
     if run.recipe.predict.checkpoint is not None:
-        return _own_calibration(run, folder)
+        known = model_calibration(run)
+        theirs = known.tasks[0].decision
+        if decision == "tiles" and theirs != "tiles":
+            run.progress.note(
+                f"key `predict.decision`: {folder} decides as it was calibrated to, `{theirs}`; set the key in the "
+                "recipe of the run that trained it, and run `wsi-ips predict` there"
+            )
+        return known
     tasks, weights = read_card(folder).tasks, checkpoint_fingerprint(folder)
     try:
         known = read_calibration(folder, tasks, weights)
@@ -117,7 +112,7 @@ def calibrate(run: Run) -> Calibration:
     if any(run.states[r.slide_id].state == "ok" and r.slide_id not in done for r in validation):
         return known
     used = [r.slide_id for r in validation if r.slide_id in done]
-    scores, decision = [read_scores(run.folder.scores, name) for name in used], run.recipe.predict.decision
+    scores = [read_scores(run.folder.scores, name) for name in used]
     fitted = []
     for number, task in enumerate(tasks):
         targets = [run.targets[name][number] for name in used]
@@ -132,19 +127,7 @@ def calibrate(run: Run) -> Calibration:
     return found
 
 
-def _own_calibration(run: Run, folder: Path) -> Calibration:
-    """Return the calibration of a model from elsewhere, and note where the recipe asks for another decision."""
-    known = model_calibration(run)
-    decision = known.tasks[0].decision
-    if run.recipe.predict.decision == "tiles" and decision != "tiles":
-        run.progress.note(
-            f"key `predict.decision`: {folder} decides as it was calibrated to, `{decision}`; set the key in the "
-            "recipe of the run that trained it, and run `wsi-ips predict` there"
-        )
-    return known
-
-
-def write_predictions(run: Run, calibration: Calibration | None = None) -> None:
+def write_predictions(run: Run, calibration: Calibration) -> None:
     """Write ``predictions.csv``: one row per predicted slide, in the order of the manifest.
 
     Columns of the label: ``probability_CLASS`` (calibrated), ``raw_probability_CLASS`` (of the network), ``predicted``
@@ -152,15 +135,13 @@ def write_predictions(run: Run, calibration: Calibration | None = None) -> None:
     ``NAME_`` in front. ``highest_tiles`` is a second opinion on the last class
     (:attr:`wsi_ips.inference.slide_scores.SlideScores.highest_tiles`).
     """
-    known = calibration or model_calibration(run)
-    rows = [_row(run, record, slide_scores(run, record, known)) for record in predicted(run)]
+    rows = [_row(run, record, slide_scores(run, record, calibration)) for record in predicted(run)]
+    tasks = [(_prefix(task.name), task) for task in run.recipe.labels.tasks]
     columns = ["slide_id"]
-    for task in run.recipe.labels.tasks:
-        prefix = _prefix(task.name)
-        columns += [f"{prefix}probability_{c}" for c in task.classes]
-        columns += [f"{prefix}predicted", f"{prefix}label"]
+    for prefix, task in tasks:
+        columns += [*(f"{prefix}probability_{c}" for c in task.classes), f"{prefix}predicted", f"{prefix}label"]
     columns += ["split", "tiles", "seconds", "highest_tiles"]
-    columns += [f"{_prefix(task.name)}raw_probability_{c}" for task in run.recipe.labels.tasks for c in task.classes]
+    columns += [f"{prefix}raw_probability_{c}" for prefix, task in tasks for c in task.classes]
     with atomic_path(run.folder.predictions) as temporary:
         pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
 

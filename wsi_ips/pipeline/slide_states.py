@@ -9,15 +9,16 @@ import csv
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+from wsi_ips.cluster.jobs import JobOutcome
 from wsi_ips.database import read_rows, transaction
-from wsi_ips.fence import Failure, failure_of, fenced
+from wsi_ips.errors import Failure, fenced
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
 
@@ -27,10 +28,10 @@ STATES: tuple[State, ...] = ("ok", "empty", "failed", "pending")
 T = TypeVar("T")
 
 EXPORT_EVERY_S = 60.0
+DONE: dict[str, Any] = {"state": "ok", "reason": "", "traceback": ""}
 SQL_TYPES = dict.fromkeys(("tiles", "attempts"), "INTEGER") | dict.fromkeys(
     ("mpp", "tissue_mm2", "seconds", "cpu_seconds", "rss_mb"), "REAL"
-)
-"""Columns that are no text."""
+)  # columns that are no text
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,7 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM slides"  # noqa: S608
 
 
 class StateTable:
-    """States of a cohort. Safe for the threads of one process, the only one that writes them.
-
-    Parameters
-    ----------
-    folder
-        The run folder.
-    rows
-        A row per slide, in the order of the manifest.
-    """
+    """States of a cohort, in the order of the manifest; only one process writes them, from any of its threads."""
 
     def __init__(self, folder: RunFolder, rows: Iterable[SlideState] = ()) -> None:
         self._folder = folder
@@ -91,14 +84,10 @@ class StateTable:
         """Read the states of the slides of a manifest; unknown slides are pending.
 
         With shared tiles, slides that the other run has tiled count as tiled in this one too.
-
-        Raises
-        ------
-        RunDatabaseError
-            The database of the run cannot be read.
         """
         shared = read_states(RunFolder(folder.shared).database) if folder.shared else []
-        known = {row.slide_id: _as_tiled(row) for row in shared if row.is_tiled}
+        as_tiled = DONE | {"stage": "tile", "seconds": None, "attempts": 1}  # of slides that a later stage worked on
+        known = {r.slide_id: r if r.stage == "tile" else replace(r, **as_tiled) for r in shared if r.is_tiled}
         known |= {row.slide_id: row for row in read_states(folder.database) if row.state != "pending"}
         return cls(folder, (known.get(name, SlideState(name)) for name in slide_ids))
 
@@ -124,61 +113,52 @@ class StateTable:
     def save(self) -> None:
         """Write every row, and the exports: ``slides.csv``, and ``slides.parquet`` where pyarrow is installed."""
         with self._lock:
-            self._write(list(self._rows.values()), whole=True)
+            self._write(self, whole=True)
             self._export()
             if find_spec("pyarrow"):
                 self._export_parquet()
 
     def fence(self, slide_id: str, stage: Stage, work: Callable[[], T]) -> T | None:
-        """Do one slide's work in a stage after ``tile``; an exception becomes the state of the slide.
-
-        Returns
-        -------
-        object or None
-            The result of ``work``, None where it failed.
-        """
+        """Return the result of one slide's work in a stage after ``tile``, or None: its exception becomes the state."""
         began = time.monotonic()
-        attempts = self.failures(slide_id, stage) + 1
+        attempts = self._failures(slide_id, stage) + 1
         result = fenced(work)
         seconds = round(time.monotonic() - began, 3)
         if isinstance(result, Failure):
             self.fail(slide_id, stage, result, seconds=seconds, attempts=attempts)
             return None
-        done = {"state": "ok", "reason": "", "traceback": ""}
-        self.update(slide_id, stage=stage, seconds=seconds, attempts=attempts, **done)
+        self.update(slide_id, stage=stage, seconds=seconds, attempts=attempts, **DONE)
         return result
 
-    def failures(self, slide_id: str, stage: Stage) -> int:
+    def record(self, outcome: JobOutcome, stage: Stage, done: Mapping[str, object] = DONE) -> None:
+        """Record the outcome of a slide's job in a stage: its failure, or the columns ``done``."""
+        name, usage, failure = outcome.job.name, outcome.result.usage, outcome.failure
+        columns: dict[str, object] = {
+            "seconds": round(usage.wall_s, 3),
+            "attempts": self._failures(name, stage) + outcome.attempts,
+            "cpu_seconds": round(usage.cpu_s, 3),
+            "rss_mb": round(usage.peak_rss_mb, 1),
+        }
+        if failure is None:
+            self.update(name, stage=stage, **columns | {"traceback": ""} | dict(done))
+        else:
+            self.fail(name, stage, failure, **columns)
+
+    def fail(self, slide_id: str, stage: Stage, failure: Failure | Exception, **columns: object) -> None:
+        """Mark a slide as failed and write the traceback to its log file."""
+        failed = Failure.of(failure) if isinstance(failure, Exception) else failure
+        log = self._folder.traceback(slide_id)
+        atomic_write_text(log, failed.traceback or failed.reason + "\n")
+        traceback = log.relative_to(self._folder.root).as_posix()
+        known = {"seconds": 0.0, "attempts": 1} | columns
+        self.update(slide_id, state="failed", stage=stage, reason=failed.reason, traceback=traceback, **known)
+
+    def _failures(self, slide_id: str, stage: Stage) -> int:
         """Return the number of failed attempts at a stage since it last succeeded."""
         row = self._rows.get(slide_id, SlideState(slide_id))
         return row.attempts if row.state == "failed" and row.stage == stage else 0
 
-    def fail(
-        self,
-        slide_id: str,
-        stage: Stage,
-        failure: Failure | Exception,
-        *,
-        attempts: int = 1,
-        seconds: float = 0.0,
-        **columns: object,
-    ) -> None:
-        """Mark a slide as failed and write the traceback to its log file."""
-        failed = failure_of(failure) if isinstance(failure, Exception) else failure
-        log = self._folder.traceback(slide_id)
-        atomic_write_text(log, failed.traceback or failed.reason + "\n")
-        self.update(
-            slide_id,
-            state="failed",
-            stage=stage,
-            reason=failed.reason,
-            seconds=round(seconds, 3),
-            attempts=attempts,
-            traceback=log.relative_to(self._folder.root).as_posix(),
-            **columns,
-        )
-
-    def _write(self, rows: Sequence[SlideState], *, whole: bool = False) -> None:
+    def _write(self, rows: Iterable[SlideState], *, whole: bool = False) -> None:
         self._folder.root.mkdir(parents=True, exist_ok=True)
         with transaction(self._folder.database, creates=SCHEMA) as database:
             if whole:
@@ -203,18 +183,5 @@ class StateTable:
 
 
 def read_states(path: Path) -> list[SlideState]:
-    """Read all rows of a run's database, also while another process writes; none where there is no database.
-
-    Raises
-    ------
-    RunDatabaseError
-        The file cannot be read.
-    """
+    """Read all rows of a run's database, also while another process writes; none where there is no database."""
     return [SlideState(*row) for row in read_rows(path, "slides", SELECT)]  # type: ignore[arg-type]
-
-
-def _as_tiled(row: SlideState) -> SlideState:
-    """Return a row as it was after tiling."""
-    if row.stage == "tile":
-        return row
-    return replace(row, state="ok", stage="tile", reason="", seconds=None, attempts=1, traceback="")

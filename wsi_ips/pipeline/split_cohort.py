@@ -13,66 +13,33 @@ from wsi_ips.manifest.make_splits import SlideToSplit, SplitPlan, joined_groups,
 from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.manifest.splits import RelatedSlides, Splits, related_slides, require_no_leaks
-from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Progress, Run, Silent
 from wsi_ips.slides import content_identity, open_slide, read_area
 from wsi_ips.tissue.perceptual_hash import look_alikes, look_of
 
 __all__ = ["SplitOutcome", "SplitPlan", "require_no_leak", "split_cohort"]
 
-THUMBNAIL_PX = 512
-"""Longest side of the thumbnail that is compared."""
+THUMBNAIL_PX = 512  # longest side of the thumbnail that is compared
 
 
 @dataclass(frozen=True)
 class SplitOutcome:
-    """Splits, and what a person should know of them.
-
-    Attributes
-    ----------
-    splits
-        The splits.
-    strata
-        Stratum by slide_id.
-    related
-        Slides kept together for content or appearance; patients are not listed.
-    left_out
-        Slides in no split, because the first column of `stratify` is empty.
-    without_patient
-        Number of slides that count as a patient of their own, because column `patient_id` is empty.
-    unseen
-        Slides that could not be opened, with the reason: their content and appearance were not compared.
-    """
+    """Splits, and what a person should know of them."""
 
     splits: Splits
-    strata: dict[str, str]
-    related: tuple[RelatedSlides, ...]
-    left_out: tuple[str, ...]
-    without_patient: int
-    unseen: dict[str, str]
+    strata: dict[str, str]  # stratum by slide_id
+    related: tuple[RelatedSlides, ...]  # slides kept together for content or appearance; patients are not listed
+    left_out: tuple[str, ...]  # slides in no split, because the first column of `stratify` is empty
+    without_patient: int  # slides that count as a patient of their own, because column `patient_id` is empty
+    unseen: dict[str, str]  # slides that could not be opened, with the reason: they were not compared
 
 
 def split_cohort(
     manifest: Path, plan: SplitPlan, *, look: bool = True, threads: int = 4, progress: Progress | None = None
 ) -> SplitOutcome:
-    """Divide the slides of a manifest.
+    """Divide the slides of a manifest, whose column ``split`` is ignored.
 
-    Parameters
-    ----------
-    manifest
-        CSV file; its column ``split`` is ignored.
-    plan
-        How to divide.
-    look
-        Whether to open the slides, ``threads`` at a time, and keep copies and look-alikes together; otherwise only
-        patients are.
-    progress
-        Progress listener.
-
-    Raises
-    ------
-    ManifestError
-        The manifest cannot be used, a column is missing, or there are too few patients or centres.
+    With ``look``, slides are opened, ``threads`` at a time, and copies and look-alikes are kept together like patients.
     """
     columns = [*plan.stratify, *([plan.by] if plan.by else [])]
     read = read_manifest(manifest, further_columns=columns, leaks=("patient", "content"))

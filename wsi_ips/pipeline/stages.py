@@ -18,8 +18,7 @@ from wsi_ips.errors import RecipeError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
-from wsi_ips.pipeline.progress import Progress, Silent
-from wsi_ips.pipeline.run import Run, write_facts
+from wsi_ips.pipeline.run import Progress, Run, Silent, write_facts
 from wsi_ips.pipeline.slide_states import STATES, SlideState
 from wsi_ips.pipeline.tile_stage import tile_stage
 
@@ -39,12 +38,6 @@ class Outcome:
     failed: int  # number of failed slides
     worked: bool  # whether anything was computed; False where everything was up to date
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Return the headline figures for the terminal."""
-        from wsi_ips.evaluation.summary import headline
-
-        return [(name, f"{value}  {note}".strip()) for name, value, note in headline(self.summary)]
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -61,22 +54,15 @@ class Predictions:
 
 
 def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = "report") -> Outcome:
-    """Run all stages in order, up to ``until``; a stage leaves alone what is up to date.
+    """Run all stages in order, up to ``until``, one of :data:`STAGES`; a stage leaves alone what is up to date.
 
-    Parameters
-    ----------
-    recipe
-        The whole recipe.
-    progress
-        Progress listener.
-    until
-        Last stage, one of :data:`STAGES`. ``features`` stores features also where the recipe learns from pixels.
+    ``until="features"`` stores features also where the recipe learns from pixels. A slide that cannot be used is no
+    error: it ends as ``failed`` in the states.
 
     Raises
     ------
     WsiIpsError
-        The recipe, the manifest, the training or the checkpoint cannot be used. A slide that cannot be used is no
-        error: it ends as ``failed`` in the states.
+        The recipe, the manifest, the training or the checkpoint cannot be used.
     """
     if until not in STAGES:
         raise RecipeError(f"stage `{until}`: known are {', '.join(STAGES)}")
@@ -96,17 +82,8 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = 
 def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
     """Run one stage and those that it needs, and return the run.
 
-    Parameters
-    ----------
-    recipe
-        The whole recipe.
-    last
-        ``tile``; ``features`` (tiles first); ``train`` (tiles first, and features where the recipe learns from them);
-        ``predict`` (tiles first, needs a checkpoint); or ``heatmap`` (needs predictions).
-    progress
-        Progress listener.
-    slides
-        Only these slides, for ``features``, ``predict`` and ``heatmap``.
+    ``train`` needs tiles, and features where the recipe learns from them; ``features`` needs tiles; ``predict`` tiles
+    and a checkpoint; ``heatmap`` predictions. These three may be limited to some ``slides``.
     """
     if last in ("tile", "train"):
         with _stages_done(recipe, progress or Silent(), STAGES[: STAGES.index(last) + 1]) as (run, _):
@@ -125,19 +102,7 @@ def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, sl
 def predict_slides(
     recipe: Recipe, slides: Sequence[str], *, heatmaps: bool, progress: Progress | None = None
 ) -> Predictions:
-    """Tile and predict slides with a trained model, and draw their maps on request.
-
-    Parameters
-    ----------
-    recipe
-        The whole recipe.
-    slides
-        slide_ids; none: those of `predict.splits` and those without a split.
-    heatmaps
-        Whether to draw the maps.
-    progress
-        Progress listener.
-    """
+    """Tile and predict slides, or those of `predict.splits` and without a split; draw their maps on request."""
     from wsi_ips.pipeline.slide_predictions import model_calibration, predicted_slides
 
     with Run.open(recipe, progress) as run:
@@ -156,23 +121,21 @@ def _stages_done(recipe: Recipe, progress: Progress, stages: Sequence[str]) -> I
 
     Where `torchrun` started several processes, the others wait while the first runs the stages before training.
     """
+    at = stages.index("train") if "train" in stages else len(stages)
     with ExitStack() as opened:
         world = None
-        before, after = tuple(stages), tuple[str, ...]()
-        if "train" in stages:
+        if at < len(stages):
             from wsi_ips.pipeline.train_stage import joined
 
             world = opened.enter_context(joined(recipe))
-            at = stages.index("train")
-            before, after = tuple(stages[:at]), tuple(stages[at + 1 :])
         with world.ahead() if world else nullcontext():
             run = opened.enter_context(Run.open(recipe, progress))
-            worked = [_stage(run, name, stages[-1]) for name in before]
+            worked = [_stage(run, name, stages[-1]) for name in stages[:at]]
         if world:
             from wsi_ips.pipeline.train_stage import train_stage
 
             worked.append(train_stage(run, world))
-        worked += [_stage(run, name, stages[-1]) for name in after]
+        worked += [_stage(run, name, stages[-1]) for name in stages[at + 1 :]]
         yield run, any(worked)
 
 

@@ -1,10 +1,10 @@
-"""Tile one open slide: tissue mask, tile index, pictures and figures. Writes nothing."""
+"""Tile one slide: tissue mask, tile index, pictures and figures; the job of a worker process, without torch."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,43 +15,61 @@ from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissu
 from wsi_ips.config import Recipe, TissueSection
 from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.pipeline.run import Run
+from wsi_ips.provenance import atomic_write_bytes
 from wsi_ips.results.contact_sheet import Tiling, draw_tissue, png_bytes, preview
-from wsi_ips.slides import Overview, SlideReader, read_overview
+from wsi_ips.slides import Overview, SlideReader, content_identity, read_overview
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
 from wsi_ips.tiles.recall import Recall, tissue_recall
+from wsi_ips.tiles.store import stored_fingerprint, stored_row, write_index
 from wsi_ips.tissue.artifacts import BITS, bits_of, flag_tiles
 from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion
 from wsi_ips.tissue.perceptual_hash import look_of
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifacts
 
-MIN_TUMOUR_SHARE = 0.99
-"""A smaller share of the annotated tumour in tiles gets a remark."""
+TILE_JOB = f"{__name__}:tile_job"
+MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets a remark
 
 
 @dataclass(frozen=True)
-class TiledSlide:
-    """Result of tiling one slide; plain values that can be sent between processes."""
+class SlideTask:
+    """One slide and the recipe for it."""
 
-    index: TileIndex  # its tiles; store it last, because it says that the slide is done
-    row: dict[str, Any]  # columns of the slide's row in the table of states; ``state`` is ``ok`` or ``empty``
-    # files of the run folder to write before the index: relative path and content
-    files: dict[str, bytes] = field(default_factory=dict)
+    recipe: Recipe
+    record: SlideRecord
+
+
+def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
+    """Tile a slide unless its index is up to date; return whether it was not, and columns of its row of the states.
+
+    The index is stored last, together with the slide's row for the table of states: when the process is killed after
+    that, nothing is done again.
+    """
+    record = task.record
+    with Run.of_slide(task.recipe, record) as run:
+        store, wanted = run.folder.tiles, run.tiles_fingerprint(record)
+        if stored_fingerprint(store, record.slide_id) == wanted:
+            return False, stored_row(store, record.slide_id)
+        identity = content_identity(record.path, run.remote)
+        with run.opener(record)() as reader:
+            index, row, files = tile_slide(reader, record, task.recipe, slide_identity=identity, fingerprint=wanted)
+        for name, content in files.items():
+            atomic_write_bytes(run.folder.root / name, content)
+        write_index(store, index, row)
+        return True, row
 
 
 @dataclass(frozen=True)
 class _Findings:
     """Everything that tiling found out about a slide."""
 
-    # thumbnail, and the tissue in it
-    overview: Overview
+    overview: Overview  # the thumbnail
     tissue: TissueMask
-    # the tiles that are kept, and all of them with their flags
-    index: TileIndex
-    tiling: Tiling
-    # annotation, and the share of it that lies in tissue and tiles; None without an annotation
-    regions: Regions | None
-    recall: Recall | None
+    index: TileIndex  # the tiles that are kept
+    tiling: Tiling  # all tiles with their flags
+    regions: Regions | None  # the annotation
+    recall: Recall | None  # share of the annotation that lies in tissue and tiles
 
     @property
     def left_out(self) -> int:
@@ -78,28 +96,15 @@ class _Findings:
 
 def tile_slide(
     reader: SlideReader, record: SlideRecord, recipe: Recipe, *, slide_identity: str, fingerprint: str
-) -> TiledSlide:
-    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures.
+) -> tuple[TileIndex, dict[str, Any], dict[str, bytes]]:
+    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing.
 
-    Parameters
-    ----------
-    reader, record
-        The open slide, which stays open, and its manifest row.
-    recipe
-        Sections ``tissue`` and ``tiles`` are used.
-    slide_identity, fingerprint
-        Stored with the index.
-
-    Raises
-    ------
-    SlideError
-        The slide cannot be read or has no scale.
-    AnnotationError
-        Its annotation or its tissue mask cannot be used.
+    Returns the index, columns of the slide's row of the states, and files of the run folder by relative path.
     """
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
-    section = tissue_section(recipe.tissue, record)
+    own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
+    section = recipe.tissue.model_copy(update={name: value for name, value in own.items() if value is not None})
     overview = read_overview(reader, section.mpp)
     tissue = _tissue_of(reader, record, section, overview, origin)
     tiles = recipe.tiles
@@ -119,13 +124,7 @@ def tile_slide(
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
     found = _Findings(overview, tissue, index, tiling, regions, recall)
     index = replace(index, look=look_of(overview.thumbnail))
-    return TiledSlide(index, _row(found, recipe), _files(found, found.remarks(), origin))
-
-
-def tissue_section(section: TissueSection, record: SlideRecord) -> TissueSection:
-    """Return the recipe's section with the settings that the manifest has for this slide."""
-    own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
-    return section.model_copy(update={name: value for name, value in own.items() if value is not None})
+    return index, _row(found, recipe), _files(found, found.remarks(), origin)
 
 
 def _tissue_of(
@@ -207,10 +206,6 @@ def _figures(found: _Findings, remarks: list[str]) -> dict[str, Any]:
         "flagged": {flag: int(np.count_nonzero(flags & bit)) for flag, bit in BITS.items()},
         "left_out": found.left_out,
         "lesions": None if recall is None else [lesion.to_dict() for lesion in recall.lesions],
-        "tissue_recall": _number(None if recall is None else recall.in_tissue),
-        "tile_recall": _number(None if recall is None else recall.in_tiles),
+        "tissue_recall": None if recall is None or math.isnan(recall.in_tissue) else round(recall.in_tissue, 5),
+        "tile_recall": None if recall is None or math.isnan(recall.in_tiles) else round(recall.in_tiles, 5),
     }
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 5)

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.cluster.jobs import spread
+from wsi_ips.cluster.process import Job
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_states import StateTable
-from wsi_ips.pipeline.spread import failure_of_job, spread
 from wsi_ips.pipeline.survey import survey
-from wsi_ips.pipeline.tile_job import TILE_JOB, SlideTask, Tiled
+from wsi_ips.pipeline.tile_slide import TILE_JOB, SlideTask
 from wsi_ips.pipeline.tissue_sheet import sheet_stage
 
 NOTE_EVERY_S = 60.0
+UNKNOWN: int | None = 0  # bytes of a file that does not answer; it is due
 
 
 def tile_stage(run: Run, only: Container[str] | None = None) -> int:
     """Tile all slides, or those in ``only``, whose index is not up to date, and return how many were worked on."""
-    sizes = due_slides(run, [r for r in run.records if only is None or r.slide_id in only])
-    if not sizes:
+    chosen = [r for r in run.records if only is None or r.slide_id in only]
+    found = zip(chosen, survey(chosen, partial(_bytes_due, run), otherwise=UNKNOWN), strict=True)
+    due = sorted(((record, size) for record, size in found if size is not None), key=lambda pair: -pair[1])
+    if not due:
         return 0
-    records = {r.slide_id: r for r in run.records}
-    jobs = [Job(name, TILE_JOB, SlideTask(run.recipe, records[name])) for name in sizes]
+    sizes = {record.slide_id: size for record, size in due}
+    jobs = [Job(record.slide_id, TILE_JOB, SlideTask(run.recipe, record)) for record, _ in due]
     pace = Pace(sizes)
     try:
         with (
             run.progress.stage("tissue and tiles", len(jobs), "slides") as advance,
-            spread(run.recipe.compute, jobs) as work,
+            spread(run.recipe.compute, jobs) as outcomes,
         ):
-            for outcome in work.outcomes:
+            for outcome in outcomes:
                 if outcome is not None:
-                    _record(run.states, outcome)
+                    worked, row = outcome.result.value or (True, {})
+                    if worked:
+                        run.states.record(outcome, "tile", row)
+                    else:  # time and memory stay those of the process that tiled it
+                        row |= {"attempts": max(1, run.states[outcome.job.name].attempts), "traceback": ""}
+                        run.states.update(outcome.job.name, stage="tile", **row)
                     pace.count(outcome.job.name, failed=outcome.result.failure is not None)
                     advance(1)
                 if pace.is_note_due():
@@ -47,53 +53,19 @@ def tile_stage(run: Run, only: Container[str] | None = None) -> int:
     return len(jobs)
 
 
-class FileFacts(NamedTuple):
-    """Size of a slide's file and whether its tiles are up to date; a file that does not answer is small and due."""
-
-    size_bytes: int = 0
-    is_tiled: bool = False
-
-
-def due_slides(run: Run, records: Collection[SlideRecord]) -> dict[str, int]:
-    """Return the bytes of each slide whose index is not up to date, by slide_id, the largest first."""
-    facts = survey(list(records), partial(_file_facts, run), otherwise=FileFacts())
-    due = [(record, fact) for record, fact in zip(records, facts, strict=True) if not fact.is_tiled]
-    return {record.slide_id: fact.size_bytes for record, fact in sorted(due, key=lambda pair: -pair[1].size_bytes)}
-
-
-def _file_facts(run: Run, record: SlideRecord) -> FileFacts:
+def _bytes_due(run: Run, record: SlideRecord) -> int | None:
+    """Return the size of a slide's file in bytes, 0 where it is unknown; None where its tiles are up to date."""
     try:
         size = record.path.stat().st_size if isinstance(record.path, Path) else 0
     except OSError:
         size = 0
-    return FileFacts(size, run.is_tiled(record))
-
-
-def _record(states: StateTable, outcome: JobOutcome) -> None:
-    """Record the outcome of a slide in the states."""
-    name, result, usage = outcome.job.name, outcome.result, outcome.result.usage
-    attempts = states.failures(name, "tile") + outcome.attempts
-    took = {"cpu_seconds": round(usage.cpu_s, 3), "rss_mb": round(usage.peak_rss_mb, 1)}
-    if not isinstance(result.value, Tiled):
-        states.fail(name, "tile", failure_of_job(outcome), attempts=attempts, seconds=usage.wall_s, **took)
-    elif result.value.worked:
-        seconds = round(usage.wall_s, 3)
-        states.update(name, stage="tile", seconds=seconds, attempts=attempts, traceback="", **took, **result.value.row)
-    else:
-        attempts = max(1, states[name].attempts)
-        states.update(name, stage="tile", attempts=attempts, traceback="", **result.value.row)
+    return None if run.is_tiled(record) else size
 
 
 class Pace:
-    """Counts finished slides and estimates the time left.
+    """Counts finished slides and estimates the time left."""
 
-    Parameters
-    ----------
-    sizes
-        Bytes of each slide to work on, by slide_id; 0 where unknown.
-    """
-
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, sizes: Mapping[str, int]) -> None:  # bytes of each slide by slide_id, 0 where unknown
         self._sizes = sizes
         self._began = self._noted = time.monotonic()
         self._slides = self._failed = self._bytes = 0
@@ -115,18 +87,15 @@ class Pace:
         """Return slides per second and the time left as one line."""
         seconds = max(time.monotonic() - self._began, 1e-9)
         failed = f" ({self._failed} failed)" if self._failed else ""
-        left = self._seconds_left(seconds)
-        return (
-            f"{self._slides} of {len(self._sizes)} slides{failed} in {_duration(seconds)}, "
-            f"{self._slides / seconds:.3g} slides/s" + (f", {_duration(left)} left" if left else "")
-        )
-
-    def _seconds_left(self, seconds: float) -> float | None:
-        """Estimate from the shares of slides and of bytes, half each: some work is per slide, some per pixel."""
+        # The time left follows the shares of slides and of bytes, half each: some work is per slide, some per pixel.
         whole = sum(self._sizes.values())
         shares = [self._slides / len(self._sizes)] + ([self._bytes / whole] if whole else [])
         done = sum(shares) / len(shares)
-        return round(seconds * (1 - done) / done, 1) if done else None
+        left = f", {_duration(seconds * (1 - done) / done)} left" if 0 < done < 1 else ""
+        return (
+            f"{self._slides} of {len(self._sizes)} slides{failed} in {_duration(seconds)}, "
+            f"{self._slides / seconds:.3g} slides/s{left}"
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import manual_seed, nn
 
-from wsi_ips.cluster.torchrun import Launch
+from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import AugmentSection, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS

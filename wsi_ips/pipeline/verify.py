@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wsi_ips.cluster import Job, JobOutcome
+from wsi_ips.cluster.jobs import JobOutcome, spread
+from wsi_ips.cluster.process import Job
 from wsi_ips.errors import CheckpointError, ScoresError
 from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, predicted
-from wsi_ips.pipeline.spread import spread
-from wsi_ips.pipeline.tile_job import SlideTask
+from wsi_ips.pipeline.tile_slide import SlideTask
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles.index import geometry_mismatches
 from wsi_ips.tiles.store import read_index, slide_ids, stored_row
@@ -52,9 +52,9 @@ def verify_tiles(run: Run) -> Verified:
     if jobs:
         with (
             run.progress.stage("verify tiles", len(jobs), "slides") as advance,
-            spread(run.recipe.compute, jobs) as work,
+            spread(run.recipe.compute, jobs) as outcomes,
         ):
-            for outcome in work.outcomes:
+            for outcome in outcomes:
                 if outcome is not None:
                     found[outcome.job.name] = list(_outcome_mismatches(run, outcome))
                     advance(1)

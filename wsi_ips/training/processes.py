@@ -34,7 +34,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsi_ips.cluster.torchrun import Launch
+from wsi_ips.cluster.machine import Launch
 from wsi_ips.errors import RecipeError, TrainingError, WsiIpsError
 from wsi_ips.model.selection import Selection, merge
 from wsi_ips.scanning import choose_device
