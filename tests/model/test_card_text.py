@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.config.sections import ModelSection
+from wsi_ips.config.learning_sections import ModelSection
 from wsi_ips.model import ModelCard, encoder_spec
 from wsi_ips.model.card_text import licence_text, origin_text, training_text
 from wsi_ips.model.checkpoint_card import EncoderOrigin, write_card

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from wsi_ips.config.choices import ListedIn
-from wsi_ips.config.sections import Recipe, Section
+from wsi_ips.config.key_types import Section
+from wsi_ips.config.recipe import Recipe
 from wsi_ips.registry import registry
 
 

@@ -9,8 +9,8 @@ from typing import Any, get_origin
 import yaml
 from pydantic import ValidationError
 
-from wsi_ips.config.key_types import FOLDER
-from wsi_ips.config.sections import Recipe, Section
+from wsi_ips.config.key_types import FOLDER, Section
+from wsi_ips.config.recipe import Recipe
 from wsi_ips.errors import RecipeError
 
 RECIPE_NAME = "recipe.yaml"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wsi_ips.config.sections import TrainingSection
+from wsi_ips.config.learning_sections import TrainingSection
 from wsi_ips.registry import registry
 
 WARM_START_TILES = 4

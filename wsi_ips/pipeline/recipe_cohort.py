@@ -41,7 +41,7 @@ def read_cohort(recipe: Recipe) -> Manifest:
         records = with_splits(records, section.file, section.fold)
         require_no_leaks(records, {}, (), section.allow)  # patients; content is compared once slides are tiled
     if section.val_share and not any(r.split == "val" for r in records):
-        labels = {r.slide_id: recipe.labels.meaning(r.label) for r in records}
+        labels = {r.slide_id: recipe.labels.mapped(r.label) for r in records}
         records = with_validation_share(records, labels, section.val_share, seed=recipe.seed)
     if recipe.tiles.imported is not None:
         records = with_coordinates(records, coordinate_files(recipe.tiles.imported, records))

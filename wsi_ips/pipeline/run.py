@@ -153,7 +153,7 @@ def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[T
     unknown: dict[str, list[str]] = {}
     for record in manifest.records:
         known: list[Target] = []
-        cells = (labels.meaning(record.label), *manifest.further.get(record.slide_id, ()))
+        cells = (labels.mapped(record.label), *manifest.further.get(record.slide_id, ()))
         for task, column, text in zip(labels.tasks, labels.columns, cells, strict=True):
             try:
                 known.append(task.parse(text))
