@@ -6,32 +6,38 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_ips.config.choices import listed_in
-from wsi_ips.config.key_types import Positive, RecipePath, Section, Share, TaskName
+from wsi_ips.config.key_types import (
+    Below1,
+    Count,
+    CountOr0,
+    ListedIn,
+    NotNegative,
+    Positive,
+    RecipePath,
+    Section,
+    Share,
+    TaskName,
+)
 from wsi_ips.labels import NONE, SEPARATOR, Leak, Task
 
 
 class SlidesSection(Section):
     """How slides are opened."""
 
-    reader: Annotated[str, listed_in("readers")] = Field("auto", description="how slides are opened and decoded")
+    reader: Annotated[str, ListedIn("readers")] = Field("auto", description="how slides are opened and decoded")
 
 
 class TissueSection(Section):
     """How tissue is separated from glass on a thumbnail."""
 
     mpp: Positive = Field(8.0, description="scale of the thumbnail, µm/px")
-    min_saturation: Share = Field(
-        0.06, description="lowest saturation (0-1) that counts as stain, even if Otsu's threshold is lower"
-    )
-    min_area_um2: Annotated[float, Field(ge=0)] = Field(
-        40_000.0, description="tissue pieces below this area are dropped, µm²"
-    )
-    max_hole_um2: Annotated[float, Field(ge=0)] = Field(20_000.0, description="holes up to this area are filled, µm²")
+    min_saturation: Share = Field(0.06, description="stain has at least this saturation (0-1), whatever Otsu finds")
+    min_area_um2: NotNegative = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
+    max_hole_um2: NotNegative = Field(20_000.0, description="holes up to this area are filled, µm²")
     method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
         "auto",
-        description="`auto`: Otsu's threshold on saturation, then one above the noise of the slide's own "
-        "glass, then one on density; the first that can be trusted is used. The others use only that one",
+        description="`otsu`: threshold on saturation; `adaptive`: above the noise of the slide's own glass; `stain`: "
+        "threshold on density; `auto`: the first of them that can be trusted",
     )
 
     def segmentation(self) -> dict[str, Any]:
@@ -44,25 +50,18 @@ class TilesSection(Section):
 
     mpp: Positive = Field(0.5, description="scale of the patches, µm/px; never upsampled")
     patch_px: Annotated[int, Field(ge=8, le=4096)] = Field(256, description="side of a patch, px")
-    stride_px: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="step between tiles in patch px; empty = patch_px (no overlap)"
-    )
+    stride_px: Count | None = Field(None, description="step between tiles, patch px; empty = patch_px (no overlap)")
     min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
     exclude_flags: tuple[Literal["pen", "blur", "fold", "bubble"], ...] = Field(
         ("pen",), description="leave out tiles with one of these flags"
     )
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: RecipePath | None = Field(
-        None,
-        description="folder with tile coordinates of another tool, used instead of our own tiles; `mpp` and `patch_px` "
-        "must be theirs",
+        None, description="folder with tile coordinates of another tool to use; `mpp` and `patch_px` must be theirs"
     )
-    shared: RecipePath | None = Field(
-        None, description="another run folder, whose tiles are used and added to instead of making them again"
-    )
+    shared: RecipePath | None = Field(None, description="another run folder, whose tiles are used and added to")
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
-        None,
-        description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder",
+        None, description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder"
     )
 
     @property
@@ -110,8 +109,8 @@ class LabelsSection(TaskSettings):
     )
     map: dict[str, str | None] = Field(
         default_factory=dict,
-        description="class that a label of the manifest counts as, if it is not a class itself: `{itc: null, "
-        "micro: tumor}`; null = unknown, so the slide is only predicted",
+        description="class that another label of the manifest counts as: `{itc: null, micro: tumor}`; null = unknown, "
+        "so the slide is only predicted",
     )
 
     @property
@@ -149,14 +148,12 @@ class SplitSection(Section):
     file: RecipePath | None = Field(
         None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
     )
-    fold: Annotated[int, Field(ge=0)] = Field(0, description="fold of the file to use, from 0")
-    val_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+    fold: CountOr0 = Field(0, description="fold of the file to use, from 0")
+    val_share: Below1 = Field(
         0.0,
-        description="share of the training slides used for validation instead: whole patients, labels in "
-        "proportion; only if no slide has split `val`",
+        description="share of the training slides used for validation (whole patients, labels in proportion), if no "
+        "slide has split `val`",
     )
     allow: tuple[Leak, ...] = Field(
-        (),
-        description="what may be in two splits without an error: slides of one `patient`, files of the same "
-        "`content`, slides with a similar `thumbnail`",
+        (), description="what two splits may share: a `patient`, a file's `content`, a similar `thumbnail`"
     )

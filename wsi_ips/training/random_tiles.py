@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config.training_length import WARM_START_TILES
+from wsi_ips.config.learning_sections import WARM_START_TILES
 from wsi_ips.training.settings import LabelledSlide, Settings
 
 
