@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from wsi_ips.pipeline.survey import survey
+from wsi_ips.fence import survey
 
 
 def test_answers_come_in_order():
