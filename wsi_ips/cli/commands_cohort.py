@@ -62,12 +62,9 @@ def split(
 def tile(
     recipe: RecipeFile,
     source: Annotated[
-        Path | None,
-        Option("--from", metavar="FOLDER", help="Take the tiles of CLAM, TRIDENT, WSInfer or AtlasPatch (.h5)."),
+        Path | None, Option("--from", metavar="FOLDER", help="Take tiles of CLAM, TRIDENT, WSInfer, AtlasPatch (.h5).")
     ] = None,
-    features_from: Annotated[
-        Path | None, Option(metavar="FOLDER", help="With --from: take CLAM's or TRIDENT's features too.")
-    ] = None,
+    features_from: Annotated[Path | None, Option(metavar="FOLDER", help="With --from: take features too.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     settings: Overrides = None,
@@ -76,7 +73,7 @@ def tile(
 
     Each slide has its own process, so a bad slide fails alone (exit code 3). Stop it at any time; the same command
     continues. Tiles from another tool are checked against slide and recipe: patch size, level, scale, size of the
-    slide. The tool is recognised from its files. Features of its encoder can be trained on.
+    slide. The tool is recognised from its files. Features of its encoder, from CLAM or TRIDENT, can be trained on.
     """
     from wsi_ips.pipeline import run_until
 
@@ -109,12 +106,8 @@ def tile(
 )
 def status(
     recipe: RecipeFile,
-    explain: Annotated[
-        str | None, Option(metavar="SLIDE", help="All that is known of a slide, and what to do.")
-    ] = None,
-    verify: Annotated[
-        bool, Option("--verify", help="Verify stored tiles and predictions; exit code 3 if wrong.")
-    ] = False,
+    explain: Annotated[str | None, Option(metavar="SLIDE", help="All about a slide, and what to do.")] = None,
+    verify: Annotated[bool, Option("--verify", help="Verify tiles and predictions; exit code 3 if wrong.")] = False,
     sheet: Annotated[bool, Option("--sheet", help="Write the contact sheet of tissue and tiles again.")] = False,
     report: Annotated[bool, Option("--report", help="Write the report again from what is stored.")] = False,
     workers: Workers = None,

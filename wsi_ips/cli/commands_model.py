@@ -54,9 +54,7 @@ def run_stages(
     recipe: RecipeFile,
     slides: Slides = None,
     until: Annotated[str | None, choice(BEFORE, "--until", text="Stop after this stage.")] = None,
-    retry: Annotated[
-        bool, Option("--retry", help="Only work on failed slides, e.g. after a file was repaired.")
-    ] = False,
+    retry: Annotated[bool, Option("--retry", help="Only work on failed slides, e.g. after a repair.")] = False,
     reason: Annotated[str | None, Option(metavar="TEXT", help="With --retry: slides whose reason contains it.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -74,7 +72,9 @@ def run_stages(
         raise RecipeError(f"{slides[0]}: slides can only be named with --retry or --until {', '.join(OF_SLIDES)}")
     if not Launch.of().is_first:
         if not retry and until not in ("tile", "features"):
-            _train_along(loaded)
+            from wsi_ips.pipeline.train_stage import train_along
+
+            train_along(loaded)  # takes part in a training that the first process leads
     elif retry:
         _retry(loaded, slides or [], reason or "")
     elif until:
@@ -98,7 +98,9 @@ def train(recipe: RecipeFile, settings: Overrides = None) -> None:
     if Launch.of().is_first:
         _run_until(loaded, ("train",), [])
     else:
-        _train_along(loaded)
+        from wsi_ips.pipeline.train_stage import train_along
+
+        train_along(loaded)
 
 
 @command(MODEL, "wsi-ips cross-validate recipe.yaml --folds 5")
@@ -135,9 +137,7 @@ def predict(
         ),
     ],
     checkpoint: Checkpoint = None,
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Run folder; it may have slides of earlier calls.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Run folder, new or of an earlier call.")] = None,
     heatmaps: Annotated[bool | None, Option(help="Draw maps; default: without a recipe.", show_default=False)] = None,
     mpp: Annotated[float | None, Option(help="Without a recipe: µm per level-0 pixel of slides that lack it.")] = None,
     workers: Workers = None,
@@ -189,13 +189,6 @@ def _retry(recipe: Recipe, slides: Sequence[str], reason: str) -> None:
 def _end(run: Run) -> None:
     print_status(run.states, only_problems=True)
     exit_partial_if(run.states.count("failed"))
-
-
-def _train_along(recipe: Recipe) -> None:
-    """Take part in a training that the first process leads; print nothing and write no file."""
-    from wsi_ips.pipeline.train_stage import train_along
-
-    train_along(recipe)
 
 
 def _of_bundle(

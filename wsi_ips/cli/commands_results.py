@@ -47,10 +47,7 @@ LegacySpacing = Annotated[
 
 @command(RESULTS, "wsi-ips heatmap recipe.yaml", "wsi-ips heatmap recipe.yaml slide_007 --set heatmap.mpp=2")
 def heatmap(
-    recipe: RecipeFile,
-    slides: Slides = None,
-    checkpoint: Checkpoint = None,
-    settings: Overrides = None,
+    recipe: RecipeFile, slides: Slides = None, checkpoint: Checkpoint = None, settings: Overrides = None
 ) -> None:
     """Draw the maps of predicted slides over their tissue, and write a hand-off package of each: `handoff/SLIDE`.
 
@@ -104,17 +101,11 @@ def evaluate(
     "wsi-ips view runs/demo --export-reviews reviews.csv",
 )
 def view(
-    targets: Annotated[
-        list[str], Argument(metavar="RUN|SLIDE", help="Run folder or its recipe; or slides: files, folders, URLs.")
-    ],
+    targets: Annotated[list[str], Argument(metavar="RUN|SLIDE", help="Run folder, recipe; slides, folders, URLs.")],
     port: Annotated[int, Option(min=0, max=65_535, help="0 takes a free one.")] = 8765,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
-    remote_access: Annotated[
-        bool, Option("--remote-access", help="Let other machines connect; needed for any other --host.")
-    ] = False,
-    allow_host: Annotated[
-        list[str] | None, Option(metavar="NAME", help="Another name of this server. Repeatable.")
-    ] = None,
+    remote_access: Annotated[bool, Option("--remote-access", help="Let other machines connect.")] = False,
+    allow_host: Annotated[list[str] | None, Option(metavar="NAME", help="Another server name. Repeatable.")] = None,
     token: Annotated[bool, Option("--token", help="Ask for a token on this machine too.")] = False,
     browser: Annotated[bool, Option(help="Open the page in the browser.")] = True,
     cache_mb: Annotated[int, Option(min=1, help="Size of the cache of encoded tiles, MiB.")] = 128,
@@ -263,11 +254,9 @@ def draw(
 )
 def score(
     predictions: Annotated[
-        Path | None, Option(metavar="FILE", help="CSV: slide_id, label, probability; optional split.")
+        Path | None, Option(metavar="FILE", help="CSV: slide_id, label, probability, split.")
     ] = None,
-    detections: Annotated[
-        Path | None, Option(metavar="FOLDER", help="SLIDE_ID.csv (probability, x, y) for FROC.")
-    ] = None,
+    detections: Annotated[Path | None, Option(metavar="FOLDER", help="SLIDE_ID.csv: probability, x, y.")] = None,
     manifest: Annotated[Path | None, Option(metavar="FILE", help="Slides, annotations, further columns.")] = None,
     positive: Annotated[str, Option(help="The label that counts as positive.")] = "tumor",
     by: By = None,
@@ -278,7 +267,7 @@ def score(
 ) -> None:
     """Measure predictions or detections of another tool as `evaluate` measures those of a run.
 
-    Give --predictions, --detections or both.
+    Give --predictions, --detections (for FROC) or both. Column split of the predictions may be missing.
     """
     from wsi_ips.evaluation.prediction_table import TableQuestion
     from wsi_ips.pipeline.external_predictions import evaluate_files

@@ -23,9 +23,7 @@ from wsi_ips.errors import RecipeError
 def demo(
     seed: Annotated[int, Option(help="The same seed gives the same slides and the same model.")] = 0,
     output: Annotated[Path, Option(help="Folder for slides and results.")] = Path("runs/demo"),
-    slides_only: Annotated[
-        Path | None, Option(metavar="DIR", help="Only make slides, annotations and a manifest, in a folder.")
-    ] = None,
+    slides_only: Annotated[Path | None, Option(metavar="DIR", help="Only make slides with a manifest, here.")] = None,
     slides: Annotated[int | None, Option(min=1, help="With --slides-only: how many, half with tumour.")] = None,
     settings: Overrides = None,
 ) -> None:
@@ -72,9 +70,7 @@ def check(
         ),
     ] = None,
     output: Annotated[Path | None, Option(metavar="FILE", help="Write the manifest of a folder to this CSV.")] = None,
-    folder: Annotated[
-        Path | None, Option(help="Where to look for files in no row; default: the folders of the slides.")
-    ] = None,
+    folder: Annotated[Path | None, Option(help="Search it, not the slides' folders, for files in no row.")] = None,
     encoders: Annotated[bool, Option("--encoders", help="List the encoder presets and their licences.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:

@@ -12,14 +12,7 @@ from wsi_ips.cli.console import out, plain_table, put
 from wsi_ips.cli.print_slides import COLOURS, MOST_ROWS, print_reasons, print_status
 
 if TYPE_CHECKING:
-    from wsi_ips.evaluation import (
-        Evaluation,
-        Froc,
-        Interval,
-        Localisation,
-        SlideEvaluation,
-        TaskEvaluation,
-    )
+    from wsi_ips.evaluation import Evaluation, Froc, Interval, Localisation, SlideEvaluation, TaskEvaluation
     from wsi_ips.evaluation.calibration import Calibration
     from wsi_ips.inference.verdict import Verdict
     from wsi_ips.labels import Task
@@ -121,8 +114,7 @@ def print_cross_validation(found: CrossValidation) -> None:
     if spread:
         out.print(f"AUC over folds: {spread[0]:.3f}, standard deviation {spread[1]:.3f}")
     if found.pooled and "auc" in found.pooled:
-        auc = found.pooled["auc"]
-        out.print(f"AUC of all out-of-fold scores together: {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})")
+        out.print(f"AUC of all out-of-fold scores together: {_with_interval(found.pooled['auc'])}")
     put(f"out-of-fold predictions: {escape(str(found.out_of_fold))}")
     if found.ensemble:
         put(f"mean of all models for slides in no split: {escape(str(found.ensemble))}")
@@ -180,13 +172,12 @@ def _print_slides(slides: SlideEvaluation) -> None:
             f"intercept {slides.calibrated.intercept:+.2f}"
         )
     if slides.subgroups:
-        table = plain_table("group", "slides", "AUC", "95 % interval", "sensitivity", "specificity")
+        table = plain_table("group", "slides", "AUC (95 % interval)", "sensitivity", "specificity")
         for group in slides.subgroups:
             table.add_row(
                 escape(f"{group.name} = {group.value}"),
                 f"{group.positives} + {group.negatives}",
-                f"{group.auc.value:.3f}" if group.auc else "",
-                f"{group.auc.low:.3f} to {group.auc.high:.3f}" if group.auc else "",
+                _with_interval(group.auc),
                 _with_interval(group.sensitivity),
                 _with_interval(group.specificity),
             )
@@ -196,10 +187,8 @@ def _print_slides(slides: SlideEvaluation) -> None:
 def _print_task(task: TaskEvaluation) -> None:
     table = plain_table(f"task {escape(task.name)}", "slides", "AUC", "sensitivity", "specificity")
     for c in task.classes:
-        slides = f"{c.positives} + {c.negatives}"
-        table.add_row(
-            escape(c.name), slides, _with_interval(c.auc), _with_interval(c.found), _with_interval(c.others_right)
-        )
+        figures = (_with_interval(figure) for figure in (c.auc, c.found, c.others_right))
+        table.add_row(escape(c.name), f"{c.positives} + {c.negatives}", *figures)
     out.print(table)
     kappa = "" if task.kappa is None else f", kappa {task.kappa:.3f}"
     put(f"all classes right: {_with_interval(task.accuracy)} of {task.slides} slides{kappa}")

@@ -6,19 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_ips.config.key_types import (
-    Below1,
-    Count,
-    CountOr0,
-    ListedIn,
-    NotNegative,
-    Positive,
-    RecipePath,
-    Section,
-    Share,
-    TaskName,
-)
+from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
 from wsi_ips.labels import NONE, SEPARATOR, Leak, Task
+
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 class SlidesSection(Section):
@@ -32,8 +23,8 @@ class TissueSection(Section):
 
     mpp: Positive = Field(8.0, description="scale of the thumbnail, µm/px")
     min_saturation: Share = Field(0.06, description="stain has at least this saturation (0-1), whatever Otsu finds")
-    min_area_um2: NotNegative = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
-    max_hole_um2: NotNegative = Field(20_000.0, description="holes up to this area are filled, µm²")
+    min_area_um2: AtLeast0 = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
+    max_hole_um2: AtLeast0 = Field(20_000.0, description="holes up to this area are filled, µm²")
     method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
         "auto",
         description="`otsu`: threshold on saturation; `adaptive`: above the noise of the slide's own glass; `stain`: "
@@ -148,7 +139,7 @@ class SplitSection(Section):
     file: RecipePath | None = Field(
         None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
     )
-    fold: CountOr0 = Field(0, description="fold of the file to use, from 0")
+    fold: Whole = Field(0, description="fold of the file to use, from 0")
     val_share: Below1 = Field(
         0.0,
         description="share of the training slides used for validation (whole patients, labels in proportion), if no "

@@ -24,11 +24,10 @@ RecipePath: TypeAlias = Annotated[Path, AfterValidator(_from_recipe_folder)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-CountOr0 = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Once = AfterValidator(lambda names: tuple(dict.fromkeys(names)))  # drops repeated names
 
 

@@ -7,17 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from wsi_ips.config.key_types import (
-    Below1,
-    Count,
-    CountOr0,
-    ListedIn,
-    NotNegative,
-    Positive,
-    RecipePath,
-    Section,
-    Share,
-)
+from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
 from wsi_ips.registry import registry
 
 WARM_START_TILES = 4  # random tiles of a slide in an epoch of the warm start
@@ -53,7 +43,7 @@ class ModelSection(Section):
     projector: Count | None = Field(
         None, description="width of a learned linear map before the pooling (512 in the CAMELYON16 paper); empty = none"
     )
-    lora_rank: CountOr0 = Field(
+    lora_rank: Whole = Field(
         0, description="rank of LoRA beside the frozen attention of a transformer (extra `lora`); 0 = none"
     )
     norm: Literal["auto", "batch", "group"] = Field(
@@ -131,13 +121,13 @@ class TrainingSection(Section):
     )
     batch_slides: Count = Field(4, description="slides per step (B)")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
-    weight_decay: NotNegative = Field(0.1, description="weight decay; norms, biases and queries have none")
-    warmup_epochs: NotNegative = Field(2.0, description="linear learning-rate warm-up, epochs")
+    weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
+    warmup_epochs: AtLeast0 = Field(2.0, description="linear learning-rate warm-up, epochs")
     tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
     start: Annotated[str, ListedIn("starts")] = Field(
         "auto", description="what the network learns from before its attention selects tiles"
     )
-    warm_start_epochs: CountOr0 | None = Field(
+    warm_start_epochs: Whole | None = Field(
         None,
         description="epochs of the warm start; empty = enough to show 16 000 tiles, at least 10, at most two thirds of "
         "`epochs`",
@@ -147,7 +137,7 @@ class TrainingSection(Section):
         description="after the warm start: share of the kept tiles drawn at random instead of by attention; falls "
         "linearly to 0 at the last epoch",
     )
-    tile_loss: NotNegative = Field(
+    tile_loss: AtLeast0 = Field(
         1.0,
         description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides of the first "
         "class), which trains the single-tile probability of the heatmap",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wsi_ips.config.key_types import Count, CountOr0, ListedIn, Once, Positive, RecipePath, Section, Share
+from wsi_ips.config.key_types import Count, ListedIn, Once, Positive, RecipePath, Section, Share, Whole
 from wsi_ips.labels import Split
 
 
@@ -71,12 +71,12 @@ class ComputeSection(Section):
     scheduler: Annotated[str, Field(pattern=r"^(slurm|[a-z]+://.+)$")] | None = Field(
         None, description="distributes slides: a Dask scheduler (`tcp://host:8786`), or `slurm`; empty = none"
     )
-    workers: CountOr0 | None = Field(
+    workers: Whole | None = Field(
         None,
         description="slides tiled at a time, each in its own process; empty = one per core, fewer if memory is short; "
         "0 = one by one in the process of the command, which a crash or hang then stops; with `slurm`: number of jobs",
     )
-    predict_workers: CountOr0 = Field(
+    predict_workers: Whole = Field(
         0,
         description="slides predicted at a time, each in its own process with its own copy of the network, GPUs "
         "assigned in turn; 0 = one by one in the process of the command; with `slurm`: number of jobs; with another "
