@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from wsi_ips.config import AugmentSection, Recipe, Section, TrainingSection, load_recipe, planned
-from wsi_ips.config.choices import listed_in
+from wsi_ips.config.key_types import ListedIn
 from wsi_ips.config.keys import RecipeKey, recipe_keys
 from wsi_ips.errors import RecipeError
 from wsi_ips.registry import HOMES, Entry, Registry
@@ -250,8 +250,8 @@ SHADES = Registry("shade", [Entry("dark", "x:y", "little light"), Entry("bright"
 class Painting(Section):
     """A section with keys that name registry entries."""
 
-    shade: Annotated[str, listed_in("shades")] = Field("dark", description="how light it is")
-    others: tuple[Annotated[str, listed_in("shades")], ...] = Field((), description="more of them")
+    shade: Annotated[str, ListedIn("shades")] = Field("dark", description="how light it is")
+    others: tuple[Annotated[str, ListedIn("shades")], ...] = Field((), description="more of them")
 
 
 def test_a_registry_gives_a_key_its_choices_and_their_help(monkeypatch):

@@ -80,7 +80,7 @@ def test_a_scan_on_a_gpu_keeps_the_tiles_of_a_scan_on_the_cpu():
     torch.manual_seed(0)
     net = IpsNet(build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))).eval()
     requests = [textured_slide(f"s{i}", label=i, seed=i).at_slot(i) for i in range(2)]
-    compute = ComputeSection(readers=2, chunk_size=7, prefetch_chunks=2)
+    compute = ComputeSection(readers=2, chunk_size=7)
     found = []
     for name in ("cpu", "cuda"):
         device = torch.device(name)

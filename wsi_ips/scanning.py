@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 FEATURES_AT_A_TIME = 4096  # stored features read at once, at least: one is a hundredth of the size of a patch
 
 CHUNKS_STAGED = 2  # chunks in use at a time: one is computed while the next is copied
+PREFETCH_CHUNKS = 2  # chunks read ahead
 
 
 def choose_device(name: str) -> torch.device:
@@ -225,13 +226,13 @@ def open_stream(
             cast("Sequence[FeatureTiles]", requests),
             chunk_size=max(compute.chunk_size, FEATURES_AT_A_TIME),
             readers=compute.readers,
-            prefetch_chunks=compute.prefetch_chunks,
+            prefetch_chunks=PREFETCH_CHUNKS,
         )
     return PatchStream(
         requests,
         chunk_size=compute.chunk_size,
         readers=compute.readers,
-        prefetch_chunks=compute.prefetch_chunks,
+        prefetch_chunks=PREFETCH_CHUNKS,
         held_chunks=CHUNKS_STAGED if device.type == "cuda" else 1,
         allocate=page_locked if device.type == "cuda" else None,
     )

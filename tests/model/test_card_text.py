@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ips.config.sections import ModelSection
+from wsi_ips.config.learning_sections import ModelSection
 from wsi_ips.model.checkpoint_card import EncoderOrigin, ModelCard, licence_text, origin_text, training_text, write_card
 from wsi_ips.model.encoder_families import encoder_spec
 from wsi_ips.training.model_building import plan_encoder

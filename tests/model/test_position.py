@@ -13,7 +13,7 @@ from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.net import UNIT_UM, IpsNet, SinusoidalPosition
 from wsi_ips.scanning import ScanOptions, Winners, plain_patches, scan_slides, slide_logits
 
-COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
+COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7)
 
 
 def placed_net() -> IpsNet:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.pyramids import gradient_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.cli import app
+from wsi_ips.config import TilesSection
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.manifest.folder_files import Unlisted, unlisted_files
 from wsi_ips.pipeline import check_slides
@@ -19,7 +20,6 @@ from wsi_ips.pipeline.check_slides import (
     TISSUE_SHARE,
     CheckedSlide,
     CheckReport,
-    CheckSettings,
     check_cohort,
     expected_tiles,
     find_target,
@@ -125,7 +125,7 @@ def test_a_recipe_says_what_its_scale_makes_of_the_slides(folder):
     problems = {row.slide_id: row.problem for row in report.rows}
     assert not problems["good"]
     assert "coarser than the requested 0.3" in problems["direct"]  # 0.5 µm/px
-    assert report.settings.patch_px == 64
+    assert report.tiling.patch_px == 64
 
 
 def test_another_folder_is_searched_to_the_bottom(folder, tmp_path):
@@ -181,7 +181,7 @@ def test_expected_tiles_are_those_of_the_grid():
         {},
         "openslide",
     )
-    settings = CheckSettings(target_mpp=0.5, patch_px=250, stride_px=250)
+    settings = TilesSection(mpp=0.5, patch_px=250)
     assert expected_tiles(info, settings) == round(8 * 6 * TISSUE_SHARE)
     good, unusable = CheckedSlide("s", tiles=14), CheckedSlide("t", tiles=14, problem="damaged")
     assert CheckReport((good, good, unusable), (), Unlisted(), settings).tiles == 28

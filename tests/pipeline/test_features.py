@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.pipeline.test_clam_trident import SIZE, flat, invoke
+from tests.pipeline.test_export_tiles import SIZE, flat, invoke
 from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
 from tests.tissue.test_perceptual_hash import node

@@ -11,7 +11,7 @@ import pytest
 
 from tests.pipeline.test_run import write_recipe
 from wsi_ips.config import load_recipe
-from wsi_ips.config.sections import HandoffSection, HeatmapSection
+from wsi_ips.config.output_sections import HandoffSection, HeatmapSection
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.heatmap_stage import handoff_stage, heatmap_stage

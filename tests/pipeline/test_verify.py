@@ -18,7 +18,7 @@ from wsi_ips.database import transaction
 from wsi_ips.errors import ManifestError
 from wsi_ips.pipeline import Run, run_until
 from wsi_ips.pipeline.explain import explain
-from wsi_ips.pipeline.retry import retry
+from wsi_ips.pipeline.tile_stage import retry
 from wsi_ips.pipeline.verify import Verified, verify_tiles
 from wsi_ips.tiles.index import geometry_mismatches
 from wsi_ips.tiles.store import read_index, stored_row, write_index

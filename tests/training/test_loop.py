@@ -25,7 +25,7 @@ from wsi_ips.training.loss import StepLoss, class_weights, selection_weights
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.tracking import EpochRecord
 
-COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7, prefetch_chunks=1)
+COMPUTE = ComputeSection(device="cpu", readers=2, chunk_size=7)
 
 
 class Recorder(Listener):

@@ -4,7 +4,6 @@ from wsi_ips.cli import commands_start as _start  # noqa: I001, F401 - the order
 from wsi_ips.cli import commands_cohort as _cohort  # noqa: F401
 from wsi_ips.cli import commands_model as _model  # noqa: F401
 from wsi_ips.cli import commands_results as _results  # noqa: F401
-from wsi_ips.cli import commands_other_tools as _other_tools  # noqa: F401
 from wsi_ips.cli.program import app, main
 
 __all__ = ["app", "main"]

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from wsi_ips.cli.console import EXIT_PARTIAL, Bars, explained, out
+from wsi_ips.cli.console import Bars, exit_partial_if, out
 from wsi_ips.cli.print_results import print_cross_validation, print_predictions, print_summary
-from wsi_ips.cli.print_states import print_status
+from wsi_ips.cli.print_slides import print_status
 from wsi_ips.cli.program import (
     MODEL,
     Checkpoint,
-    Debug,
     Overrides,
     RecipeFile,
     Scheduler,
@@ -27,7 +26,7 @@ from wsi_ips.cli.program import (
     read_recipe,
 )
 from wsi_ips.cluster.machine import Launch
-from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ BEFORE = {
     "train": ("train",),
     "predict": ("train", "predict"),
     "heatmap": ("train", "predict", "heatmap"),
-}
-"""Stages that `--until` can name, and what they consist of; training does the stages it needs."""
-OF_SLIDES = ("features", "predict", "heatmap")
-"""Stages that can work on some slides only."""
+}  # stages that `--until` can name, and what to run for them; training runs the stages it needs
+OF_SLIDES = ("features", "predict", "heatmap")  # stages that can work on some slides only
 RECIPES = (".yaml", ".yml")
 
 
@@ -56,41 +53,38 @@ RECIPES = (".yaml", ".yml")
 def run_stages(
     recipe: RecipeFile,
     slides: Slides = None,
-    until: Annotated[
-        str | None,
-        choice(BEFORE, "--until", text="Stop after this stage."),
-    ] = None,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Only work on failed slides, e.g. after a file was repaired.")
-    ] = False,
-    reason: Annotated[
-        str | None, typer.Option("--reason", metavar="TEXT", help="With --retry: only slides whose reason contains it.")
-    ] = None,
+    until: Annotated[str | None, choice(BEFORE, "--until", text="Stop after this stage.")] = None,
+    retry: Annotated[bool, Option("--retry", help="Only work on failed slides, e.g. after a repair.")] = False,
+    reason: Annotated[str | None, Option(metavar="TEXT", help="With --retry: slides whose reason contains it.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     settings: Overrides = None,
-    debug: Debug = False,
 ) -> None:
     """Run all stages: tile, train, predict, heatmap, report. Run it again to continue; nothing is done twice.
 
     Stage `features` stores the encoder's embedding of every tile, for training with `model.input: features`. --retry
     tiles failed slides again; those that failed later are worked on by the next run. Exit code 3 if slides failed.
     """
-    with explained(debug=debug):
-        loaded = read_recipe(recipe, settings, {"compute.scheduler": scheduler, "compute.workers": workers})
-        if reason is not None and not retry:
-            raise RecipeError("--reason: only with --retry")
-        if slides and not retry and until not in OF_SLIDES:
-            raise RecipeError(f"{slides[0]}: slides can only be named with --retry or --until {', '.join(OF_SLIDES)}")
-        if not Launch.of().is_first:
-            if not retry and until not in ("tile", "features"):
-                _train_along(loaded)
-        elif retry:
-            _retry(loaded, slides or [], reason)
-        elif until:
-            _run_until(loaded, BEFORE[until], slides or [])
-        else:
-            _run_all(loaded)
+    loaded = read_recipe(recipe, settings, {"compute.scheduler": scheduler, "compute.workers": workers})
+    if reason is not None and not retry:
+        raise RecipeError("--reason: only with --retry")
+    if slides and not retry and until not in OF_SLIDES:
+        raise RecipeError(f"{slides[0]}: slides can only be named with --retry or --until {', '.join(OF_SLIDES)}")
+    if not Launch.of().is_first:
+        if not retry and until not in ("tile", "features"):
+            from wsi_ips.pipeline.train_stage import train_along
+
+            train_along(loaded)  # takes part in a training that the first process leads
+    elif retry:
+        _retry(loaded, slides or [], reason or "")
+    elif until:
+        _run_until(loaded, BEFORE[until], slides or [])
+    else:
+        from wsi_ips.pipeline import run_pipeline
+
+        outcome = run_pipeline(loaded, Bars())
+        print_summary(outcome)
+        exit_partial_if(outcome.failed)
 
 
 @command(
@@ -98,40 +92,34 @@ def run_stages(
     "wsi-ips train recipe.yaml --set training.epochs=30",
     "torchrun --nproc-per-node 4 -m wsi_ips train recipe.yaml",
 )
-def train(recipe: RecipeFile, settings: Overrides = None, debug: Debug = False) -> None:
+def train(recipe: RecipeFile, settings: Overrides = None) -> None:
     """Train on the slides of split `train`, end to end on pixels; slides that are not tiled yet are tiled first."""
-    with explained(debug=debug):
-        loaded = read_recipe(recipe, settings)
-        if Launch.of().is_first:
-            _run_until(loaded, ("train",), [])
-        else:
-            _train_along(loaded)
+    loaded = read_recipe(recipe, settings)
+    if Launch.of().is_first:
+        _run_until(loaded, ("train",), [])
+    else:
+        from wsi_ips.pipeline.train_stage import train_along
+
+        train_along(loaded)
 
 
 @command(MODEL, "wsi-ips cross-validate recipe.yaml --folds 5")
 def cross_validate(
     recipe: RecipeFile,
-    folds: Annotated[
-        int | None, typer.Option("--folds", min=2, help="Number of folds to make; default: those of `split.file`.")
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="Column of the centre: a fold tests whole centres.")
-    ] = None,
+    folds: Annotated[int | None, Option(min=2, help="Number of folds; default: those of `split.file`.")] = None,
+    by: Annotated[str | None, Option(metavar="COLUMN", help="Column of the centre: test on whole centres.")] = None,
     settings: Overrides = None,
-    debug: Debug = False,
 ) -> None:
     """Train and test once per fold: every slide is predicted by a model that has not seen its patient.
 
     Tiles are made once. Each fold is a run in the recipe's output folder (fold_0 ...), next to out_of_fold.csv,
-    ensemble.csv (mean of all models for slides in no part) and cross_validation.json. Run it again to continue.
+    ensemble.csv (mean of all models for slides in no split) and cross_validation.json. Run it again to continue.
     """
-    with explained(debug=debug):
-        from wsi_ips.pipeline.cross_validation import cross_validate as run_folds
+    from wsi_ips.pipeline.cross_validation import cross_validate as run_folds
 
-        found = run_folds(read_recipe(recipe, settings), folds=folds, by=by, progress=Bars())
-        print_cross_validation(found)
-        if found.failed:
-            raise typer.Exit(EXIT_PARTIAL)
+    found = run_folds(read_recipe(recipe, settings), folds=folds, by=by, progress=Bars())
+    print_cross_validation(found)
+    exit_partial_if(found.failed)
 
 
 @command(
@@ -142,60 +130,42 @@ def cross_validate(
 def predict(
     targets: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="PATH",
             help="Slides: files, folders, URLs or a manifest (.csv), with --checkpoint. Or a recipe (.yaml), and "
             "slide_ids of its manifest; default: those of predict.splits.",
         ),
     ],
     checkpoint: Checkpoint = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Run folder for the results; it may contain slides of an earlier call."),
-    ] = None,
-    heatmaps: Annotated[
-        bool | None,
-        typer.Option("--heatmaps/--no-heatmaps", help="Draw maps; default: only without a recipe.", show_default=False),
-    ] = None,
-    mpp: Annotated[
-        float | None, typer.Option("--mpp", help="Without a recipe: µm per level-0 pixel of slides that lack it.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Run folder, new or of an earlier call.")] = None,
+    heatmaps: Annotated[bool | None, Option(help="Draw maps; default: without a recipe.", show_default=False)] = None,
+    mpp: Annotated[float | None, Option(help="Without a recipe: µm per level-0 pixel of slides that lack it.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     settings: Overrides = None,
-    debug: Debug = False,
 ) -> None:
     """Label slides and score every tile with a trained model.
 
     Without a recipe the model determines scale, tissue, tiles, temperature and threshold. All other commands accept
     the run folder: view, status, evaluate ... Slides in parallel share out the GPUs. Run it again to continue.
     """
-    with explained(debug=debug):
-        from wsi_ips.pipeline.stages import predict_slides
+    from wsi_ips.pipeline.stages import predict_slides
 
-        options: dict[str, Any] = {"compute.scheduler": scheduler, "compute.predict_workers": workers}
-        if workers is None and scheduler:
-            options["compute.predict_workers"] = 1
-        by_recipe = Path(targets[0]).suffix.lower() in RECIPES
-        if by_recipe:
-            options |= {"predict.checkpoint": checkpoint_of(checkpoint), "output": output and str(output.resolve())}
-            recipe, names = _of_recipe(targets, overrides_of(settings, options), mpp)
-        else:
-            recipe, names = _of_bundle(targets, checkpoint, output, overrides_of(settings, options), mpp)
-        draw = not by_recipe if heatmaps is None else heatmaps
-        found = predict_slides(recipe, names, heatmaps=draw, progress=Bars())
-        print_predictions(found)
-        if found.failed:
-            raise typer.Exit(EXIT_PARTIAL)
-
-
-def _run_all(recipe: Recipe) -> None:
-    from wsi_ips.pipeline import run_pipeline
-
-    outcome = run_pipeline(recipe, Bars())
-    print_summary(outcome)
-    if outcome.failed:
-        raise typer.Exit(EXIT_PARTIAL)
+    options: dict[str, Any] = {"compute.scheduler": scheduler, "compute.predict_workers": workers}
+    if workers is None and scheduler:
+        options["compute.predict_workers"] = 1
+    by_recipe = Path(targets[0]).suffix.lower() in RECIPES
+    if by_recipe:
+        if mpp is not None:
+            raise RecipeError("--mpp: with a recipe, fill column `mpp` of the manifest")
+        options |= {"predict.checkpoint": checkpoint_of(checkpoint), "output": output and str(output.resolve())}
+        recipe, names = read_recipe(Path(targets[0]), settings, options), targets[1:]
+    else:
+        recipe, names = _of_bundle(targets, checkpoint, output, overrides_of(settings, options), mpp)
+    draw = not by_recipe if heatmaps is None else heatmaps
+    found = predict_slides(recipe, names, heatmaps=draw, progress=Bars())
+    print_predictions(found)
+    exit_partial_if(found.failed)
 
 
 def _run_until(recipe: Recipe, stages: Sequence[str], slides: Sequence[str]) -> None:
@@ -206,9 +176,9 @@ def _run_until(recipe: Recipe, stages: Sequence[str], slides: Sequence[str]) -> 
     _end(run)
 
 
-def _retry(recipe: Recipe, slides: Sequence[str], reason: str | None) -> None:
+def _retry(recipe: Recipe, slides: Sequence[str], reason: str) -> None:
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.retry import retry
+    from wsi_ips.pipeline.tile_stage import retry
 
     with Run.open(recipe, Bars()) as run:
         done = retry(run, reason, slides)
@@ -218,26 +188,12 @@ def _retry(recipe: Recipe, slides: Sequence[str], reason: str | None) -> None:
 
 def _end(run: Run) -> None:
     print_status(run.states, only_problems=True)
-    if run.states.count("failed"):
-        raise typer.Exit(EXIT_PARTIAL)
-
-
-def _train_along(recipe: Recipe) -> None:
-    """Take part in a training that the first process leads; prints nothing and writes no file."""
-    from wsi_ips.pipeline.train_stage import train_along
-
-    train_along(recipe)
-
-
-def _of_recipe(targets: Sequence[str], values: dict[str, Any], mpp: float | None) -> tuple[Recipe, Sequence[str]]:
-    if mpp is not None:
-        raise RecipeError("--mpp: with a recipe, fill column `mpp` of the manifest")
-    return load_recipe(Path(targets[0]), values), targets[1:]
+    exit_partial_if(run.states.count("failed"))
 
 
 def _of_bundle(
     targets: Sequence[str], checkpoint: Path | None, output: Path | None, values: dict[str, Any], mpp: float | None
-) -> tuple[Recipe, Sequence[str]]:
+) -> tuple[Recipe, list[str]]:
     """Make the recipe of a call without a recipe, and list its slides."""
     from wsi_ips.pipeline.new_slides import bundle_folder, default_output, new_slides
 
@@ -250,4 +206,4 @@ def _of_bundle(
     found = new_slides(targets, bundle, output or default_output(bundle), overrides=values, mpp=mpp)
     for text in found.notes:
         out.print(text, soft_wrap=True, markup=False)
-    return found.recipe, found.names
+    return found.recipe, list(found.names)

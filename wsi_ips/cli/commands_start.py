@@ -9,60 +9,47 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from wsi_ips.cli.console import EXIT_CONFIGURATION, EXIT_PARTIAL, Bars, explained, out
-from wsi_ips.cli.print_checks import print_encoders, print_findings, print_report
+from wsi_ips.cli.console import EXIT_CONFIGURATION, Bars, exit_partial_if, out, put
 from wsi_ips.cli.print_results import print_summary
-from wsi_ips.cli.program import START, Debug, Overrides, command, parse_overrides
+from wsi_ips.cli.print_slides import print_encoders, print_findings, print_report
+from wsi_ips.cli.program import START, Overrides, command, parse_overrides
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 
 
 @command(START, "wsi-ips demo", "wsi-ips demo --slides-only cohort/ --slides 50 --set lesion_mm=[0.2,1.0]")
 def demo(
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same slides and the same model.")] = 0,
-    output: Annotated[Path, typer.Option("--output", help="Folder for slides and results.")] = Path("runs/demo"),
-    slides_only: Annotated[
-        Path | None,
-        typer.Option("--slides-only", metavar="DIR", help="Only make slides, annotations and a manifest, in a folder."),
-    ] = None,
-    slides: Annotated[
-        int | None, typer.Option("--slides", min=1, help="With --slides-only: number of slides, half with tumour.")
-    ] = None,
+    seed: Annotated[int, Option(help="The same seed gives the same slides and the same model.")] = 0,
+    output: Annotated[Path, Option(help="Folder for slides and results.")] = Path("runs/demo"),
+    slides_only: Annotated[Path | None, Option(metavar="DIR", help="Only make slides with a manifest, here.")] = None,
+    slides: Annotated[int | None, Option(min=1, help="With --slides-only: how many, half with tumour.")] = None,
     settings: Overrides = None,
-    debug: Debug = False,
 ) -> None:
     """Make synthetic slides with tumour, train on them, and produce labels, heatmaps and a report.
 
     It needs no data and no GPU, and takes a few minutes on two cores. The slides are tiled JPEG pyramids in Aperio
     format that any viewer opens. With --slides-only, --set changes a property of the slides.
     """
-    with explained(debug=debug):
-        values = parse_overrides(settings)
-        if slides_only is not None:
-            _make_slides(slides_only, {"slides": slides or 20, "seed": seed, **values})
-            return
-        if slides is not None:
-            raise RecipeError("--slides: only with --slides-only")
-        from wsi_ips.pipeline import run_pipeline
-        from wsi_ips.pipeline.demo_slides import make_slides
-
-        folder = output.resolve()
-        manifest = make_slides(folder / "cohort", seed=seed, progress=Bars())
-        places = {"output": str(folder), "manifest": str(manifest), "seed": seed}
-        with as_file(files("wsi_ips") / "demo.yaml") as path:
-            recipe = load_recipe(path, places | values)
-        outcome = run_pipeline(recipe, Bars())
-        print_summary(outcome)
-        if outcome.failed:
-            raise typer.Exit(EXIT_PARTIAL)
-
-
-def _make_slides(folder: Path, values: dict[str, object]) -> None:
+    from wsi_ips.pipeline import run_pipeline
     from wsi_ips.pipeline.demo_slides import changed_plan, make_slides
 
-    plan = changed_plan(values)
-    out.print(f"manifest: {make_slides(folder, plan, plan.seed, Bars())}", soft_wrap=True)
+    values = parse_overrides(settings)
+    if slides_only is not None:
+        plan = changed_plan({"slides": slides or 20, "seed": seed, **values})
+        put(f"manifest: {make_slides(slides_only, plan, plan.seed, Bars())}")
+        return
+    if slides is not None:
+        raise RecipeError("--slides: only with --slides-only")
+    folder = output.resolve()
+    manifest = make_slides(folder / "cohort", seed=seed, progress=Bars())
+    places = {"output": str(folder), "manifest": str(manifest), "seed": seed}
+    with as_file(files("wsi_ips") / "demo.yaml") as path:
+        recipe = load_recipe(path, places | values)
+    outcome = run_pipeline(recipe, Bars())
+    print_summary(outcome)
+    exit_partial_if(outcome.failed)
 
 
 @command(
@@ -75,37 +62,30 @@ def _make_slides(folder: Path, values: dict[str, object]) -> None:
 def check(
     target: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="TARGET",
             help="Slide (file or URL), folder (CAMELYON, or any slides), manifest (CSV) or recipe (YAML); nothing: "
             "this machine.",
             show_default=False,
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write the manifest found in a folder to this CSV.")
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--folder", help="Where to look for files in no row; default: the folders of the slides."),
-    ] = None,
-    encoders: Annotated[bool, typer.Option("--encoders", help="List the encoder presets and their licences.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    debug: Debug = False,
+    output: Annotated[Path | None, Option(metavar="FILE", help="Write the manifest of a folder to this CSV.")] = None,
+    folder: Annotated[Path | None, Option(help="Search it, not the slides' folders, for files in no row.")] = None,
+    encoders: Annotated[bool, Option("--encoders", help="List the encoder presets and their licences.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Check this machine, or slides, before any work.
 
     Machine: versions, cores, memory, GPU, disk. Slides: whether and how each can be read, its scale, copies, files in
-    no row, tiles to expect. Of a recipe: also what it needs of the machine. Exit code 2 if
-    something will not work, 3 if a slide cannot be used.
+    no row, tiles to expect. Of a recipe: also what it needs of the machine. Exit code 2 if something will not work, 3
+    if a slide cannot be used.
     """
-    with explained(debug=debug):
-        if encoders:
-            from wsi_ips.model.encoders import PRESETS
+    if encoders:
+        from wsi_ips.model.encoders import PRESETS
 
-            print_encoders(list(PRESETS.values()))
-        else:
-            _check(target, output, folder, as_json=as_json)
+        print_encoders(list(PRESETS.values()))
+    else:
+        _check(target, output, folder, as_json=as_json)
 
 
 def _check(target: str | None, output: Path | None, folder: Path | None, *, as_json: bool) -> None:
@@ -126,5 +106,4 @@ def _check(target: str | None, output: Path | None, folder: Path | None, *, as_j
         print_findings(machine, only_problems=report is not None)
     if any(finding.verdict == "wrong" for finding in machine):
         raise typer.Exit(EXIT_CONFIGURATION)
-    if report and report.unusable:
-        raise typer.Exit(EXIT_PARTIAL)
+    exit_partial_if(report and report.unusable)

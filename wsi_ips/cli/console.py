@@ -1,4 +1,4 @@
-"""The terminal: progress bars, error messages and exit codes of all commands."""
+"""The terminal: tables, lines, progress bars, error messages and exit codes of all commands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.errors import WsiIpsError
@@ -28,15 +29,31 @@ err = Console(stderr=True, highlight=False)
 FEW = 10
 
 
+def put(text: str) -> None:
+    """Print a line that the terminal wraps, so that it can be copied whole."""
+    out.print(text, soft_wrap=True)
+
+
 def say(colour: str, who: str, what: str) -> None:
-    """Print one line about a slide, file or part."""
-    out.print(f"[{colour}]{escape(who)}[/]: {escape(what)}", soft_wrap=True)
+    """Print one line about a slide, file or split."""
+    put(f"[{colour}]{escape(who)}[/]: {escape(what)}")
 
 
 def few(names: Sequence[str]) -> str:
     """Join names; of many only the first."""
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
     return ", ".join(names[:FEW]) + more
+
+
+def plain_table(*headings: str) -> Table:
+    """Return a table without borders; without headings it has only rows."""
+    return Table(*headings, box=None, pad_edge=False, show_header=bool(headings))
+
+
+def exit_partial_if(failed: object) -> None:
+    """Exit with code 3 if slides failed."""
+    if failed:
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 class Bars:
@@ -63,7 +80,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print one line above the bar."""
-        out.print(escape(text), soft_wrap=True)
+        put(escape(text))
 
 
 @contextmanager

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
-from wsi_ips.cli.console import out
-from wsi_ips.cli.print_states import COLOURS, MOST_ROWS, print_reasons, print_status
+from wsi_ips.cli.console import out, plain_table, put
+from wsi_ips.cli.print_slides import COLOURS, MOST_ROWS, print_reasons, print_status
 
 if TYPE_CHECKING:
     from wsi_ips.evaluation.calibration import Calibration
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from wsi_ips.evaluation.froc import Froc
     from wsi_ips.evaluation.localisation import Localisation
     from wsi_ips.evaluation.slide_evaluation import SlideEvaluation, TaskEvaluation
-    from wsi_ips.evaluation.staging import Patients
     from wsi_ips.evaluation.summary import Evaluation
     from wsi_ips.inference.slide_scores import Verdict
     from wsi_ips.labels import Task
@@ -27,8 +25,7 @@ if TYPE_CHECKING:
     from wsi_ips.pipeline.stages import Outcome, Predictions
     from wsi_ips.results.draw_scores import DrawnMap
 
-MOST_PICTURES = 10
-"""Maps are listed one by one up to this number; else their folder."""
+MOST_PICTURES = 10  # above it, only the folder of the maps is printed
 
 
 def print_summary(outcome: Outcome) -> None:
@@ -36,17 +33,17 @@ def print_summary(outcome: Outcome) -> None:
     from wsi_ips.evaluation.summary import headline
 
     print_status(outcome.states, only_problems=True)
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = plain_table()
     for name, value, note in headline(outcome.summary):
         table.add_row(f"[bold]{escape(name)}[/]", escape(f"{value}  {note}".strip()))
     out.print(table)
-    out.print(f"[bold]report[/]  {escape(str(outcome.report))}", soft_wrap=True)
+    put(f"[bold]report[/]  {escape(str(outcome.report))}")
 
 
 def print_predictions(found: Predictions) -> None:
     """Print a line per slide, why some have no prediction, how to read the table, and where the files are."""
     tasks = found.run.recipe.labels.tasks
-    table = Table("slide", *_headings(tasks), "tiles", box=None, pad_edge=False)
+    table = plain_table("slide", *_headings(tasks), "tiles")
     for slide in found.slides[:MOST_ROWS]:
         table.add_row(*_cells(slide, tasks))
     out.print(table)
@@ -54,12 +51,12 @@ def print_predictions(found: Predictions) -> None:
     if len(found.slides) > MOST_ROWS:
         out.print(f"... and {len(found.slides) - MOST_ROWS} more")
     for line in _readings(tasks, found.calibration):
-        out.print(escape(line), soft_wrap=True)
+        put(escape(line))
     pictures = [slide.picture for slide in found.slides if slide.picture]
     for picture in pictures if len(pictures) <= MOST_PICTURES else [pictures[0].parent]:
-        out.print(f"map: {escape(str(picture))}", soft_wrap=True)
-    out.print(f"predictions: {escape(str(found.run.folder.predictions))}", soft_wrap=True)
-    out.print(f"look at them: wsi-ips view {escape(str(found.run.folder.root))}", soft_wrap=True)
+        put(f"map: {escape(str(picture))}")
+    put(f"predictions: {escape(str(found.run.folder.predictions))}")
+    put(f"look at them: wsi-ips view {escape(str(found.run.folder.root))}")
     out.print("Research use only; not for diagnosis.")
 
 
@@ -98,7 +95,7 @@ def _is_binary(task: Task) -> bool:
 
 
 def _readings(tasks: Sequence[Task], calibration: Calibration) -> Iterator[str]:
-    """How to read the probabilities of each task."""
+    """Yield how to read the probabilities of each task."""
     for task, entry in zip(tasks, calibration.tasks, strict=True):
         name = "" if task.name == "label" else f"{task.name}: "
         if entry.decision == "tiles":
@@ -115,7 +112,7 @@ def print_cross_validation(found: CrossValidation) -> None:
     """Print the figures per fold and over all folds, and where the files are."""
     from wsi_ips.pipeline.cross_validation import figures_of
 
-    table = Table("fold", "slides tested", "AUC (95 % interval)", box=None, pad_edge=False)
+    table = plain_table("fold", "slides tested", "AUC (95 % interval)")
     for row in figures_of(found.folds):
         table.add_row(*row)
     out.print(table)
@@ -123,11 +120,10 @@ def print_cross_validation(found: CrossValidation) -> None:
     if spread:
         out.print(f"AUC over folds: {spread[0]:.3f}, standard deviation {spread[1]:.3f}")
     if found.pooled and "auc" in found.pooled:
-        auc = found.pooled["auc"]
-        out.print(f"AUC of all out-of-fold scores together: {auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})")
-    out.print(f"out-of-fold predictions: {escape(str(found.out_of_fold))}", soft_wrap=True)
+        out.print(f"AUC of all out-of-fold scores together: {_with_interval(found.pooled['auc'])}")
+    put(f"out-of-fold predictions: {escape(str(found.out_of_fold))}")
     if found.ensemble:
-        out.print(f"mean of all models for slides in no part: {escape(str(found.ensemble))}", soft_wrap=True)
+        put(f"mean of all models for slides in no split: {escape(str(found.ensemble))}")
 
 
 def print_drawn(drawn: Sequence[DrawnMap], output: Path) -> None:
@@ -136,8 +132,8 @@ def print_drawn(drawn: Sequence[DrawnMap], output: Path) -> None:
         how = "0 to 1" if one.kind == "probability" else "rank"
         test = "" if one.alignment is None else f", alignment {one.alignment:.2f}"
         package = "" if one.package is None else f", {one.package.name}/"
-        out.print(f"[bold]{escape(one.column)}[/] {how}{test}: {escape(one.path.name + package)}", soft_wrap=True)
-    out.print(f"pictures and packages: {output}", soft_wrap=True)
+        put(f"[bold]{escape(one.column)}[/] {how}{test}: {escape(one.path.name + package)}")
+    put(f"pictures and packages: {output}")
 
 
 def print_evaluation(found: Evaluation) -> None:
@@ -149,47 +145,45 @@ def print_evaluation(found: Evaluation) -> None:
     if found.localisation:
         _print_localisation(found.localisation)
     if found.tissue:
-        out.print(
+        put(
             f"annotated tumour: {found.tissue['in_tissue']:.1%} of its area is in the tissue mask, "
             f"{found.tissue['in_tiles']:.1%} in tiles; {found.tissue['lost']:.0f} of {found.tissue['lesions']:.0f} "
-            "lesions are lost before any learning (all slides)",
-            soft_wrap=True,
+            "lesions are lost before any learning (all slides)"
         )
     if found.patients:
-        _print_patients(found.patients)
+        kappa = _share(found.patients.kappa) or "undefined"
+        right = f"{found.patients.right} of {len(found.patients.patients)} patients right"
+        out.print(f"pN stage: {right}, quadratic kappa {kappa}")
     for note in found.notes:
-        out.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        put(f"[yellow]{escape(note)}[/]")
 
 
 def _print_slides(slides: SlideEvaluation) -> None:
-    table = Table("slides", "value", "95 % interval", box=None, pad_edge=False)
+    table = plain_table("slides", "value", "95 % interval")
     for name, found in slides.metrics.items():
         interval = f"{found.low:.3f} to {found.high:.3f}  {found.method}"
         table.add_row(name.replace("_", " "), f"{found.value:.3f}", interval)
     out.print(table)
     c = slides.confusion
-    out.print(
+    put(
         f"threshold {slides.threshold:.3f} ({slides.threshold_from}): {c.true_positive} of "
         f"{c.true_positive + c.false_negative} positive slides found, {c.false_positive} of "
-        f"{c.false_positive + c.true_negative} negative slides called positive",
-        soft_wrap=True,
+        f"{c.false_positive + c.true_negative} negative slides called positive"
     )
     if slides.calibration:
         out.print(f"calibration: slope {slides.calibration.slope:.2f}, intercept {slides.calibration.intercept:+.2f}")
     if slides.temperature and slides.calibrated:
-        out.print(
+        put(
             f"with temperature {slides.temperature:.2f} of the validation slides: slope {slides.calibrated.slope:.2f}, "
-            f"intercept {slides.calibrated.intercept:+.2f}",
-            soft_wrap=True,
+            f"intercept {slides.calibrated.intercept:+.2f}"
         )
     if slides.subgroups:
-        table = Table("group", "slides", "AUC", "95 % interval", "sensitivity", "specificity", box=None, pad_edge=False)
+        table = plain_table("group", "slides", "AUC (95 % interval)", "sensitivity", "specificity")
         for group in slides.subgroups:
             table.add_row(
                 escape(f"{group.name} = {group.value}"),
                 f"{group.positives} + {group.negatives}",
-                f"{group.auc.value:.3f}" if group.auc else "",
-                f"{group.auc.low:.3f} to {group.auc.high:.3f}" if group.auc else "",
+                _with_interval(group.auc),
                 _with_interval(group.sensitivity),
                 _with_interval(group.specificity),
             )
@@ -197,19 +191,17 @@ def _print_slides(slides: SlideEvaluation) -> None:
 
 
 def _print_task(task: TaskEvaluation) -> None:
-    table = Table(f"task {escape(task.name)}", "slides", "AUC", "sensitivity", "specificity", box=None, pad_edge=False)
+    table = plain_table(f"task {escape(task.name)}", "slides", "AUC", "sensitivity", "specificity")
     for c in task.classes:
-        slides = f"{c.positives} + {c.negatives}"
-        table.add_row(
-            escape(c.name), slides, _with_interval(c.auc), _with_interval(c.found), _with_interval(c.others_right)
-        )
+        figures = (_with_interval(figure) for figure in (c.auc, c.found, c.others_right))
+        table.add_row(escape(c.name), f"{c.positives} + {c.negatives}", *figures)
     out.print(table)
     kappa = "" if task.kappa is None else f", kappa {task.kappa:.3f}"
-    out.print(f"all classes right: {_with_interval(task.accuracy)} of {task.slides} slides{kappa}", soft_wrap=True)
+    put(f"all classes right: {_with_interval(task.accuracy)} of {task.slides} slides{kappa}")
 
 
 def _print_localisation(found: Localisation) -> None:
-    table = Table("tumour found where it is", "value", "of", box=None, pad_edge=False)
+    table = plain_table("tumour found where it is", "value", "of")
     for name, curve in (
         ("peaks", found.lesions_by_peaks),
         ("components", found.lesions_by_components),
@@ -232,11 +224,6 @@ def _print_localisation(found: Localisation) -> None:
     if found.effective_tiles is not None:
         table.add_row("attention is spread over", f"{found.effective_tiles:.1f} tiles", "exp of its entropy, mean")
     out.print(table)
-
-
-def _print_patients(found: Patients) -> None:
-    kappa = "undefined" if found.kappa is None else f"{found.kappa:.3f}"
-    out.print(f"pN stage: {found.right} of {len(found.patients)} patients right, quadratic kappa {kappa}")
 
 
 def _sensitivities(curve: Froc) -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
+from typer import Argument, Option
 
 from wsi_ips import __version__
-from wsi_ips.cli.console import out
+from wsi_ips.cli.console import explained, out
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import RecipeError
 
-START, COHORT, MODEL, RESULTS, OTHER_TOOLS = "Start", "Cohort", "Model", "Results", "Other tools"
-"""Panels of ``wsi-ips --help``."""
-SHARED = ("train", "run")
-"""Commands in which the processes that ``torchrun`` starts work together."""
+START, COHORT, MODEL, RESULTS, OTHER_TOOLS = "Start", "Cohort", "Model", "Results", "Other tools"  # panels of the help
+SHARED = ("train", "run")  # commands in which the processes that `torchrun` starts work together
 Command = TypeVar("Command", bound=Callable[..., None])
 
 app = typer.Typer(
@@ -31,41 +32,47 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML; see pipelines/), or a run folder with one in it.")
+    Path, Argument(metavar="RECIPE", help="Recipe file (YAML; see pipelines/), or a run folder with one in it.")
 ]
-Slides = Annotated[list[str] | None, typer.Argument(metavar="SLIDE", help="Only these slide_ids.", show_default=False)]
+Slides = Annotated[list[str] | None, Argument(metavar="SLIDE", help="Only these slide_ids.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe, e.g. training.epochs=3. Repeatable."),
+    Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe, e.g. training.epochs=3. Repeatable."),
 ]
-Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", help="Folder of a trained model to use instead of the run's own.")
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option("--scheduler", help="Dask scheduler (tcp://host:8786, or slurm); the default is this machine."),
-]
-Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Slides worked on in parallel; 0 = in this process, one by one.")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Checkpoint = Annotated[Path | None, Option(help="Folder of a trained model to use instead of the run's own.")]
+Scheduler = Annotated[str | None, Option(help="Dask scheduler (tcp://host:8786) or slurm; default: this machine.")]
+Workers = Annotated[int | None, Option(min=0, help="Slides in parallel; 0 = one by one, in this process.")]
+Debug = Annotated[bool, Option("--debug", help="Show the full traceback of an error.")]
 
 
 def main() -> None:
     """Run the program. SIGTERM, which batch systems send, stops it as cleanly as Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    app(prog_name="wsi-ips")
 
 
 def command(
     panel: str, *examples: str, name: str | None = None, group: typer.Typer = app
 ) -> Callable[[Command], Command]:
-    """Register a command in a panel of the help; its own help ends with the examples."""
-    return group.command(name, rich_help_panel=panel, epilog="\n\n".join(("Examples:", *examples)))
+    """Register a command in a panel of the help, with examples in its own help, and with option ``--debug``."""
+
+    def register(function: Command) -> Command:
+        @wraps(function)
+        def guarded(*, debug: bool, **arguments: Any) -> None:
+            with explained(debug=debug):
+                function(**arguments)
+
+        own = inspect.signature(function, eval_str=True)
+        option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+        guarded.__signature__ = own.replace(parameters=[*own.parameters.values(), option])  # type: ignore[attr-defined]
+        group.command(name, rich_help_panel=panel, epilog="\n\n".join(("Examples:", *examples)))(guarded)
+        return function
+
+    return register
 
 
 def choice(names: Iterable[str], flag: str, *, text: str) -> Any:
-    """Build an option that takes one of some names, which its help lists."""
+    """Return an option that takes one of some names, which its help lists."""
     known = list(names)
 
     def parse(given: str) -> str:
@@ -73,7 +80,7 @@ def choice(names: Iterable[str], flag: str, *, text: str) -> Any:
             raise typer.BadParameter(f"{given}: choose one of {', '.join(known)}")
         return given
 
-    return typer.Option(flag, parser=parse, metavar="|".join(known), help=text, show_default=False)
+    return Option(flag, parser=parse, metavar="|".join(known), help=text, show_default=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,46 +93,34 @@ def _print_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback prints it
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    if context.invoked_subcommand not in SHARED:  # under torchrun only the first process goes on, alone
+    if context.invoked_subcommand not in SHARED:  # under torchrun only the first process continues, alone
         if not Launch.of().is_first:
             raise typer.Exit
         Launch.forget()
 
 
 def read_recipe(path: Path, settings: Sequence[str] | None, options: Mapping[str, Any] | None = None) -> Recipe:
-    """Load a recipe with the keys of ``--set`` and those that other options stand for; None = option not given.
-
-    Raises
-    ------
-    RecipeError
-        The recipe or a setting cannot be used.
-    """
+    """Load a recipe with the keys of ``--set`` and those that other options set."""
     return load_recipe(path, overrides_of(settings, options or {}))
 
 
 def overrides_of(settings: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the keys of ``--set`` with those that other options stand for; None = option not given."""
+    """Join the keys of ``--set`` with those that other options set; None = option not given."""
     return parse_overrides(settings) | {key: value for key, value in options.items() if value is not None}
 
 
 def checkpoint_of(folder: Path | None) -> str | None:
-    """Return the model folder that an option ``--checkpoint`` means; it may name a run folder."""
+    """Return the model folder that option ``--checkpoint`` means; it may name a run folder."""
     from wsi_ips.pipeline.new_slides import bundle_folder
 
     return None if folder is None else str(bundle_folder(folder.resolve()))
 
 
 def parse_overrides(settings: Sequence[str] | None) -> dict[str, Any]:
-    """Parse ``KEY=VALUE`` texts into a mapping; values are read as YAML.
-
-    Raises
-    ------
-    RecipeError
-        A text has no ``=``, or a value is not YAML.
-    """
+    """Parse ``KEY=VALUE`` texts into a mapping; values are read as YAML."""
     parsed = {}
     for text in settings or []:
         key, equals, value = text.partition("=")

@@ -5,46 +5,25 @@ error. A stage gets its section only; ``pipeline`` alone sees the whole. Section
 changes speed but no result, so it is in no fingerprint.
 """
 
-from wsi_ips.config.loading import load_recipe
-from wsi_ips.config.sections import (
-    AugmentSection,
-    ComputeSection,
-    FeaturesSection,
-    HandoffSection,
-    HeatmapSection,
-    LabelsSection,
-    Leak,
-    ModelSection,
-    PredictSection,
-    Recipe,
-    Section,
-    SlidesSection,
-    SplitSection,
-    TilesSection,
-    TissueSection,
-    TrackingSection,
-    TrainingSection,
-)
-from wsi_ips.config.training_length import PlannedTraining, planned
+from wsi_ips.config.data_sections import LabelsSection, SlidesSection, TilesSection, TissueSection
+from wsi_ips.config.key_types import Section
+from wsi_ips.config.learning_sections import AugmentSection, ModelSection, PlannedTraining, TrainingSection, planned
+from wsi_ips.config.output_sections import ComputeSection, HandoffSection, HeatmapSection
+from wsi_ips.config.recipe import Recipe, load_recipe
 
 __all__ = [
     "AugmentSection",
     "ComputeSection",
-    "FeaturesSection",
     "HandoffSection",
     "HeatmapSection",
     "LabelsSection",
-    "Leak",
     "ModelSection",
     "PlannedTraining",
-    "PredictSection",
     "Recipe",
     "Section",
     "SlidesSection",
-    "SplitSection",
     "TilesSection",
     "TissueSection",
-    "TrackingSection",
     "TrainingSection",
     "load_recipe",
     "planned",

@@ -1,14 +1,17 @@
-"""Types of recipe keys that pydantic has no name for."""
+"""Types of recipe keys, and the base class of sections."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
-FOLDER = "folder"
-"""Entry of the validation context: the folder of the recipe file."""
+from wsi_ips.registry import registry
+
+FOLDER = "folder"  # entry of the validation context: the folder of the recipe file
 
 
 def _from_recipe_folder(path: Path, info: ValidationInfo) -> Path:
@@ -18,3 +21,32 @@ def _from_recipe_folder(path: Path, info: ValidationInfo) -> Path:
 
 RecipePath: TypeAlias = Annotated[Path, AfterValidator(_from_recipe_folder)]
 """A file or folder: relative to the recipe file, ``~`` is the home folder."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Once = AfterValidator(lambda names: tuple(dict.fromkeys(names)))  # drops repeated names
+
+
+@dataclass(frozen=True)
+class ListedIn:
+    """Mark of a key that names an entry of a registry; checked without importing what it names."""
+
+    plural: str  # key of `wsi_ips.registry.HOMES`
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the name after pydantic has checked that it is a string."""
+        return core_schema.no_info_after_validator_function(self._require_listed, handler(source))
+
+    def _require_listed(self, name: str) -> str:
+        registry(self.plural)[name]  # raises RecipeError, a ValueError, which lists the choices
+        return name
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

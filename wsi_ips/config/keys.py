@@ -8,34 +8,20 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from wsi_ips.config.choices import ListedIn
-from wsi_ips.config.sections import Recipe, Section
+from wsi_ips.config.key_types import ListedIn, Section
+from wsi_ips.config.recipe import Recipe
 from wsi_ips.registry import registry
 
 
 @dataclass(frozen=True)
 class RecipeKey:
-    """One key of a recipe.
+    """One key of a recipe."""
 
-    Attributes
-    ----------
-    name
-        Dotted name, such as ``tiles.mpp``; ``NAME`` stands for a name that the user chooses.
-    default
-        Value when the recipe leaves the key out; None for a required key and where empty is the default.
-    is_required
-        Whether every recipe must give it.
-    description
-        Meaning and unit. Where a registry lists the choices, their help follows.
-    choices
-        The names to choose from; empty when the key takes other values too.
-    """
-
-    name: str
-    default: Any
+    name: str  # dotted, such as `tiles.mpp`; NAME stands for a name that the user chooses
+    default: Any  # None for a required key, and if empty is the default
     is_required: bool
-    description: str
-    choices: tuple[str, ...]
+    description: str  # meaning and unit; if a registry lists the choices, their help follows
+    choices: tuple[str, ...]  # empty if the key takes other values than names
 
 
 def recipe_keys(section: type[Section] = Recipe) -> list[RecipeKey]:
@@ -48,19 +34,17 @@ def _keys_of(section: type[Section], prefix: str) -> Iterator[RecipeKey]:
         inner = _section_in(field.annotation)
         if inner is None:
             yield _key(f"{prefix}{name}", field)
-        elif get_origin(field.annotation) is dict:  # sections under names of the user's own
-            yield from _keys_of(inner, f"{prefix}{name}.NAME.")
         else:
-            yield from _keys_of(inner, f"{prefix}{name}.")
+            user_names = "NAME." if get_origin(field.annotation) is dict else ""
+            yield from _keys_of(inner, f"{prefix}{name}.{user_names}")
 
 
 def _key(name: str, field: FieldInfo) -> RecipeKey:
     marks = [*field.metadata, *_marks_in(field.annotation)]
     plural = next((mark.plural for mark in marks if isinstance(mark, ListedIn)), None)
-    description = field.description or ""
-    choices = tuple(registry(plural)) if plural else _literals_in(field.annotation)
+    description, choices = field.description or "", _literals_in(field.annotation)
     if plural:
-        description = f"{description}: {registry(plural).described()}"
+        description, choices = f"{description}: {registry(plural).described()}", tuple(registry(plural))
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     return RecipeKey(name, default, field.is_required(), description, choices)
 
@@ -80,7 +64,7 @@ def _marks_in(annotation: Any) -> Iterator[Any]:
 
 
 def _literals_in(annotation: Any) -> tuple[str, ...]:
-    """Return the names an annotation allows; nothing where it allows other values than names, too."""
+    """Return the names an annotation allows; nothing if it also allows other values."""
     if get_origin(annotation) is Literal:
         return tuple(str(name) for name in get_args(annotation))
     parts = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]

@@ -1,7 +1,4 @@
-"""Check this machine and installation, and what a recipe needs of them.
-
-Each finding is measured, or asked of the library concerned; none is guessed from a version number alone.
-"""
+"""Check this machine and installation, and what a recipe needs of them; every finding is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from packaging.requirements import Requirement
 
 from wsi_ips.config import Recipe
 
-Verdict = Literal["ok", "note", "wrong"]
+Verdict = Literal["ok", "note", "wrong"]  # note: it works, but is worth knowing; wrong: something will not work
 
 LEAST_DISK_GB = 5.0
 LEAST_MEMORY_GB = 4.0
@@ -30,10 +27,7 @@ REINSTALL = "install again: pip install --force-reinstall wsi-ips"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, the verdict, the result, and what to do (empty if nothing).
-
-    ``note``: it works, but is worth knowing; ``wrong``: something will not work.
-    """
+    """What was checked, the verdict, the result, and what to do (empty if nothing)."""
 
     what: str
     verdict: Verdict
@@ -42,15 +36,7 @@ class Finding:
 
 
 def check_machine(output: Path, recipe: Recipe | None = None) -> list[Finding]:
-    """Check libraries, cores, memory, GPU and disk.
-
-    Parameters
-    ----------
-    output
-        Folder for the results; it need not exist yet.
-    recipe
-        Also check what this recipe needs.
-    """
+    """Check libraries, cores, memory, GPU, the disk of a folder for results, and what a recipe needs."""
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
         "memory, cores": _memory,
@@ -63,7 +49,7 @@ def check_machine(output: Path, recipe: Recipe | None = None) -> list[Finding]:
 
 
 def _fenced(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Findings of one check; a library that fails to load is a finding too."""
+    """Return the findings of a check; a library that fails to load is a finding too."""
     try:
         return list(check())
     except Exception as error:  # noqa: BLE001 - a broken installation fails in ways that cannot be listed
@@ -94,7 +80,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _requirements() -> dict[str, list[Requirement]]:
-    """Requirements of this package by extra, its core's under an empty name; empty if it is not installed."""
+    """Return the requirements of this package by extra (its own under ""); none if it is not installed."""
     found: dict[str, list[Requirement]] = {}
     try:
         lines = requires("wsi-ips") or []
@@ -120,11 +106,10 @@ def _memory() -> Iterator[Finding]:
     total, free, limit = installed_memory_bytes(), free_memory_bytes(), memory_bytes()
     limited = "" if total - limit < 1e8 else f", limited to {limit / 1e9:.1f} GB"
     text = f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB free{limited}; {available_cores()} cores"
+    advice = ""
     if min(free, limit) / 1e9 < LEAST_MEMORY_GB:
         advice = f"training needs {LEAST_MEMORY_GB:g} GB: close other programs, or lower `compute.chunk_size`"
-        yield Finding("memory, cores", "note", text, advice)
-    else:
-        yield Finding("memory, cores", "ok", text)
+    yield Finding("memory, cores", "note" if advice else "ok", text, advice)
 
 
 def _graphics() -> Iterator[Finding]:
@@ -141,8 +126,7 @@ def _graphics() -> Iterator[Finding]:
             if _runs_on(number):
                 yield Finding(f"GPU {number}", "ok", text)
             else:
-                built = ", ".join(torch.cuda.get_arch_list())
-                advice = f"this PyTorch is built for {built}; install one for this GPU"
+                advice = f"this PyTorch is built for {', '.join(torch.cuda.get_arch_list())}; install one for this GPU"
                 yield Finding(f"GPU {number}", "wrong", f"{text}: a test computation fails", advice)
     elif driver:
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
@@ -163,7 +147,6 @@ def _runs_on(number: int) -> bool:
 
 
 def _nvidia_driver() -> str | None:
-    """Version of the NVIDIA driver, None if there is none."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -188,15 +171,13 @@ def _disk(output: Path) -> Iterator[Finding]:
         return
     usage = shutil.disk_usage(place)
     text = f"{place}: {usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f}"
+    advice = ""
     if usage.free / 1e9 < LEAST_DISK_GB:
         advice = "tile indexes and scores need some MB per slide; free some space, or choose another disk"
-        yield Finding("output", "note", text, advice)
-    else:
-        yield Finding("output", "ok", text)
+    yield Finding("output", "note" if advice else "ok", text, advice)
 
 
 def _recipe_needs(recipe: Recipe) -> Iterator[Finding]:
-    """What the recipe asks for and this machine does not have."""
     import torch
 
     if recipe.compute.device.startswith("cuda") and not torch.cuda.is_available():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.config import Recipe, TilesSection, load_recipe
 from wsi_ips.errors import Failure, ManifestError, ResolutionError, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
 from wsi_ips.manifest.discovery import discover
@@ -33,53 +33,40 @@ from wsi_ips.slides import (
 from wsi_ips.slides.source import is_url, slide_name
 from wsi_ips.tiles.index import tile_grid
 
-THREADS = 8
-"""Slides opened in parallel: reading headers waits for disks, not for cores."""
+THREADS = 8  # slides opened in parallel: reading headers waits for disks, not for cores
 RECIPE_SUFFIXES = (".yaml", ".yml")
 UNEQUAL_AXES = 0.01
 CORNER_PX = 16
-TISSUE_SHARE = 0.3
-"""Share of the tile grid taken to be tissue, for the estimate of work."""
+TISSUE_SHARE = 0.3  # of the tile grid, for the number of tiles to expect
 
 
-@dataclass(frozen=True)
-class CheckSettings:
-    """How the slides would be read, see the recipe; ``must_reach`` rejects slides that are coarser than the target."""
+class Target(NamedTuple):
+    """What to check, how it would be read, and where to look for files in no row (see :func:`unlisted_files`)."""
 
-    reader: str = "auto"
-    target_mpp: float = 0.5
-    patch_px: int = 256
-    stride_px: int = 256
-    must_reach: bool = False
-    remote: Remote = PATIENT
+    records: Sequence[SlideRecord]
+    recipe: Recipe | None = None  # with a recipe, slides that are coarser than its target cannot be used
+    folders: tuple[Path, ...] = ()
+    deep: bool = False
+    own: frozenset[Path] = frozenset()
+
+    @property
+    def tiles(self) -> TilesSection:
+        """How tiles would be made: by the recipe, or the defaults."""
+        return self.recipe.tiles if self.recipe else TilesSection()
 
 
 @dataclass(frozen=True)
 class CheckedSlide:
-    """One slide, or the reason why it cannot be used.
-
-    Attributes
-    ----------
-    info
-        Header without properties; None if the slide cannot be opened.
-    file_bytes
-        Size of the file (for MRXS including the folder).
-    content, series
-        Identity of the content, and DICOM series; empty if the file cannot be read, or is not DICOM.
-    tiles
-        Tiles to expect; None if the slide has no scale or is too coarse.
-    problem
-        Why it cannot be used; empty if it can.
-    """
+    """One slide, or the reason why it cannot be used."""
 
     slide_id: str
     path: str = ""
-    info: SlideInfo | None = None
-    file_bytes: int = 0
-    content: str = ""
-    series: str = ""
-    tiles: int | None = None
-    problem: str = ""
+    info: SlideInfo | None = None  # without properties; None if the slide cannot be opened
+    file_bytes: int = 0  # for MRXS including the folder
+    content: str = ""  # identity of the content; empty if the file cannot be read
+    series: str = ""  # DICOM series
+    tiles: int | None = None  # to expect; None if the slide has no scale or is too coarse
+    problem: str = ""  # why it cannot be used; empty if it can
     remarks: tuple[str, ...] = ()
 
     @property
@@ -110,20 +97,6 @@ class CheckedSlide:
         }
 
 
-class Target(NamedTuple):
-    """What to check: rows, how to read them, and (see :func:`unlisted_files`) where to look for files in no row.
-
-    ``recipe`` is None unless a recipe was named.
-    """
-
-    records: Sequence[SlideRecord]
-    settings: CheckSettings = CheckSettings()
-    recipe: Recipe | None = None
-    folders: tuple[Path, ...] = ()
-    deep: bool = False
-    own: frozenset[Path] = frozenset()
-
-
 @dataclass(frozen=True)
 class CheckReport:
     """Every slide in the order of the manifest, groups of copies (same content or DICOM series), and unlisted files."""
@@ -131,7 +104,7 @@ class CheckReport:
     rows: tuple[CheckedSlide, ...]
     copies: tuple[tuple[str, ...], ...]
     unlisted: Unlisted
-    settings: CheckSettings
+    tiling: TilesSection
 
     @property
     def unusable(self) -> int:
@@ -139,14 +112,9 @@ class CheckReport:
         return sum(bool(row.problem) for row in self.rows)
 
     @property
-    def infos(self) -> list[SlideInfo]:
-        """Headers of all slides that can be opened."""
-        return [row.info for row in self.rows if row.info]
-
-    @property
     def scales(self) -> list[tuple[float, float, int]]:
         """Scales of the cohort, see :func:`scale_bins`."""
-        return scale_bins([info.mpp.x for info in self.infos if info.mpp])
+        return scale_bins([row.info.mpp.x for row in self.rows if row.info and row.info.mpp])
 
     @property
     def mpp_sources(self) -> Counter[str]:
@@ -172,30 +140,17 @@ class CheckReport:
             "expected": {
                 "tiles": self.tiles,
                 "tissue_share": TISSUE_SHARE,
-                "target_mpp": self.settings.target_mpp,
-                "patch_px": self.settings.patch_px,
+                "target_mpp": self.tiling.mpp,
+                "patch_px": self.tiling.patch_px,
             },
         }
 
 
 def find_target(target: str, *, write_to: Path | None = None, folder: Path | None = None) -> Target:
-    """Read the rows and settings of a slide, folder, manifest or recipe.
+    """Read the rows of a slide (file or URL), folder, manifest or recipe.
 
-    Parameters
-    ----------
-    target
-        Slide file or URL, folder of slides, recipe (.yaml, .yml) or manifest.
-    write_to
-        Write the manifest of a folder to this file.
-    folder
-        Where to look, subfolders included, for files that no row names; by default the folders of the slides.
-
-    Raises
-    ------
-    ManifestError
-        The manifest cannot be used, or the folder contains no slide.
-    RecipeError
-        The recipe cannot be used.
+    ``write_to`` is the file for the manifest of a folder; ``folder`` is searched to the bottom for files that no row
+    names, instead of the folders of the slides.
     """
     path = Path(target)
     if folder is not None and not folder.is_dir():
@@ -215,7 +170,7 @@ def find_target(target: str, *, write_to: Path | None = None, folder: Path | Non
         return Target(records, folders=(folder or path,), deep=True, own=frozenset(own))
     if path.suffix.lower() in RECIPE_SUFFIXES:
         recipe = load_recipe(path)
-        found = Target(read_cohort(recipe).records, _settings(recipe), recipe)
+        found = Target(read_cohort(recipe).records, recipe)
         own.add(recipe.manifest.resolve())
     else:
         found = Target(read_manifest(path).records)
@@ -230,24 +185,27 @@ def check_cohort(target: Target, progress: Progress | None = None) -> CheckRepor
         (progress or Silent()).stage("headers", len(target.records), "slides") as advance,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        for row in pool.map(lambda record: check_slide(record, target.settings), target.records):
+        for row in pool.map(lambda record: check_slide(record, target), target.records):
             rows.append(row)
             advance(1)
     series = frozenset(row.series for row in rows if row.series)
     unlisted = unlisted_files(target.folders, target.records, deep=target.deep, own=target.own, series=series)
-    return CheckReport(tuple(rows), tuple(_copies(rows)), unlisted, target.settings)
+    return CheckReport(tuple(rows), tuple(_copies(rows)), unlisted, target.tiles)
 
 
-def check_slide(record: SlideRecord, settings: CheckSettings) -> CheckedSlide:
+def check_slide(record: SlideRecord, target: Target) -> CheckedSlide:
     """Check one slide; any error ends as the problem of its row."""
+    reader_name, remote = "auto", PATIENT
+    if target.recipe:
+        reader_name, remote = target.recipe.slides.reader, Remote(target.recipe.compute.remote_timeout_s)
     row = CheckedSlide(record.slide_id, str(record.path))
 
     def look() -> None:
         nonlocal row
-        row = replace(row, file_bytes=content_bytes(record.path, settings.remote))
-        row = replace(row, content=content_identity(record.path, settings.remote))
-        with open_slide(record.path, reader=settings.reader, mpp_override=record.mpp, remote=settings.remote) as reader:
-            row = _with_header(row, record, reader.info, settings)
+        row = replace(row, file_bytes=content_bytes(record.path, remote))
+        row = replace(row, content=content_identity(record.path, remote))
+        with open_slide(record.path, reader=reader_name, mpp_override=record.mpp, remote=remote) as reader:
+            row = _with_header(row, record, reader.info, target)
             _ = reader.info.pyramid  # raises if the slide has no scale
             _read_corner(reader)
 
@@ -259,7 +217,7 @@ def check_slide(record: SlideRecord, settings: CheckSettings) -> CheckedSlide:
 
 
 def scale_bins(mpps: Sequence[float]) -> list[tuple[float, float, int]]:
-    """Group scales that lie within 5 % of the smallest of their group; returns (smallest, largest, number) of each.
+    """Group scales within 5 % of the smallest of a group, and return (smallest, largest, number) of each.
 
     >>> scale_bins([0.5, 0.25, 0.251, 0.2500001])
     [(0.25, 0.251, 3), (0.5, 0.5, 1)]
@@ -273,35 +231,27 @@ def scale_bins(mpps: Sequence[float]) -> list[tuple[float, float, int]]:
     return [(group[0], group[-1], len(group)) for group in bins]
 
 
-def expected_tiles(info: SlideInfo, settings: CheckSettings) -> int:
-    """Estimate the tiles of a slide with tissue on :data:`TISSUE_SHARE` of its grid.
-
-    Raises
-    ------
-    ResolutionError
-        The slide has no scale, or is coarser than the target.
-    """
-    size = Size(settings.patch_px, settings.patch_px)
-    plan = plan_read(info.pyramid, target_mpp=settings.target_mpp, patch_size=size)
-    return round(len(tile_grid(info.bounds, plan, stride_px=settings.stride_px)) * TISSUE_SHARE)
+def expected_tiles(info: SlideInfo, tiling: TilesSection) -> int:
+    """Estimate the tiles of a slide; raises ``ResolutionError`` if it has no scale, or is coarser than the target."""
+    plan = plan_read(info.pyramid, target_mpp=tiling.mpp, patch_size=Size(tiling.patch_px, tiling.patch_px))
+    return round(len(tile_grid(info.bounds, plan, stride_px=tiling.stride)) * TISSUE_SHARE)
 
 
 def _read_corner(reader: SlideReader) -> None:
-    """Some files open, but deliver no pixels."""
-    coarsest = len(reader.info.level_sizes) - 1
-    size = reader.info.level_sizes[coarsest]
+    """Fail if the file opens, but delivers no pixels."""
+    coarsest, size = len(reader.info.level_sizes) - 1, reader.info.level_sizes[-1]
     reader.read_region(Point(0, 0), coarsest, Size(min(CORNER_PX, size.width), min(CORNER_PX, size.height)))
 
 
-def _with_header(row: CheckedSlide, record: SlideRecord, info: SlideInfo, settings: CheckSettings) -> CheckedSlide:
+def _with_header(row: CheckedSlide, record: SlideRecord, info: SlideInfo, target: Target) -> CheckedSlide:
     series, remarks = info.properties.get(DICOM_SERIES, ""), tuple(_remarks(record, info))
     row = replace(row, info=replace(info, properties={}), series=series, remarks=remarks)
     if info.mpp is None:
         return row
     try:
-        return replace(row, tiles=expected_tiles(info, settings))
+        return replace(row, tiles=expected_tiles(info, target.tiles))
     except ResolutionError as error:
-        if settings.must_reach:
+        if target.recipe:
             return replace(row, problem=str(error))
         return replace(row, remarks=(str(error).partition(":")[0], *row.remarks))
 
@@ -318,21 +268,8 @@ def _remarks(record: SlideRecord, info: SlideInfo) -> Iterable[str]:
 
 
 def _copies(rows: Sequence[CheckedSlide]) -> Iterable[tuple[str, ...]]:
-    """Slides with the same content or DICOM series; a file that cannot be read is a copy of none."""
     groups: dict[str, list[str]] = {}
     for row in rows:
-        key = row.series or row.content
-        if key:
+        if key := row.series or row.content:
             groups.setdefault(key, []).append(row.slide_id)
     return (tuple(names) for names in groups.values() if len(names) > 1)
-
-
-def _settings(recipe: Recipe) -> CheckSettings:
-    return CheckSettings(
-        reader=recipe.slides.reader,
-        target_mpp=recipe.tiles.mpp,
-        patch_px=recipe.tiles.patch_px,
-        stride_px=recipe.tiles.stride,
-        must_reach=True,
-        remote=Remote(recipe.compute.remote_timeout_s),
-    )

@@ -18,40 +18,30 @@ Lines = list[tuple[str, str]]
 
 
 def explain(run: Run, slide_id: str) -> Lines:
-    """Collect what is known about a slide, and what to do next, as names and values.
+    """Return what is known about a slide, and what to do next, as names and values; changes nothing.
 
-    Changes nothing. A file that does not answer within ten seconds is reported as such.
-
-    Raises
-    ------
-    ManifestError
-        The manifest has no such slide.
+    A file that does not answer within ten seconds is reported as such.
     """
     (record,) = run.named([slide_id])
     state = run.states[slide_id]
-    return [
-        *_state_lines(state),
-        *_manifest_lines(record),
-        *_index_lines(run, record),
-        ("what to do", _advice(run, state)),
-        *_traceback_lines(run, state),
-    ]
+    lines = [*_state_lines(state), *_manifest_lines(record), *_index_lines(run, record)]
+    lines += [("what to do", _advice(run, state)), ("traceback", _traceback(run, state))]
+    return [(name, value) for name, value in lines if value]
 
 
 def _state_lines(state: SlideState) -> Lines:
-    last = f"stage {state.stage}, {state.attempts} attempts" if state.stage else "not worked on yet"
-    took = [
-        f"{value:g} {unit}"
-        for value, unit in ((state.seconds, "s"), (state.cpu_seconds, "s of CPU"), (state.rss_mb, "MB resident"))
-        if value is not None
+    figures = ((state.seconds, "s"), (state.cpu_seconds, "s of CPU"), (state.rss_mb, "MB resident"))
+    return [
+        ("state", state.state),
+        ("reason", state.reason),
+        ("last", f"stage {state.stage}, {state.attempts} attempts" if state.stage else "not worked on yet"),
+        ("took", ", ".join(f"{value:g} {unit}" for value, unit in figures if value is not None)),
+        ("tissue", "" if state.tissue_mm2 is None else f"{state.tissue_mm2:g} mm²"),
     ]
-    tissue = "" if state.tissue_mm2 is None else f"{state.tissue_mm2:g} mm²"
-    lines = [("state", state.state), ("reason", state.reason), ("last", last), ("took", ", ".join(took))]
-    return [line for line in [*lines, ("tissue", tissue)] if line[1]]
 
 
 def _manifest_lines(record: SlideRecord) -> Lines:
-    values = [
+    return [
         ("file", f"{record.path} ({_file_facts(record)})"),
         ("label", record.label or ""),
         ("split", record.split or ""),
@@ -59,7 +49,6 @@ def _manifest_lines(record: SlideRecord) -> Lines:
         ("mpp in the manifest", "" if record.mpp is None else f"{record.mpp.x:g} x {record.mpp.y:g} µm/px"),
         ("annotation", str(record.annotation or "")),
     ]
-    return [line for line in values if line[1]]
 
 
 def _file_facts(record: SlideRecord) -> str:
@@ -82,13 +71,16 @@ def _index_lines(run: Run, record: SlideRecord) -> Lines:
         index = run.index(record)
     except TileIndexError as error:
         return [("index", str(error))]
+
+    def compare(record: SlideRecord) -> str:
+        try:
+            is_current = run.tiles_fingerprint(record) == index.fingerprint
+        except (OSError, SlideError) as error:
+            return f"cannot be compared ({error})"
+        return "up to date" if is_current else "slide, annotation or recipe changed since; it will be tiled again"
+
+    up_to_date = survey([record], compare, otherwise="its file does not answer", patience_s=PATIENCE_S)[0]
     plan, patch = index.plan, index.plan.patch_size
-    up_to_date = survey(
-        [record],
-        lambda r: _is_current(run, r, index.fingerprint),
-        otherwise="its file does not answer",
-        patience_s=PATIENCE_S,
-    )[0]
     return [
         ("reader", index.reader),
         ("level 0", f"{index.size_px0.width} x {index.size_px0.height} px"),
@@ -104,27 +96,17 @@ def _index_lines(run: Run, record: SlideRecord) -> Lines:
     ]
 
 
-def _is_current(run: Run, record: SlideRecord, stored: str) -> str:
-    try:
-        wanted = run.tiles_fingerprint(record)
-    except (OSError, SlideError) as error:
-        return f"cannot be compared ({error})"
-    return "up to date" if wanted == stored else "slide, annotation or recipe changed since; it will be tiled again"
-
-
 def _advice(run: Run, state: SlideState) -> str:
-    if state.state == "pending":
-        return "run `wsi-ips tile`"
-    if state.state == "failed":
-        return "do what the reason says, then `wsi-ips run --retry`"
-    if state.state == "empty":
-        return f"look at {run.folder.tissue_picture(state.slide_id)}; the slide is left out of training"
-    return "nothing"
+    advice = {
+        "pending": "run `wsi-ips tile`",
+        "failed": "do what the reason says, then `wsi-ips run --retry`",
+        "empty": f"look at {run.folder.tissue_picture(state.slide_id)}; the slide is left out of training",
+    }
+    return advice.get(state.state, "nothing")
 
 
-def _traceback_lines(run: Run, state: SlideState) -> Lines:
+def _traceback(run: Run, state: SlideState) -> str:
     path = run.folder.root / state.traceback
     if not state.traceback or not path.is_file():
-        return []
-    tail = path.read_text(encoding="utf-8").rstrip().splitlines()[-TRACEBACK_LINES:]
-    return [("traceback", f"{path}, last lines:\n" + "\n".join(tail))]
+        return ""
+    return f"{path}, last lines:\n" + "\n".join(path.read_text("utf-8").rstrip().splitlines()[-TRACEBACK_LINES:])

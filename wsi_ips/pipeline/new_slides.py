@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.config.loading import RECIPE_NAME
+from wsi_ips.config.recipe import RECIPE_NAME
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
 from wsi_ips.inference.preparation import pinned_sections
 from wsi_ips.labels import Task

@@ -199,7 +199,7 @@ def read_cohort(recipe: Recipe) -> Manifest:
         records = with_splits(records, section.file, section.fold)
         require_no_leaks(records, {}, (), section.allow)  # patients; content is compared once slides are tiled
     if section.val_share and not any(r.split == "val" for r in records):
-        labels = {r.slide_id: recipe.labels.meaning(r.label) for r in records}
+        labels = {r.slide_id: recipe.labels.mapped(r.label) for r in records}
         records = with_validation_share(records, labels, section.val_share, seed=recipe.seed)
     if recipe.tiles.imported is not None:
         files = coordinate_files(recipe.tiles.imported, records)
@@ -252,7 +252,7 @@ def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[T
         unknown: list[str] = []
         for record in manifest.records:
             name = record.slide_id
-            text = manifest.further[name][number - 1] if number else labels.meaning(record.label)
+            text = manifest.further[name][number - 1] if number else labels.mapped(record.label)
             try:
                 targets[name] += (task.parse(text),)
             except ValueError:

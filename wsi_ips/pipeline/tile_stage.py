@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from wsi_ips.cluster.jobs import spread
 from wsi_ips.cluster.process import Job
+from wsi_ips.errors import ManifestError, TileIndexError
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.slide_states import SlideState
 from wsi_ips.pipeline.survey import survey
 from wsi_ips.pipeline.tile_slide import TILE_JOB, SlideTask
 from wsi_ips.pipeline.tissue_sheet import sheet_stage
+from wsi_ips.tiles.store import stored_row
 
 NOTE_EVERY_S = 60.0
 UNKNOWN: int | None = 0  # bytes of a file that does not answer; it is due
@@ -104,3 +108,41 @@ def _duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+class Retried(NamedTuple):
+    """Slides that were tiled again, and slides that failed later and got back the state of their tiles."""
+
+    tiled: tuple[str, ...]
+    restored: tuple[str, ...]
+
+
+def retry(run: Run, reason: str = "", names: Sequence[str] = ()) -> Retried:
+    """Tile failed slides again; those that failed after tiling become ready for the stage that failed.
+
+    ``names`` and ``reason`` (part of the text, in any case) limit the slides.
+    """
+    unknown = sorted(set(names) - {record.slide_id for record in run.records})
+    if unknown:
+        raise ManifestError(
+            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; `wsi-ips status` lists them"
+        )
+    failed = [row for row in run.states if row.state == "failed" and reason.lower() in row.reason.lower()]
+    chosen = [row for row in failed if not names or row.slide_id in names]
+    restored = tuple(row.slide_id for row in chosen if row.stage != "tile" and _restore(run, row))
+    tiled = tuple(row.slide_id for row in chosen if row.slide_id not in restored)
+    run.states.save()
+    if tiled:
+        tile_stage(run, only=tiled)
+    return Retried(tiled, restored)
+
+
+def _restore(run: Run, row: SlideState) -> bool:
+    """Give a slide the state of its tiles, and return whether it has any."""
+    try:
+        stored = stored_row(run.folder.tiles, row.slide_id)
+    except TileIndexError:
+        return False
+    if stored:
+        run.states.update(row.slide_id, stage="tile", attempts=1, traceback="", **stored)
+    return bool(stored)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from wsi_ips.pipeline.run import Run
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results.contact_sheet import SheetEntry, page_name, recall_figures, render_sheet
 
-LESION_COLUMNS = (
+LESION_COLUMNS = [
     "slide_id",
     "x_px0",
     "y_px0",
@@ -23,7 +23,7 @@ LESION_COLUMNS = (
     "in_tissue",
     "in_tiles",
     "lost_to",
-)
+]
 
 
 def sheet_stage(run: Run) -> Path:
@@ -46,7 +46,8 @@ def sheet_entries(run: Run) -> list[SheetEntry]:
     for record in run.records:
         state = run.states[record.slide_id]
         tiled = state.state in ("ok", "empty") or (state.state == "failed" and state.stage != "tile")
-        facts = _facts(run.folder.tissue / f"{record.slide_id}.json") if tiled else {}
+        stored = run.folder.tissue / f"{record.slide_id}.json"
+        facts = json.loads(stored.read_text(encoding="utf-8")) if tiled and stored.exists() else {}
         picture = run.folder.tissue / f"{record.slide_id}.jpg"
         preview = picture.read_bytes() if facts and picture.exists() else None
         entries.append(SheetEntry(record.slide_id, state.state, state.reason, preview, facts))
@@ -65,21 +66,11 @@ def recall_summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return facts
-
-
 def _lesion_table(entries: Sequence[SheetEntry]) -> str:
-    """A row per lesion; ``in_tissue`` and ``in_tiles`` are shares of its area."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, LESION_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for entry in entries:
-        for lesion in entry.lesions:
-            rounded = {name: round(v, 4) if isinstance(v, float) else v for name, v in lesion.items()}
-            writer.writerow({"slide_id": entry.slide_id, **rounded})
-    return buffer.getvalue()
+    """Return a CSV with a row per lesion; ``in_tissue`` and ``in_tiles`` are shares of its area."""
+    rows = [
+        {"slide_id": entry.slide_id, **{name: round(v, 4) if isinstance(v, float) else v for name, v in lesion.items()}}
+        for entry in entries
+        for lesion in entry.lesions
+    ]
+    return pd.DataFrame(rows, columns=LESION_COLUMNS, dtype=object).to_csv(index=False, lineterminator="\n")

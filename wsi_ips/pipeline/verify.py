@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from wsi_ips.inference.slide_prediction import Recomputed
 
 VERIFY_JOB = f"{__name__}:verify_job"
-TOLERANCE = 1e-4
-"""Of a probability; the same network rounds differently on another device."""
+TOLERANCE = 1e-4  # of a probability; the same network rounds differently on another device
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def verify_tiles(run: Run) -> Verified:
 
 
 def verify_job(task: SlideTask) -> tuple[list[str], int]:
-    """Verify one slide's index in a process of its own; returns what is wrong and the number of tiles."""
+    """Verify one slide's index in its own process, and return what is wrong and the number of tiles."""
     record = task.record
     with Run.of_slide(task.recipe, record) as run:
         index = read_index(run.folder.tiles, record.slide_id)
@@ -113,7 +112,6 @@ def verify_predictions(run: Run) -> Verified:
 
 
 def _outcome_mismatches(run: Run, outcome: JobOutcome) -> Iterator[str]:
-    """What one slide's job found, and where the table of states disagrees with the index."""
     if outcome.result.failure:
         yield outcome.result.failure.reason
         return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config.training_length import WARM_START_TILES
+from wsi_ips.config.learning_sections import WARM_START_TILES
 from wsi_ips.registry import Entry, Registry
 
 if TYPE_CHECKING:

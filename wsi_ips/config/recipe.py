@@ -1,20 +1,67 @@
-"""Read a recipe file: YAML to sections, with errors that name the key and the remedy."""
+"""The whole recipe, and how it is read from a YAML file."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Self, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from wsi_ips.config.key_types import FOLDER
-from wsi_ips.config.sections import Recipe, Section
+from wsi_ips.config.data_sections import LabelsSection, SlidesSection, SplitSection, TilesSection, TissueSection
+from wsi_ips.config.key_types import FOLDER, RecipePath, Section, Seed
+from wsi_ips.config.learning_sections import FeaturesSection, ModelSection, TrainingSection
+from wsi_ips.config.output_sections import (
+    ComputeSection,
+    HandoffSection,
+    HeatmapSection,
+    PredictSection,
+    TrackingSection,
+)
 from wsi_ips.errors import RecipeError
+from wsi_ips.registry import registry
 
-RECIPE_NAME = "recipe.yaml"
-"""Name of the recipe in a run folder that `wsi-ips predict` made."""
+RECIPE_NAME = "recipe.yaml"  # in a run folder that `wsi-ips predict` made
+
+
+class Recipe(Section):
+    """A whole run. `wsi-ips run RECIPE` executes it."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
+    output: RecipePath = Field(..., description="run folder, relative to the recipe file")
+    manifest: RecipePath = Field(
+        ...,
+        description="manifest CSV, relative to the recipe file; or a folder of slides (also CAMELYON16 or 17), which "
+        "each command searches again",
+    )
+    seed: Seed = Field(0, description="seed of all random numbers")
+    slides: SlidesSection = SlidesSection()
+    tissue: TissueSection = TissueSection()
+    tiles: TilesSection = TilesSection()
+    labels: LabelsSection = LabelsSection()
+    split: SplitSection = SplitSection()
+    model: ModelSection = ModelSection()
+    features: FeaturesSection = FeaturesSection()
+    training: TrainingSection = TrainingSection()
+    predict: PredictSection = PredictSection()
+    heatmap: HeatmapSection = HeatmapSection()
+    handoff: HandoffSection = HandoffSection()
+    compute: ComputeSection = ComputeSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _features_are_not_pixels(self) -> Self:
+        if self.model.input == "pixels":
+            if self.features.imported is not None:
+                raise ValueError("`features.imported` is for `model.input: features`; set it, or leave the folder out")
+            return self
+        if "augment" in self.training.model_fields_set:
+            raise ValueError("`training.augment` changes pixels, and there are none with `model.input: features`")
+        backend = self.compute.scan_backend
+        if registry("scan_backends")[backend].is_calibrated:
+            raise ValueError(f"`compute.scan_backend: {backend}` needs pixels; leave it out with `input: features`")
+        return self
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -23,7 +70,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Parameters
     ----------
     path
-        YAML file, or a folder that holds ``recipe.yaml``.
+        YAML file, or a folder that contains ``recipe.yaml``.
     overrides
         Dotted keys with values that replace those of the file, such as ``{"training.epochs": 3}``.
 
@@ -40,13 +87,11 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     if (path / RECIPE_NAME).is_file():
         path = path / RECIPE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise RecipeError(f"recipe {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path}: not UTF-8 text; a recipe is a YAML file") from error
-    try:
-        values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -85,6 +130,7 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
+        text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = _keys_at(problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
@@ -92,11 +138,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"unknown key `{where}`; {hint}")
         elif problem["type"] == "missing":
             lines.append(f"key `{where}` is missing; add it")
-        elif not problem["loc"]:
-            lines.append(problem["msg"].removeprefix("Value error, "))
         else:
-            text = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"key `{where}`: {text} (got {problem['input']!r})")
+            lines.append(f"key `{where}`: {text} (got {problem['input']!r})" if where else text)
     return "; ".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The maps of a run for other programs: a QuPath project, and DICOM Parametric Maps of DICOM slides."""
+"""Tiles and maps of a run for other programs: CLAM and TRIDENT files, a QuPath project, DICOM Parametric Maps."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from PIL import Image
 
 from wsi_ips import __version__
-from wsi_ips.errors import ManifestError, RecipeError, ScoresError, SlideError, UnsupportedSlideError
+from wsi_ips.errors import (
+    FeaturesError,
+    ManifestError,
+    RecipeError,
+    ScoresError,
+    SlideError,
+    TileIndexError,
+    UnsupportedSlideError,
+)
 from wsi_ips.geometry import Size
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.heatmap_stage import MapSource, handoff_fingerprint, score_maps, tissue_region
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run import Run, slide_stem
 from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
-from wsi_ips.provenance import atomic_folder
+from wsi_ips.provenance import atomic_folder, atomic_write_text
 from wsi_ips.results.handoff_package import Material, PackageContent
 from wsi_ips.results.overlay import probability_text
 from wsi_ips.results.parametric_map import MapFacts, parametric_maps
@@ -32,6 +42,8 @@ from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.slides import read_area
 from wsi_ips.slides.dicom_source import read_dicom_source
 from wsi_ips.slides.source import is_url
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, write_foreign
 
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
@@ -42,69 +54,76 @@ THUMBNAIL_PX = 512
 
 
 @dataclass
-class ExportedMaps:
-    """Files written for another program, reasons for refusals, and what a slide's own file lacks, by slide_id."""
+class Exported:
+    """What was written for another program; by slide_id but for the tables."""
 
-    written: dict[str, Sequence[Path]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Sequence[str]] = field(default_factory=dict)
+    written: dict[str, Sequence[Path]] = field(default_factory=dict)  # no file: the format has none without tiles
+    refused: dict[str, str] = field(default_factory=dict)  # why a slide could not be written
+    notes: dict[str, Sequence[str]] = field(default_factory=dict)  # what a slide's own file lacks
+    tables: Sequence[Path] = ()
 
 
-def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
+def export_tiles(run: Run, kind: str, to: Path, names: Sequence[str] = (), *, features: bool = False) -> Exported:
+    """Write the tiles of the named slides (none = all that are tiled) for another tool, on request with features."""
+    if not TILE_FORMATS[kind].writes:
+        writable = ", ".join(entry.name for entry in TILE_FORMATS.values() if entry.writes)
+        raise RecipeError(f"--format {kind}: write one of {writable}")
+    _require_known(run, names)
+    chosen = [r for r in run.records if (r.slide_id in names if names else run.states[r.slide_id].state != "pending")]
+    if not chosen:
+        raise TileIndexError(f"run {run.folder.root}: no slide is tiled yet; run `wsi-ips tile` first")
+    _require_different_files(chosen)
+    write_features = _feature_writer(run, to, kind) if features else None
+    found = Exported()
+
+    def write(record: SlideRecord) -> None:
+        index = run.index(record)
+        path = write_foreign(to, index, kind=kind, name=slide_stem(record))
+        if write_features:
+            path = write_features(record, index)
+        found.written[record.slide_id] = [path] if path else []
+
+    _each_slide(run, chosen, found.refused, f"export as {kind}", write)
+    if kind == "clam":
+        found.tables = _clam_tables(to, [r for r in chosen if r.slide_id in found.written and r.label is not None])
+    return found
+
+
+def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
     """Write ``<to>/<slide_id>/<map>_0.dcm`` and the coarser levels of every map of the recipe.
 
     Only the named slides; none = all that are predicted. The folder of a slide is replaced.
-
-    Raises
-    ------
-    RecipeError
-        The extra ``dicom`` is not installed.
-    ManifestError
-        A name is in no row of the manifest.
-    ScoresError
-        Nothing is predicted.
     """
     missing = [name for name in ("highdicom", "pydicom") if importlib.util.find_spec(name) is None]
     if missing:
         raise RecipeError(f"DICOM maps need {' and '.join(missing)}: pip install 'wsi-ips[dicom]'")
-    found = ExportedMaps()
-    model_id = read_card(checkpoint_folder(run)).model_id
+    found, model_id = Exported(), read_card(checkpoint_folder(run)).model_id
 
     def write(record: SlideRecord) -> None:
         found.written[record.slide_id], found.notes[record.slide_id] = _write_dicom(run, record, to, model_id)
 
-    _each_slide(run, names, found.refused, "export as DICOM", write)
+    _each_slide(run, _predicted(run, names, found.refused), found.refused, "export as DICOM", write)
     return found
 
 
-def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps:
+def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
     """Write a QuPath project into a new folder: an image per slide, with lesions and tiles to load.
 
     Only the named slides; none = all that are predicted. What people drew in a project is never replaced.
-
-    Raises
-    ------
-    RecipeError
-        The folder exists and is not empty.
-    ManifestError
-        A name is in no row of the manifest.
-    ScoresError
-        Nothing is predicted, or no slide could be written.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RecipeError(
             f"--output {to}: the folder is not empty, and a QuPath project may hold what people have drawn; name a new "
             f"folder, or load the objects of a new export into the old project with scripts/ of the new one"
         )
-    found, images, home = ExportedMaps(), list[QuPathImage](), to.absolute()
+    found, images, home = Exported(), list[QuPathImage](), to.absolute()
+    chosen = _predicted(run, names, found.refused)
     with tempfile.TemporaryDirectory() as aside:
-        _each_slide(
-            run,
-            names,
-            found.refused,
-            "QuPath project",
-            lambda record: images.append(_qupath_image(run, record, Path(aside))),
-        )
+
+        def write(record: SlideRecord) -> None:
+            images.append(_qupath_image(run, record, Path(aside)))
+
+        _each_slide(run, chosen, found.refused, "QuPath project", write)
         if not images:
             raise ScoresError(f"no slide could be written: {'; '.join(found.refused.values())}")
         with atomic_folder(home) as folder:
@@ -113,28 +132,64 @@ def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> ExportedMaps
     return found
 
 
-def _each_slide(
-    run: Run, names: Sequence[str], refused: dict[str, str], title: str, write: Callable[[SlideRecord], None]
-) -> None:
-    """Call ``write`` for each predicted slide that was asked for; why others cannot be written goes to ``refused``."""
+def _require_known(run: Run, names: Sequence[str]) -> None:
     known = {record.slide_id for record in run.records}
-    strange = [name for name in names if name not in known]
-    if strange:
+    if strange := [name for name in names if name not in known]:
         raise ManifestError(f"manifest {run.recipe.manifest}: no slide `{strange[0]}`")
+
+
+def _predicted(run: Run, names: Sequence[str], refused: dict[str, str]) -> list[SlideRecord]:
+    """Return the named slides (none = all) that are predicted; the others go to ``refused``."""
+    _require_known(run, names)
     chosen = [record for record in predicted(run) if not names or record.slide_id in names]
-    ready = {record.slide_id for record in chosen}
-    refused |= {
-        name: f"slide {name}: not predicted; run `wsi-ips predict` first" for name in names if name not in ready
-    }
     if not chosen:
         raise ScoresError(f"run {run.folder.root}: none of the slides is predicted; run `wsi-ips predict` first")
+    ready = {record.slide_id for record in chosen}
+    refused |= {n: f"slide {n}: not predicted; run `wsi-ips predict` first" for n in names if n not in ready}
+    return chosen
+
+
+def _each_slide(
+    run: Run, chosen: Sequence[SlideRecord], refused: dict[str, str], title: str, write: Callable[[SlideRecord], None]
+) -> None:
     with run.progress.stage(title, len(chosen), "slides") as advance:
         for record in chosen:
             try:
                 write(record)
-            except (SlideError, ScoresError) as error:
+            except (SlideError, ScoresError, TileIndexError, FeaturesError) as error:
                 refused[record.slide_id] = str(error)
             advance(1)
+
+
+def _require_different_files(chosen: Sequence[SlideRecord]) -> None:
+    names: dict[str, str] = {}
+    for record in chosen:
+        other = names.setdefault(slide_stem(record), record.slide_id)
+        if other != record.slide_id:
+            raise ManifestError(
+                f"slides {other} and {record.slide_id}: files with the same name in two folders, which other tools "
+                "cannot tell apart; rename one, or export them one by one"
+            )
+
+
+def _feature_writer(run: Run, to: Path, kind: str) -> Callable[[SlideRecord, TileIndex], Path | None]:
+    from wsi_ips.pipeline.feature_source import feature_source  # these need torch
+    from wsi_ips.pipeline.features_stage import write_features_of
+
+    source = feature_source(run)
+    return lambda record, index: write_features_of(to, record, index, source, kind)
+
+
+def _clam_tables(to: Path, labelled: Sequence[SlideRecord]) -> list[Path]:
+    """Write CLAM's table of labels, and its split if there is one; slides are named by their files."""
+    rows = [(r.patient_id or slide_stem(r), slide_stem(r), r.label) for r in labelled]
+    tables = {"dataset.csv": pd.DataFrame(rows, columns=["case_id", "slide_id", "label"]).set_index("case_id")}
+    splits = {name: [slide_stem(r) for r in labelled if r.split == name] for name in ("train", "val", "test")}
+    if any(splits.values()):
+        tables["splits_0.csv"] = pd.DataFrame(zip_longest(*splits.values()), columns=list(splits))
+    for name, table in tables.items() if labelled else ():
+        atomic_write_text(to / name, table.to_csv(lineterminator="\n"))
+    return [to / name for name in tables] if labelled else []
 
 
 def _write_dicom(run: Run, record: SlideRecord, to: Path, model_id: str) -> tuple[list[Path], Sequence[str]]:

@@ -1,0 +1,150 @@
+"""Recipe sections about the slides: reading, tissue, tiles, labels and splits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
+from wsi_ips.labels import NONE, SEPARATOR, Leak, Task
+
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+
+
+class SlidesSection(Section):
+    """How slides are opened."""
+
+    reader: Annotated[str, ListedIn("readers")] = Field("auto", description="how slides are opened and decoded")
+
+
+class TissueSection(Section):
+    """How tissue is separated from glass on a thumbnail."""
+
+    mpp: Positive = Field(8.0, description="scale of the thumbnail, µm/px")
+    min_saturation: Share = Field(0.06, description="stain has at least this saturation (0-1), whatever Otsu finds")
+    min_area_um2: AtLeast0 = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
+    max_hole_um2: AtLeast0 = Field(20_000.0, description="holes up to this area are filled, µm²")
+    method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
+        "auto",
+        description="`otsu`: threshold on saturation; `adaptive`: above the noise of the slide's own glass; `stain`: "
+        "threshold on density; `auto`: the first of them that can be trusted",
+    )
+
+    def segmentation(self) -> dict[str, Any]:
+        """Return the keyword arguments of :class:`wsi_ips.tissue.TissueRules`."""
+        return self.model_dump(exclude={"mpp"})
+
+
+class TilesSection(Section):
+    """Where tiles are, and at which scale their pixels are read."""
+
+    mpp: Positive = Field(0.5, description="scale of the patches, µm/px; never upsampled")
+    patch_px: Annotated[int, Field(ge=8, le=4096)] = Field(256, description="side of a patch, px")
+    stride_px: Count | None = Field(None, description="step between tiles, patch px; empty = patch_px (no overlap)")
+    min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
+    exclude_flags: tuple[Literal["pen", "blur", "fold", "bubble"], ...] = Field(
+        ("pen",), description="leave out tiles with one of these flags"
+    )
+    store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
+    imported: RecipePath | None = Field(
+        None, description="folder with tile coordinates of another tool to use; `mpp` and `patch_px` must be theirs"
+    )
+    shared: RecipePath | None = Field(None, description="another run folder, whose tiles are used and added to")
+    location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
+        None, description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder"
+    )
+
+    @property
+    def stride(self) -> int:
+        """Step between tiles in patch pixels."""
+        return self.patch_px if self.stride_px is None else self.stride_px
+
+
+class TaskSettings(Section):
+    """A classification task: its classes, and whether one or several of them can hold."""
+
+    classes: tuple[str, ...] = Field(..., description="all classes")
+    kind: Literal["single", "multi"] = Field(
+        "single",
+        description="`single`: exactly one class holds; `multi`: any number, written `a;b` in the manifest, or `none`",
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> Self:
+        least = 2 if self.kind == "single" else 1
+        if len(self.classes) < least or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"needs at least {least} class name{'s' * (least - 1)}, all different")
+        if not all(name.strip() == name != "" for name in self.classes):
+            raise ValueError("class names must not be empty, begin or end with a blank")
+        if self.kind == "multi" and any(SEPARATOR in name or name == NONE for name in self.classes):
+            raise ValueError(f"with `kind: multi` no class may be called `{NONE}` or contain `{SEPARATOR}`")
+        return self
+
+
+class FurtherTask(TaskSettings):
+    """One more task on the same slides; it has its own query."""
+
+    column: str | None = Field(None, description="manifest column; empty = the task's name")
+
+
+class LabelsSection(TaskSettings):
+    """Which manifest column is learned, and the order of its classes."""
+
+    column: str = Field("label", description="manifest column with the slide label")
+    classes: tuple[str, ...] = Field(
+        ("normal", "tumor"), description="all classes; the last one is the positive class of the heatmap"
+    )
+    further: dict[TaskName, FurtherTask] = Field(
+        default_factory=dict, description="more tasks, learned together with the label: a name, then `classes`, `kind`"
+    )
+    map: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="class that another label of the manifest counts as: `{itc: null, micro: tumor}`; null = unknown, "
+        "so the slide is only predicted",
+    )
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks: the label, then the further ones in order."""
+        further = (Task(name, task.classes, task.kind) for name, task in self.further.items())
+        return (Task("label", self.classes, self.kind), *further)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Manifest column of each task."""
+        return (self.column, *(task.column or name for name, task in self.further.items()))
+
+    def mapped(self, label: str | None) -> str | None:
+        """Return the class that a label of the manifest counts as, by `map`."""
+        return label if label is None else self.map.get(label, label)
+
+    @model_validator(mode="after")
+    def _mapped_to_classes(self) -> Self:
+        odd = [f"{name}: {to}" for name, to in self.map.items() if to is not None and to not in self.classes]
+        if odd:
+            raise ValueError(f"`map`: {', '.join(odd)} is no class; they are {', '.join(self.classes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _further_tasks_have_other_names(self) -> Self:
+        if "label" in self.further:
+            raise ValueError("`further`: `label` is the name of the first task; choose another one")
+        return self
+
+
+class SplitSection(Section):
+    """Which slides are for training and which are only for measuring."""
+
+    file: RecipePath | None = Field(
+        None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"
+    )
+    fold: Whole = Field(0, description="fold of the file to use, from 0")
+    val_share: Below1 = Field(
+        0.0,
+        description="share of the training slides used for validation (whole patients, labels in proportion), if no "
+        "slide has split `val`",
+    )
+    allow: tuple[Leak, ...] = Field(
+        (), description="what two splits may share: a `patient`, a file's `content`, a similar `thumbnail`"
+    )

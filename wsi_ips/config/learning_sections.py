@@ -1,0 +1,191 @@
+"""Recipe sections about the model: architecture, stored features, augmentation and training."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
+from wsi_ips.registry import registry
+
+WARM_START_TILES = 4  # random tiles of a slide in an epoch of the warm start
+TILES_SEEN, LEAST_WARM_START = 16_000, 10  # tiles that a warm start shows, and its epochs at least
+EPOCHS_WITH_SELECTION = 20
+
+
+class ModelSection(Section):
+    """Encoder and cross-attention pooling."""
+
+    input: Literal["pixels", "features"] = Field(
+        "pixels",
+        description="`pixels`: the encoder learns too; `features`: the unchanged encoder computes every tile once and "
+        "stores it, so that training takes minutes",
+    )
+    start: RecipePath | None = Field(
+        None,
+        description="folder of a trained model to start from: encoder, projector, pooling, and heads if the tasks are "
+        "the same. A model trained on imported features has no encoder; set `pretrained` or `weights` too",
+    )
+    encoder: Annotated[str, ListedIn("encoders")] = Field(
+        "resnet18",
+        description="patch encoder: `resnet18`, `resnet18-2` (its first two stages), `timm:NAME`, `preset:NAME` (see "
+        "`wsi-ips check --encoders`) ...",
+    )
+    pretrained: bool = Field(False, description="start from published weights (needs the network)")
+    weights: RecipePath | None = Field(
+        None, description="file of encoder weights: .safetensors, or .bin, .pth, .pt that contain only tensors"
+    )
+    freeze: Literal["none", "all"] | Count = Field(
+        "none", description="what does not learn: `none`, `all`, or the first N stages (blocks of a transformer)"
+    )
+    projector: Count | None = Field(
+        None, description="width of a learned linear map before the pooling (512 in the CAMELYON16 paper); empty = none"
+    )
+    lora_rank: Whole = Field(
+        0, description="rank of LoRA beside the frozen attention of a transformer (extra `lora`); 0 = none"
+    )
+    norm: Literal["auto", "batch", "group"] = Field(
+        "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
+    )
+    memory_size: Count = Field(64, description="tiles kept per slide (M)")
+    pooling: Annotated[str, ListedIn("poolings")] = Field("attention", description="how kept tiles become a vector")
+    position: Literal["none", "sinusoidal"] = Field(
+        "none", description="`sinusoidal`: add the position of a tile (µm) to its embedding"
+    )
+    heads: Count = Field(8, description="heads of `attention`; `abmil` has one")
+    key_width: Count = Field(64, description="width of keys and values per head; of the gate of `abmil`")
+    dropout: Below1 = Field(0.1, description="dropout in the pooling block")
+
+    @model_validator(mode="after")
+    def _one_way_to_freeze(self) -> Self:
+        if self.lora_rank and self.freeze not in ("none", "all"):
+            raise ValueError("`lora_rank` freezes the whole encoder; leave `freeze` out")
+        return self
+
+    @model_validator(mode="after")
+    def _features_need_an_unchanged_encoder(self) -> Self:
+        odd = {"freeze": self.freeze not in ("none", "all"), "lora_rank": self.lora_rank > 0}
+        named = [f"`{key}`" for key, is_set in odd.items() if is_set]
+        if self.input == "features" and named:
+            raise ValueError(f"`input: features` uses the encoder unchanged; leave {', '.join(named)} out")
+        return self
+
+
+class FeaturesSection(Section):
+    """Where the features that an encoder computed of every tile are stored, and who computed them."""
+
+    location: RecipePath | None = Field(
+        None, description="folder for features that several runs share; empty = in the run folder"
+    )
+    imported: RecipePath | None = Field(
+        None, description="folder with feature files of CLAM or TRIDENT to use; their encoder can be any"
+    )
+
+
+class AugmentSection(Section):
+    """How training tiles are changed; drawn per (seed, epoch, slide, tile), alike in scan and gradient.
+
+    `false` in place of the section changes nothing. The strengths are those that did best, of what was tried, on slides
+    of other donors, on one cohort (benchmarks/RESULTS.md, "Real textures").
+    """
+
+    turns: bool = Field(True, description="flips and right-angle turns")
+    hed: Below1 = Field(
+        0.2,
+        description="haematoxylin, eosin and the rest: each density times 1 ± this, and ± this; imitates another stain "
+        "or scanner; 0.05 is light, 0.2 strong",
+    )
+    brightness: Below1 = Field(0.1, description="factor 1 ± this")
+    saturation: Below1 = Field(0.2, description="factor 1 ± this, about each pixel's grey")
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Return a section that leaves tiles unchanged."""
+        return cls(**{name: field.annotation is not bool and 0.0 for name, field in cls.model_fields.items()})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else cls.nothing().model_dump()
+        return value
+
+
+class TrainingSection(Section):
+    """How the model is trained."""
+
+    epochs: Count | None = Field(
+        None, description="passes over the training slides, warm start included; empty = 20 after the warm start"
+    )
+    batch_slides: Count = Field(4, description="slides per step (B)")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
+    weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
+    warmup_epochs: AtLeast0 = Field(2.0, description="linear learning-rate warm-up, epochs")
+    tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
+    start: Annotated[str, ListedIn("starts")] = Field(
+        "auto", description="what the network learns from before its attention selects tiles"
+    )
+    warm_start_epochs: Whole | None = Field(
+        None,
+        description="epochs of the warm start; empty = enough to show 16 000 tiles, at least 10, at most two thirds of "
+        "`epochs`",
+    )
+    exploration: Share = Field(
+        0.5,
+        description="after the warm start: share of the kept tiles drawn at random instead of by attention; falls "
+        "linearly to 0 at the last epoch",
+    )
+    tile_loss: AtLeast0 = Field(
+        1.0,
+        description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides of the first "
+        "class), which trains the single-tile probability of the heatmap",
+    )
+    augment: AugmentSection = AugmentSection()
+    balance: Literal["weights", "sampling", "none"] = Field(
+        "weights",
+        description="for rare classes: `weights` in the loss, inverse to the frequency of a class; `sampling`: visit "
+        "slides of all classes of the label equally often; `none`",
+    )
+    weight_average: Below1 = Field(
+        0.0,
+        description="decay per step of an exponential moving average (EMA) of the weights, which is validated and "
+        "saved instead of them; smaller in the first steps; 0 = none",
+    )
+    select: Literal["loss", "auc"] = Field(
+        "loss", description="validation metric that chooses the epoch to keep and decides early stopping"
+    )
+    patience: Count | None = Field(
+        None,
+        description="early stopping: validated epochs without a better `select` before training stops; needs "
+        "validation slides; empty = never",
+    )
+    max_missing_share: Share = Field(0.1, description="training is refused if more of its slides have no tile")
+
+    @model_validator(mode="after")
+    def _start_has_epochs(self) -> Self:
+        if self.warm_start_epochs and not registry("starts")[self.start].has_epochs:
+            raise ValueError(f"`start: {self.start}` has no epochs; leave `warm_start_epochs` out, or change `start`")
+        return self
+
+
+class PlannedTraining(TrainingSection):
+    """The section ``training`` for a number of slides: nothing is left open."""
+
+    epochs: Annotated[int, Field(ge=1, description="passes over the training slides")]
+    warm_start_epochs: Annotated[int, Field(ge=0, description="the first of them, without selection")]
+
+
+def planned(section: TrainingSection, slides: int) -> PlannedTraining:
+    """Return the section with what the recipe leaves open filled in for a number of training slides."""
+    epochs, warm_start = section.epochs, section.warm_start_epochs
+    if not registry("starts")[section.start].has_epochs:
+        warm_start = 0
+    elif warm_start is None:
+        warm_start = max(LEAST_WARM_START, math.ceil(TILES_SEEN / (WARM_START_TILES * slides)))
+        if epochs is not None:
+            warm_start = min(warm_start, epochs * 2 // 3)
+    if epochs is None:
+        epochs = warm_start + EPOCHS_WITH_SELECTION
+    return PlannedTraining(**section.model_dump() | {"epochs": epochs, "warm_start_epochs": warm_start})
