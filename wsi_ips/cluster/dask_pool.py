@@ -43,7 +43,8 @@ def open_pool(scheduler: str, workers: int | None, limits: Limits) -> Iterator[J
         @lru_cache(maxsize=1)
         def room(_period: float) -> int:
             try:
-                return max(1, 2 * sum(client.nthreads().values()))  # so that none waits for the network
+                threads: int = sum(client.nthreads().values())
+                return max(1, 2 * threads)  # so that none waits for the network
             except (OSError, TimeoutError) as error:
                 raise ClusterError(GONE) from error
 
