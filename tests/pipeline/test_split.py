@@ -104,7 +104,7 @@ def test_by_centre_whole_centres_are_tested(cohort, tmp_path):
     ("arguments", "message"),
     [
         (["--fractions", "0.5,0.5"], "three numbers"),
-        (["--fractions", "0,0.5,0.5"], "something to train on"),
+        (["--fractions", "0,0.5,0.5"], "the first must be above 0"),
         (["--stratify", "grade"], "grade"),
         (["--output", "splits.txt", "--no-look"], ".json or .csv"),
         (["--folds", "40", "--no-look"], "40 folds of"),
