@@ -65,9 +65,9 @@ class Exported:
 
 def export_tiles(run: Run, kind: str, to: Path, names: Sequence[str] = (), *, features: bool = False) -> Exported:
     """Write the tiles of the named slides (none = all that are tiled) for another tool, on request with features."""
-    if not TILE_FORMATS[kind].writes:
-        writable = ", ".join(entry.name for entry in TILE_FORMATS.values() if entry.writes)
-        raise RecipeError(f"--format {kind}: write one of {writable}")
+    writable = [entry.name for entry in TILE_FORMATS.values() if entry.writes]
+    if kind not in writable:
+        raise RecipeError(f"--format {kind}: write one of {', '.join(writable)}")
     _require_known(run, names)
     chosen = [r for r in run.records if (r.slide_id in names if names else run.states[r.slide_id].state != "pending")]
     if not chosen:
