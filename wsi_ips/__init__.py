@@ -6,7 +6,7 @@
 
     model = wsi_ips.load_model("runs/demo/model")
     prediction = wsi_ips.predict_slide(model, "slide.svs")
-    print(prediction.label, prediction.probability)
+    prediction.label, prediction.probability  # "tumor", {"normal": 0.03, "tumor": 0.97}
     heatmap = prediction.heatmap("probability")  # heatmap.values, heatmap.origin_px0, heatmap.cell_px0
 
 Names are imported when they are first used; ``import wsi_ips`` loads neither torch nor any other large library.

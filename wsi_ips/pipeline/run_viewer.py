@@ -59,7 +59,7 @@ from wsi_ips.viewer.collection import (
     slide_version,
 )
 
-RUN_MARKS = ("run.json", "slides.csv", "scores.zarr")  # any of these makes a folder a run folder
+RUN_MARKS = ("run.json", "run.sqlite", "scores.zarr")  # any of these makes a folder a run folder
 RECIPES = (".yaml", ".yml")
 DETAILS_KEPT = 8  # slides whose maps are kept in memory
 OUTLINE_TOLERANCE_PX0 = 1.0  # too small to see; a lesion has tens of thousands of points
