@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LIGHT = ["wsi_ips", "wsi_ips.cli", "wsi_ips.api", "wsi_ips.pipeline.tile_stage", "wsi_ips.pipeline.run_viewer"]
-LIGHT += ["wsi_ips.pipeline.heatmap_stage", "wsi_ips.pipeline.handoff_stage", "wsi_ips.viewer.routes"]
+LIGHT += ["wsi_ips.pipeline.heatmap_stage", "wsi_ips.viewer.routes"]
 """Modules that start fast and work where PyTorch is not installed; import-linter checks those below them."""
 
 

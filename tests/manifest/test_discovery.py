@@ -226,3 +226,18 @@ def test_camelyon17_that_lacks_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stages.csv").write_text("patient_004.zip,pN0\n")
     with pytest.raises(ManifestError, match=r"no row .* for patient_004_node_0"):
         discover(tmp_path)
+
+
+def test_files_of_a_registered_reader_are_found(tmp_path, monkeypatch):
+    from wsi_ips.manifest import folder_files
+    from wsi_ips.slides.readers import READERS, ReaderEntry
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(ManifestError, match="no slide in it"):
+        discover_slides(tmp_path)
+    entry = ReaderEntry("png", "wsi_ips.slides.readers:open_auto", "plain pictures", suffixes=(".png",))
+    monkeypatch.setitem(READERS._entries, "png", entry)
+    folder_files.slide_suffixes.cache_clear()
+    assert list(discover_slides(tmp_path)["slide_id"]) == ["a"]
+    monkeypatch.undo()
+    folder_files.slide_suffixes.cache_clear()

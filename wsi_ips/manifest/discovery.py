@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest.folder_files import SLIDE_SUFFIXES, Discovery, all_files, few, slide_table
+from wsi_ips.manifest.folder_files import Discovery, all_files, few, slide_suffixes, slide_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def discover_slides(folder: Path) -> pd.DataFrame:
 def discover_folder(folder: Path) -> Discovery:
     """Find every slide file of a folder and its subfolders; the slide_id is the name without its ending."""
     files = all_files(folder)
-    slides = [file for file in files if file.suffix.lower() in SLIDE_SUFFIXES]
+    slides = [file for file in files if file.suffix.lower() in slide_suffixes()]
     table = slide_table([{"slide_id": file.stem, "path": file} for file in slides], folder)
     return Discovery(table, tuple(file for file in files if file not in set(slides)))
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,17 +15,23 @@ from pydantic import ValidationError
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.registry import registry
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Endings of the files that count as slides when a folder is searched
-SLIDE_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
 SHOWN = 10
 DICOM_SERIES = "dicom.SeriesInstanceUID"
 INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
+
+
+@cache
+def slide_suffixes() -> frozenset[str]:
+    """Return the file name endings that count as slides in a folder: ours, and those of readers that are registered."""
+    return SUFFIXES.union(*(entry.suffixes for entry in registry("readers").values()))
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
     """Return the rows as a manifest; each is checked as if it had been read from a file."""
     if not rows:
-        raise ManifestError(f"folder {folder}: no slide in it; known endings: {', '.join(sorted(SLIDE_SUFFIXES))}")
+        raise ManifestError(f"folder {folder}: no slide in it; known endings: {', '.join(sorted(slide_suffixes()))}")
     first: dict[str, Path] = {}
     for row in rows:
         name, path = row["slide_id"], row["path"]
@@ -124,9 +131,9 @@ def unlisted_files(
     for path in [p for p in used if p.suffix.lower() in INDEX_SUFFIXES]:
         used |= set(_named_by(path))
     rest = [path for path in files_of_folders(folders, deep=deep) if path not in used and path not in own]
-    alike = [path for path in rest if path.suffix.lower() in SLIDE_SUFFIXES]
+    alike = [path for path in rest if path.suffix.lower() in slide_suffixes()]
     slides = tuple(path for path in alike if not series or dicom_series(path) not in series)
-    return Unlisted(slides, tuple(path for path in rest if path.suffix.lower() not in SLIDE_SUFFIXES))
+    return Unlisted(slides, tuple(path for path in rest if path.suffix.lower() not in slide_suffixes()))
 
 
 def dicom_series(path: Path) -> str | None:

@@ -21,7 +21,7 @@ from wsi_ips.provenance import atomic_write_json
 from wsi_ips.results.overlay import RESEARCH
 
 VERSION = "0.5.1"  # QuPath version of the project format
-# Image server of QuPath by the reader that opened the slide here; Bio-Formats reads what OpenSlide cannot.
+# Image server of QuPath by the reader that opened the slide here; Bio-Formats for all others.
 PROVIDERS = {
     "openslide": ("qupath.lib.images.servers.openslide.OpenslideServerBuilder", ()),
     "tiffslide": ("qupath.lib.images.servers.bioformats.BioFormatsServerBuilder", ("--series", "0")),
@@ -90,7 +90,7 @@ def _entry(number: int, image: QuPathImage) -> dict[str, Any]:
 
 def _server(image: QuPathImage) -> dict[str, Any]:
     # QuPath reads size, levels and scale from the file.
-    provider, arguments = PROVIDERS[image.reader]
+    provider, arguments = PROVIDERS.get(image.reader, PROVIDERS["tiffslide"])
     return {
         "builderType": "uri",
         "providerClassName": provider,

@@ -37,6 +37,7 @@ class ReaderEntry(Entry):
 
     opens_urls: bool = False  # whether it reads through `SlideFile.source` and so opens slides behind a URL
     tried: bool = False  # whether `auto` tries it, in the order of the table
+    suffixes: tuple[str, ...] = ()  # endings, such as `.png`, of files that a search of folders shall find for it
 
 
 LIBRARIES = "wsi_ips.slides.library_readers"
