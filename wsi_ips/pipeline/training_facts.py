@@ -1,4 +1,4 @@
-"""Collect what a model card says of the slides behind a model, and of its training."""
+"""Collect what a model card says about a model's slides and its training."""
 
 from __future__ import annotations
 
