@@ -132,8 +132,8 @@ def test_what_must_be_there_is_asked_for_without_printing_the_recipe(tmp_path: P
         (b"output: [a\n", "not valid YAML"),
         (b"output: !!python/object:os.system a\n", "not valid YAML"),
         (b"output: \xe4\n", "not UTF-8"),
-        (b"output: a\nmanifest: b\noutput: c\n", "key `output` is there twice"),
-        (b"output: a\ntiles:\n  mpp: 1\n  mpp: 2\n", "key `mpp` is there twice"),
+        (b"output: a\nmanifest: b\noutput: c\n", "key `output` appears twice"),
+        (b"output: a\ntiles:\n  mpp: 1\n  mpp: 2\n", "key `mpp` appears twice"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, data: bytes, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Regions that people drew, in ASAP XML or in GeoJSON as QuPath 0.5 to 0.8 has it, and how much of a tile they cover.
+"""Hand-drawn regions from ASAP XML or GeoJSON (QuPath 0.5 to 0.8), and how much of a tile they cover.
 
 Regions are valid polygons in level-0 pixels of the full slide. QuPath crops the slide to its bounds, so the corner of
 the bounds is added to its coordinates on reading and subtracted on writing. ASAP's rings are not closed; the case of
-its group names varies, and so do blanks around them.
+its group names varies, as do the spaces around them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NOT_TISSUE = frozenset({"exclude", "excluded", "exclusion", "ignore", "ignore*",
 COLOURS = {"Tissue": [0, 140, 70], "Tumor": [200, 0, 0]}  # RGB; QuPath cannot read a class without a colour
 GEOJSON_SUFFIXES = (".geojson", ".json", ".geojson.gz")
 GEOJSON_AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
-MOST_POINTS = 128  # of a piece from which boxes are cut
+MOST_POINTS = 128  # of a piece of a region that boxes are cut out of
 
 
 class Area(NamedTuple):
@@ -75,14 +75,14 @@ class Regions:
 
 
 def read_annotation(path: Path, *, bounds_origin: Point) -> Regions:
-    """Read the annotated tumour of a file, GeoJSON or else ASAP XML; its ending tells which.
+    """Read the annotated tumour from a file: GeoJSON or ASAP XML, by its suffix.
 
     ``bounds_origin`` is the upper left corner of the scanned area, level-0 pixels.
 
     Raises
     ------
     AnnotationError
-        Not readable, of another form, or without a known class.
+        The file cannot be read, has another format, or has no known class.
     """
     if not path.name.lower().endswith(GEOJSON_SUFFIXES):
         return read_asap(path)
@@ -126,7 +126,7 @@ def polygons_of(region: BaseGeometry) -> list[shapely.Polygon]:
 
 
 def read_asap(path: Path) -> Regions:
-    """Read an ASAP file; self-intersecting rings are made valid, what has no area is left out and logged.
+    """Read an ASAP file; repair self-intersecting rings; skip rings without area and log them.
 
     Raises AnnotationError where it is missing, not ASAP XML, or has polygons but none in a tumour or hole group.
     """
@@ -181,7 +181,7 @@ def write_rings(path: Path, rings: Sequence[Ring], *, groups: Sequence[str]) -> 
 
 
 def read_geojson(path: Path, *, bounds_origin: Point) -> list[Area]:
-    """Read the areas of a GeoJSON file, which may be packed as ``.gz``; points and lines are left out.
+    """Read the areas of a GeoJSON file, which may be gzipped (``.gz``); points and lines are left out.
 
     Raises AnnotationError where it is not readable, not GeoJSON, or a coordinate is not a number.
     """
@@ -216,7 +216,7 @@ def _class_of(feature: Mapping[str, Any]) -> str:
 
 
 def geojson_of(regions: Sequence[tuple[str, BaseGeometry]], *, bounds_origin: Point, seed: str) -> bytes:
-    """Return regions (class, polygons) as annotations that QuPath opens and edits; the same seed gives the same ids."""
+    """Return regions (class, polygons) as annotations that QuPath can edit; the same seed gives the same ids."""
     features: list[dict[str, Any]] = []
     for classification, region in regions:
         shifted = affinity.translate(region, -bounds_origin.x, -bounds_origin.y)
@@ -256,10 +256,10 @@ def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDA
 
 
 def region_mask(region: BaseGeometry, size_px0: Size, *, downsample: float) -> NDArray[np.bool_]:
-    """Tell for each pixel of level 0 over ``downsample`` (rounded up; bool) whether its centre lies in a region."""
+    """Return a bool mask at ``downsample`` (size rounded up): pixels whose centre lies in a region."""
     rows, columns = math.ceil(size_px0.height / downsample), math.ceil(size_px0.width / downsample)
     mask = np.zeros((rows, columns), bool)
-    for part in polygons_of(region):  # polygons do not overlap: a hole in one is outside of all, or holds an island
+    for part in polygons_of(region):  # polygons do not overlap: a hole is outside all others, or contains an island
         left, top, right, bottom = np.array(part.bounds) / downsample
         x, y = max(0, int(left)), max(0, int(top))
         box = (slice(y, min(rows, int(bottom) + 1)), slice(x, min(columns, int(right) + 1)))
@@ -275,7 +275,7 @@ def region_mask(region: BaseGeometry, size_px0: Size, *, downsample: float) -> N
 
 
 def _pieces(part: BaseGeometry) -> Iterator[BaseGeometry]:
-    """Cut a geometry in halves until each piece has few points; their areas add up."""
+    """Split a geometry in half repeatedly until each piece has few points; the areas add up."""
     waiting = [part]
     while waiting:
         piece = waiting.pop()

@@ -1,6 +1,6 @@
 """The public functions of ``import wsi_ips``: from a slide to its map, and whole cohorts by recipe.
 
-They have defaults that work, take paths where a caller has paths, and use the same code as the commands.
+They have working defaults, accept paths, and use the same code as the commands.
 """
 
 from __future__ import annotations
@@ -133,11 +133,11 @@ class Model:
     net
         The network, a ``torch.nn.Module`` in evaluation mode.
     card
-        What it is: classes, scale, patch size, how it was trained.
+        Description: classes, scale, patch size, training.
     calibration
         Temperature and thresholds.
     tiles, tissue
-        The settings it was trained with: it must see the same pixels again.
+        The settings it was trained with; prediction must use the same.
     """
 
     net: IpsNet
@@ -155,12 +155,12 @@ def load_model(folder: Path | str, *, device: str = "auto") -> Model:
     folder
         Folder of the model (``model`` in a run folder), or the run folder itself.
     device
-        ``auto`` takes a GPU where there is one; else ``cpu``, ``cuda``, ``cuda:1`` ...
+        ``auto`` uses a GPU if there is one; else ``cpu``, ``cuda``, ``cuda:1`` ...
 
     Raises
     ------
     CheckpointError
-        There is no model, it is damaged, or it was trained on tiles of another tool.
+        The model is missing or damaged, or was trained on tiles of another tool.
     """
     from wsi_ips.inference.preparation import pinned_sections
     from wsi_ips.model.checkpoint import load_checkpoint
@@ -171,7 +171,7 @@ def load_model(folder: Path | str, *, device: str = "auto") -> Model:
     place = bundle_folder(Path(folder))
     net, card = load_checkpoint(place)
     if card.encoder.features:
-        raise CheckpointError(f"checkpoint {place}: trained on features of another tool, so it takes no pixels")
+        raise CheckpointError(f"checkpoint {place}: trained on features of another tool, so it cannot take pixels")
     pinned = pinned_sections(card)
     calibration = read_calibration(place, card.tasks, checkpoint_fingerprint(place))
     sections = TilesSection(**pinned["tiles"]), TissueSection(**pinned["tissue"])
@@ -187,7 +187,7 @@ class Prediction:
     tiles
         The tiles that were scored.
     scores
-        Every score: attention and probability of each tile, the selected tiles and their embeddings.
+        All scores: attention and probability of each tile, the selected tiles and their embeddings.
     model_id
         Identity of the model, shown on pictures.
     """
@@ -284,7 +284,7 @@ def predict_slide(model: Model, slide: Path | str | SlideTiles, compute: Compute
 def run(
     recipe: Recipe | Path | str, settings: Mapping[str, Any] | None = None, *, progress: Progress | None = None
 ) -> Outcome:
-    """Run a recipe: tile, train, predict, draw, report; what is up to date is not computed again.
+    """Run a recipe: tile, train, predict, draw, report; skip what is up to date.
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ def run(
     Raises
     ------
     WsiIpsError
-        The recipe, manifest or training cannot be used. A slide that cannot be used does not raise: it fails alone.
+        The recipe, manifest or training cannot be used. A bad slide does not raise: it alone fails.
     """
     from wsi_ips.pipeline.stages import run_pipeline
 
@@ -308,7 +308,7 @@ def run(
 def train(
     recipe: Recipe | Path | str, settings: Mapping[str, Any] | None = None, *, progress: Progress | None = None
 ) -> Model:
-    """Train the model of a recipe, tiling first what is not tiled yet, and load it; see :func:`run`."""
+    """Train the model of a recipe, after tiling slides that are not tiled yet, and load it; see :func:`run`."""
     from wsi_ips.pipeline.stages import run_until
 
     done = run_until(_loaded(recipe, settings), "train", progress)
@@ -329,14 +329,14 @@ def evaluate(
     recipe, settings
         As in :func:`run`.
     split
-        Slides to report on; those of ``val`` set the threshold.
+        Slides to report on; the ``val`` slides set the threshold.
     by
         Manifest columns that make subgroups.
 
     Raises
     ------
     EvaluationError
-        Nothing is predicted, or nothing can be compared.
+        There are no predictions, or nothing to compare them with.
     """
     from wsi_ips.pipeline.evaluate_run import evaluate_run
     from wsi_ips.pipeline.run import Run

@@ -26,7 +26,7 @@ def transaction(path: Path, *, creates: str = "") -> Iterator[sqlite3.Connection
     Raises
     ------
     RunDatabaseError
-        The file cannot be opened, is no database, or stays locked.
+        The file cannot be opened, is not a database, or stays locked.
     """
     # A reader opens the file for writing too: it may have to roll back what a killed writer left.
     address = f"{path.absolute().as_uri()}?mode={'rwc' if creates else 'rw'}"

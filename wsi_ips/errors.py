@@ -16,7 +16,7 @@
     ├── ScoresError                a stored score table: missing, damaged, or of another schema
     ├── HandoffError               a hand-off package whose files do not contain what was scored
     ├── CheckpointError            a checkpoint: missing, damaged, made for other classes
-    ├── DeviceMemoryError          GPU memory does not hold the activations of a single patch
+    ├── DeviceMemoryError          GPU memory cannot hold the activations of a single patch
     ├── TrainingError              training cannot start or continue (only one class, for example)
     │   └── DivergedError          loss, gradient or scores are no longer finite
     ├── RunDatabaseError           ``run.sqlite`` of a run folder cannot be read or written
@@ -27,7 +27,7 @@
 Each is also a built-in exception, so code that does not know this package can catch it. A message names the slide, row
 or key, says what is wrong, and says what to do.
 
-:func:`fenced` alone catches everything: a bad slide costs that slide, never the cohort.
+:func:`fenced` alone catches everything: a bad slide affects only that slide, never the cohort.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WsiIpsError(Exception):
     Attributes
     ----------
     is_told
-        Whether another process of the same training reports it to people.
+        Whether another process of the same training reports it to the user.
     slide_id
         Name of the slide in its manifest, where the error is about one and the name is known.
     """
@@ -111,7 +111,7 @@ class CheckpointError(WsiIpsError, ValueError):
 
 
 class DeviceMemoryError(WsiIpsError, MemoryError):
-    """Device memory does not hold the activations of a single patch."""
+    """Device memory cannot hold the activations of a single patch."""
 
 
 class TrainingError(WsiIpsError, RuntimeError):
@@ -140,7 +140,7 @@ class ViewerError(WsiIpsError, RuntimeError):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the work on a slide failed; plain text that can be sent between processes."""
+    """Reason why a slide failed; plain text that can be sent between processes."""
 
     reason: str  # one line; the message of our own errors, which says what to do
     traceback: str  # full text for the log file

@@ -4,7 +4,7 @@ Conventions (they hold in the whole package)
 --------------------------------------------
 - Points are (x, y), top-left, level-0 pixels of the full slide unless the name says otherwise.
 - Boxes are half-open; sizes are (width, height); arrays are indexed ``[y, x]``.
-- ``_px0`` level-0 pixels, ``_px`` pixels of the level or patch at hand, ``_um`` micrometres,
+- ``_px0`` level-0 pixels, ``_px`` pixels of the current level or patch, ``_um`` micrometres,
   ``_mpp`` micrometres per pixel.
 
 Unit algebra: ``px0 * mpp0 = µm``; ``px_level * downsample = px0``; ``mpp_level = mpp0 * downsample``.
@@ -53,7 +53,7 @@ class Box(NamedTuple):
         return self.y + self.height
 
     def contains(self, other: Box) -> bool:
-        """Tell whether ``other`` lies wholly inside this box."""
+        """Return whether ``other`` lies wholly inside this box."""
         return self.x <= other.x and self.y <= other.y and other.right <= self.right and other.bottom <= self.bottom
 
 
@@ -95,7 +95,7 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """How patches of one size at one scale are read from one slide.
+    """Plan for reading patches of one size at one scale from one slide.
 
     ``read_size`` pixels of ``level`` are read and, where that differs from ``patch_size``, averaged down by area.
     Pixels are never upsampled.

@@ -1,4 +1,4 @@
-"""Tasks of a slide and what is known of their labels, and the names of the splits: no tensors, no files."""
+"""Tasks, their known labels, and the names of the splits: no tensors, no files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal, TypeAlias
 
 Kind = Literal["single", "multi"]
 SEPARATOR = ";"  # between the classes of one slide in a multi-label column
-NONE = "none"  # no class of a multi-label column holds; an empty cell says that nothing is known
+NONE = "none"  # no class of a multi-label column applies; an empty cell means unknown
 
 Target: TypeAlias = int | tuple[bool, ...] | None
-"""Known label of one slide in one task: class number, whether each class holds, or None where it is unknown."""
+"""Known label of one slide in one task: class number, whether each class applies, or None where it is unknown."""
 
 Split = Literal["train", "val", "test"]
 Leak = Literal["patient", "content", "thumbnail"]  # why two slides must be in the same split
@@ -22,7 +22,7 @@ class Task:
 
     name: str  # in messages and in columns of tables
     classes: tuple[str, ...]  # (C_t)
-    kind: Kind = "single"  # ``single``: exactly one class holds (softmax); ``multi``: each holds or not (sigmoid)
+    kind: Kind = "single"  # ``single``: exactly one class applies (softmax); ``multi``: each applies or not (sigmoid)
 
     @property
     def width(self) -> int:
@@ -48,7 +48,7 @@ class Task:
         return self.classes.index(text) if self.kind == "single" else tuple(c in named for c in self.classes)
 
     def format(self, truth: Target) -> str | None:
-        """Return the cell that a manifest would hold; the inverse of :meth:`parse`."""
+        """Return the manifest cell for a known label; the inverse of :meth:`parse`."""
         if truth is None:
             return None
         if isinstance(truth, int):
@@ -56,17 +56,17 @@ class Task:
         return SEPARATOR.join(c for c, holds in zip(self.classes, truth, strict=True) if holds) or NONE
 
     def is_positive(self, truth: Target) -> bool:
-        """Tell whether the last class holds, which is the positive one of the heatmap."""
+        """Return whether the last class applies, which is the positive class of the heatmap."""
         return truth == self.width - 1 if isinstance(truth, int) else truth is not None and truth[-1]
 
     def is_negative(self, truth: Target) -> bool:
-        """Tell whether the label is known to be the first class, or no class in a multi-label task."""
+        """Return whether the label is known to be the first class, or no class in a multi-label task."""
         return truth == 0 if isinstance(truth, int) else truth is not None and not any(truth)
 
     def answer(self, probability: tuple[float, ...], thresholds: tuple[float, ...] = ()) -> str:
         """Return the predicted label, written as in a manifest.
 
-        That is the most probable class, or every class from its threshold on in a multi-label task. There is one
+        That is the most probable class, or every class at or above its threshold in a multi-label task. There is one
         threshold for the last of two classes, or one per class in a multi-label task, where 0.5 is the default.
         """
         if self.kind == "multi":

@@ -17,7 +17,7 @@ from wsi_ips.tiles.stream import SlideTiles
 
 
 class PatchDataset(Dataset[tuple[Tensor, int, int]]):
-    """Patches of slides, read when they are asked for; works with workers and shuffling of a ``DataLoader``.
+    """Patches of slides, read on demand; works with workers and shuffling of a ``DataLoader``.
 
     An item is ``(patch, slide, tile)``: the patch as float tensor in 0-1, shape (3, h, w), or what ``transform`` makes
     of it; the number of its slide among ``slides``; its row in that slide's tile index. Each worker opens its own

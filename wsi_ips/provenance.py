@@ -1,6 +1,6 @@
 """Fingerprints, atomic writes, and the versions and machine of a run.
 
-A result is up to date when its stored fingerprint equals that of its inputs; that a file exists means nothing. Every
+A result is up to date when its stored fingerprint equals that of its inputs; a file's existence means nothing. Every
 write goes to a temporary sibling, which is then renamed in one step.
 """
 
@@ -69,7 +69,7 @@ def _canonical(value: Any) -> Any:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to, which becomes ``path`` when the block ends well, and else is removed."""
+    """Yield a temporary sibling to write to, which becomes ``path`` if the block succeeds, and is removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     try:
@@ -82,7 +82,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into, which becomes ``path`` when the block ends well, and else is removed.
+    """Yield an empty folder to write into, which becomes ``path`` if the block succeeds, and is removed otherwise.
 
     An older folder at ``path`` is moved aside first and deleted last, so a reader finds the old one, the new one, or
     for an instant none; never a mixture.

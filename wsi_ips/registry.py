@@ -1,6 +1,6 @@
 """Registries: the one table behind every choice that a recipe, a command or a page offers.
 
-A registry stands in a module next to what it lists and loads nothing until an entry is used. Recipe validation,
+A registry is in a module next to its entries and loads nothing until an entry is used. Recipe validation,
 ``--help``, the documentation and the viewer's JSON read it. Adding a choice is one new file and one line in the table.
 Other packages add theirs through entry points, without touching this one::
 
@@ -100,7 +100,7 @@ class Registry(Mapping[str, E], Generic[E]):
         Raises
         ------
         RecipeError
-            There is none of this name; lists the names there are.
+            No entry has this name; the message lists the known names.
         """
         try:
             return self._entries[name]
@@ -124,7 +124,7 @@ class Registry(Mapping[str, E], Generic[E]):
 
 
 def registry(plural: str) -> Registry[Any]:
-    """Load a registry by the name it has in :data:`HOMES`."""
+    """Load a registry by its name in :data:`HOMES`."""
     module, _, attribute = HOMES[plural].partition(":")
     found: Registry[Any] = getattr(import_module(module), attribute)
     return found

@@ -107,7 +107,7 @@ class ChunkLimit:
                 self.halve(error)
 
     def halve(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Halve the limit for good and say so; raise a `DeviceMemoryError` where not even one patch fits."""
+        """Halve the limit permanently, with a message; raise a `DeviceMemoryError` where not even one patch fits."""
         if self.patches == 1:
             raise DeviceMemoryError(
                 "memory of the device ran out with a single patch; free it from other programs, or take a smaller "
@@ -115,8 +115,8 @@ class ChunkLimit:
             ) from error
         self.patches //= 2
         self._note(
-            f"memory of the device ran out: going on with {self.patches} patches at a time; `compute.chunk_size: "
-            f"{self.patches}` spares the attempt"
+            f"memory of the device ran out: continuing with {self.patches} patches at a time; `compute.chunk_size: "
+            f"{self.patches}` avoids the attempt"
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -124,7 +124,7 @@ class ChunkLimit:
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How slides are scanned."""
+    """Settings of a scan."""
 
     memory_size: int  # tiles kept per slide (M)
     compute: ComputeSection  # backend and precision of the encoder, chunk size, reading threads
@@ -276,7 +276,7 @@ def _positions(
 
 
 class KeptTiles(Protocol):
-    """Tiles of one slide that it is learned or classified from; a :class:`Selection` is one."""
+    """Tiles of one slide to train on or classify from; a :class:`Selection` is one."""
 
     @property
     def tiles(self) -> NDArray[np.int64]:

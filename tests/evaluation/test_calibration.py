@@ -72,7 +72,7 @@ def test_the_threshold_is_in_the_middle_between_slides():
 
 
 def test_what_cannot_be_calibrated_is_refused():
-    with pytest.raises(EvaluationError, match="separated wholly"):
+    with pytest.raises(EvaluationError, match="perfectly separated"):
         calibration_slope([0, 0, 1], [0.1, 0.2, 0.3])
     with pytest.raises(EvaluationError, match="both"):
         fixed_threshold([1, 1], [0.1, 0.2])

@@ -64,7 +64,7 @@ def test_a_group_of_one_class_has_no_auc():
 def test_classes_that_are_separated_wholly_have_no_slope_and_it_is_said():
     found = evaluate_slides(Scored(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])), threshold=0.5)
     assert found.calibration is None
-    assert "separated wholly" in found.notes[0]
+    assert "perfectly separated" in found.notes[0]
 
 
 def test_one_class_only_is_refused():

@@ -219,7 +219,7 @@ def test_a_polite_stop_is_quick_clean_and_resumed(undisturbed, untouched, how):
     process.send_signal(how)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     assert "Traceback" not in output
     psutil.wait_procs(children, timeout=30)
     assert not any(child.is_running() for child in children)

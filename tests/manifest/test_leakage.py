@@ -22,8 +22,8 @@ def test_slides_are_related_by_patient_content_and_appearance():
         "a and c are of one patient (p)",
         "a and e are of one patient (p)",
         "a and d have the same content",  # so their appearance is not listed again
-        "b and d look alike (turned or mirrored, perhaps) (12% of the hash differs)",
-        "a and b look alike (turned or mirrored, perhaps) (20% of the hash differs)",
+        "b and d look alike (possibly turned or mirrored) (12% of the hash differs)",
+        "a and b look alike (possibly turned or mirrored) (20% of the hash differs)",
     ]
 
 

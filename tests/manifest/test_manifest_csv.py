@@ -237,7 +237,7 @@ def test_a_file_in_two_splits_is_refused(tmp_path: Path) -> None:
         ("slide_id,path,patientid", "column `patientid`: is it `patient_id`? Rename it"),
         ("slide_id,path,splits", "column `splits`: is it `split`? Rename it"),
         ("slide_id,path,annotations", "column `annotations`: is it `annotation`? Rename it"),
-        ("slide_id,path,label,label", "column `label` is there 2 times; keep one"),
+        ("slide_id,path,label,label", "column `label` appears 2 times; keep one"),
     ],
 )
 def test_a_misspelt_column_is_never_ignored_in_silence(tmp_path: Path, header: str, hint: str) -> None:

@@ -51,7 +51,7 @@ def test_a_csv_from_elsewhere(tmp_path):
         ("s.json", '{"folds": []}', "no fold"),
         ("s.json", '{"folds": [{"a": "training"}]}', "`training` is not a split"),
         ("s.csv", "a,b\n1,2\n", "columns `slide_id`"),
-        ("s.csv", "slide_id,split\na,train\na,test\n", "`a` is there twice"),
+        ("s.csv", "slide_id,split\na,train\na,test\n", "`a` appears twice"),
         ("s.csv", "slide_id,split\na,Test\n", "`Test` is not a split"),
     ],
 )

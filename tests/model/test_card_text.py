@@ -29,16 +29,24 @@ IMPORTED = replace(CARD.encoder, name="imported:uni", features=64)
 @pytest.mark.parametrize(
     ("card", "begins", "licence"),
     [
-        (CARD, "random weights to begin with", "no published weights were used"),
-        (replace(CARD, origin=PUBLISHED), "published weights", "the licence on their page holds for the model too"),
-        (replace(CARD, origin=FILE), "weights from w.pth", "from the file w.pth; its terms hold for the model too"),
-        (replace(UNI, origin=PUBLISHED), "published weights", "uni: CC-BY-NC-ND-4.0, no commercial use"),
+        (CARD, "random initial weights", "no published weights were used"),
+        (
+            replace(CARD, origin=PUBLISHED),
+            "published initial weights",
+            "the licence on their page also applies to the model",
+        ),
+        (
+            replace(CARD, origin=FILE),
+            "initial weights from w.pth",
+            "from the file w.pth; its terms also apply to the model",
+        ),
+        (replace(UNI, origin=PUBLISHED), "published initial weights", "uni: CC-BY-NC-ND-4.0, no commercial use"),
         (
             replace(UNI, origin=FILE),
-            "weights from w.pth",
+            "initial weights from w.pth",
             "uni from the file w.pth: CC-BY-NC-ND-4.0, no commercial use",
         ),
-        (replace(UNI, origin=EncoderOrigin("random")), "random weights", "no published weights were used"),
+        (replace(UNI, origin=EncoderOrigin("random")), "random initial weights", "no published weights were used"),
         (replace(CARD, encoder=IMPORTED, origin=EncoderOrigin("imported")), "run by another tool", "another tool"),
         (replace(CARD, origin=None), "", "is not recorded"),
     ],

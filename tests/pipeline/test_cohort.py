@@ -94,5 +94,5 @@ def test_the_same_column_may_be_asked_twice(tmp_path):
 
 
 def test_a_label_cannot_count_as_what_is_no_class(tmp_path):
-    with pytest.raises(RecipeError, match=r"labels.*`map`: micro: tumour is no class; they are normal, tumor"):
+    with pytest.raises(RecipeError, match=r"`map`: micro: tumour is not a class; the classes are normal, tumor"):
         load_recipe(recipe_of(tmp_path, labels={"map": {"micro": "tumour"}}))

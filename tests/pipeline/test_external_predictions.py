@@ -54,8 +54,8 @@ def test_a_table_from_elsewhere_is_measured_on_its_test_slides(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"probability": "high"}, r"column `probability`: 1 cells are no probability.*s0"),
-        ({"probability": 1.2}, r"no probability.*s0"),
+        ({"probability": "high"}, r"column `probability`: 1 cells are not probabilities.*s0"),
+        ({"probability": 1.2}, r"not probabilities.*s0"),
         ({"label": None}, "no column `label`"),
         ({"slide_id": "s5"}, "s5 has two rows"),
     ],

@@ -141,7 +141,7 @@ def test_temperature_threshold_and_further_tasks_come_from_the_bundle(tmp_path):
     assert row["predicted"] == "normal"
     assert row["signs_predicted"] == "x"
     assert "temperature 30, from 40 validation slides" in result.output
-    assert "`tumor` is called from a probability of 0.999 on" in result.output
+    assert "`tumor` is called at a probability of 0.999 or more" in result.output
     facts = json.loads((out / "heatmaps" / "good_00_probability.json").read_text())
     assert facts["slide_probability"] == pytest.approx(row["probability_tumor"], abs=1e-5)
     write_calibration(bundle, Calibration.default(tasks), checkpoint_fingerprint(bundle))
@@ -167,7 +167,7 @@ def test_a_scale_given_by_hand_is_used(tmp_path, bundle):
         (("good_00.tif", "--checkpoint", "nothing"), "there is none"),
         (("gone.svs", "--checkpoint", "bundle"), "gone.svs: no such slide, folder or manifest"),
         (("good_00.tif", "--checkpoint", "bundle", "--set", "tiles.mpp=1"), "tiles.mpp: is pinned by the model"),
-        (("good_00.tif", "--checkpoint", "bundle", "-o", "twin"), "holds something else already"),
+        (("good_00.tif", "--checkpoint", "bundle", "-o", "twin"), "already contains something else"),
         (("good_00.tif", "--checkpoint", "bundle", "-o", "."), "is the folder of another run"),
         (("good_00.tif", "twin/good_00.tif", "--checkpoint", "bundle", "-o", "out"), "have the same name"),
         (("good_00.tif", "--checkpoint", "old", "-o", "out"), "its card pins neither tissue nor tiles"),

@@ -50,7 +50,7 @@ def test_the_command_makes_the_report_anew_and_keeps_what_the_run_cost(finished)
         ("8", "readable"),
         ("8", "with tissue"),
         ("8", "with tiles"),
-        ("4", "learned from (split train)"),
+        ("4", "for training (split train)"),
         ("4", "predicted"),
         ("4", "measured (split test)"),
     ]

@@ -70,7 +70,7 @@ def test_killed_at_random_it_ends_with_the_very_model(cohort):
             assert not (cohort / "out" / "model" / "model.json").exists()  # half a training is no model
     assert killed
     assert start(cohort).wait(timeout=300) == 0, (cohort / "said").read_text()
-    assert "training goes on in epoch" in (cohort / "said").read_text()
+    assert "training resumes in epoch" in (cohort / "said").read_text()
     ours, undisturbed = (cohort / name for name in ("out", "undisturbed"))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (ours, undisturbed)]
     assert weights[0] == weights[1]
@@ -90,5 +90,5 @@ def test_a_polite_kill_saves_and_ends_with_130(cohort):
     wait_for_state(process, cohort, 0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) == 130, (cohort / "said").read_text()
-    assert "the same command goes on from here" in (cohort / "said").read_text()
+    assert "the same command resumes from here" in (cohort / "said").read_text()
     assert (cohort / "out" / "training" / "state.safetensors").exists()

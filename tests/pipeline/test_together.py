@@ -119,7 +119,7 @@ def test_killed_then_stopped_by_slurm_then_finished_by_one_it_is_the_model_of_on
     said = (cohort / "said").read_text()
     assert code == 0, said
     assert (slurm / "requeued").read_text() == "7\n", said
-    assert said.count("the same command goes on from here") == 1, said
+    assert said.count("the same command resumes from here") == 1, said
     assert (cohort / "out" / "training" / "state.safetensors").exists()
 
     run_until(load_recipe(cohort / "recipe.yaml"), "train")
@@ -136,7 +136,7 @@ def test_an_error_of_the_recipe_is_told_once(cohort):
     process = start([*command, "--set", "training.patience=1", "--set", "training.select=auc"], cohort)
     assert ends(process) == 1
     said = (cohort / "said").read_text()
-    assert said.count("goes by validation slides") == 1, said
+    assert said.count("needs validation slides") == 1, said
 
 
 def test_other_commands_are_those_of_the_first_process_alone(cohort):

@@ -36,7 +36,7 @@ def test_every_slide_is_lost_at_one_step_with_its_reason():
         ("with tissue", 7, {"without tissue": ("glass",)}),
         ("with tiles", 6, {"with tissue but no tile of it": ("small",)}),
         (
-            "learned from (split train)",
+            "for training (split train)",
             1,
             {"without a label": ("nameless",), "whose tiles could not be read": ("unread",)},
         ),
@@ -46,7 +46,7 @@ def test_every_slide_is_lost_at_one_step_with_its_reason():
 
 
 def test_a_model_from_elsewhere_learned_from_no_slide_here():
-    assert "learned from (split train)" not in [step[0] for step in flow(PLAIN, trained_here=False)]
+    assert "for training (split train)" not in [step[0] for step in flow(PLAIN, trained_here=False)]
 
 
 @pytest.mark.parametrize(

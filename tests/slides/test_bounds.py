@@ -65,7 +65,7 @@ def test_bounds_are_those_of_the_file_and_the_size_is_the_whole_slides(slide):
         assert reader.info.size_px0 == Size(WIDTH + 700, HEIGHT + 500)
         assert reader.info.bounds == Box(LEFT, TOP, WIDTH, HEIGHT)
         assert reader.info.mpp == pytest.approx((0.25, 0.25))
-        assert reader.info.pixels_by == "openslide: tiles of leica are placed by rules of its own"
+        assert reader.info.pixels_by == "openslide: leica places tiles by its own rules"
 
 
 def test_coordinates_are_of_the_full_slide(slide):

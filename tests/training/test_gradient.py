@@ -276,7 +276,7 @@ def test_where_memory_runs_out_it_comes_down_once_and_the_gradient_is_right(kind
     step = StepGradient(kind, micro_batch=micro_batch, budget_gb=1, note=notes.append)
     torch.manual_seed(6)
     step(net, kept, prepare, loss_of(net))
-    assert notes == ["memory ran out: going on in two passes of 4 patches at a time"]
+    assert notes == ["memory ran out: continuing in two passes of 4 patches at a time"]
     for name, value in gradients(net).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 

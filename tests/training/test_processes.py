@@ -133,7 +133,7 @@ def test_a_process_that_is_killed_ends_the_other_with_words(tmp_path):
     assert killed == -9
     assert code == 1
     assert "process 0 of 2 lost the others" in words
-    assert "the same command goes on from there" in words
+    assert "the same command resumes from there" in words
 
 
 def test_a_process_without_a_gpu_of_its_own_is_told_what_to_do(monkeypatch):

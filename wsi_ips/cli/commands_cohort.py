@@ -106,7 +106,7 @@ def tile(
 )
 def status(
     recipe: RecipeFile,
-    explain: Annotated[str | None, Option(metavar="SLIDE", help="All about a slide, and what to do.")] = None,
+    explain: Annotated[str | None, Option(metavar="SLIDE", help="Everything about a slide, and what to do.")] = None,
     verify: Annotated[bool, Option("--verify", help="Verify tiles and predictions; exit code 3 if wrong.")] = False,
     sheet: Annotated[bool, Option("--sheet", help="Write the contact sheet of tissue and tiles again.")] = False,
     report: Annotated[bool, Option("--report", help="Write the report again from what is stored.")] = False,
@@ -116,7 +116,7 @@ def status(
 ) -> None:
     """Show the state of every slide of a run: ok, empty, failed (with the reason) or pending.
 
-    Also while a stage runs. --verify compares checksums, geometry and counts with slides and recipe, and computes
+    Works during a run. --verify compares checksums, geometry and counts with slides and recipe, and computes
     predictions again from their stored tiles; it changes nothing.
     """
     from wsi_ips.pipeline import Run

@@ -54,7 +54,7 @@ def run_stages(
     recipe: RecipeFile,
     slides: Slides = None,
     until: Annotated[str | None, choice(BEFORE, "--until", text="Stop after this stage.")] = None,
-    retry: Annotated[bool, Option("--retry", help="Only work on failed slides, e.g. after a repair.")] = False,
+    retry: Annotated[bool, Option("--retry", help="Retry failed slides only, e.g. after a repair.")] = False,
     reason: Annotated[str | None, Option(metavar="TEXT", help="With --retry: slides whose reason contains it.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -74,7 +74,7 @@ def run_stages(
         if not retry and until not in ("tile", "features"):
             from wsi_ips.pipeline.train_stage import train_along
 
-            train_along(loaded)  # takes part in a training that the first process leads
+            train_along(loaded)  # joins a training led by the first process
     elif retry:
         _retry(loaded, slides or [], reason or "")
     elif until:
@@ -106,7 +106,7 @@ def train(recipe: RecipeFile, settings: Overrides = None) -> None:
 @command(MODEL, "wsi-ips cross-validate recipe.yaml --folds 5")
 def cross_validate(
     recipe: RecipeFile,
-    folds: Annotated[int | None, Option(min=2, help="Number of folds; default: those of `split.file`.")] = None,
+    folds: Annotated[int | None, Option(min=2, help="Number of folds; default: as in `split.file`.")] = None,
     by: Annotated[str | None, Option(metavar="COLUMN", help="Column of the centre: test on whole centres.")] = None,
     settings: Overrides = None,
 ) -> None:

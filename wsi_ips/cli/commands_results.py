@@ -38,8 +38,8 @@ DRAWN_AS = ("auto", "probability", "rank")
 RunOrRecipe = Annotated[Path, Argument(metavar="RUN|RECIPE", help="Run folder, or recipe.", show_default=False)]
 Output = Annotated[Path, Option(metavar="DIR", help="Folder to write to.", show_default=False)]
 By = Annotated[list[str] | None, Option(metavar="COLUMN", help="Column that makes subgroups. Repeatable.")]
-EvaluatedSplit = Annotated[str, Option(help="Slides to report on; those of `val` set the threshold.")]
-Threshold = Annotated[float | None, Option(min=0, max=1, help="Call slides positive from this probability on.")]
+EvaluatedSplit = Annotated[str, Option(help="Slides to report on; the `val` slides set the threshold.")]
+Threshold = Annotated[float | None, Option(min=0, max=1, help="Call slides positive at or above this probability.")]
 LegacySpacing = Annotated[
     bool, Option("--legacy-spacing", help="FROC with 0.243 µm/px for all slides, as in the challenge's script.")
 ]
@@ -102,7 +102,7 @@ def evaluate(
 )
 def view(
     targets: Annotated[list[str], Argument(metavar="RUN|SLIDE", help="Run folder, recipe; slides, folders, URLs.")],
-    port: Annotated[int, Option(min=0, max=65_535, help="0 takes a free one.")] = 8765,
+    port: Annotated[int, Option(min=0, max=65_535, help="0 picks a free port.")] = 8765,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     remote_access: Annotated[bool, Option("--remote-access", help="Let other machines connect.")] = False,
     allow_host: Annotated[list[str] | None, Option(metavar="NAME", help="Another server name. Repeatable.")] = None,
@@ -141,7 +141,7 @@ app.add_typer(export, name="export", rich_help_panel=RESULTS)
 @command(RESULTS, "wsi-ips export tiles recipe.yaml --format trident --output trident/", name="tiles", group=export)
 def export_tiles_of_run(
     recipe: RecipeFile,
-    kind: Annotated[str, Option("--format", metavar="FORMAT", help="A wrong name lists all.", show_default=False)],
+    kind: Annotated[str, Option("--format", metavar="FORMAT", help="Unknown names list all.", show_default=False)],
     output: Output,
     slides: Slides = None,
     features: Annotated[bool, Option("--features", help="Also write the features the run has stored.")] = False,
@@ -225,12 +225,12 @@ def draw(
     mpp: Annotated[float | None, Option(help="µm per level-0 px of a slide that lacks it.")] = None,
     settings: Overrides = None,
 ) -> None:
-    """Draw the scores of another model over their slide; needs no recipe and no model of ours.
+    """Draw the scores of another model over their slide; needs neither a recipe nor a wsi-ips model.
 
     SCORES is a CSV with columns x, y (or WSInfer's minx, miny; upper left corner of a tile in level-0 pixels), a column
     per score, and tile sizes in width, height (or --tile-px0). Or an HDF5 file with `coords` and scores, such as CLAM's
     blockmaps (`attention_scores`) and TRIDENT's files. With --as auto, values of 0 to 1 are drawn as they are; all
-    others, and what is named attention, as rank within the slide. --set takes keys of sections heatmap and handoff.
+    others, and columns named attention, as ranks within the slide. --set takes keys of sections heatmap and handoff.
     """
     from wsi_ips.results.draw_scores import DrawAs, ScoresToDraw, draw_scores
 
@@ -265,7 +265,7 @@ def score(
     legacy_spacing: LegacySpacing = False,
     output: Annotated[Path | None, Option(metavar="FILE", help="JSON file for all figures and curves.")] = None,
 ) -> None:
-    """Measure predictions or detections of another tool as `evaluate` measures those of a run.
+    """Evaluate predictions or detections of another tool, as `evaluate` does for a run.
 
     Give --predictions, --detections (for FROC) or both. Column split of the predictions may be missing.
     """

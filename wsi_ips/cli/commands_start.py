@@ -70,7 +70,7 @@ def check(
         ),
     ] = None,
     output: Annotated[Path | None, Option(metavar="FILE", help="Write the manifest of a folder to this CSV.")] = None,
-    folder: Annotated[Path | None, Option(help="Search it, not the slides' folders, for files in no row.")] = None,
+    folder: Annotated[Path | None, Option(help="Search this folder, not the slides' own, for files in no row.")] = None,
     encoders: Annotated[bool, Option("--encoders", help="List the encoder presets and their licences.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:

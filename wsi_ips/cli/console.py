@@ -40,7 +40,7 @@ def say(colour: str, who: str, what: str) -> None:
 
 
 def few(names: Sequence[str]) -> str:
-    """Join names; of many only the first."""
+    """Join names; of a long list only the first ones."""
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
     return ", ".join(names[:FEW]) + more
 
@@ -101,7 +101,7 @@ def explained(*, debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         if not Launch.of().is_first:
             raise typer.Exit from None
-        err.print("\nStopped. Finished work is kept; the same command goes on from here.")
+        err.print("\nStopped. Finished work is kept; the same command resumes from here.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (typer.Exit, typer.Abort):
         raise

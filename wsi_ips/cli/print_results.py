@@ -1,4 +1,4 @@
-"""What commands print about results: a run, predictions, cross-validation, an evaluation, drawn scores."""
+"""Print results of commands: a run, predictions, cross-validation, an evaluation, drawn scores."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _readings(tasks: Sequence[Task], calibration: Calibration) -> Iterator[str]:
         if entry.slides and entry.temperature != 1:
             yield f"{name}probabilities at temperature {entry.temperature:.3g}, from {entry.slides} validation slides"
         if _is_binary(task):
-            yield f"{name}`{task.classes[-1]}` is called from a probability of {entry.thresholds[0]:.3f} on"
+            yield f"{name}`{task.classes[-1]}` is called at a probability of {entry.thresholds[0]:.3f} or more"
 
 
 def print_cross_validation(found: CrossValidation) -> None:
@@ -201,7 +201,7 @@ def _print_task(task: TaskEvaluation) -> None:
 
 
 def _print_localisation(found: Localisation) -> None:
-    table = plain_table("tumour found where it is", "value", "of")
+    table = plain_table("localisation of tumour", "value", "of")
     for name, curve in (
         ("peaks", found.lesions_by_peaks),
         ("components", found.lesions_by_components),

@@ -99,7 +99,7 @@ def print_splits(outcome: SplitOutcome, path: Path) -> None:
     if outcome.left_out:
         say("yellow", "in no split, without a value to stratify by", few(outcome.left_out))
     if outcome.without_patient:
-        out.print(f"{outcome.without_patient} slides without `patient_id`: each counts as a patient of its own")
+        out.print(f"{outcome.without_patient} slides without `patient_id`: each counts as a separate patient")
     where = f"[bold]{escape(str(path))}[/]  hash {outcome.splits.hash}"
     put(f"{where}; name it in the recipe: `split.file`")
 
@@ -123,8 +123,8 @@ def print_encoders(presets: Sequence[Preset]) -> None:
         )
     out.print(table)
     put(
-        f"{len(presets)} presets: `model.encoder: preset:NAME`. The licence is that of the weights; "
-        "card = read the model card, which decides"
+        f"{len(presets)} presets: `model.encoder: preset:NAME`. The licence applies to the weights; "
+        "card = read the model card, which is authoritative"
     )
 
 
@@ -164,7 +164,7 @@ MOST_ROWS = 100
 
 
 def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -> None:
-    """Print a table of states and a line of counts; of a large cohort only what is not ok, and not all of that."""
+    """Print a table of states and a line of counts; for a large cohort, only some of the slides that are not ok."""
     rows = list(states)
     wanted = [row for row in rows if row.state != "ok"] if only_problems or len(rows) > MOST_ROWS else rows
     shown = sorted(wanted, key=lambda row: row.state == "pending")[:MOST_ROWS] if len(wanted) > MOST_ROWS else wanted
@@ -188,7 +188,7 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
 
 
 def print_reasons(reasons: Sequence[tuple[str, str]]) -> None:
-    """Print a paragraph per slide with a reason; it does not fit into a table."""
+    """Print a paragraph per slide with a reason, which would not fit into a table."""
     for slide_id, reason in reasons:
         if reason:
             put(f"[bold]{escape(slide_id)}[/]: {escape(reason)}")
@@ -225,7 +225,7 @@ def print_imported(
             say("red" if state.state == "failed" else "yellow", state.slide_id, f"{state.state}: {state.reason}")
     failed = sum(state.state == "failed" for state in rows)
     out.print(f"{len(rows)} slides: [green]{len(rows) - failed} imported[/], {failed} failed")
-    put(escape(f"to keep these tiles, write into the recipe:  tiles: {{imported: {folder}}}"))
+    put(escape(f"to keep these tiles, add to the recipe:  tiles: {{imported: {folder}}}"))
     if features is not None:
         put(escape(f"and these features:  features: {{imported: {features}}}  and  model: {{input: features}}"))
 

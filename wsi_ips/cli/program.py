@@ -72,7 +72,7 @@ def command(
 
 
 def choice(names: Iterable[str], flag: str, *, text: str) -> Any:
-    """Return an option that takes one of some names, which its help lists."""
+    """Return an option that accepts one of several names, listed in its help."""
     known = list(names)
 
     def parse(given: str) -> str:
@@ -103,17 +103,17 @@ def _root(
 
 
 def read_recipe(path: Path, settings: Sequence[str] | None, options: Mapping[str, Any] | None = None) -> Recipe:
-    """Load a recipe with the keys of ``--set`` and those that other options set."""
+    """Load a recipe with the overrides of ``--set`` and of other options."""
     return load_recipe(path, overrides_of(settings, options or {}))
 
 
 def overrides_of(settings: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Join the keys of ``--set`` with those that other options set; None = option not given."""
+    """Merge the overrides of ``--set`` with those of other options; None = option not given."""
     return parse_overrides(settings) | {key: value for key, value in options.items() if value is not None}
 
 
 def checkpoint_of(folder: Path | None) -> str | None:
-    """Return the model folder that option ``--checkpoint`` means; it may name a run folder."""
+    """Return the model folder for option ``--checkpoint``, which may name a run folder."""
     from wsi_ips.pipeline.new_slides import bundle_folder
 
     return None if folder is None else str(bundle_folder(folder.resolve()))

@@ -36,7 +36,7 @@ def open_pool(scheduler: str, workers: int | None, limits: Limits) -> Iterator[J
         client = _slurm_client(stack, workers) if scheduler == "slurm" else _client(stack, scheduler)
 
         def submit(job: Job) -> Future[JobResult]:
-            # Dask keeps statistics for the first word of each key for ever, so all slides share one word.
+            # Dask keeps statistics for the first word of each key forever, so all slides share one word.
             key = f"slide-0{secrets.token_hex(8)}"
             return client.submit(run_on_worker, job, limits, key=key, pure=False)
 
@@ -120,16 +120,16 @@ def _result_of(future: Future[JobResult], job: Job) -> JobResult:
         raise ClusterError(GONE)
     error = future.exception()
     if isinstance(error, KilledWorker):
-        reason = "its Dask workers went away, each time: look at their logs and at the memory of their machines"
+        reason = "its Dask workers were lost each time: check their logs and the memory of their machines"
         return JobResult("lost", failure=Failure(reason, str(error)))
     raise ClusterError(
-        f"a Dask worker cannot do slide {job.name} ({type(error).__name__}: {error}); install the same version of "
+        f"a Dask worker cannot process slide {job.name} ({type(error).__name__}: {error}); install the same version of "
         "wsi-ips where the workers run"
     ) from error
 
 
 def run_on_worker(job: Job, limits: Limits) -> JobResult:
-    """Run a job in a process beneath this Dask worker; by default with the worker's memory per thread."""
+    """Run a job in a child process of this Dask worker; by default with the worker's memory per thread."""
     from distributed import get_worker
 
     worker = get_worker()

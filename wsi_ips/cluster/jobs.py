@@ -21,7 +21,7 @@ from wsi_ips.config import ComputeSection
 from wsi_ips.errors import Failure
 
 TICK_S = 1.0
-ATTEMPTS = 2  # a job whose process dies is tried once more: the cause may have been another program
+ATTEMPTS = 2  # a job whose process dies is retried: another program may have been the cause
 TIMEOUT_TILES = 1000  # where a network processes the tiles, `compute.slide_timeout_s` is the time for this many
 
 
@@ -35,7 +35,7 @@ class JobOutcome:
 
     @property
     def failure(self) -> Failure | None:
-        """Why it failed; where its process died, with the slide and the number of attempts."""
+        """Reason for the failure; if its process died, with the slide and the number of attempts."""
         failure = self.result.failure
         if failure is None or self.result.ending == "error":
             return failure
@@ -51,7 +51,7 @@ class JobPool:
         self, room: Callable[[], int], submit: Callable[[Job], Any], result_of: Callable[[Any, Job], JobResult]
     ) -> None:
         self.room = room  # how many jobs to submit at a time
-        self._submit = submit  # returns a future, of which `result_of` takes the result when it is done
+        self._submit = submit  # returns a future; `result_of` returns its result when it is done
         self._result_of = result_of
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._running: dict[int, tuple[Job, Any]] = {}
@@ -78,7 +78,7 @@ class JobPool:
 
 @contextmanager
 def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Iterator[JobOutcome | None]]:
-    """Start jobs and yield their outcomes as :func:`run_jobs` does; leaving the block stops those that are not done."""
+    """Start jobs and yield their outcomes as :func:`run_jobs` does; leaving the block stops unfinished jobs."""
     if compute.scheduler is not None:
         from wsi_ips.cluster.dask_pool import open_pool
 
@@ -101,8 +101,8 @@ def timeout_s(compute: ComputeSection, tiles: int) -> float:
 def run_jobs(pool: JobPool, jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
     """Run jobs with different names in a pool; yield each as it ends, and None at least once a second.
 
-    They start in their order. A job whose process died or was stopped is tried again after the others. An error that
-    the job raised is its result: it would happen again.
+    Jobs start in order. A job whose process died or was stopped is retried after the others. An error that
+    the job raised is final: it would happen again.
     """
     waiting, tried = deque(jobs), Counter[str]()
     while waiting or pool.running():

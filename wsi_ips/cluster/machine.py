@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-MIN_WORKER_GB = 1.0  # a slide without a pyramid may need it; no more workers are started than have it
+MIN_WORKER_GB = 1.0  # memory that a slide without a pyramid may need; it limits the number of workers
 MEMORY_SHARE = 0.8  # for workers; the rest is for this process, the system and its file cache
 CGROUP = Path("/sys/fs/cgroup")
 TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment variables that it sets
@@ -32,7 +32,7 @@ def installed_memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that programs can still get, in bytes; all of it where the system does not say."""
+    """Return the available memory in bytes; the total where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -35,7 +35,7 @@ NUMBER = "WSI_IPS_PROCESS"  # variable with the number of the process among its 
 CHILD = f"from {__name__} import run_child; run_child({{}})"
 
 Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]
-"""``done`` and ``error``: the job ended; with the others, its process died or was stopped."""
+"""Outcome of a job. ``done`` and ``error``: it ended; otherwise its process died or was stopped."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a job is stopped."""
+    """Limits at which a job is stopped."""
 
     timeout_s: float  # time limit in seconds
     memory_mb: float | None = None  # limit of the process's resident memory, MB (10⁶ bytes); None: no limit
@@ -79,7 +79,7 @@ class JobProcess:
     """A child process, seen from its parent. One thread at a time may run a job in it; any thread may kill it.
 
     The child ends when its parent ends, even by `kill -9`. It is a plain subprocess, because `multiprocessing` imports
-    the user's script again and refuses to start children beneath a Dask worker.
+    the user's script again and refuses to start child processes in a Dask worker.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -138,24 +138,24 @@ class JobProcess:
         return result
 
     def kill(self) -> None:
-        """End it at once; the result of its job is lost."""
+        """Kill the process; the result of its job is lost."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """End it and release its files."""
+        """End the process and release its files."""
         self.kill()
         self._connection.close()
         self._errors.close()
 
     def _await(self) -> None:
-        """Wait for a message of a process that starts or imports; kill it when none arrives."""
+        """Wait for a message while the process starts or imports; kill it if none arrives."""
         if not self._connection.poll(START_LIMIT_S):
             self.kill()
         self._connection.recv()
 
     def _stopped(self, ending: Ending, reason: str, usage: Usage) -> JobResult:
-        """Kill it after it has written its stack."""
+        """Kill the process after it has written its stack."""
         self._process.send_signal(signal.SIGCONT)  # a stopped process would not answer
         self._process.send_signal(signal.SIGUSR1)
         time.sleep(STACK_DUMP_S)
@@ -170,7 +170,7 @@ class JobProcess:
 
 
 TOO_LONG = (
-    "took more than {:g} s and was stopped; look whether its file can be read, then raise `compute.slide_timeout_s` or "
+    "took more than {:g} s and was stopped; check that its file can be read, then raise `compute.slide_timeout_s` or "
     "leave it out"
 )
 TOO_LARGE = (
@@ -181,16 +181,16 @@ TOO_LARGE = (
 
 def _died(code: int, memory_mb: float) -> str:
     """Explain an exit code."""
-    seen = f"; {memory_mb:.0f} MB were last seen" if memory_mb else ""
+    seen = f"; it last used {memory_mb:.0f} MB" if memory_mb else ""
     if code == -signal.SIGKILL:
         return (
-            f"its process was killed (SIGKILL): by somebody, or by the system for lack of memory{seen}; if it happens "
+            f"its process was killed (SIGKILL): by a person, or by the system for lack of memory{seen}; if it happens "
             "again, lower `compute.workers`"
         )
     if code < 0:
         name = signal.Signals(-code).name
         return f"its process crashed ({name}) while it was read{seen}; the file is probably damaged: copy it again"
-    return f"its process ended by itself with exit code {code}{seen}; see its traceback file"
+    return f"its process exited with code {code}{seen}; see its traceback file"
 
 
 def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:

@@ -1,8 +1,8 @@
 """The recipe: everything that decides a run's result, in one YAML file.
 
 A recipe has a section per stage. Sections are frozen, every field says its unit, an unknown key is an
-error. A stage gets its section only; ``pipeline`` alone sees the whole. Section ``compute`` holds what
-changes speed but no result, so it is in no fingerprint.
+error. A stage gets only its section; only ``pipeline`` sees the whole. Section ``compute``
+changes speed but no result, so it is not part of any fingerprint.
 """
 
 from wsi_ips.config.data_sections import LabelsSection, SlidesSection, TilesSection, TissueSection

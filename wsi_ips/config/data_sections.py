@@ -13,16 +13,16 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 class SlidesSection(Section):
-    """How slides are opened."""
+    """Settings for opening slides."""
 
     reader: Annotated[str, ListedIn("readers")] = Field("auto", description="how slides are opened and decoded")
 
 
 class TissueSection(Section):
-    """How tissue is separated from glass on a thumbnail."""
+    """Separation of tissue from glass on a thumbnail."""
 
     mpp: Positive = Field(8.0, description="scale of the thumbnail, µm/px")
-    min_saturation: Share = Field(0.06, description="stain has at least this saturation (0-1), whatever Otsu finds")
+    min_saturation: Share = Field(0.06, description="lowest saturation of stain (0-1); bounds Otsu's threshold")
     min_area_um2: AtLeast0 = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
     max_hole_um2: AtLeast0 = Field(20_000.0, description="holes up to this area are filled, µm²")
     method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
@@ -37,7 +37,7 @@ class TissueSection(Section):
 
 
 class TilesSection(Section):
-    """Where tiles are, and at which scale their pixels are read."""
+    """Position of tiles, and the scale at which their pixels are read."""
 
     mpp: Positive = Field(0.5, description="scale of the patches, µm/px; never upsampled")
     patch_px: Annotated[int, Field(ge=8, le=4096)] = Field(256, description="side of a patch, px")
@@ -48,9 +48,9 @@ class TilesSection(Section):
     )
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: RecipePath | None = Field(
-        None, description="folder with tile coordinates of another tool to use; `mpp` and `patch_px` must be theirs"
+        None, description="folder with tile coordinates of another tool to use; `mpp` and `patch_px` must match"
     )
-    shared: RecipePath | None = Field(None, description="another run folder, whose tiles are used and added to")
+    shared: RecipePath | None = Field(None, description="another run folder whose tiles this run uses and adds to")
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
         None, description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder"
     )
@@ -62,12 +62,12 @@ class TilesSection(Section):
 
 
 class TaskSettings(Section):
-    """A classification task: its classes, and whether one or several of them can hold."""
+    """A classification task: its classes, and whether one or several of them can apply."""
 
     classes: tuple[str, ...] = Field(..., description="all classes")
     kind: Literal["single", "multi"] = Field(
         "single",
-        description="`single`: exactly one class holds; `multi`: any number, written `a;b` in the manifest, or `none`",
+        description="`single`: exactly one class applies; `multi`: any number, `a;b` in the manifest, or `none`",
     )
 
     @model_validator(mode="after")
@@ -76,7 +76,7 @@ class TaskSettings(Section):
         if len(self.classes) < least or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"needs at least {least} class name{'s' * (least - 1)}, all different")
         if not all(name.strip() == name != "" for name in self.classes):
-            raise ValueError("class names must not be empty, begin or end with a blank")
+            raise ValueError("class names must not be empty, or begin or end with a space")
         if self.kind == "multi" and any(SEPARATOR in name or name == NONE for name in self.classes):
             raise ValueError(f"with `kind: multi` no class may be called `{NONE}` or contain `{SEPARATOR}`")
         return self
@@ -89,7 +89,7 @@ class FurtherTask(TaskSettings):
 
 
 class LabelsSection(TaskSettings):
-    """Which manifest column is learned, and the order of its classes."""
+    """The manifest column to learn, and its classes in order."""
 
     column: str = Field("label", description="manifest column with the slide label")
     classes: tuple[str, ...] = Field(
@@ -100,7 +100,7 @@ class LabelsSection(TaskSettings):
     )
     map: dict[str, str | None] = Field(
         default_factory=dict,
-        description="class that another label of the manifest counts as: `{itc: null, micro: tumor}`; null = unknown, "
+        description="class to count another label of the manifest as: `{itc: null, micro: tumor}`; null = unknown, "
         "so the slide is only predicted",
     )
 
@@ -123,7 +123,7 @@ class LabelsSection(TaskSettings):
     def _mapped_to_classes(self) -> Self:
         odd = [f"{name}: {to}" for name, to in self.map.items() if to is not None and to not in self.classes]
         if odd:
-            raise ValueError(f"`map`: {', '.join(odd)} is no class; they are {', '.join(self.classes)}")
+            raise ValueError(f"`map`: {', '.join(odd)} is not a class; the classes are {', '.join(self.classes)}")
         return self
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ class LabelsSection(TaskSettings):
 
 
 class SplitSection(Section):
-    """Which slides are for training and which are only for measuring."""
+    """Assignment of slides to training, validation and test."""
 
     file: RecipePath | None = Field(
         None, description="splits made by `wsi-ips split` (.json, .csv); empty = column `split` of the manifest"

@@ -33,7 +33,7 @@ Once = AfterValidator(lambda names: tuple(dict.fromkeys(names)))  # drops repeat
 
 @dataclass(frozen=True)
 class ListedIn:
-    """Mark of a key that names an entry of a registry; checked without importing what it names."""
+    """Mark of a key whose value names a registry entry; checked without importing the entry."""
 
     plural: str  # key of `wsi_ips.registry.HOMES`
 

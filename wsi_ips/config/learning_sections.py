@@ -20,8 +20,8 @@ class ModelSection(Section):
 
     input: Literal["pixels", "features"] = Field(
         "pixels",
-        description="`pixels`: the encoder learns too; `features`: the unchanged encoder computes every tile once and "
-        "stores it, so that training takes minutes",
+        description="`pixels`: the encoder is trained; `features`: the unchanged encoder embeds every tile once and "
+        "stores the result, so that training takes minutes",
     )
     start: RecipePath | None = Field(
         None,
@@ -38,7 +38,7 @@ class ModelSection(Section):
         None, description="file of encoder weights: .safetensors, or .bin, .pth, .pt that contain only tensors"
     )
     freeze: Literal["none", "all"] | Count = Field(
-        "none", description="what does not learn: `none`, `all`, or the first N stages (blocks of a transformer)"
+        "none", description="what to freeze: `none`, `all`, or the first N stages (blocks of a transformer)"
     )
     projector: Count | None = Field(
         None, description="width of a learned linear map before the pooling (512 in the CAMELYON16 paper); empty = none"
@@ -50,7 +50,7 @@ class ModelSection(Section):
         "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
     )
     memory_size: Count = Field(64, description="tiles kept per slide (M)")
-    pooling: Annotated[str, ListedIn("poolings")] = Field("attention", description="how kept tiles become a vector")
+    pooling: Annotated[str, ListedIn("poolings")] = Field("attention", description="how kept tiles are pooled")
     position: Literal["none", "sinusoidal"] = Field(
         "none", description="`sinusoidal`: add the position of a tile (µm) to its embedding"
     )
@@ -74,7 +74,7 @@ class ModelSection(Section):
 
 
 class FeaturesSection(Section):
-    """Where the features that an encoder computed of every tile are stored, and who computed them."""
+    """Stored features of every tile: their folder, and the tool that computed them."""
 
     location: RecipePath | None = Field(
         None, description="folder for features that several runs share; empty = in the run folder"
@@ -85,10 +85,10 @@ class FeaturesSection(Section):
 
 
 class AugmentSection(Section):
-    """How training tiles are changed; drawn per (seed, epoch, slide, tile), alike in scan and gradient.
+    """Augmentation of training tiles; drawn per (seed, epoch, slide, tile), the same in scan and gradient.
 
-    `false` in place of the section changes nothing. The strengths are those that did best, of what was tried, on slides
-    of other donors, on one cohort (benchmarks/RESULTS.md, "Real textures").
+    `false` in place of the section changes nothing. The default strengths were the best of those tried on slides
+    of other donors in one cohort (benchmarks/RESULTS.md, "Real textures").
     """
 
     turns: bool = Field(True, description="flips and right-angle turns")
@@ -114,7 +114,7 @@ class AugmentSection(Section):
 
 
 class TrainingSection(Section):
-    """How the model is trained."""
+    """Training of the model."""
 
     epochs: Count | None = Field(
         None, description="passes over the training slides, warm start included; empty = 20 after the warm start"
@@ -161,7 +161,7 @@ class TrainingSection(Section):
         description="early stopping: validated epochs without a better `select` before training stops; needs "
         "validation slides; empty = never",
     )
-    max_missing_share: Share = Field(0.1, description="training is refused if more of its slides have no tile")
+    max_missing_share: Share = Field(0.1, description="refuse training if more of its slides have no tile")
 
     @model_validator(mode="after")
     def _start_has_epochs(self) -> Self:
@@ -171,14 +171,14 @@ class TrainingSection(Section):
 
 
 class PlannedTraining(TrainingSection):
-    """The section ``training`` for a number of slides: nothing is left open."""
+    """The section ``training`` with every value filled in for a number of slides."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training slides")]
     warm_start_epochs: Annotated[int, Field(ge=0, description="the first of them, without selection")]
 
 
 def planned(section: TrainingSection, slides: int) -> PlannedTraining:
-    """Return the section with what the recipe leaves open filled in for a number of training slides."""
+    """Return the section with missing values filled in for a number of training slides."""
     epochs, warm_start = section.epochs, section.warm_start_epochs
     if not registry("starts")[section.start].has_epochs:
         warm_start = 0

@@ -11,22 +11,22 @@ from wsi_ips.labels import Split
 
 
 class PredictSection(Section):
-    """Which slides are predicted, and with which model."""
+    """Slides to predict, and the model to use."""
 
-    splits: tuple[Split, ...] = Field(("val", "test"), description="slides to predict; always those without a split")
+    splits: tuple[Split, ...] = Field(("val", "test"), description="splits to predict, plus slides without a split")
     checkpoint: RecipePath | None = Field(None, description="folder of a trained model to use instead of training one")
     decision: Literal["pooled", "tiles"] = Field(
         "pooled",
         description="how a slide is classified: `pooled`, as the network learned it, from the kept tiles; `tiles`, by "
         "the mean log-odds of the 8 highest tiles of a class: better on slides of other donors where we compared them, "
-        "but must be calibrated on validation slides. A model from elsewhere keeps its own way",
+        "but must be calibrated on validation slides. A model from elsewhere keeps its own rule",
     )
 
 
 class HeatmapSection(Section):
     """Heatmap pictures of the slides."""
 
-    splits: tuple[Split, ...] = Field(("test",), description="slides to draw; always those without a split")
+    splits: tuple[Split, ...] = Field(("test",), description="splits to draw, plus slides without a split")
     mpp: Positive = Field(4.0, description="scale of the picture, µm/px (coarser for large tissue)")
     maps: Annotated[tuple[Annotated[str, ListedIn("score_maps")], ...], Field(min_length=1), Once] = Field(
         ("probability", "attention"), description="score maps to draw; the first one is the main map"
@@ -40,7 +40,7 @@ class HandoffSection(Section):
         ("overlays", "ome-tiff", "geojson", "asap", "lesions", "gallery"),
         description="files in the package of a slide; `[]` makes no package",
     )
-    threshold: Share = Field(0.5, description="lesions are tiles from this probability on; not the slides' threshold")
+    threshold: Share = Field(0.5, description="lowest probability of a lesion's tiles; not the slides' threshold")
 
 
 class ComputeSection(Section):
@@ -51,16 +51,16 @@ class ComputeSection(Section):
     chunk_size: Count = Field(256, description="patches scored at a time (I)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="of the encoder in the scan; `auto`: bf16 on a GPU that has it, else fp32; bf16 rounds scores to "
+        description="of the encoder in the scan; `auto`: bf16 if the GPU supports it, else fp32; bf16 rounds scores to "
         "about three digits",
     )
     scan_backend: Annotated[str, ListedIn("scan_backends")] = Field("auto", description="runs the encoder in the scan")
     gradient_precision: Literal["fp32", "auto", "bf16", "fp16"] = Field(
-        "fp32", description="of the encoder where it learns; weights, attention and loss stay in fp32; `auto`: as above"
+        "fp32", description="of the encoder in training; weights, attention and loss stay in fp32; `auto`: as above"
     )
     slides_at_once: Count | None = Field(
         None,
-        description="slides of a step worked on together; fewer than `training.batch_slides` take less memory, and "
+        description="slides of a step processed together; fewer than `training.batch_slides` take less memory, and "
         "gradients are accumulated; empty = all",
     )
     gpu_memory_gb: Positive = Field(
@@ -94,7 +94,7 @@ class ComputeSection(Section):
 
 
 class TrackingSection(Section):
-    """Where the figures of each epoch go, besides `metrics.jsonl` and TensorBoard; changes no result."""
+    """Trackers for the figures of each epoch, besides `metrics.jsonl` and TensorBoard; changes no result."""
 
     mlflow: str | None = Field(
         None,

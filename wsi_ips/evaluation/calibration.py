@@ -1,4 +1,4 @@
-"""Calibration of slide probabilities: how good it is, how it is fitted, how it is applied, and where it is stored.
+"""Calibration of slide probabilities: measure, fit, apply and store it.
 
 A model's calibration is a temperature and thresholds per task, fitted on validation slides. It is stored in
 ``calibration.json`` beside the model card: it is made after the training and changes no stored score.
@@ -39,7 +39,7 @@ DecisionName = Literal["pooled", "tiles"]
 class CalibrationSlope:
     """Agreement of predicted and observed frequencies."""
 
-    slope: float  # of observed on predicted log-odds; 1 is right, below 1 the probabilities are too extreme
+    slope: float  # of observed on predicted log-odds; 1 is ideal, below 1 the probabilities are too extreme
     intercept: float  # log-odds to add to all predictions so that their mean is the observed frequency
 
 
@@ -120,7 +120,7 @@ def fit_temperature(probability: NDArray[np.floating], truth: NDArray[np.integer
     """Return the temperature that makes the labels most likely (Guo et al., ICML 2017, section 4.2).
 
     ``probability`` has shape (N, C), ``truth`` has class numbers, shape (N,). An overconfident model has one above 1.
-    It stays within :data:`TEMPERATURES`, as perfectly separated classes would ask for 0.
+    It stays within :data:`TEMPERATURES`, because perfectly separated classes would give 0.
     """
     logits = np.log(np.maximum(probability, LEAST_PROBABILITY))
 
@@ -181,7 +181,7 @@ def _fit_task_temperature(task: Task, holds: NDArray[np.bool_], raw: Floats, not
     low, high = TEMPERATURES
     if not 1.01 * low < found < 0.99 * high:
         # All slides right, or no better than chance: they do not tell how confident the model may be.
-        notes.append("temperature 1: no finite one fits the validation slides (all right, or at random)")
+        notes.append("temperature 1: no finite one fits the validation slides (all right, or no better than chance)")
         return 1.0
     return found
 
@@ -209,7 +209,7 @@ def calibration_slope(truth: ArrayLike, score: ArrayLike) -> CalibrationSlope:
     """Return calibration slope and intercept (Cox, 1958); raises if the classes are perfectly separated."""
     positive, negative = split_scores(truth, score)
     if positive.min() > negative.max() or positive.max() < negative.min():
-        raise EvaluationError("the classes are separated wholly: a calibration slope does not exist")
+        raise EvaluationError("the classes are perfectly separated: there is no calibration slope")
     labels, scores = np.asarray(truth, int), np.asarray(score, np.float64)
     log_odds = special.logit(np.clip(scores, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY))
     fitted = LogisticRegression(C=np.inf, max_iter=1000).fit(log_odds[:, None], labels)

@@ -137,7 +137,7 @@ def both_classes(score: Floats) -> Floats:
 
 
 def one_hot(labels: NDArray[np.generic], classes: int) -> NDArray[np.bool_]:
-    """Return which classes hold, shape (N, C), from class numbers, shape (N,), or from itself."""
+    """Return which classes apply, shape (N, C), from class numbers, shape (N,), or from itself."""
     return labels[:, None] == np.arange(classes) if labels.ndim == 1 else np.asarray(labels, bool)
 
 
@@ -163,7 +163,7 @@ def slide_intervals(
 ) -> dict[str, Interval]:
     """Compute the AUC and the metrics of :func:`slide_metrics`, each with a suitable interval (see the module).
 
-    A patient with an empty name, or ``patients`` None, means that the slide is a patient of its own.
+    A patient with an empty name, or ``patients`` None, means that the slide counts as a separate patient.
     """
     values = slide_metrics(truth, score, threshold=threshold)
     labels, scores = np.asarray(truth, int), np.asarray(score, np.float64)

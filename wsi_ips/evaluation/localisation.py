@@ -1,4 +1,4 @@
-"""How well the score map finds annotated tumour: lesions, tiles, false alarms. Shapes: N tiles of a slide."""
+"""Localisation: how well a score map finds tumour (lesions, tiles, false alarms). Shapes: N tiles of a slide."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SizeRecall:
 
 @dataclass(frozen=True)
 class Localisation:
-    """Where the score map is right, over the slides whose tumour is known; None where it cannot be computed."""
+    """Localisation metrics over the slides whose tumour is known; None where they cannot be computed."""
 
     lesions_by_peaks: Froc | None = None  # FROC of CAMELYON16, with detections picked in two ways
     lesions_by_components: Froc | None = None
@@ -188,7 +188,7 @@ def tile_figures(tumour_fraction: Shares, score: Shares) -> TileFigures:
 
 
 def pointing_hit(tumour_fraction: Shares, score: Shares) -> bool:
-    """Tell whether the tile of the highest score (the first of ties) is a tumour tile: the pointing game.
+    """Return whether the tile of the highest score (the first of ties) is a tumour tile: the pointing game.
 
     A slide without a tumour tile is a miss; leave slides without tumour out.
     """

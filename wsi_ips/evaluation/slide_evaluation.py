@@ -1,7 +1,7 @@
-"""Everything reported about the slide scores of a test set. Shapes: N slides, C classes.
+"""Metrics of the slide scores of a test set. Shapes: N slides, C classes.
 
 The truth and the answers of a single-label task are class numbers, shape (N,); those of a multi-label task say which
-classes hold, bool, shape (N, C).
+classes apply, bool, shape (N, C).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from wsi_ips.evaluation.classification import (
 
 SLIDES_OF_A_BIN = 8  # fewest slides in a bin of the reliability plot, where there are enough: two show only noise
 FEW_SLIDES = 30  # fewer validation slides than this give a note
-SITE_COLUMNS = ("centre", "center", "site", "scanner")  # columns that make subgroups without being asked for
+SITE_COLUMNS = ("centre", "center", "site", "scanner")  # columns that always make subgroups
 LARGEST_LESION = "largest lesion"  # name of the subgroups by lesion size
 Labels: TypeAlias = NDArray[np.integer] | NDArray[np.bool_]
 
@@ -117,14 +117,14 @@ class SlideEvaluation:
 def evaluate_slides(
     test: Scored, validation: Scored | None = None, *, groups: Groups | None = None, threshold: float | None = None
 ) -> SlideEvaluation:
-    """Measure the test slides with a threshold and a temperature that have not seen them.
+    """Measure the test slides with a threshold and a temperature that were not fitted on them.
 
     A given threshold replaces that of the validation slides; without both it is 0.5.
 
     Raises
     ------
     EvaluationError
-        The test slides have only one class, or scores are no probabilities.
+        The test slides have only one class, or scores are not probabilities.
     """
     notes: list[str] = []
     chosen, origin = _threshold(validation, threshold, notes)
@@ -253,9 +253,9 @@ class TaskEvaluation:
     """Metrics of one task."""
 
     name: str
-    kind: str  # ``single``: exactly one class holds; ``multi``: any number
+    kind: str  # ``single``: exactly one class applies; ``multi``: any number
     slides: int  # slides with a known answer
-    accuracy: Interval  # share of slides that are answered entirely right
+    accuracy: Interval  # share of slides with an entirely correct answer
     share_right: float  # the same for a ``single`` task; share of right (slide, class) pairs for a ``multi`` task
     mean_auc: float | None
     kappa: float | None  # Cohen's kappa of a ``single`` task; None for others and where it is undefined

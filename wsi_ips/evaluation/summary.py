@@ -14,7 +14,7 @@ from wsi_ips.evaluation.staging import Patients
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All metrics; what could not be computed is None, with the reason in ``notes``."""
+    """All metrics; those that could not be computed are None, with the reason in ``notes``."""
 
     slides: SlideEvaluation | None  # last class of the label against all others
     localisation: Localisation | None = None  # where the score maps are right

@@ -49,7 +49,7 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
 
 
 def check_preparation(recipe: Recipe, card: ModelCard) -> None:
-    """Refuse a checkpoint that was trained on other pixels than the recipe would show it; names each key."""
+    """Refuse a checkpoint that was trained on other pixels than the recipe gives it; the message names each key."""
     tiles = recipe.tiles
     if (card.patch_mpp, card.patch_px) != (tiles.mpp, tiles.patch_px):
         raise CheckpointError(

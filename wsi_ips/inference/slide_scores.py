@@ -8,7 +8,7 @@ fingerprint, check of a calibrated scan backend. Attention is computed from thes
 a calibration is applied when they are shown.
 
 A slide can be classified from the probabilities of its single tiles (:func:`by_tiles`) instead of from the pooled ones
-it kept: the cross-attention keeps the tiles that decided on the training slides. On slides of other donors it may keep
+it kept: the cross-attention keeps tiles like those that mattered in training. On slides of other donors it may keep
 others, while the single-tile probability still ranks tumour first (benchmarks/RESULTS.md, "Real textures"). This is the
 top-k mean of multiple-instance learning.
 """
@@ -34,7 +34,7 @@ from wsi_ips.provenance import atomic_folder
 
 SCHEMA_VERSION = 4
 ROWS_PER_CHUNK = 65_536
-HIGHEST_TILES = 16  # of `SlideScores.highest_tiles`
+HIGHEST_TILES = 16  # tiles averaged in `SlideScores.highest_tiles`
 ARRAYS = ("attention_logits", "tile_probability", "kept", "kept_embeddings")
 DECIDING_TILES = 8  # over 19 trainings, 8 and 16 separate slides equally well, 4 a little worse (DECISIONS D84)
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -45,7 +45,7 @@ def by_tiles(task: Task, tile_probability: NDArray[np.floating]) -> tuple[float,
     """Compute the class probabilities of a slide from the highest of its tiles, (N, C_t) with N > 0.
 
     The log-odds of a class are the mean over its :data:`DECIDING_TILES` highest tiles (over all, where there are
-    fewer): against the first class, which stands for no finding, or, where several classes may hold, against its
+    fewer): against the first class, which stands for no finding, or, where several classes may apply, against its
     absence. They are not calibrated: a threshold must come from validation slides.
     """
     chance = np.maximum(tile_probability, LEAST_PROBABILITY).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Make manifests from folders: any folder of slides, and each form of CAMELYON16 and CAMELYON17."""
+"""Make manifests from folders: any folder of slides, and each layout of CAMELYON16 and CAMELYON17."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def discover_folder(folder: Path) -> Discovery:
 
 
 def is_camelyon16(folder: Path) -> bool:
-    """Tell whether a folder looks like CAMELYON16: it has its class folders, or `images` with its file names."""
+    """Return whether a folder looks like CAMELYON16: it has its class folders, or `images` with its file names."""
     parts = ("training/normal", "training/tumor", "testing")
     return any((folder / part).is_dir() for part in parts) or _holds(folder / "images", CAMELYON16_NAME)
 
 
 def is_camelyon17(folder: Path) -> bool:
-    """Tell whether a folder looks like CAMELYON17: it has slides or archives named after patients."""
+    """Return whether a folder looks like CAMELYON17: it has slides or archives named after patients."""
     name = re.compile(r"patient_\d{3}(_node_\d)?")
     return any(_holds(place, name) for place in [folder, *folder.glob("*/"), *folder.glob("*/*/")])
 
@@ -133,7 +133,7 @@ def discover_camelyon17(folder: Path) -> Discovery:
 
 
 def _camelyon16_slides(files: Sequence[Path], root: Path) -> list[tuple[Path, str | None, str]]:
-    """Return each slide with its split, and with its label where folder or name tell it."""
+    """Return each slide with its split, and with its label where the folder or the name gives it."""
     found: list[tuple[Path, str | None, str]] = []
     for part in ("normal", "tumor"):
         found += [(file, part, "train") for file in _slides_of(files, root / "training" / part)]

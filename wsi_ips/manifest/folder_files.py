@@ -1,4 +1,4 @@
-"""Files of folders: turned into rows of a manifest, or named by no row of it."""
+"""Files in folders: those that become rows of a manifest, and those that no row names."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def slide_suffixes() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder contains."""
+    """Contents of a folder."""
 
     table: pd.DataFrame  # the manifest, one row per slide; paths are absolute
     left_out: tuple[Path, ...]  # files that are in no row, for a person to check
 
 
 def files_of_folders(folders: Iterable[Path], *, deep: bool) -> list[Path]:
-    """Return the files of some folders (``deep``: and subfolders) as :func:`all_files` does; none of missing ones."""
+    """Return the files of folders (``deep``: and subfolders) as :func:`all_files` does; missing folders have none."""
     found = set[Path]()
     for folder in folders:
         if folder.is_dir():

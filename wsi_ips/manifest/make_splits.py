@@ -26,7 +26,7 @@ CLOSE_ENOUGH = 0.02  # largest error of a share that still counts as met
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How to divide a cohort."""
+    """Plan for dividing a cohort."""
 
     # train, val and test; with folds only val counts: as its share of the slides not tested
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -39,7 +39,7 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class SlideToSplit:
-    """A slide that a split is to be chosen for."""
+    """A slide to assign to a split."""
 
     slide_id: str
     group: str  # slides of one group (patient, copies) stay together
@@ -48,7 +48,7 @@ class SlideToSplit:
 
 
 def make_splits(slides: Sequence[SlideToSplit], plan: SplitPlan) -> Splits:
-    """Divide slides as planned; the settings of the result tell the plan."""
+    """Divide slides as planned; the settings of the result record the plan."""
     train, val, _ = plan.fractions
     val_share = val / (train + val) if train + val else 0.0
     if plan.hold_out:
@@ -157,9 +157,9 @@ def _units(slides: Sequence[SlideToSplit], units: int, seed: int, *, by_site: bo
     keys, strata = [s.site if by_site else s.group for s in slides], [s.stratum for s in slides]
     if units > len(set(keys)):
         what = "sites" if by_site else "patients (or slides without one)"
-        raise ManifestError(f"{units} folds of {len(set(keys))} {what}; ask for at most as many")
+        raise ManifestError(f"{units} folds of {len(set(keys))} {what}; ask for at most that many")
     if units > max(Counter(strata).values()):
-        strata = [""] * len(slides)  # the splitter refuses so many units for these strata: only groups count
+        strata = [""] * len(slides)  # the splitter refuses this many units for these strata: only groups count
     dealt = np.empty(len(slides), np.intp)
     splitter = StratifiedGroupKFold(units, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():

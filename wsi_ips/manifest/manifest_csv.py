@@ -116,7 +116,7 @@ def _header_problems(header: Sequence[str], label_column: str, further_columns: 
     others = [name for name in header if name and name not in known]
     for name in known:
         if header.count(name) > 1:
-            yield f"column `{name}` is there {header.count(name)} times; keep one"
+            yield f"column `{name}` appears {header.count(name)} times; keep one"
         if name in header:
             continue
         near = _nearest(name, others, 0.5 if name in required else 0.8)
@@ -175,13 +175,13 @@ def _doubled_names(rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
         known = first.setdefault(unicodedata.normalize("NFC", name).casefold(), row)
         if known is not row:
             other = known.cells["slide_id"]
-            case = "" if other == name else f" (as `{other}`; some disks do not tell capitals apart)"
+            case = "" if other == name else f" (as `{other}`; some file systems ignore case)"
             text = f"row {row.number}, column `slide_id`: `{name}` is already in row {known.number}{case}"
             yield row.number, f"{text}; give each slide its own name"
 
 
 def _in_two_splits(records: Sequence[tuple[int, SlideRecord]], allowed: Container[str]) -> Iterator[tuple[int, str]]:
-    """Find patients and files that are in two splits: the model would be tested on what it has seen."""
+    """Find patients and files that are in two splits: the model would be tested on slides it has seen."""
     for kind, (column, what, remedy) in ONE_SPLIT.items():
         first: dict[str, tuple[int, SlideRecord]] = {}
         for number, record in records:

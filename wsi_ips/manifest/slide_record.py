@@ -34,7 +34,7 @@ CELL_PATTERNS: dict[str, dict[str, Any]] = {
 
 def _folder_name(value: str) -> str:
     if not value or value.startswith((".", "__")) or value.endswith((".", " ")) or re.search(FORBIDDEN, value):
-        raise ValueError("cannot be a folder name; use letters, digits, blanks, - and _")
+        raise ValueError("cannot be a folder name; use letters, digits, spaces, - and _")
     if len(value.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"longer than {MAX_NAME_BYTES} bytes; shorten it")
     return value
@@ -98,23 +98,23 @@ class SlideRecord(BaseModel):
     patient_id: str | None = Field(None, description="Slides of one patient stay in one split")
     split: Split | None = Field(None, description="Part of the cohort; empty = predict only")
     mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_plausible)] | None = Field(
-        None, description="µm per level-0 pixel; wins over what the file says; one number or `x,y`"
+        None, description="µm per level-0 pixel; overrides the value in the file; one number or `x,y`"
     )
     annotation: SomePath | None = Field(
         None, description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute"
     )
     tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
-        None, description="How tissue is found on this slide; wins over `tissue.method` of the recipe"
+        None, description="How tissue is found on this slide; overrides `tissue.method` of the recipe"
     )
     tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Lowest saturation that counts as stain on this slide, 0 to 1; wins over the recipe's"
+        None, description="Lowest saturation that counts as stain on this slide, 0 to 1; overrides the recipe's"
     )
     tissue_mask: SomePath | None = Field(
         None, description="GeoJSON with the tissue, as written by the tile stage and edited in QuPath; used as it is"
     )
     coordinates: SomePath | None = Field(
         None,
-        description="Tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch (HDF5), taken instead of our own tiles; "
+        description="Tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch (HDF5), used instead of our own tiles; "
         "relative to the manifest or absolute",
     )
 
@@ -145,6 +145,6 @@ def write_schema(path: Path | str) -> None:
 
 
 def _choices(info: FieldInfo) -> dict[str, Any]:
-    """Return the ``enum`` of a column that takes some words only; empty cells are allowed."""
+    """Return the ``enum`` of a column with a fixed set of values; empty cells are allowed."""
     names = [n for part in get_args(info.annotation) if get_origin(part) is Literal for n in get_args(part)]
     return {"enum": [*names, ""]} if names else {}

@@ -27,7 +27,7 @@ SHOWN = 10
 REASONS: Mapping[Leak, str] = {
     "patient": "are of one patient",
     "content": "have the same content",
-    "thumbnail": "look alike (turned or mirrored, perhaps)",
+    "thumbnail": "look alike (possibly turned or mirrored)",
 }
 
 
@@ -116,7 +116,7 @@ def _from_csv(text: str) -> tuple[Splits, str]:
         raise ValueError("columns `slide_id` and `split` or `fold_0` ... are expected")
     names = [row["slide_id"] for row in rows]
     if len(set(names)) < len(names):
-        raise ValueError(f"slide `{Counter(names).most_common(1)[0][0]}` is there twice")
+        raise ValueError(f"slide `{Counter(names).most_common(1)[0][0]}` appears twice")
     folds: list[dict[str, Any]] = [{row["slide_id"]: row[column] for row in rows if row[column]} for column in columns]
     hashes = {row.get("hash") or "" for row in rows}
     if len(hashes) > 1:

@@ -26,14 +26,14 @@ def build_net(card: ModelCard, *, pretrained: bool = False, weights: Path | None
 
 
 def save_checkpoint(folder: Path, net: IpsNet, card: ModelCard) -> None:
-    """Write the weights, then the card: a folder without a card is no checkpoint."""
+    """Write the weights, then the card: a folder without a card is not a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, plain_state(net))
     write_card(folder, card)
 
 
 def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> tuple[IpsNet, ModelCard]:
-    """Read a network, in evaluation mode, and its card; where `tasks` is given, they must be the card's."""
+    """Read a network, in evaluation mode, and its card; if `tasks` is given, they must match the card's."""
     card = read_card(folder)
     if tasks is not None:
         require_tasks(folder, card, tasks)
@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path, *, tasks: tuple[Task, ...] | None = None) -> t
 
 
 def require_tasks(folder: Path, card: ModelCard, tasks: tuple[Task, ...]) -> None:
-    """Raise a `CheckpointError` with both where a checkpoint was made for other tasks."""
+    """Raise a `CheckpointError` that lists both if a checkpoint was made for other tasks."""
     if tasks != card.tasks:
         raise CheckpointError(
             f"checkpoint {folder}: made for {_described(card.tasks)}; the recipe has {_described(tasks)}; set "
@@ -56,7 +56,7 @@ def require_tasks(folder: Path, card: ModelCard, tasks: tuple[Task, ...]) -> Non
 
 
 def start_from_checkpoint(net: IpsNet, folder: Path) -> None:
-    """Give a network the weights of a checkpoint, in place (``model.start``).
+    """Load the weights of a checkpoint into a network, in place (``model.start``).
 
     The heads stay fresh where the checkpoint has other tasks. The trunk stays fresh where the checkpoint has none,
     because it was trained on imported features.
@@ -79,7 +79,7 @@ def start_from_checkpoint(net: IpsNet, folder: Path) -> None:
 
 
 def load_trunk(trunk: nn.Module, folder: Path) -> None:
-    """Give a trunk the weights of a checkpoint."""
+    """Load the trunk's weights from a checkpoint."""
     stored = _read_weights(folder)
     try:
         trunk.load_state_dict({k.removeprefix(TRUNK): t for k, t in stored.items() if k.startswith(TRUNK)})

@@ -50,7 +50,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncoderOrigin:
-    """Where the encoder's weights come from; their licence depends on it."""
+    """Origin of the encoder's weights; their licence depends on it."""
 
     # `random`: no weights were given; `published`: the weights published under the encoder's name; `file`: a local
     # file; `imported`: another tool ran the encoder and only its features are known
@@ -141,21 +141,21 @@ def checkpoint_fingerprint(folder: Path) -> str:
 
 
 def origin_text(card: ModelCard) -> str:
-    """Name the weights that the encoder began with, for example ``published weights``; empty where not recorded."""
+    """Name the initial weights of the encoder, for example ``published initial weights``; empty where not recorded."""
     origin = card.origin
     if origin is None:
         return ""
     began = {
-        "random": "random weights to begin with",
-        "published": "published weights to begin with",
-        "file": f"weights from {origin.file} to begin with",
+        "random": "random initial weights",
+        "published": "published initial weights",
+        "file": f"initial weights from {origin.file}",
         "imported": "run by another tool",
     }[origin.source]
     return f"{began}, trained further from {' and then '.join(origin.through)}" if origin.through else began
 
 
 def training_text(card: ModelCard) -> str:
-    """Say what the network learned from and which part of it learned, without a full stop."""
+    """Describe what the network was trained on and which part was trained, without a full stop."""
     how = "from slide labels (Iterative Patch Selection)"
     if card.input == "features" or card.encoder.features:
         return f"Trained on stored features of an encoder that did not learn, {how}"
@@ -169,17 +169,17 @@ def training_text(card: ModelCard) -> str:
 
 
 def licence_text(card: ModelCard) -> str:
-    """Say whose terms hold for the model because of the weights that its encoder began with."""
+    """Describe the licence terms that the model inherits from its encoder's initial weights."""
     name, origin = card.encoder.name, card.origin
     if origin is None:
-        return f"Encoder {name}: where its weights began is not recorded; ask whoever trained the model."
+        return f"Encoder {name}: the origin of its weights is not recorded; ask the people who trained the model."
     if origin.source == "imported":
         return (
-            f"Encoder {name}: another tool computed its features; the licence of its weights holds for the model too."
+            f"Encoder {name}: another tool computed its features; the licence of its weights also applies to the model."
         )
     if origin.source == "random":
         learned = f" and of those behind {', '.join(origin.through)}" if origin.through else ""
-        return f"Encoder {name}: no published weights were used; the terms of its slides and labels{learned} hold."
+        return f"Encoder {name}: no published weights were used; the terms of its slides and labels{learned} apply."
     file = f" from the file {origin.file}" if origin.source == "file" else ""
     preset = find_preset(name)
     if preset is not None:
@@ -187,5 +187,5 @@ def licence_text(card: ModelCard) -> str:
         terms = f"{preset.licence}, {allowed[preset.commercial]}"
         return f"Encoder weights {preset.key}{file}: {terms}. A model trained from them inherits the terms."
     if file:
-        return f"Encoder {name}: weights{file}; its terms hold for the model too."
-    return f"Encoder {name}: published weights; the licence on their page holds for the model too."
+        return f"Encoder {name}: weights{file}; its terms also apply to the model."
+    return f"Encoder {name}: published weights; the licence on their page also applies to the model."

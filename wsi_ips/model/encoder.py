@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         return {f"trunk.{name}" for name in asked | tokens}
 
     def check_patch(self, patch_px: int) -> None:
-        """Raise a `RecipeError` with a side that fits where the architecture does not take patches of this one."""
+        """Raise a `RecipeError` that suggests a side if the architecture does not accept patches of this one."""
         cut: Any = getattr(self.trunk, "patch_embed", None)
         size, step = getattr(cut, "img_size", None), getattr(cut, "patch_size", None)
         if size is not None and getattr(cut, "strict_img_size", False) and patch_px != size[0]:

@@ -1,6 +1,6 @@
 """Building encoders: torchvision ResNets, whole or truncated, and timm models by name or preset.
 
-A pickle is loaded only if it holds nothing but tensors, and no code of a repository is ever run.
+A pickle is loaded only if it contains only tensors, and no code of a repository is ever run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weig
 
 
 def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path | None = None) -> Encoder:
-    """Build an encoder, whose ``spec`` then also holds the configuration from the model's page.
+    """Build an encoder, whose ``spec`` then also contains the configuration from the model's page.
 
     ``pretrained`` loads the published weights, from the network or a filled cache. ``weights`` loads a local file
     instead: ``.safetensors``, or ``.bin``, ``.pth``, ``.pt`` with tensors only. For a model of the hub, a

@@ -112,7 +112,7 @@ class EncoderEntry(Entry):
 
 
 class EncoderRegistry(Registry[EncoderEntry]):
-    """Encoders by name; a name that is no entry belongs to the first family whose pattern it matches."""
+    """Encoders by name; any other name belongs to the first family whose pattern it matches."""
 
     def __getitem__(self, name: str) -> EncoderEntry:
         """Return the entry of an encoder or of its family."""
@@ -171,11 +171,11 @@ def encoder_remarks(name: str, *, mpp: float | None = None, patch_px: int | None
         if not low * (1 - MPP_TOLERANCE) <= mpp <= high * (1 + MPP_TOLERANCE):
             said.append(
                 f"encoder {preset.key}: made for {scale_text(preset)} µm/px, the recipe reads tiles at {mpp:g} µm/px; "
-                f"set `tiles.mpp` to {low:g} unless that is meant"
+                f"set `tiles.mpp` to {low:g} unless that is intended"
             )
     if patch_px is not None and preset.mpp is not None and patch_px != preset.patch_px:
         said.append(
             f"encoder {preset.key}: made for patches of {preset.patch_px} px, the recipe's have {patch_px} px; set "
-            f"`tiles.patch_px` to {preset.patch_px} unless that is meant"
+            f"`tiles.patch_px` to {preset.patch_px} unless that is intended"
         )
     return said

@@ -35,13 +35,13 @@ _exported_models: WeakKeyDictionary[Encoder, bytes] = WeakKeyDictionary()
 
 
 def check_int8(encoder: Encoder, patch_px: int) -> None:
-    """Export an encoder, and raise a `RecipeError` where it or this machine does not serve."""
+    """Export an encoder; raise a `RecipeError` if it or this machine is not supported."""
     require_int8(encoder.mean.device)
     _export(encoder, patch_px)
 
 
 def int8(encoder: Encoder, patches: Tensor) -> Encode:
-    """Quantise an encoder with the ranges that some patches of a slide give, shape (n, 3, h, w); a backend."""
+    """Quantise an encoder with ranges measured on some patches of a slide, shape (n, 3, h, w); a backend."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory() as folder, _quiet():

@@ -101,7 +101,7 @@ LONGEST = 10_000.0
 
 
 class SinusoidalPosition(nn.Module):
-    """The place of a tile, added to its embedding: fixed 2-D sinusoids; the width must be a multiple of 4.
+    """Position of a tile, added to its embedding: fixed 2-D sinusoids; the width must be a multiple of 4.
 
     Source: the sinusoids of Vaswani et al., 2017, half of the width for x and half for y, as in the published code for
     grids. Here positions are physical, so that they mean the same at any scale and stride.

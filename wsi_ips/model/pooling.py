@@ -117,7 +117,7 @@ class GatedAttentionPooling(Pooling):
     """Gated attention of Ilse, Tomczak and Welling, 2018 (equation 9), one scorer per query.
 
     ``logit = w · (tanh(V h) ⊙ sigmoid(U h))``; the pooled vector is the mean of the embeddings, weighted by the softmax
-    of the logits. Dropout acts on the pooled vector; the paper has none. It has one head, whatever ``heads`` says.
+    of the logits. Dropout acts on the pooled vector; the paper has none. It has one head and ignores ``heads``.
     """
 
     def __init__(

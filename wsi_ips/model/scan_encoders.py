@@ -81,7 +81,7 @@ def scan_dtype(precision: Precision, device: torch.device, *, key: str = "comput
 
 
 def in_parts(encode: Encode, patches: Tensor, *, pixels: int = PIXELS_AT_A_TIME, at_least: int = 1) -> Tensor:
-    """Encode so many pixels at a time, but at least so many patches, (n, 3, h, w) to (n, D)."""
+    """Encode ``pixels`` at a time, but at least ``at_least`` patches, (n, 3, h, w) to (n, D)."""
     count = max(at_least, pixels // (patches.shape[2] * patches.shape[3]))
     return torch.cat([encode(part) for part in patches.split(count)])
 
@@ -99,7 +99,7 @@ def _embed(encoder: Encoder, patches: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Trial:
-    """Runs an encoder plainly until compiling may pay, then in the faster of both ways.
+    """Runs an encoder uncompiled until compiling may pay off, then in the faster of the two ways.
 
     Only chunks of the size of the first one are compiled.
     """
@@ -156,7 +156,7 @@ def _timed(run: Run, encoder: Encoder, patches: Tensor) -> tuple[Tensor, float]:
     return out, time.perf_counter() - began
 
 
-# Trials of the encoders in memory, so that the next scan goes on from this one
+# Trials of the encoders in memory, so that the next scan continues from this one
 _trials: WeakKeyDictionary[Encoder, dict[tuple[torch.dtype, float], Trial]] = WeakKeyDictionary()
 
 
@@ -166,7 +166,7 @@ def _trial(encoder: Encoder, dtype: torch.dtype, compile_after_s: float) -> Tria
 
 
 def can_fuse(encoder: Encoder) -> bool:
-    """Tell whether :class:`FusedResNet` fits: a float32 ResNet with batch norm, evaluating, on a CPU with oneDNN."""
+    """Return whether :class:`FusedResNet` fits: a float32 ResNet with batch norm, evaluating, on a CPU with oneDNN."""
     trunk = encoder.trunk
     return (
         not encoder.training

@@ -6,7 +6,7 @@ does not depend on other tiles. So the scan stores the logits of all N tiles (NÂ
 takes the exact top-M at the end. The order of tiles, the chunk size and the other slides of the batch change nothing.
 
 The published rule (Bergner et al., 2023, algorithm 1) differs: it takes the softmax inside each buffer and chunk. With
-H > 1 the result then depends on the chunks and is no top-M of any fixed score.
+H > 1 the result then depends on the chunks and is not the top-M of any fixed score.
 
 Shapes: N tiles of a slide, S of them scanned, n tiles of a chunk, M kept at most, K = min(M, S), T queries, H heads,
 C classes.
@@ -191,7 +191,7 @@ class _Memory:
         self.pixels: Pixels | None = None  # (M, h, w, 3); row r holds tile kept[r], in no particular order
 
     def add(self, found: Scanned, pixels: Pixels, rows: NDArray[np.intp]) -> None:
-        """Take in scanned tiles whose patches are ``pixels[rows]``."""
+        """Add scanned tiles whose patches are ``pixels[rows]``."""
         if not np.isfinite(found.logits).all():
             raise ScoresError(
                 f"slide {self.slide.slide_id}: attention logits are not finite; the model has diverged: train "

@@ -90,7 +90,7 @@ def task_losses_each(
 def share_right(logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task]) -> float:
     """Return the share of correct answers, averaged over the tasks with labels; NaN without any label.
 
-    An answer is the most probable class of a slide, or, in a multi-label task, whether a class holds.
+    An answer is the most probable class of a slide, or, in a multi-label task, whether a class applies.
     """
     shares = []
     for task, part, truth in zip(tasks, _split(logits, tasks), targets, strict=True):
@@ -102,9 +102,9 @@ def share_right(logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task]
 
 
 def is_negative(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
-    """Tell which slides are negative in each task, bool, shape (B, T).
+    """Return which slides are negative in each task, bool, shape (B, T).
 
-    Single-label: the first class holds. Multi-label: no class holds.
+    Single-label: the first class applies. Multi-label: no class applies.
     """
     return torch.stack(
         [
@@ -116,7 +116,7 @@ def is_negative(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
 
 
 def is_known(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
-    """Tell which slides have any label in each task, bool, shape (B, T)."""
+    """Return which slides have any label in each task, bool, shape (B, T)."""
     return torch.stack(
         [
             truth != UNKNOWN if task.kind == "single" else ~truth.isnan().all(1)

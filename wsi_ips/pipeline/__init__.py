@@ -1,4 +1,4 @@
-"""The stages in order, the run folder, and resuming by fingerprint. An error costs one slide, never the cohort.
+"""The stages in order, the run folder, and resuming by fingerprint. An error affects one slide, never the cohort.
 
 Names are imported on first use: tiling must work, and start at once, where torch is not installed.
 """

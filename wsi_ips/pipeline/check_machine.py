@@ -27,7 +27,7 @@ REINSTALL = "install again: pip install --force-reinstall wsi-ips"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, the verdict, the result, and what to do (empty if nothing)."""
+    """A finding: what was checked, the verdict, the result, and what to do (empty if nothing)."""
 
     what: str
     verdict: Verdict

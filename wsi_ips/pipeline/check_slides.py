@@ -1,6 +1,6 @@
 """Check the slides of a cohort before any work, from headers and a few pixels.
 
-Every slide ends in a row, no matter what is wrong with its file; files that no row names are listed.
+Every slide gets a row, whatever is wrong with its file; files that no row names are listed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TISSUE_SHARE = 0.3  # of the tile grid, for the number of tiles to expect
 
 
 class Target(NamedTuple):
-    """What to check, how it would be read, and where to look for files in no row (see :func:`unlisted_files`)."""
+    """Slides to check, how to read them, and where to look for files in no row (see :func:`unlisted_files`)."""
 
     records: Sequence[SlideRecord]
     recipe: Recipe | None = None  # with a recipe, slides that are coarser than its target cannot be used
@@ -51,7 +51,7 @@ class Target(NamedTuple):
 
     @property
     def tiles(self) -> TilesSection:
-        """How tiles would be made: by the recipe, or the defaults."""
+        """Tiling rules of the recipe, or the defaults."""
         return self.recipe.tiles if self.recipe else TilesSection()
 
 
@@ -71,7 +71,7 @@ class CheckedSlide:
 
     @property
     def mpp_source(self) -> str:
-        """Where the scale comes from; empty if there is none."""
+        """Source of the scale; empty if there is none."""
         if self.info is None or self.info.mpp is None:
             return ""
         return "manifest" if self.info.mpp_source == "override" else self.info.mpp_source
@@ -149,7 +149,7 @@ class CheckReport:
 def find_target(target: str, *, write_to: Path | None = None, folder: Path | None = None) -> Target:
     """Read the rows of a slide (file or URL), folder, manifest or recipe.
 
-    ``write_to`` is the file for the manifest of a folder; ``folder`` is searched to the bottom for files that no row
+    ``write_to`` is the file for the manifest of a folder; ``folder`` is searched recursively for files that no row
     names, instead of the folders of the slides.
     """
     path = Path(target)
@@ -194,7 +194,7 @@ def check_cohort(target: Target, progress: Progress | None = None) -> CheckRepor
 
 
 def check_slide(record: SlideRecord, target: Target) -> CheckedSlide:
-    """Check one slide; any error ends as the problem of its row."""
+    """Check one slide; any error becomes the problem in its row."""
     reader_name, remote = "auto", PATIENT
     if target.recipe:
         reader_name, remote = target.recipe.slides.reader, Remote(target.recipe.compute.remote_timeout_s)
@@ -238,7 +238,7 @@ def expected_tiles(info: SlideInfo, tiling: TilesSection) -> int:
 
 
 def _read_corner(reader: SlideReader) -> None:
-    """Fail if the file opens, but delivers no pixels."""
+    """Fail if the file opens but yields no pixels."""
     coarsest, size = len(reader.info.level_sizes) - 1, reader.info.level_sizes[-1]
     reader.read_region(Point(0, 0), coarsest, Size(min(CORNER_PX, size.width), min(CORNER_PX, size.height)))
 

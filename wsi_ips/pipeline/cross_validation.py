@@ -51,7 +51,7 @@ class CrossValidation:
 
     folds: tuple[FoldFigures, ...]
     # Of the out-of-fold scores of all slides together, None where they are of one class. Scores of different models
-    # share no scale, so the mean over folds is the safer figure.
+    # are on different scales, so the mean over folds is the safer figure.
     pooled: dict[str, Interval] | None
     out_of_fold: Path  # a row per tested slide
     ensemble: Path | None  # mean of all models for slides in no part; None without any
@@ -68,7 +68,7 @@ class CrossValidation:
         return max(fold.failed for fold in self.folds)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what ``cross_validation.json`` holds."""
+        """Return the content of ``cross_validation.json``."""
         spread = self.auc_mean_and_spread
         return {
             "auc": {"mean": spread[0], "sd": spread[1]} if spread else None,
@@ -91,7 +91,7 @@ def cross_validate(
 ) -> CrossValidation:
     """Train and test once per fold; skip what is up to date.
 
-    The tiles are made once, in the recipe's run folder; each fold is a run of its own below it (``fold_0`` ...), with
+    The tiles are made once, in the recipe's run folder; each fold is a separate run below it (``fold_0`` ...), with
     model, predictions and heatmaps where other commands find them. Folds come from ``split.file``; without it
     ``folds`` of them are made here and kept as ``folds.json``: patients and copies stay together, labels in proportion.
     ``by`` is the manifest column of the centre: a fold then tests whole centres.
@@ -136,10 +136,10 @@ def fold_recipe(recipe: Recipe, fold: int) -> Recipe:
 
 
 def _with_folds(recipe: Recipe, folds: int | None, by: str | None, progress: Progress) -> Recipe:
-    """Return the recipe with a file of folds, which is made where the recipe names none."""
+    """Return the recipe with a file of folds, created if the recipe names none."""
     if recipe.split.file is not None:
         if folds is not None or by is not None:
-            raise RecipeError("key `split.file` names the folds already; leave `--folds` and `--by` out, or the key")
+            raise RecipeError("key `split.file` already names the folds; leave out `--folds` and `--by`, or the key")
         return recipe
     path = recipe.output / FOLDS_NAME
     if path.exists():

@@ -38,7 +38,7 @@ def make_slides(
     progress: Progress | None = None,
     classes: tuple[str, str] = ("normal", "tumor"),
 ) -> Path:
-    """Write synthetic slides, annotations and a manifest, unless the same are there, and return the manifest's path.
+    """Write synthetic slides, annotations and a manifest, unless the same files exist, and return the manifest's path.
 
     The same seed makes the same files; ``classes`` are the labels of negative and of positive slides.
     """
@@ -63,7 +63,7 @@ def changed_plan(values: Mapping[str, Any]) -> CohortPlan:
     """Return the demo's plan with other values, checked as those of a recipe are."""
     unknown = values.keys() - asdict(DEMO).keys()
     if unknown:
-        raise RecipeError(f"`{min(unknown)}` is no property of the slides; they are {', '.join(asdict(DEMO))}")
+        raise RecipeError(f"`{min(unknown)}` is not a property of the slides; they have {', '.join(asdict(DEMO))}")
     try:
         return TypeAdapter(CohortPlan).validate_python(asdict(DEMO) | dict(values))
     except ValidationError as error:

@@ -38,7 +38,7 @@ from wsi_ips.results.contact_sheet import recall_figures
 from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.tiles.index import TileIndex
 
-CLEARLY_BETTER = 0.05  # lead in AUC from which the highest tiles, against the model's decision, get a note
+CLEARLY_BETTER = 0.05  # smallest lead in AUC of the highest tiles over the model's decision that gets a note
 
 
 def evaluate_run(
@@ -61,7 +61,7 @@ def evaluate_run(
     threshold
         Calibrated probability at or above which a slide is called positive, in place of the checkpoint's.
     nodes
-        Column of the manifest with what each lymph node holds; the prediction is then measured on the map.
+        Column of the manifest with the label of each lymph node; the prediction is then measured on the map.
     legacy_spacing
         Take the µm/px of the challenge's script for lesions, not that of each slide.
 
@@ -93,7 +93,7 @@ class _Slides:
     records: Sequence[SlideRecord]
     scores: Mapping[str, SlideScores]  # calibrated, by slide_id
     frozen: TaskCalibration  # calibration of the label
-    given: float | None  # threshold that was asked for; None takes the frozen one
+    given: float | None  # requested threshold; None takes the stored one
 
     @property
     def threshold(self) -> float:
@@ -171,7 +171,7 @@ def _second_opinion(slides: _Slides, auc: float) -> list[str]:
     return [
         f"the {HIGHEST_TILES} highest tiles of a slide separate slides better (AUC {found:.3f}) than the model's "
         f"decision ({auc:.3f}): attention selects other tiles than the map highlights; see column `highest_tiles` of "
-        "predictions.csv, and key `predict.decision: tiles`, which decides by such tiles without new training"
+        "predictions.csv, and key `predict.decision: tiles`, which decides by these tiles without new training"
     ]
 
 

@@ -55,7 +55,7 @@ THUMBNAIL_PX = 512
 
 @dataclass
 class Exported:
-    """What was written for another program; by slide_id but for the tables."""
+    """Result of an export to another program, by slide_id except for the tables."""
 
     written: dict[str, Sequence[Path]] = field(default_factory=dict)  # no file: the format has none without tiles
     refused: dict[str, str] = field(default_factory=dict)  # why a slide could not be written

@@ -27,7 +27,7 @@ COLUMNS = ("probability", "x", "y")  # of a table of detections; CAMELYON16 has 
 
 @dataclass(frozen=True)
 class TableQuestion:
-    """What to measure in a table of predictions."""
+    """Options for measuring a table of predictions."""
 
     positive: str  # label that counts as positive; all others are negative
     by: Sequence[str] = ()  # columns that make subgroups, in addition to those of sites
@@ -147,7 +147,7 @@ def _probabilities(
     bad = table["slide_id"][~score.between(0, 1)]
     if len(bad):
         raise EvaluationError(
-            f"{source}, column `{column}`: {len(bad)} cells are no probability, the first of slide {bad.iloc[0]}"
+            f"{source}, column `{column}`: {len(bad)} cells are not probabilities, the first of slide {bad.iloc[0]}"
         )
     return score
 
@@ -195,7 +195,7 @@ def evaluate_detections(
         if record.slide_id not in files:
             silent.append(record.slide_id)
     unknown = [r.slide_id for r in records if r not in known]
-    _note(notes, silent, "slides have no file and count as without detections")
+    _note(notes, silent, "slides have no file and count as slides without detections")
     _note(notes, unknown, "slides have neither an annotation nor a negative label and are not in the lesion metrics")
     _note(notes, sorted(files.keys() - {*names}), "files belong to no slide here and are not used")
     return Localisation(lesions_given=froc_with_interval(matched, notes))

@@ -1,4 +1,4 @@
-"""Where the stored features of a run's slides are, and whether they are up to date; importing it loads no torch."""
+"""Location of a run's stored features, and whether they are up to date; importing it loads no torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FeatureSource:
         return found
 
     def has(self, record: SlideRecord) -> bool:
-        """Tell whether a slide's features are stored and up to date."""
+        """Return whether a slide's features are stored and up to date."""
         try:
             return features_fingerprint(self.folder, record.slide_id) == self.wanted(record)
         except (FeaturesError, OSError):
@@ -81,12 +81,12 @@ class FeatureSource:
             seen.setdefault((features.encoder, features.width), record.slide_id)
         if len(seen) != 1:
             found = [f"{slide}: {name}, {width} wide" for (name, width), slide in list(seen.items())[:SHOWN]]
-            raise FeaturesError(f"features of several encoders cannot be learned together ({'; '.join(found)})")
+            raise FeaturesError(f"features of several encoders cannot be used together ({'; '.join(found)})")
         return next(iter(seen))
 
 
 def feature_source(run: Run, encoder: Encoder | None = None) -> FeatureSource:
-    """Return the features of a run: those of another tool, else of an encoder; None is the recipe's, untrained."""
+    """Return the features of a run: those of another tool, else of an encoder; None: the recipe's, untrained."""
     from wsi_ips.training.model_building import encoder_fingerprint, encoder_key, frozen_encoder
 
     recipe = run.recipe

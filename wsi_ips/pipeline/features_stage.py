@@ -1,4 +1,4 @@
-"""Stage ``features``: store what the untrained encoder, or another tool's encoder, makes of every tile.
+"""Stage ``features``: store the embedding of every tile by the untrained or another tool's encoder.
 
 Features are computed slide by slide in processes of the cluster (:func:`features_job`). Feature files of CLAM and
 TRIDENT are read and written here too, also CLAM's bare tensors, which need torch.
@@ -82,7 +82,7 @@ def _import_files(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -
 
 
 def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> None:
-    """Have features computed, the largest slides first, by processes that keep their encoder."""
+    """Compute features, the largest slides first, in processes that keep their encoder."""
     recipe, began = run.recipe, time.monotonic()
     if not (recipe.model.pretrained or recipe.model.weights or recipe.model.start):
         run.progress.note(

@@ -1,4 +1,4 @@
-"""Predict slides of a file, folder or manifest with nothing but a model's folder, which pins the settings.
+"""Predict slides of a file, folder or manifest with only a model's folder, which pins the settings.
 
 The result is a run folder like any other, with the recipe and the manifest that were used.
 """
@@ -37,7 +37,7 @@ class NewSlides:
 
     recipe: Recipe  # recipe of the run folder
     names: tuple[str, ...]  # slide_ids of the requested slides, in order
-    notes: tuple[str, ...]  # what a person should know of their rows
+    notes: tuple[str, ...]  # notes on their rows for the user
 
 
 def bundle_folder(path: Path) -> Path:
@@ -62,7 +62,7 @@ def new_slides(
     """Write recipe and manifest of a run folder for some slides; slides of earlier calls stay in it.
 
     Targets are slide files, URLs, folders of slides and manifests (.csv). The run folder is new, empty, or that of an
-    earlier call with the same model. ``mpp`` is the scale (µm per level-0 pixel) of slides whose files do not say it.
+    earlier call with the same model. ``mpp`` is the scale (µm per level-0 pixel) of slides whose files do not state it.
     """
     for key in overrides or {}:
         if not key.startswith(ADJUSTABLE):
@@ -177,7 +177,7 @@ def _require_own_folder(output: Path, content: Mapping[str, Any]) -> None:
     path = output / RECIPE_NAME
     if not path.exists():
         if any(not entry.name.startswith(".") for entry in output.iterdir()):
-            raise RecipeError(f"--output {output}: holds something else already; name a new folder")
+            raise RecipeError(f"--output {output}: already contains something else; name a new folder")
         return
     text = path.read_text(encoding="utf-8")
     if not text.startswith(MARK):

@@ -159,7 +159,7 @@ class PredictTask:
     threads: int  # CPU threads of the process
 
 
-_kept: dict[tuple[Any, ...], Predictor] = {}  # that of the last slide: most slides of a process have the same network
+_kept: dict[tuple[Any, ...], Predictor] = {}  # network of the last slide; most slides share it
 
 
 def predict_job(task: PredictTask) -> tuple[float, list[str]]:

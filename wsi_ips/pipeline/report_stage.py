@@ -149,7 +149,7 @@ def _card_facts(
     decision = (
         f"the {card.memory_size} tiles of the highest score"
         if calibration.tasks[0].decision == "pooled"
-        else f"the {DECIDING_TILES} tiles that speak most strongly for a class (`predict.decision: tiles`)"
+        else f"the {DECIDING_TILES} tiles with the strongest evidence for a class (`predict.decision: tiles`)"
     )
     cells = manifest_cells(run)
     return CardFacts(

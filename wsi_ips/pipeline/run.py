@@ -111,7 +111,7 @@ class Run:
         return self.states[record.slide_id].is_tiled
 
     def target(self, record: SlideRecord) -> Target:
-        """Return what is known of the slide's label, the first task."""
+        """Return the known label of the slide (the first task)."""
         return self.targets[record.slide_id][0]
 
     def named(self, names: Sequence[str]) -> list[SlideRecord]:
@@ -228,7 +228,7 @@ def coordinate_files(folder: Path, records: Sequence[SlideRecord]) -> Coordinate
 
 
 def _with_coordinates(record: SlideRecord, files: CoordinateFiles) -> SlideRecord:
-    """Return a record with its coordinate file, or the path where one is expected: its tiling fails and says so."""
+    """Return a record with its coordinate file, or the expected path, so that tiling fails with a message."""
     expected = files.folder / f"{slide_stem(record)}.h5"
     found = next(iter(files.by_slide.get(record.slide_id, ())), expected)
     return record.model_copy(update={"coordinates": found})
@@ -241,12 +241,12 @@ def names_of(records: Sequence[SlideRecord]) -> dict[str, list[str]]:
 
 
 def slide_stem(record: SlideRecord) -> str:
-    """Return the slide's file name without its ending, by which other tools know the slide."""
+    """Return the slide's file name without its suffix, which other tools use as its name."""
     return PurePosixPath(slide_name(record.path)).stem
 
 
 def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[Target, ...]]:
-    """Return the labels of each slide by slide_id, an entry per task; refuse those that are no class of the recipe."""
+    """Return the labels of each slide by slide_id, an entry per task; refuse labels that are not classes."""
     targets: dict[str, tuple[Target, ...]] = {record.slide_id: () for record in manifest.records}
     for number, (task, column) in enumerate(zip(labels.tasks, labels.columns, strict=True)):
         unknown: list[str] = []
@@ -262,7 +262,7 @@ def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[T
             several = "; several classes of a slide are written `a;b`, none as `none`" if task.kind == "multi" else ""
             more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             raise ManifestError(
-                f"column `{column}`: labels that are no class of the recipe ({', '.join(task.classes)}): "
+                f"column `{column}`: labels that are not classes of the recipe ({', '.join(task.classes)}): "
                 f"{', '.join(unknown[:SHOWN])}{more}; correct the manifest or list all classes in `{key}`{several}"
             )
     return targets

@@ -21,7 +21,7 @@ class InRoot:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside one run folder; no other module spells them."""
+    """Paths inside one run folder; no other module builds them."""
 
     root: Path
     tile_store: str = "zarr"

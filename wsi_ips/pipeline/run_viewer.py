@@ -1,4 +1,4 @@
-"""What ``wsi-ips view`` shows: the slides of a run with maps, tiles and annotations, or plain slide files."""
+"""Content of ``wsi-ips view``: the slides of a run with maps, tiles and annotations, or plain slide files."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class RunCollection:
             return ""
 
     def entries(self) -> list[Entry]:
-        """See :class:`wsi_ips.viewer.collection.Collection`; read again, as the run may still be going on."""
+        """See :class:`wsi_ips.viewer.collection.Collection`; read again, as the run may still be active."""
         folder = self._run.folder
         states = {state.slide_id: state for state in read_states(folder.database)}
         predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")

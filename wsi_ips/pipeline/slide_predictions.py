@@ -89,7 +89,7 @@ def calibrate(run: Run) -> Calibration:
     """Calibrate the run's model on its validation slides and store the calibration beside it.
 
     A model from elsewhere keeps its own calibration. The others are calibrated on all labelled slides of split ``val``
-    that have tiles, and only once all of these are predicted: the result does not depend on which came first.
+    that have tiles, and only once all of these are predicted: the result does not depend on their order.
     """
     folder, decision = checkpoint_folder(run), run.recipe.predict.decision
     if run.recipe.predict.checkpoint is not None:
@@ -97,7 +97,7 @@ def calibrate(run: Run) -> Calibration:
         theirs = known.tasks[0].decision
         if decision == "tiles" and theirs != "tiles":
             run.progress.note(
-                f"key `predict.decision`: {folder} decides as it was calibrated to, `{theirs}`; set the key in the "
+                f"key `predict.decision`: {folder} decides as calibrated, by `{theirs}`; set the key in the "
                 "recipe of the run that trained it, and run `wsi-ips predict` there"
             )
         return known

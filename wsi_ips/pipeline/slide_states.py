@@ -31,7 +31,7 @@ EXPORT_EVERY_S = 60.0
 DONE: dict[str, Any] = {"state": "ok", "reason": "", "traceback": ""}
 SQL_TYPES = dict.fromkeys(("tiles", "attempts"), "INTEGER") | dict.fromkeys(
     ("mpp", "tissue_mm2", "seconds", "cpu_seconds", "rss_mb"), "REAL"
-)  # columns that are no text
+)  # columns that are not text
 
 
 @dataclass(frozen=True)

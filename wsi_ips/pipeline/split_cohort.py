@@ -24,13 +24,13 @@ THUMBNAIL_PX = 512  # longest side of the thumbnail that is compared
 
 @dataclass(frozen=True)
 class SplitOutcome:
-    """Splits, and what a person should know of them."""
+    """Splits, and notes on them for the user."""
 
     splits: Splits
     strata: dict[str, str]  # stratum by slide_id
     related: tuple[RelatedSlides, ...]  # slides kept together for content or appearance; patients are not listed
     left_out: tuple[str, ...]  # slides in no split, because the first column of `stratify` is empty
-    without_patient: int  # slides that count as a patient of their own, because column `patient_id` is empty
+    without_patient: int  # slides that count as separate patients, because column `patient_id` is empty
     unseen: dict[str, str]  # slides that could not be opened, with the reason: they were not compared
 
 

@@ -54,10 +54,10 @@ class Predictions:
 
 
 def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = "report") -> Outcome:
-    """Run all stages in order, up to ``until``, one of :data:`STAGES`; a stage leaves alone what is up to date.
+    """Run all stages in order, up to ``until``, one of :data:`STAGES`; a stage skips what is up to date.
 
     ``until="features"`` stores features also where the recipe learns from pixels. A slide that cannot be used is no
-    error: it ends as ``failed`` in the states.
+    error: its state becomes ``failed``.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = 
 
 
 def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
-    """Run one stage and those that it needs, and return the run.
+    """Run one stage and the stages it needs, and return the run.
 
     ``train`` needs tiles, and features where the recipe learns from them; ``features`` needs tiles; ``predict`` tiles
     and a checkpoint; ``heatmap`` predictions. These three may be limited to some ``slides``.
@@ -110,7 +110,7 @@ def predict_slides(
         if heatmaps and records:
             _draw(run, [record.slide_id for record in records])
         if recipe.predict.checkpoint is not None or not run.folder.facts.exists():
-            write_facts(run)  # `wsi-ips view FOLDER` needs it; the facts of a training stay
+            write_facts(run)  # `wsi-ips view FOLDER` needs it; the facts of a training are kept
         calibration = model_calibration(run)
         return Predictions(run, calibration, predicted_slides(run, records, calibration))
 

@@ -1,4 +1,4 @@
-"""Look at many files in parallel without waiting forever for one that hangs."""
+"""Examine many files in parallel without waiting forever for one that hangs."""
 
 from __future__ import annotations
 

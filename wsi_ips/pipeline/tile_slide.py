@@ -41,7 +41,7 @@ class SlideTask:
 
 
 def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
-    """Tile a slide unless its index is up to date; return whether it was not, and columns of its row of the states.
+    """Tile a slide unless its index is up to date; return whether it was tiled, and columns of its row of the states.
 
     The index is stored last, together with the slide's row for the table of states: when the process is killed after
     that, nothing is done again.
@@ -62,7 +62,7 @@ def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Everything that tiling found out about a slide."""
+    """Everything that tiling found on a slide."""
 
     overview: Overview  # the thumbnail
     tissue: TissueMask
@@ -130,7 +130,7 @@ def tile_slide(
 def _tissue_of(
     reader: SlideReader, record: SlideRecord, section: TissueSection, overview: Overview, origin: Point
 ) -> TissueMask:
-    """Return the mask that somebody drew, or that of the segmentation."""
+    """Return the hand-drawn mask, or that of the segmentation."""
     size = reader.info.size_px0
     if record.tissue_mask is None:
         return segment_tissue(

@@ -24,7 +24,7 @@ UNKNOWN: int | None = 0  # bytes of a file that does not answer; it is due
 
 
 def tile_stage(run: Run, only: Container[str] | None = None) -> int:
-    """Tile all slides, or those in ``only``, whose index is not up to date, and return how many were worked on."""
+    """Tile all slides, or those in ``only``, whose index is not up to date; return the number worked on."""
     chosen = [r for r in run.records if only is None or r.slide_id in only]
     found = zip(chosen, survey(chosen, partial(_bytes_due, run), otherwise=UNKNOWN), strict=True)
     due = sorted(((record, size) for record, size in found if size is not None), key=lambda pair: -pair[1])
@@ -138,7 +138,7 @@ def retry(run: Run, reason: str = "", names: Sequence[str] = ()) -> Retried:
 
 
 def _restore(run: Run, row: SlideState) -> bool:
-    """Give a slide the state of its tiles, and return whether it has any."""
+    """Set a slide's state from its tiles, and return whether it has any."""
     try:
         stored = stored_row(run.folder.tiles, row.slide_id)
     except TileIndexError:

@@ -45,7 +45,7 @@ def joined(recipe: Recipe) -> AbstractContextManager[Processes]:
 
 
 def train_along(recipe: Recipe) -> None:
-    """Do what every process but the first does: wait until the slides are tiled, then train with the others."""
+    """Run any process but the first: wait until the slides are tiled, then train with the others."""
     with joined(recipe) as processes:
         with processes.ahead():
             pass
@@ -55,7 +55,7 @@ def train_along(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Cohort:
-    """What a training learns from."""
+    """Input of a training."""
 
     train: Sequence[SlideRecord]
     val: Sequence[SlideRecord]
@@ -132,7 +132,7 @@ def _require_enough(run: Run, train: Sequence[SlideRecord]) -> None:
         raise TrainingError(
             f"{len(missing)} of {len(listed)} training slides ({share:.0%}) yielded no tile, more than "
             f"`training.max_missing_share` allows ({allowed:.0%}): {', '.join(missing[:10])}; see `wsi-ips status` "
-            "for the reasons, mend the slides or raise the limit"
+            "for the reasons, repair the slides or raise the limit"
         )
 
 
@@ -204,7 +204,7 @@ def _build(run: Run, cohort: Cohort, processes: Processes) -> tuple[ModelCard, I
 
 
 def training_facts(run: Run, train: Sequence[SlideRecord], val: Sequence[SlideRecord]) -> dict[str, Any]:
-    """Return what the model card says of the slides behind a model and of its training, as plain JSON.
+    """Return what the model card says about a model's slides and its training, as plain JSON.
 
     ``slides``: per split the number of slides, of patients (None if unknown) and, per task, of slides of each class;
     ``places``: per split and site column its values with their slides; ``level0_mpp``: µm/px of level 0 with their
@@ -257,7 +257,7 @@ def _trackers(run: Run, training: str) -> list[Tracker]:
 
 
 class CheckpointKeeper(Listener):
-    """Reports each epoch and keeps the checkpoint of the best one, apart until the training is done.
+    """Reports each epoch and keeps the checkpoint of the best one in a separate folder until the training is done.
 
     So a checkpoint in the run's folder ``model`` is always that of a complete training.
     """
@@ -268,7 +268,7 @@ class CheckpointKeeper(Listener):
         self.folder = run.folder.training / BEST_NAME
 
     def begin(self) -> None:
-        """Prepare the folder; trackers forget what another training left there."""
+        """Prepare the folder; trackers discard what another training left there."""
         self.run.folder.training.mkdir(parents=True, exist_ok=True)
         self.tracking.write(self.history)
 
@@ -281,10 +281,10 @@ class CheckpointKeeper(Listener):
         self._advance(count)
 
     def on_resume(self, history: Sequence[EpochRecord]) -> None:
-        """Take over the epochs that are done."""
+        """Restore the finished epochs."""
         self.history = list(history)
         self.tracking.write(self.history)
-        self.note(f"training goes on in epoch {len(history) + 1}")
+        self.note(f"training resumes in epoch {len(history) + 1}")
 
     def on_epoch(self, record: EpochRecord, net: IpsNet) -> None:
         """Report an epoch; keep its checkpoint if it is the best."""
@@ -297,7 +297,7 @@ class CheckpointKeeper(Listener):
             save_checkpoint(self.folder, net, self._card(record))
 
     def finish(self, net: IpsNet, epochs: int, trunk: nn.Module | None) -> None:
-        """Put the best and the last checkpoint in their places, complete with the trunk of a training on features."""
+        """Move the best and the last checkpoint to their places, complete with the trunk of a training on features."""
         last = self.history[-1]
         if len(self.history) < epochs:
             self.note(
@@ -316,7 +316,7 @@ class CheckpointKeeper(Listener):
         shutil.rmtree(self.run.folder.training)
 
     def what_is_left(self) -> str:
-        """Say which checkpoint remains of a training that cannot go on."""
+        """Describe the checkpoint left by a training that cannot continue."""
         if not self.history:
             return "no epoch was finished, so there is no checkpoint"
         return (

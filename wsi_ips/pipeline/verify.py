@@ -28,7 +28,7 @@ TOLERANCE = 1e-4  # of a probability; the same network rounds differently on ano
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Something that is not as it should be, and what to do."""
+    """A mismatch, and what to do about it."""
 
     slide_id: str
     what: str

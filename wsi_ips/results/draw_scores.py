@@ -1,4 +1,4 @@
-"""Draw the scores that another model gave the tiles of a slide, from a file of scores and the slide alone."""
+"""Draw another model's tile scores over their slide, from a file of scores and the slide alone."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def draw_scores(
     """Draw every column of a file of scores over its slide.
 
     Writes ``<slide>_<column>.png``, its sidecar, and a package ``<slide>_<column>/`` for each. The package of a rank
-    map has no outlines, as a rank does not say where a lesion ends. Raises ScoresError or TileIndexError where the file
+    map has no outlines, as ranks show no lesion edges. Raises ScoresError or TileIndexError where the file
     cannot be used or contradicts the slide, and SlideError.
     """
     with open_slide(wanted.slide, mpp_override=wanted.mpp) as reader:
@@ -120,7 +120,7 @@ def picture_names(columns: Iterable[str], slide_id: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Page:
-    """What all maps of a file share."""
+    """Data shared by all maps of a file."""
 
     wanted: ScoresToDraw
     view: View

@@ -33,7 +33,7 @@ MOST_VALUE_OFF = 1e-5  # largest difference of a score that is read back: files 
 
 @dataclass(frozen=True)
 class Material:
-    """What a package holds besides scores; each part may be missing."""
+    """Content of a package besides scores; each part may be missing."""
 
     overlays: Sequence[Path] = ()  # pictures that are already drawn, with their sidecars beside them
     # pixels of tiles, given their rows, shape (k, h, w, 3); for the gallery
@@ -44,7 +44,7 @@ class Material:
 
 @dataclass(frozen=True)
 class PackageContent:
-    """Everything that formats write from."""
+    """Everything that the formats write their files from."""
 
     maps: ScoreMaps
     lesions: Sequence[Lesion]  # lesions on the first map, largest first
@@ -65,7 +65,7 @@ class PackageFile(NamedTuple):
     path: Path
     what: str  # what it is, for ``package.json``
     check: Mapping[str, Any] | None = None  # figures of its comparison with the scores
-    left_out: Mapping[str, int] | None = None  # number of things that were too many for the program that opens it
+    left_out: Mapping[str, int] | None = None  # number of objects beyond what its program can open
 
 
 def write_package(folder: Path, maps: ScoreMaps, material: Material, *, formats: Sequence[str]) -> dict[str, Any]:

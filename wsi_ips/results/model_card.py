@@ -21,7 +21,7 @@ FEW_OF_A_CLASS = 50  # fewer test slides of a class than this are stated as a li
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card is made from."""
+    """Facts that the card is made from."""
 
     card: ModelCard  # the checkpoint's own card
     decision: str  # what the answer of a slide is based on, in words
@@ -70,7 +70,7 @@ def _what(facts: CardFacts) -> tuple[str, ...]:
 
 def _training_slides(facts: CardFacts) -> tuple[str, ...]:
     if not facts.trained_here:
-        return ("It was trained elsewhere; this run does not know on what. See the card of its own training.",)
+        return ("It was trained elsewhere, on slides unknown to this run. See the card of its own training.",)
     lines = []
     tiled = [s for s in facts.slides if s.state == "ok" or (s.state == "failed" and s.stage != "tile")]
     for split, purpose in (("train", "for training"), ("val", "that chose the epoch and set the threshold")):
@@ -118,7 +118,7 @@ def _limits(facts: CardFacts) -> tuple[str, ...]:
     lines = _limits_of_figures(evaluation.slides) if evaluation and evaluation.slides else []
     lines += _limits_of_sites(facts)
     if facts.trained_here and not facts.is_synthetic:
-        lines.append("What its training slides lack (stains, scanners, organs, treatment effects) it has not seen.")
+        lines.append("It has not seen stains, scanners, organs or treatment effects that its training slides lack.")
     if evaluation and evaluation.tissue and evaluation.tissue["lost"]:
         lost, lesions = evaluation.tissue["lost"], evaluation.tissue["lesions"]
         lines.append(f"{lost:.0f} of {lesions:.0f} annotated lesions never reach it: lost in segmentation or tiling.")

@@ -137,7 +137,7 @@ def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: str, opa
 
 
 def sidecar(view: View, raster: Raster, caption: Caption, *, kind: str, fingerprint: str) -> dict[str, Any]:
-    """Return what places a picture on its slide and explains its colours.
+    """Return the sidecar, which places a picture on its slide and explains its colours.
 
     ``to_level0`` maps the centre of a PNG pixel (column, row) to level-0 pixels: ``x = a * (column + 0.5) + c``,
     ``y = e * (row + 0.5) + f``; :func:`wsi_ips.results.slide_heatmaps.page_position` is the inverse.
@@ -255,7 +255,7 @@ def probability_text(probability: float) -> str:
 
 
 def verdict_text(class_name: str, probability: float | None) -> str:
-    """Return what a slide is called, empty where its probability is not known."""
+    """Return a slide's class and probability as text, empty where the probability is not known."""
     return "" if probability is None else f"slide: {class_name} {probability_text(probability)}"
 
 

@@ -1,4 +1,4 @@
-"""What the report shows, as plain data, and how it follows from the slides of a cohort."""
+"""Content of the report as plain data, and how it follows from the slides of a cohort."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class ReportData:
 
 
 def outcome_of(positive: bool | None, probability: float | None, threshold: float | None) -> Outcome:
-    """Tell whether a slide was called wrongly; empty where it was not, or where something is unknown."""
+    """Return how a slide was called wrongly; empty where it was not, or where something is unknown."""
     if positive is None or probability is None or threshold is None or positive == (probability >= threshold):
         return ""
     return "missed" if positive else "false alarm"
@@ -159,7 +159,7 @@ def cohort_flow(
         training.keep("labelled", lambda s: s.has_label, lambda _: "without a label")
         training.keep("read", lambda s: s.stage != "train", lambda _: "whose tiles could not be read")
         lost = tuple(loss for step in training.steps for loss in step.lost)
-        flow.steps.append(FlowStep("learned from (split train)", len(training.left), lost, label_counts(training.left)))
+        flow.steps.append(FlowStep("for training (split train)", len(training.left), lost, label_counts(training.left)))
     flow.left = [s for s in flow.left if s.split in {*predict_splits, ""} or s.probability is not None]
     flow.keep(
         "predicted",

@@ -20,7 +20,7 @@ LESION_MAP = "probability"  # lesions are outlined on this map: `handoff.thresho
 
 
 class TileScores(Protocol):
-    """What maps may use of a slide's scores; :class:`wsi_ips.inference.slide_scores.SlideScores` provides it."""
+    """Scores of a slide that maps may use; :class:`wsi_ips.inference.slide_scores.SlideScores` provides it."""
 
     @property
     def attention(self) -> NDArray[np.float64]:

@@ -39,7 +39,7 @@ class ReadAgain(NamedTuple):
 
 @dataclass(frozen=True)
 class SlideHeatmaps:
-    """Everything that the maps of one slide are drawn from."""
+    """Everything needed to draw the maps of one slide."""
 
     index: TileIndex
     scores: TileScores

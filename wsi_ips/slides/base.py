@@ -78,12 +78,12 @@ class SlideReader:
         Raises
         ------
         RegionReadError
-            The region is not inside the level, or the file cannot deliver it.
+            The region is not inside the level, or it cannot be read from the file.
         """
         raise NotImplementedError
 
     def shrinks(self, location_px0: Point, level: int, size_px: Size, factor: int) -> bool:  # noqa: ARG002
-        """Tell whether :meth:`read_into` can shrink this region by ``factor`` (above 1) while it decodes."""
+        """Return whether :meth:`read_into` can shrink this region by ``factor`` (above 1) while it decodes."""
         return False
 
     def read_into(self, out: RGB, location_px0: Point, level: int, *, factor: int = 1) -> None:
@@ -96,7 +96,7 @@ class SlideReader:
         out[:] = self.read_region(location_px0, level, Size(out.shape[1], out.shape[0]))
 
     def share(self, cache: TileCache) -> None:
-        """Keep decoded tiles in a cache that is shared with other slides; by default there is nothing to share."""
+        """Keep decoded tiles in a cache that is shared with other slides; by default does nothing."""
 
     def close(self) -> None:
         """Release the file; later reads raise RegionReadError."""
@@ -128,7 +128,7 @@ def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | 
 def damaged(
     info: SlideInfo, location_px0: Point, level: int, size_px: Size, error: Exception, remedy: str = ""
 ) -> RegionReadError:
-    """Return the error for a region that the file cannot deliver."""
+    """Return the error for a region that cannot be read from the file."""
     return RegionReadError(
         f"slide {info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at level-0 "
         f"{tuple(location_px0)}: {error}; the file is damaged there{remedy}"

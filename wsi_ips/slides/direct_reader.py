@@ -2,7 +2,7 @@
 
 OpenSlide decodes to RGBA, composes and converts, which takes several times as long as decoding alone. Here the bytes of
 a tile go from the file to libjpeg-turbo and its pixels straight into the caller's memory. Everything else (levels,
-scale, bounds, metadata) comes from the wrapped reader, which also delivers the parts that were not scanned.
+scale, bounds, metadata) comes from the wrapped reader, which also supplies the parts that were not scanned.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DirectReader(SlideReader):
         info = base.info
         vendor = info.properties.get(f"{info.reader}.vendor", "unknown")
         if vendor not in VENDORS and info.reader == "openslide":
-            raise UnsupportedSlideError(f"slide {info.name}: tiles of {vendor} are placed by rules of its own")
+            raise UnsupportedSlideError(f"slide {info.name}: {vendor} places tiles by its own rules")
         self._levels = find_jpeg_tiles(info.name, source, info.level_sizes, jfif_is_ycbcr=info.reader == "tiffslide")
         if vendor == "aperio" and any((level.byte_counts == 0).any() for level in self._levels):
             # OpenSlide leaves such places out on all levels, because the coarser ones were made from garbage.
@@ -98,7 +98,7 @@ class DirectReader(SlideReader):
             self._base.close()
 
     def _first_pixel(self, location_px0: Point, level: int, size: Size) -> Point:
-        """Do the work of :func:`require_inside` and :func:`level_pixel`, five times as fast where all is well."""
+        """Do the work of :func:`require_inside` and :func:`level_pixel`, five times as fast for valid regions."""
         if 0 <= level < len(self._levels) and not self._closed:
             downsample, whole = self._downsamples[level], self._levels[level].size
             x, y = round(location_px0.x / downsample.x), round(location_px0.y / downsample.y)

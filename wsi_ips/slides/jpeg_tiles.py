@@ -111,7 +111,7 @@ def _level(name: str, page: tifffile.TiffPage, size: Size, *, jfif_is_ycbcr: boo
     offsets, counts = (np.asarray(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
     rows, columns = -(-size.height // page.tilelength), -(-size.width // page.tilewidth)
     if not len(offsets) == len(counts) == rows * columns:
-        raise UnsupportedSlideError(f"{name} has {len(offsets)} tiles where its size asks for {rows * columns}")
+        raise UnsupportedSlideError(f"{name} has {len(offsets)} tiles where its size needs {rows * columns}")
     # start of image, APP14 with the colour space, and the shared tables without their frame
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
     prefix = SOI + adobe + (page.jpegtables or b"").removeprefix(SOI).removesuffix(EOI)
@@ -120,7 +120,7 @@ def _level(name: str, page: tifffile.TiffPage, size: Size, *, jfif_is_ycbcr: boo
 
 
 def _shows(page: tifffile.TiffPage, size: Size) -> bool:
-    """Tell whether a directory holds a level: it has its size, or is padded to whole tiles (Philips)."""
+    """Return whether a directory holds a level: it has its size, or is padded to whole tiles (Philips)."""
     width, height = page.imagewidth, page.imagelength
     padded = (-(-size.width // page.tilewidth) * page.tilewidth, -(-size.height // page.tilelength) * page.tilelength)
     return (width, height) in (tuple(size), padded)

@@ -1,4 +1,4 @@
-"""Open slides, and the decoded tiles they share: at most so many of each."""
+"""Bounded caches of open slides and of the decoded tiles they share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SPARE_BYTES = 8 * 2**20  # memory of dropped tiles that is kept for new tiles
 class TileCache:
     """Least-recently-used cache of at most ``max_bytes`` of decoded tiles, for all slides and threads.
 
-    The memory of a dropped tile is reused for the next one: the operating system needs nearly as long to provide
-    fresh memory as the decoder needs to fill it.
+    The memory of a dropped tile is reused for the next one: the operating system takes nearly as long to provide
+    fresh memory as the decoder takes to fill it.
     """
 
     def __init__(self, max_bytes: int = CACHE_MB * 2**20) -> None:
@@ -122,7 +122,7 @@ class SlidePool:
                     entry.reader = opener(self.cache)
             yield entry.reader
         except SlideError:
-            entry.broken = True  # OpenSlide fails for ever after one failed read: open it anew next time
+            entry.broken = True  # OpenSlide fails forever after one failed read: reopen it next time
             raise
         finally:
             self._give_back(key, entry)

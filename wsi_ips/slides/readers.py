@@ -71,7 +71,7 @@ def open_slide(
     cache: TileCache | None = None,
     remote: Remote = PATIENT,
 ) -> SlideReader:
-    """Open a slide; its ``info.pixels_by`` tells what decodes the pixels, and why.
+    """Open a slide; its ``info.pixels_by`` says what decodes the pixels, and why.
 
     Parameters
     ----------

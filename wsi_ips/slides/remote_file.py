@@ -124,7 +124,7 @@ class RemoteFile:
         return None
 
     def _said(self, error: BaseException) -> str:
-        """Return what an error says, without secrets of the URL."""
+        """Return an error's text, without secrets of the URL."""
         if getattr(error, "status", None):
             return f"HTTP {error.status} {getattr(error, 'message', '')}".strip()  # type: ignore[attr-defined]
         parts, text = urlsplit(self._url), str(error)
@@ -151,6 +151,6 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
-    """Return what the loaded file systems raise when a store does not deliver; not all of it is an OSError."""
+    """Return what the loaded file systems raise when a store fails; not all of these are OSErrors."""
     foreign = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"), ("gcsfs.retry", "HttpError"))
     return (OSError, *(getattr(sys.modules[module], name) for module, name in foreign if module in sys.modules))

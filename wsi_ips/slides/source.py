@@ -44,7 +44,7 @@ class ByteSource(Protocol):
 
 
 def is_url(path: Path | str) -> bool:
-    """Tell whether this is a URL (``https://``, ``s3://``, ``gs://`` ...) and not a local path."""
+    """Return whether this is a URL (``https://``, ``s3://``, ``gs://`` ...) and not a local path."""
     return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 

@@ -1,6 +1,6 @@
 """A cohort of synthetic slides with annotations and manifest.
 
-Only the tissue tells the label: positive and negative slides come in pairs with the same stain, tissue area and sizes
+Only the tissue reveals the label: positive and negative slides come in pairs with the same stain, tissue area and sizes
 of planted regions. On a negative slide all regions are benign follicles, on a positive slide some are tumour.
 """
 

@@ -4,7 +4,7 @@ A slide is a mosaic of 256 px tiles. A tile that shows only one texture is one o
 stored once for the whole slide; only tiles where textures meet are drawn. So a slide of gigapixels is written quickly.
 
 Tumour texture has the mean colour of the follicle, and every file holds the variants of all textures, so that neither
-colour nor file content tells the label.
+colour nor file content reveals the label.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _add_tiles(path: Path, levels: Sequence[EncodedLevel]) -> None:
 def _pyramid(painter: _Painter) -> tuple[list[EncodedLevel], RGB]:
     """Return all levels, encoded, and a thumbnail."""
     plan = painter.plan
-    # also unused textures: the content of a file must not tell its label
+    # also unused textures: the content of a file must not reveal its label
     variants = {(name, variant): painter.textures[name][variant] for name in TEXTURES for variant in range(VARIANTS)}
     tiles = [encode_jpeg(pixels) for pixels in (painter.glass, *variants.values())]
     shared = {key: (number, _reduced(pixels)) for number, (key, pixels) in enumerate(variants.items(), 1)}

@@ -44,7 +44,7 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class TileRules:
-    """Rules by which tiles are laid over a slide."""
+    """Rules for laying tiles over a slide."""
 
     target_mpp: float = 0.5  # scale of the patches, µm/px
     patch_px: int = 256  # side of a patch
@@ -55,7 +55,7 @@ class TileRules:
 
 @dataclass(frozen=True)
 class IndexOrigin:
-    """What a tile index was made from; stored with it."""
+    """Origin of a tile index; stored with it."""
 
     slide_id: str = ""  # identity in the manifest
     slide_identity: str = ""  # content identity of the slide's file
@@ -215,7 +215,7 @@ def _starts(length: int, footprint: float, stride: float) -> NDArray[np.int64]:
 
 
 def geometry_mismatches(index: TileIndex) -> Iterator[str]:
-    """Yield what is wrong: tiles must lie on the grid, within the slide, in order, once each."""
+    """Yield problems: tiles must lie on the grid, within the slide, in order, once each."""
     advice = "delete it and run `wsi-ips tile`"
     order = np.lexsort((index.x, index.y))
     if not np.array_equal(order, np.arange(len(index))):

@@ -2,7 +2,7 @@
 
 ``tiles.zarr/<slide_id>/`` is a Zarr v3 group; ``tiles.h5/<slide_id>.h5`` is an HDF5 file. Either holds the columns of
 :data:`wsi_ips.tiles.index.COLUMNS` and the attributes of :meth:`TileIndex.to_attributes`, with a checksum of the
-columns and the slide's row of the table of states: an entry alone tells that its slide is done, and the result.
+columns and the slide's row of the table of states: an entry alone shows that its slide is done, and the result.
 
 Slides share nothing, so any number of processes can write. On a disk, an entry is written to a temporary place and
 renamed: a reader finds the old or the new one, never half of one. Object stores cannot rename: there an HDF5 file is

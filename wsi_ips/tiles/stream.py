@@ -76,7 +76,7 @@ class SlideTiles:
 
 
 class PatchStream:
-    """Iterates over chunks of patches in the order of the requests, whatever the number of threads."""
+    """Iterates over chunks of patches in the order of the requests, for any number of threads."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class PatchStream:
         chunk_size: int,
         readers: int,
         prefetch_chunks: int,
-        held_chunks: int = 1,  # chunks in use at a time; a chunk's memory is overwritten after so many later ones
+        held_chunks: int = 1,  # chunks in use at a time; a chunk's memory is overwritten after this many later ones
         allocate: Allocate | None = None,
     ) -> None:
         self._requests = [request for request in requests if len(request.wanted)]

@@ -77,7 +77,7 @@ class AreaSums:
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies on a thumbnail besides tissue."""
+    """Artefacts on a thumbnail."""
 
     od: tuple[Bytes, Bytes, Bytes]  # (height, width) optical density of red, green, blue relative to the glass, 1/100
     pen: Bools  # (height, width) ink
@@ -154,7 +154,7 @@ def covered(region: BaseGeometry, window: Box, px0_per_px: Scale) -> NDArray[np.
 
 
 def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
-    """Return what lies in an odd number of rings that do not cross; rings inside holes are handled by depth."""
+    """Return the region inside an odd number of rings that do not cross; rings inside holes are handled by depth."""
     order = sorted(loops, key=lambda loop: -loop.area)
     tree = shapely.STRtree(order)
     points = shapely.points([loop.exterior.coords[0] for loop in order])
@@ -168,7 +168,7 @@ def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
 
 
 def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
-    """Return what is odd about a mask, worst first; ``mpp`` is µm per level-0 pixel."""
+    """Return remarks on an odd mask, worst first; ``mpp`` is µm per level-0 pixel."""
     mask, area_mm2 = tissue.mask, tissue.area_um2(mpp) / 1e6
     share = float(mask.mean())
     texts: list[str] = []
@@ -197,7 +197,7 @@ def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
 
 
 def suspicion(remarks: Sequence[str]) -> int:
-    """Return how urgently a slide should be checked; 0 where there is no remark, more is worse."""
+    """Return how urgently a slide should be checked; 0 without a remark, higher is worse."""
     return sum(next((weight for start, weight in WEIGHTS.items() if text.startswith(start)), 5) for text in remarks)
 
 

@@ -1,4 +1,4 @@
-"""Segmentation methods: a sequence of ways to tell tissue from glass, of which the first trusted one counts. Pure.
+"""Segmentation methods: a sequence of ways to separate tissue from glass; the first trusted one counts. Pure.
 
 1. ``otsu``: Otsu's threshold on saturation, if it lies in the range of tissue thresholds.
 2. ``adaptive``: saturation above the noise of this slide's own glass. For pale slides and little tissue.
@@ -39,7 +39,7 @@ Rung = Literal["otsu", "adaptive", "stain", "bounded"]
 Method = Literal["auto", "otsu", "adaptive", "stain"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 
-MOST_SATURATION = 0.2  # with little glass, Otsu has nothing but tissue to split, and splits it higher
+MOST_SATURATION = 0.2  # with little glass, Otsu can only split the tissue, and splits it higher
 MOST_DENSITY = 0.25
 LEAST_DENSITY = 0.05  # dust and shadows take away less light than this
 EVERYTHING = 0.97  # a larger share of the picture counts as tissue only after all methods have been tried
@@ -73,7 +73,7 @@ class View:
     planes: tuple[Bytes, Bytes, Bytes]  # red, green, blue, relative to the glass where it is tinted; (height, width)
     saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
     density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
-    usable: Bools  # false on pixels too dark for tissue
+    usable: Bools  # False on pixels too dark for tissue
     glass: Glass  # look of the empty glass
 
     @cached_property

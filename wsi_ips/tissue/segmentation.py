@@ -21,7 +21,7 @@ UNDER_PEN_UM = 500.0  # width of the surroundings that tell whether a pen mark l
 
 @dataclass(frozen=True)
 class TissueRules:
-    """Rules by which tissue is told from glass."""
+    """Rules for separating tissue from glass."""
 
     # lowest threshold on saturation (0-1) of method `otsu`; half of it is the lowest of `adaptive`
     min_saturation: float = 0.06
@@ -31,7 +31,7 @@ class TissueRules:
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
-    """Tell tissue from glass on the thumbnail (of scale ``mpp``) of a whole slide; the mask may be all False."""
+    """Separate tissue from glass on the thumbnail (of scale ``mpp``) of a whole slide; the mask may be all False."""
     rules = rules or TissueRules()
     step_um = math.sqrt(mpp.x * mpp.y)
     view, seen = _look(thumbnail, mpp)
@@ -60,7 +60,7 @@ def with_artifacts(tissue: TissueMask, thumbnail: RGB, *, mpp: Scale) -> TissueM
 
 
 def _first_trusted(view: View, rules: TissueRules, step_um: float) -> tuple[Found, list[str]]:
-    """Return what the first trusted method found (else the last), and why the others were passed over."""
+    """Return what the first trusted method found (else the last), and why the others were rejected."""
     smallest_px = math.ceil(rules.min_area_um2 / step_um**2)
     fat = find_fat(view, step_um=step_um)
     passed: list[str] = []

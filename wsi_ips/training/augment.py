@@ -1,6 +1,6 @@
 """Augmentation of tiles on the device, the same in the scan and in the gradient pass.
 
-What happens to a patch depends only on (seed, epoch, slide, tile), never on its place in a chunk, so a tile that won
+The change to a patch depends only on (seed, epoch, slide, tile), never on its place in a chunk, so a tile that won
 the scan is learned from exactly the pixels that won. torchvision's transforms draw one set of numbers per call, so each
 patch would need its own calls; here a chunk is changed at once, with different numbers for each patch. Colour is two
 linear maps per patch, one of optical density (stains) and one of intensity.
@@ -55,7 +55,7 @@ def augment(patches: Tensor, keys: NDArray[np.uint64], strengths: AugmentSection
 
 
 def stain_map(keys: NDArray[np.uint64], strengths: AugmentSection) -> tuple[Floats, Floats]:
-    """Return what happens to a tile's optical density, ``density @ matrix + shift``: (n, 3, 3) and (n, 3)."""
+    """Return the change of a tile's optical density, ``density @ matrix + shift``: (n, 3, 3) and (n, 3)."""
     spread = strengths.hed * (2 * _uniform(keys, STAINS, 6) - 1)  # (n, 6)
     scale, shift = 1 + spread[:, :3], spread[:, 3:]
     return np.linalg.inv(HED) @ (scale[:, :, None] * HED), (shift[:, None, :] @ HED)[:, 0]

@@ -100,7 +100,7 @@ def _learns(encoder: nn.Module) -> bool:
 
 
 class StepGradient:
-    """Chooses one pass or two by a memory budget, and falls back once where memory runs out all the same.
+    """Chooses one pass or two by a memory budget, and falls back once if memory still runs out.
 
     ``kind`` ``auto`` is one pass where its activations fit into ``budget_gb`` (1e9 bytes). Two passes take
     ``micro_batch`` patches at a time, fewer where they do not fit.
@@ -125,7 +125,7 @@ class StepGradient:
         ``loss_of`` is called again where memory runs out; a :class:`TrainingError` says that it ran out twice.
         """
         earlier = [(parameter, parameter.grad) for parameter in net.parameters() if parameter.grad is not None]
-        net.zero_grad(set_to_none=True)  # so that a second try starts from nothing
+        net.zero_grad(set_to_none=True)  # so that a second try starts from zero
         loss = self._with_fallback(net, winners, prepare, loss_of)
         for parameter, gradient in earlier:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -177,7 +177,7 @@ class StepGradient:
         """Take two passes instead of one, or half the micro-batch; once."""
         if uses_batch_statistics(encoder):
             raise TrainingError(
-                "memory ran out, and an encoder with batch statistics cannot be learned in parts: leave `model.norm: "
+                "memory ran out, and an encoder with batch statistics cannot be trained in parts: leave `model.norm: "
                 "auto`, or take a smaller `model.memory_size` or `training.batch_slides`"
             ) from error
         if self._fell_back:
@@ -189,7 +189,7 @@ class StepGradient:
         if self._last == "two-pass":
             self.micro_batch = max(1, self.micro_batch // 2)
         self.kind = "two-pass"
-        self.note(f"memory ran out: going on in two passes of {self.micro_batch} patches at a time")
+        self.note(f"memory ran out: continuing in two passes of {self.micro_batch} patches at a time")
 
 
 def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> int:
@@ -207,7 +207,7 @@ def activation_bytes(encoder: nn.Module, winners: Winners, prepare: Prepare) -> 
 
 
 def uses_batch_statistics(encoder: nn.Module) -> bool:
-    """Tell whether the embedding of a patch depends on the other patches of its batch."""
+    """Return whether the embedding of a patch depends on the other patches of its batch."""
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in encoder.modules())
 
 

@@ -65,7 +65,7 @@ class Trainer:
         file: StateFile | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        """Run all epochs, from where an earlier call stopped as ``file`` says (None starts anew and saves nothing).
+        """Run all epochs, from where an earlier call stopped as ``file`` says (None starts afresh, saves nothing).
 
         Raises a :class:`KeyboardInterrupt` once the state is saved where a process was asked to ``stop``.
         """
@@ -112,7 +112,7 @@ class Trainer:
                 raise KeyboardInterrupt
 
     def _first_or_stored_state(self, train: Sequence[LabelledSlide], file: StateFile | None) -> TrainingState:
-        """Return the state to go on from, the same in all processes: that of the file, else the first one."""
+        """Return the state to resume from, the same in all processes: that of the file, else the initial one."""
         section, processes = self.settings.section, self.processes
         optimiser = torch.optim.AdamW(self.net.parameter_groups(section.weight_decay), lr=section.learning_rate)
         others: dict[str, Any] = {"precision": self.step.precision, "selections": self.step.last}

@@ -67,7 +67,7 @@ class StepLoss:
 
     weights: Sequence[Tensor | None]  # of each class, per task
     known: Tensor  # (T,), slides of the whole step whose label is known, at least 1
-    totals: Sequence[Tensor] | None = None  # `label_totals` of the whole step; None: the slides at hand are all of it
+    totals: Sequence[Tensor] | None = None  # `label_totals` of the whole step; None: the given slides are all of it
     tile_weight: float = 1.0  # weight of the loss of single tiles, `training.tile_loss`
     evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
 

@@ -1,4 +1,4 @@
-"""Building the network of a recipe: its encoder with its first weights, its model card, and which parts learn."""
+"""Building the network of a recipe: its encoder with its initial weights, its model card, and which parts learn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from wsi_ips.training.processes import Processes
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """How the encoder of a recipe is built."""
+    """Plan for building the encoder of a recipe."""
 
     spec: EncoderSpec
     pretrained: bool
@@ -80,7 +80,7 @@ def frozen_encoder(section: ModelSection, *, seed: int, patch_px: int) -> Encode
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
-    """Return a fingerprint of all that turns a patch into a feature: the weights of the trunk and its input scaling."""
+    """Return a fingerprint of everything that turns a patch into a feature: trunk weights and input scaling."""
     spec = {key: value for key, value in asdict(encoder.spec).items() if key not in ("projector", "features")}
     scaling = [encoder.mean.flatten().tolist(), encoder.std.flatten().tolist()]
     digest = hashlib.sha256()
@@ -91,7 +91,7 @@ def encoder_fingerprint(encoder: Encoder) -> str:
 
 
 def encoder_key(encoder: Encoder) -> str:
-    """Return the folder name of an encoder's features: its name, and what tells it from others of that name."""
+    """Return the folder name of an encoder's features: its name, and what distinguishes it from others of that name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", encoder.spec.name).strip("-.")
     return f"{name}-{encoder_fingerprint(encoder)[:8]}"
 
@@ -120,7 +120,7 @@ def new_card(section: ModelSection, tiles: TilesSection, tasks: Sequence[Task], 
 def build_network(
     section: ModelSection, card: ModelCard, plan: EncoderPlan, *, processes: Processes, on_features: bool
 ) -> tuple[IpsNet, nn.Module | None]:
-    """Build the network of a card on the device of a process, with its first weights and its frozen parts.
+    """Build the network of a card on the device of a process, with its initial weights and its frozen parts.
 
     The second result is the trunk that is taken off to learn from its stored features (``on_features``), else None.
     """

@@ -1,10 +1,10 @@
 """Several processes train one network together, as ``torchrun`` starts them, on top of ``torch.distributed``.
 
-``DistributedDataParallel`` does not fit (DECISIONS D69): it averages gradients of as many samples each. Here a sample
+``DistributedDataParallel`` does not fit (DECISIONS D69): it averages over equal numbers of samples. Here a sample
 is a slide of ten or of 200 000 tiles, most time goes into a scan without gradient, and a step may have fewer slides
 than processes. What happens in a step:
 
-1. **Divide** (:func:`divide`). The slides of a step follow from the seed, who scans what from their numbers of tiles.
+1. **Divide** (:func:`divide`). The slides of a step follow from the seed, the scanners from their numbers of tiles.
    Every process computes the same division, so nothing is sent. A few slides may be cut between processes.
 2. **Scan.** Only where a slide was cut, its scanners exchange logits (not pixels), and its owner, the one process that
    learns from it, selects from all of them (:func:`join_shared`).
@@ -13,7 +13,7 @@ than processes. What happens in a step:
 4. **Sum** (:meth:`Processes.sum_step`). One all-reduce of one flat buffer: all gradients, then a short tail with the
    figures of the step, whether a process failed, and whether one was asked to stop.
 
-The first process (rank 0) alone writes files and reports. A process that fails goes on to the next exchange, where all
+The first process (rank 0) alone writes files and reports. A process that fails runs on to the next exchange, where all
 raise the same error. Gradients go by NCCL where they are on GPUs; everything else goes by gloo.
 """
 
@@ -61,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Division:
-    """Who does what in one step."""
+    """Division of the work of one step."""
 
     pieces: tuple[tuple[Piece, ...], ...]  # that each process scans
     owners: tuple[int, ...]  # of each slide, the process that learns from it
@@ -178,7 +178,7 @@ class Processes:
         self.from_first(None, patiently=True)
 
     def gather(self, mine: T | None = None) -> list[T | None]:
-        """Return what each process gave, by rank, once all have; where some failed, all raise the first one's error."""
+        """Return the value of each process, by rank, once all have it; if some failed, all raise the first error."""
         if self.is_alone:
             return [mine]
         failure, self._failure = self._failure, None
@@ -283,8 +283,8 @@ class Processes:
             first, *_ = str(error).splitlines() or [""]
             raise TrainingError(
                 f"process {self.rank} of {self.size} lost the others: one ended or was killed (its own message, if it "
-                f"had one, stands above), or did not answer for {self._timeout_s:g} s. What was saved last is kept; "
-                f"the same command goes on from there. PyTorch says: {first}"
+                f"had one, is above), or did not answer for {self._timeout_s:g} s. What was saved last is kept; "
+                f"the same command resumes from there. PyTorch says: {first}"
             ) from error
 
 
@@ -300,7 +300,7 @@ def device_of(launch: Launch, name: str) -> torch.device:
         )
     if launch.local_rank >= torch.cuda.device_count():
         raise RecipeError(
-            f"process {launch.local_rank} of this machine has no GPU of its own, there are "
+            f"process {launch.local_rank} of this machine has no GPU of its own; there are "
             f"{torch.cuda.device_count()}; start as many with `torchrun --nproc-per-node`, or set `compute.device: cpu`"
         )
     return torch.device("cuda", launch.local_rank)
@@ -345,7 +345,7 @@ def join_shared(
 
 
 def _portable(error: Exception, rank: int) -> Exception:
-    """Return the error itself where it is one of ours and can be pickled, else one with its text."""
+    """Return the error itself if it is a wsi-ips error and can be pickled, else one with its text."""
     if not isinstance(error, WsiIpsError):
         return TrainingError(f"process {rank} failed: {type(error).__name__}: {error}; its own message says more")
     try:

@@ -1,4 +1,4 @@
-"""The state of a training, saved so that the training goes on where it was stopped or killed.
+"""The state of a training, saved so that it can resume where it was stopped or killed.
 
 One safetensors file, replaced as a whole: weights, the state of optimiser and others, the generators of random numbers,
 and in its header the counters and the figures so far. Everything else that is random follows from
@@ -36,11 +36,11 @@ COUNTERS = ("epoch", "step", "total", "loss", "right", "sums", "seconds")
 
 @dataclass
 class TrainingState:
-    """All that a training needs to go on from where it stands."""
+    """Everything that a training needs to resume from this point."""
 
     net: IpsNet
     optimiser: torch.optim.Optimizer
-    others: Mapping[str, Any] = field(default_factory=dict)  # what else has a `state_dict`, by name
+    others: Mapping[str, Any] = field(default_factory=dict)  # other objects with a `state_dict`, by name
     epoch: int = 1  # the running one
     step: int = 0  # steps of the epoch that are done
     total: int = 0  # steps done in all epochs
@@ -68,7 +68,7 @@ class TrainingState:
         self.epoch, self.step, self.loss, self.right, self.sums = self.epoch + 1, 0, 0.0, 0.0, {}
 
     def counters(self) -> str:
-        """Return all that are no tensors, as JSON."""
+        """Return all values that are not tensors, as JSON."""
         numbers = {name: getattr(self, name) for name in COUNTERS}
         return json.dumps(numbers | {"history": [asdict(record) for record in self.history]})
 
@@ -85,7 +85,7 @@ class TrainingState:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
     def restore(self, counters: str, tensors: Mapping[str, Tensor]) -> None:
-        """Bring everything, random numbers too, to a stored state."""
+        """Restore a stored state, including the random number generators."""
         stored: dict[str, Any] = json.loads(counters)
         self._began = time.monotonic() - stored.pop("seconds")
         self.history = [EpochRecord.from_dict(record) for record in stored.pop("history")]
@@ -137,10 +137,10 @@ class StateFile:
 
 
 class StopRequest:
-    """Whether the user asked the training to stop after the running step (``asked``).
+    """Request by the user to stop the training after the current step (``asked``).
 
     ``insistent``: a second signal stops at once. Not with ``torchrun``: signals come from the terminal or SLURM and
-    once more from it, and it ends processes that take too long itself.
+    again from ``torchrun``, which itself ends processes that take too long.
     """
 
     def __init__(self, *, insistent: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What a training is given: its settings, its slides, and a listener."""
+"""Input of a training: its settings, its slides, and a listener."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LabelledSlide:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train: sections ``training`` and ``compute`` of the recipe, and what else decides."""
+    """Settings of a training: sections ``training`` and ``compute`` of the recipe, and further values."""
 
     section: PlannedTraining
     compute: ComputeSection
@@ -43,16 +43,16 @@ class Settings:
 
 
 class Listener:
-    """Hears how a training goes. Subclass it and override what you need; this one ignores everything."""
+    """Progress listener of a training. Subclass it and override what you need; this one ignores everything."""
 
     def on_slides(self, count: int) -> None:
-        """So many more training slides are done; called after each step."""
+        """Called after each step with the number of training slides it used."""
 
     def on_epoch(self, record: EpochRecord, net: IpsNet) -> None:
-        """An epoch is done; ``net`` is the network to keep, with the weights of this epoch."""
+        """Called after each epoch; ``net`` is the network to keep, with the weights of this epoch."""
 
     def on_resume(self, history: Sequence[EpochRecord]) -> None:
-        """The training goes on after these epochs."""
+        """Called when the training resumes after these epochs."""
 
     def note(self, text: str) -> None:
-        """Say something to the user: the gradient is split into passes, or memory ran out."""
+        """Called with a message when the gradient is split into passes or memory runs out."""

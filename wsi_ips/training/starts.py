@@ -26,7 +26,7 @@ class Start(Protocol):
     epochs: int  # of the start phase
 
     def steps(self, slides: int) -> int:
-        """Return the number of steps of an epoch over so many slides."""
+        """Return the number of steps of an epoch over a number of slides."""
         ...
 
     def tile_count(self, slide: LabelledSlide) -> int:
@@ -39,7 +39,7 @@ class Start(Protocol):
 
 
 class RandomTiles:
-    """A few random tiles of many slides: what tells one slide from another (its stain) averages out."""
+    """A few random tiles of many slides: differences between slides (their stain) average out."""
 
     def __init__(self, settings: Settings) -> None:
         self.epochs = settings.section.warm_start_epochs
@@ -82,8 +82,8 @@ STARTS = Registry(
         StartEntry(
             "random-tiles",
             _RANDOM_TILES,
-            "a few random tiles of many slides; no scan, so an epoch takes seconds, and selection then starts from an "
-            "attention that means something",
+            "a few random tiles of many slides; no scan, so an epoch takes seconds, and selection then starts from "
+            "meaningful attention",
             keys=_EPOCHS,
         ),
         StartEntry("none", f"{__name__}:no_start", "tiles are selected from the first epoch on", has_epochs=False),

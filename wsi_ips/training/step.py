@@ -264,11 +264,11 @@ class MixedPrecision(torch.amp.GradScaler):
         return torch.autocast(self._device, enabled=False)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what to store, as tensors: nothing where nothing is scaled."""
+        """Return the state to store, as tensors; empty where nothing is scaled."""
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in super().state_dict().items()}
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
-        """Restore what was stored."""
+        """Restore the stored state."""
         kinds = {name: type(value) for name, value in super().state_dict().items()}
         if stored:  # nothing is stored where nothing was scaled
             super().load_state_dict({name: kind(stored[name].item()) for name, kind in kinds.items()})

@@ -1,4 +1,4 @@
-"""Which tiles of a slide a step learns from, and what their pixels look like.
+"""Choice of the tiles that a step learns from, and their augmented pixels.
 
 Everything random follows from (seed, epoch, slide, tile), so choosing again gives the same.
 
@@ -49,7 +49,7 @@ class TileChoice:
         return self._start if self._start is not None and epoch <= self._start.epochs else None
 
     def division(self, batch: Sequence[LabelledSlide], epoch: int) -> Division:
-        """Return who scans and learns what of these slides; without a scan no slide costs more than another."""
+        """Return which process scans and learns from which slides; without a scan all slides cost the same."""
         without_scan = self.start_of(epoch) is not None
         tiles = [1 if without_scan else self.scanned_count(slide) for slide in batch]
         return divide(tiles, self.processes.size, whole=without_scan)

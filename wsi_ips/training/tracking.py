@@ -39,7 +39,7 @@ ENDLESS = 0  # TensorBoard's queue without limit: its thread ends where the disk
 
 @dataclass(frozen=True)
 class Cost:
-    """What an epoch cost on this machine; the only figures that differ when a training is repeated."""
+    """Cost of an epoch on this machine; the only figures that differ when a training is repeated."""
 
     tiles_per_s: float | None  # read and scored per second of the scan; None in a start phase without a scan
     read_share: float  # of the time in steps: waiting for pixels
@@ -129,11 +129,11 @@ class LastSelection:
         return None if before is None else float(np.isin(now, before).mean())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what to store."""
+        """Return the state to store."""
         return {slide_id: torch.from_numpy(tiles) for slide_id, tiles in self._tiles.items()}
 
     def load_state_dict(self, stored: Mapping[str, Tensor]) -> None:
-        """Restore what was stored."""
+        """Restore the stored state."""
         self._tiles = {slide_id: tiles.numpy() for slide_id, tiles in stored.items()}
 
 
@@ -149,11 +149,11 @@ class Tracker(Protocol):
     name: str
 
     def write(self, history: Sequence[EpochRecord]) -> None:
-        """Store these epochs; may raise anything, and is then called again with more epochs."""
+        """Store these epochs; may raise any error, and is then called again with more epochs."""
         ...
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close open files and connections."""
         return
 
 
@@ -173,7 +173,7 @@ class Tracking:
                 tracker.close()
 
     def write(self, history: Sequence[EpochRecord]) -> None:
-        """Give all trackers the epochs so far."""
+        """Send the epochs so far to all trackers."""
         for tracker in self._trackers:
             try:
                 tracker.write(history)

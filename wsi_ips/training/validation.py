@@ -51,7 +51,7 @@ def validate(
             logits[slide] = row[0].float().cpu()
 
     def work() -> dict[Piece, Selection]:
-        """Classify the slides that are this process's alone; return its pieces of the others."""
+        """Classify the slides that only this process scans; return its pieces of the others."""
         parts = {}
         for piece in division.pieces[processes.rank]:
             request = piece_requests([piece], tiles)
@@ -81,11 +81,11 @@ def validate(
 
 
 def require_validation(section: TrainingSection, targets: Sequence[Sequence[Target]], tasks: Sequence[Task]) -> None:
-    """Refuse to choose or stop by validation slides that are not there."""
+    """Refuse to choose or stop by validation slides if there are none."""
     key = "patience" if section.patience is not None else "select" if section.select == "auc" else None
     if key and not targets:
         raise TrainingError(
-            f"`training.{key}` goes by validation slides, and none has split `val`, a label and tiles: give some that "
+            f"`training.{key}` needs validation slides, and none has split `val`, a label and tiles: give some that "
             f"split in the manifest (or see `wsi-ips split`), or leave `training.{key}` out"
         )
     if section.select == "auc" and not any(
@@ -100,7 +100,7 @@ def require_validation(section: TrainingSection, targets: Sequence[Sequence[Targ
 def best_epoch(history: Sequence[EpochRecord], select: Select) -> EpochRecord:
     """Return the epoch to keep: the best on the validation slides, the later of equals; without any the last one.
 
-    A training loss does not tell which epoch is best, but an epoch with :data:`LEAP` times the loss of the first has
+    A training loss does not show which epoch is best, but an epoch with :data:`LEAP` times the loss of the first has
     diverged and is not kept. Of equal AUCs the one with the lower loss is better.
     """
     validated = [record for record in history if record.val_loss is not None]
@@ -135,7 +135,7 @@ def _auc(net: IpsNet, logits: torch.Tensor, labels: Sequence[torch.Tensor]) -> f
 
 
 def _tells_apart(truth: torch.Tensor, task: Task) -> bool:
-    """Tell whether any class holds for some slides and not for others."""
+    """Return whether any class applies for some slides and not for others."""
     if task.kind == "single":
         return len(torch.unique(truth[truth >= 0])) > 1
     rows = truth[~truth.isnan().any(1)]

@@ -1,7 +1,7 @@
-"""What the viewer shows, as plain values: a worklist, and tiles, maps and outlines of each slide.
+"""Content of the viewer as plain values: a worklist, and tiles, maps and outlines of each slide.
 
 :mod:`wsi_ips.pipeline.run_viewer` provides them for a run, :class:`SlideFiles` for slide files without a run.
-The server knows only these types, and the page only what they say: no name of a map appears in the JavaScript.
+The server knows only these types, and the page only their content: no name of a map appears in the JavaScript.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Look:
-    """How the page shows a layer."""
+    """Presentation of a layer on the page."""
 
     kind: str  # identity among the layers of a slide
     title: str
@@ -76,7 +76,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Column:
-    """How a column of the tile table is shown beside the pointer and in the gallery."""
+    """Presentation of a column of the tile table beside the pointer and in the gallery."""
 
     name: str  # in the table
     title: str

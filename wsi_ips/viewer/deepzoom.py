@@ -1,6 +1,6 @@
 """JPEG tiles of Deep Zoom pyramids: ``openslide.deepzoom`` computes their places, our readers their pixels.
 
-A bounded cache stands in front of a bounded thread pool.
+A bounded cache sits in front of a bounded thread pool.
 
 The size of a level is often rounded down: level 0 of 46003 px, divided by 4, becomes 11500 px. Such a level, off by
 less than a pixel, is treated as an exact fraction, so that a tile of the file is a tile of the page and nothing is

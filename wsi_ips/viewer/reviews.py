@@ -28,12 +28,12 @@ CREATE TABLE IF NOT EXISTS reviews (
     model_id TEXT NOT NULL
 )
 """
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins with one for a formula
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets treat a cell that begins with one as a formula
 
 
 @dataclass(frozen=True)
 class Review:
-    """One review; raises ValueError for another verdict or a text that is too long."""
+    """One review; raises ValueError for an unknown verdict or a text that is too long."""
 
     slide_id: str
     verdict: str  # ``agree`` or ``disagree`` with the model; empty for a note alone

@@ -28,7 +28,7 @@ class ServerOptions:
     """Options of the server."""
 
     host: str = "127.0.0.1"  # address to listen on
-    port: int = 8765  # 0 takes a free port
+    port: int = 8765  # 0 picks a free port
     remote_access: bool = False  # other machines may reach it; needed for any host except loopback
     allow_hosts: tuple[str, ...] = ()  # further host names that browsers may use
     ask_token: bool = False  # require a token on loopback too, for machines with several users
@@ -100,6 +100,6 @@ def listen(options: ServerOptions) -> socket.socket:
     except (OSError, OverflowError) as error:
         listening.close()
         raise ViewerError(
-            f"cannot listen on {options.host} port {options.port} ({error}); --port 0 takes a free port"
+            f"cannot listen on {options.host} port {options.port} ({error}); --port 0 picks a free port"
         ) from error
     return listening

@@ -1,8 +1,8 @@
 /*
- * Loads what wsi-ips found into the images of the open QuPath project: lesions as locked annotations, tiles as tiles.
+ * Loads the results of wsi-ips into the images of the open QuPath project: lesions as locked annotations, tiles as tiles.
  *
  * Written by wsi-ips for QuPath 0.5 and newer. In QuPath: open the project, then Automate > Project scripts, or drag this
- * file onto QuPath and run it once (not "Run for project": it goes through all images itself). Run again, it replaces what
+ * file onto QuPath and run it once (not "Run for project": it goes through all images itself). A second run replaces what
  * it loaded before and leaves everything else alone. Research use only.
  */
 import groovy.json.JsonSlurper
@@ -11,7 +11,7 @@ import qupath.lib.images.ImageData
 import qupath.lib.images.servers.ImageServerMetadata
 import qupath.lib.io.PathIO
 
-// Where the export lies; the folder of the open project is looked at first.
+// Where the export lies; the folder of the open project is searched first.
 def exported = new File('@FOLDER@')
 
 def project = getProject()
@@ -23,12 +23,12 @@ def inProject = new File(project.getPath().toFile().getParentFile(), 'wsi-ips')
 def folder = new File(inProject, 'slides.json').isFile() ? inProject : exported
 def listing = new File(folder, 'slides.json')
 if (!listing.isFile()) {
-    println "wsi-ips: ${listing} is not there; correct the folder at the top of this script"
+    println "wsi-ips: ${listing} does not exist; correct the folder at the top of this script"
     return
 }
 def slides = new JsonSlurper().parse(listing, 'UTF-8').slides
 
-// An image of the exported project says whose it is; any other is a slide's when it, or its file, has the name of the
+// An image of the exported project names its slide; any other belongs to a slide if it, or its file, has the name of the
 // slide's file, with or without its ending.
 def stem = { String name -> name.contains('.') ? name.substring(0, name.lastIndexOf('.')) : name }
 def nameOf = { uri -> (uri.getPath() ?: '').tokenize('/').with { it ? it.last() : '' } }
@@ -81,4 +81,4 @@ for (entry in project.getImageList()) {
     println "wsi-ips: ${entry.getImageName()}: ${objects.size()} objects"
 }
 project.syncChanges()
-println "wsi-ips: ${loaded} of ${project.getImageList().size()} images have what was found in them"
+println "wsi-ips: ${loaded} of ${project.getImageList().size()} images now contain their objects"

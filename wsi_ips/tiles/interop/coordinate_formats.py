@@ -50,7 +50,7 @@ class Clam(ToolFormat):
         )
 
     def write_tiles(self, folder: Path, index: TileIndex, name: str) -> Path | None:
-        """See :class:`ToolFormat`; CLAM has no file for a slide without tiles, and one of an earlier export goes."""
+        """See :class:`ToolFormat`; CLAM has no file for a slide without tiles; one of an earlier export is deleted."""
         plan, path = index.plan, folder / FOLDER / f"{name}.h5"
         if plan.resamples:
             raise refusal(
@@ -95,7 +95,7 @@ class Clam(ToolFormat):
         return write_feature_table(path, values, coords, feature_attributes={}, coord_attributes={})
 
 
-# TRIDENT's steps: a slide of less than so many µm/px has this magnification
+# TRIDENT's steps: a slide below this many µm/px has this magnification
 MAGNIFICATIONS = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
 ROUNDING_PX0 = 0.5
 # Relative rounding of a tile's size: level sizes are whole, so downsamples of small slides are this far from whole
@@ -127,7 +127,7 @@ class Trident(ToolFormat):
         level0, target = magnification_step(index.mpp.x), magnification_step(plan.effective_mpp.x)
         footprint = plan.footprint_px0
         if level0 is None or target is None:
-            raise refusal(index, "TRIDENT knows no magnification for 2.4 µm/px and coarser")
+            raise refusal(index, "TRIDENT has no magnification for 2.4 µm/px and coarser")
         stated = side * level0 / target
         if any(abs(f - stated) > ROUNDING_PX0 + ROUNDING * stated for f in footprint):
             raise refusal(
@@ -137,7 +137,7 @@ class Trident(ToolFormat):
             )
         overlap = side - index.stride_px
         if overlap < 0:
-            raise refusal(index, "TRIDENT knows overlaps of tiles, no gaps between them")
+            raise refusal(index, "TRIDENT supports overlaps of tiles, but no gaps between them")
         run = f"{target}x_{side}px_{overlap}px_overlap"
         attributes = {
             "level0_height": np.int64(index.size_px0.height),

@@ -58,7 +58,7 @@ def read_foreign(path: Path) -> ForeignTiles:
 
 
 def states_tile_size(names: set[str]) -> bool:
-    """Tell whether one of these attributes states how large a tile is."""
+    """Return whether one of these attributes states how large a tile is."""
     return any(entry.marks[0] in names for entry in TILE_FORMATS.values())
 
 
@@ -117,7 +117,7 @@ def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> Coordi
 
 
 def holds(path: Path, dataset: str) -> bool:
-    """Tell whether a file is HDF5 with a dataset (or group) of that name."""
+    """Return whether a file is HDF5 with a dataset (or group) of that name."""
     try:
         with h5py.File(path, "r") as file:
             return dataset in file

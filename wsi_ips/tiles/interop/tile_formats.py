@@ -27,7 +27,7 @@ IDENTITY = "wsi_ips_slide_identity"  # attribute with the content identity of th
 
 @dataclass(frozen=True)
 class TileFormat(Entry):
-    """A format; ``home`` names a :class:`ToolFormat`. Of those that fit a file the last counts."""
+    """A format; ``home`` names a :class:`ToolFormat`. If several match a file, the last counts."""
 
     marks: tuple[str, ...] = ()  # attributes by which a file is recognised; the first states the size of a tile
     columns: int | None = None  # columns of `coords` by which it is recognised; None where they do not matter
@@ -140,7 +140,7 @@ def whole_corners(path: Path, coords: NDArray[Any], columns: int) -> NDArray[np.
 
 
 class ToolFormat:
-    """How the files of a tool are read and written; formats that are not written keep the defaults of the writers."""
+    """Reader and writer of a tool's files; formats that are not written keep the defaults of the writers."""
 
     def read(self, stated: Attributes, coords: NDArray[Any]) -> ForeignTiles:
         """Return the tiles of a coordinate file from its attributes and its dataset ``coords``."""

@@ -8,7 +8,7 @@ async function answer(response) {
   try {
     reason = (await response.json()).error ?? reason;
   } catch {
-    // no JSON: the status is all there is
+    // not JSON: only the status is known
   }
   throw new Error(reason);
 }

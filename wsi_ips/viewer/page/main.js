@@ -249,7 +249,7 @@ async function openRight() {
   panes[1].follow(panes[0]);
 }
 
-/** Ask the server why a tile failed; an image element does not tell. */
+/** Ask the server why a tile failed; an image element does not say. */
 async function explainTile(url) {
   if (!url) return;
   try {
