@@ -166,10 +166,10 @@ def test_end_to_end_starts_from_features(cohort):
     ("overrides", "error", "message"),
     [
         ({"model.start": "nowhere"}, CheckpointError, "there is none"),
-        ({"model.lora_rank": 4}, RecipeError, "takes the encoder as it comes; leave `lora_rank` out"),
+        ({"model.lora_rank": 4}, RecipeError, "uses the encoder unchanged; leave `lora_rank` out"),
         ({"model.freeze": 2}, RecipeError, "leave `freeze` out"),
         ({"training.augment": {"turns": True}}, RecipeError, "`training.augment` changes pixels"),
-        ({"compute.scan_backend": "int8"}, RecipeError, "`compute.scan_backend: int8` scans pixels"),
+        ({"compute.scan_backend": "int8"}, RecipeError, "`compute.scan_backend: int8` needs pixels"),
         ({"model.input": "pixels", "features.imported": "x"}, RecipeError, "is for `model.input: features`"),
         ({"model.encoder": "nobody"}, RecipeError, "no encoder `nobody`"),
     ],
