@@ -107,5 +107,5 @@ def test_attention_becomes_a_rank_within_the_slide() -> None:
     np.testing.assert_allclose(attention_rank(np.array([0.2, 0.2, 0.6])), [0.25, 0.25, 1])
     np.testing.assert_array_equal(attention_rank(np.array([0.4])), [1])
     assert attention_rank(np.zeros(0)).shape == (0,)
-    with pytest.raises(ScoresError, match="attention is not finite"):
+    with pytest.raises(ScoresError, match="scores are not finite"):
         attention_rank(np.array([0.1, np.nan]))

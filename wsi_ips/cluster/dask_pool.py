@@ -40,11 +40,11 @@ def open_pool(scheduler: str, workers: int | None, limits: Limits) -> Iterator[J
             key = f"slide-0{secrets.token_hex(8)}"
             return client.submit(run_on_worker, job, limits, key=key, pure=False)
 
-        @lru_cache(maxsize=1)
+        @lru_cache(maxsize=1)  # workers are counted once per period: a call over the network
         def room(_period: float) -> int:
             try:
                 threads: int = sum(client.nthreads().values())
-                return max(1, 2 * threads)  # so that none waits for the network
+                return max(1, 2 * threads)  # a second job per thread, so that none waits for the network
             except (OSError, TimeoutError) as error:
                 raise ClusterError(GONE) from error
 

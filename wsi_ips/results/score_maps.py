@@ -46,7 +46,7 @@ def attention_rank(values: NDArray[np.floating]) -> NDArray[np.float32]:
     from scipy import stats
 
     if not np.isfinite(values).all():
-        raise ScoresError("attention is not finite; predict the slide again")
+        raise ScoresError("scores are not finite; predict the slide again")
     if len(values) == 1:
         return np.ones(1, np.float32)
     return np.asarray((stats.rankdata(values) - 1) / (len(values) - 1), np.float32)
