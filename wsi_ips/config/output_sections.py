@@ -57,7 +57,7 @@ class ComputeSection(Section):
     scan_backend: Annotated[str, ListedIn("scan_backends")] = Field("auto", description="runs the encoder in the scan")
     gradient_precision: Literal["fp32", "auto", "bf16", "fp16"] = Field(
         "fp32",
-        description="of the encoder in training; weights, attention and loss stay in fp32; `auto`: bf16 on a GPU that has it",
+        description="of the encoder in training; the rest stays in fp32; `auto`: bf16 on a GPU that has it",
     )
     slides_at_once: Count | None = Field(
         None,
