@@ -47,7 +47,7 @@ def test_an_error_is_a_result_and_the_process_goes_on(process):
     [
         ("crash", r"crashed \(SIGSEGV\).*damaged", "string_at"),
         ("kill_itself", r"killed \(SIGKILL\).*lack of memory", ""),
-        ("leave", "exit code 7", ""),
+        ("leave", "exited with code 7", ""),
     ],
 )
 def test_a_death_says_what_of(process, name, reason, in_traceback):
