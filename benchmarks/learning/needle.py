@@ -1,0 +1,52 @@
+"""Small lesions: default training on synthetic slides where a lesion is one tile in a hundred or fewer.
+
+48 slides of 40 960 x 28 672 px with 28 to 36 mm² of tissue, about 1 900 tiles of 128 µm; lesions of 0.4 to 0.8 mm
+(1.3 % of the tiles of a slide at most), or 0.2 to 0.4 mm with ``--small``. Each seed has slides of its own.
+
+    python -m benchmarks.learning.needle WORK --weights FILE [--small] [--seeds 0 1 2] [--variants NAME ...] [--jobs N]
+
+``--weights``: ImageNet weights of EfficientNet-Lite0 (benchmarks/support/imagenet.py). Prints the table of
+``compare.py``; finished runs stand in WORK and are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.learning.runs import VARIANTS, common_options, header, line, run_all, training
+from wsi_ips.pipeline.demo_slides import DEMO, make_slides
+
+RECIPE = Path(__file__).with_name("needle.yaml")
+SLIDES = replace(DEMO, slides=48, size_px0=(40_960, 28_672), tissue_mm2=(28.0, 36.0), split=(0.5, 0.25, 0.25))
+LESIONS_MM, SMALL_MM = (0.4, 0.8), (0.2, 0.4)
+
+
+def main() -> None:
+    """Make the slides, run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--small", action="store_true", help="lesions of 0.2 to 0.4 mm")
+    common_options(parser, ["default, ImageNet weights"])
+    options = parser.parse_args()
+    work = options.work / ("small" if options.small else "needle")
+    plan = replace(SLIDES, lesion_mm=SMALL_MM if options.small else LESIONS_MM)
+    manifests = {seed: make_slides(work / f"cohort_{seed}", plan, seed) for seed in options.seeds}
+    pairs = [(variant, seed) for variant in options.variants for seed in options.seeds]
+    trainings = [
+        training(RECIPE, manifests[seed], work, variant, seed, own=True, weights=options.weights)
+        for variant, seed in pairs
+    ]
+    found = dict(zip(pairs, run_all(trainings, jobs=options.jobs), strict=True))
+    by_variant = {name: [found[name, seed] for seed in options.seeds] for name in options.variants}
+    print(header("training"))
+    for name, entries in by_variant.items():
+        print(line(name, entries))
+    if options.json:
+        options.json.write_text(json.dumps(by_variant, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
