@@ -9,7 +9,14 @@ from typing import Any, Self, get_origin
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from wsi_ips.config.data_sections import LabelsSection, SlidesSection, SplitSection, TilesSection, TissueSection
+from wsi_ips.config.data_sections import (
+    LabelsSection,
+    SlidesSection,
+    SplitSection,
+    TilesSection,
+    TilingSections,
+    TissueSection,
+)
 from wsi_ips.config.key_types import FOLDER, RecipePath, Section, Seed
 from wsi_ips.config.learning_sections import FeaturesSection, ModelSection, TrainingSection
 from wsi_ips.config.output_sections import (
@@ -49,6 +56,11 @@ class Recipe(Section):
     handoff: HandoffSection = HandoffSection()
     compute: ComputeSection = ComputeSection()
     tracking: TrackingSection = TrackingSection()
+
+    @property
+    def tiling(self) -> TilingSections:
+        """Sections that decide about tiles and their pixels."""
+        return TilingSections(self.slides, self.tissue, self.tiles)
 
     @model_validator(mode="after")
     def _features_are_not_pixels(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wsi_ips.config import Recipe, Section, SlidesSection, TilesSection, TissueSection
+from wsi_ips.config import Section, SlidesSection, TilesSection, TilingSections, TissueSection
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model.checkpoint_card import ModelCard
 
@@ -21,12 +21,12 @@ HARMLESS = frozenset(["slides.reader"])  # keys that may differ: all readers giv
 IMPORTED = "tiles of another tool"
 
 
-def preparation_of(recipe: Recipe, *, imported: bool = False) -> dict[str, Any]:
+def preparation_of(tiling: TilingSections, *, imported: bool = False) -> dict[str, Any]:
     """Return the settings to pin, as plain JSON; `imported`: some slide used tiles of another tool."""
-    found: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in SECTIONS}
+    found: dict[str, Any] = {name: getattr(tiling, name).model_dump(mode="json") for name in SECTIONS}
     found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in STORAGE}
-    found["tiles"]["stride_px"] = recipe.tiles.stride
-    found["tiles_from"] = IMPORTED if imported or recipe.tiles.imported is not None else "grid"
+    found["tiles"]["stride_px"] = tiling.tiles.stride
+    found["tiles_from"] = IMPORTED if imported or tiling.tiles.imported is not None else "grid"
     return found
 
 
@@ -48,9 +48,9 @@ def pinned_sections(card: ModelCard) -> dict[str, Any]:
     return found
 
 
-def check_preparation(recipe: Recipe, card: ModelCard) -> None:
+def check_preparation(tiling: TilingSections, card: ModelCard) -> None:
     """Refuse a checkpoint that was trained on other pixels than the recipe gives it; the message names each key."""
-    tiles = recipe.tiles
+    tiles = tiling.tiles
     if (card.patch_mpp, card.patch_px) != (tiles.mpp, tiles.patch_px):
         raise CheckpointError(
             f"checkpoint {card.model_id}: trained on {card.patch_px} px at {card.patch_mpp} µm/px, the recipe "
@@ -59,7 +59,7 @@ def check_preparation(recipe: Recipe, card: ModelCard) -> None:
         )
     if card.preparation is None:
         return
-    wanted, found = _sections(card, card.preparation), preparation_of(recipe)
+    wanted, found = _sections(card, card.preparation), preparation_of(tiling)
     other = [
         f"`{name}.{key}` {_shown(wanted[name][key])} (the recipe: {_shown(value)})"
         for name in SECTIONS

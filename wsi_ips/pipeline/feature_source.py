@@ -1,15 +1,18 @@
-"""Location of a run's stored features, and whether they are up to date; importing it loads no torch."""
+"""Which features the tiles of a run have, where they are, and whether they are up to date; loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from wsi_ips.config import ModelSection, Recipe
 from wsi_ips.errors import FeaturesError
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.run import Run, names_of
+from wsi_ips.pipeline.read_cohort import names_of
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles.feature_store import SCHEMA_VERSION, FeatureTiles, features_fingerprint, open_features
@@ -24,22 +27,41 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class FeatureSource:
-    """Stored features of the slides of a run."""
+class FeaturePlan:
+    """What decides which features the tiles of a run have, and where they are stored."""
 
-    run: Run
-    key: str  # folder of the encoder
-    encoder: str  # fingerprint of the encoder; empty for another tool's encoder
-    files: dict[str, Path] | None = None  # feature files of another tool, by slide_id
+    root: Path  # has a folder per encoder
+    imported: Path | None  # folder with files of another tool, whose features take the place of the encoder's
+    model: ModelSection
+    seed: int  # of an encoder without weights
+    patch_px: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: RunFolder) -> Self:
+        """Return the plan of a recipe."""
+        section = recipe.features
+        root = section.location or folder.features
+        return cls(root, section.imported, recipe.model, recipe.seed, recipe.tiles.patch_px)
 
     @property
-    def folder(self) -> Path:
-        """Folder of these features."""
-        return (self.run.recipe.features.location or self.run.folder.features) / self.key
+    def imported_folder(self) -> Path | None:
+        """Folder of the stored features of another tool; None where there are none."""
+        return None if self.imported is None else self.root / IMPORTED_KEY
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Stored features of the slides of a run by one encoder."""
+
+    slides: RunSlides
+    folder: Path  # its name is the key of the encoder
+    encoder: str  # fingerprint of the encoder; empty for another tool's encoder
+    imported: Path | None = None  # folder with the files of another tool
+    files: dict[str, Path] | None = None  # these files by slide_id
 
     def wanted(self, record: SlideRecord) -> str:
         """Return the fingerprint that a slide's features must have to be up to date."""
-        tiles = stored_fingerprint(self.run.folder.tiles, record.slide_id)
+        tiles = stored_fingerprint(self.slides.store, record.slide_id)
         if self.files is None:
             return fingerprint("features", SCHEMA_VERSION, self.encoder, tiles)
         return fingerprint("imported features", SCHEMA_VERSION, content_identity(self.file(record)), tiles)
@@ -49,8 +71,8 @@ class FeatureSource:
         found = (self.files or {}).get(record.slide_id)
         if found is None:
             raise FeaturesError(
-                f"slide {record.slide_id}: no feature file of it in {self.run.recipe.features.imported}; files are "
-                "named like the slide (.h5, .pt)",
+                f"slide {record.slide_id}: no feature file of it in {self.imported}; files are named like the "
+                "slide (.h5, .pt)",
                 slide_id=record.slide_id,
             )
         return found
@@ -64,7 +86,7 @@ class FeatureSource:
 
     def tiles(self, record: SlideRecord) -> FeatureTiles:
         """Return the slide's tiles at slot 0, with features in place of pixels."""
-        tiles, features = self.run.tiles(record), open_features(self.folder, record.slide_id)
+        tiles, features = self.slides.tiles(record), open_features(self.folder, record.slide_id)
         if features.tiles != len(tiles.index):
             raise FeaturesError(
                 f"features of slide {record.slide_id}: {features.tiles} for {len(tiles.index)} tiles; run `wsi-ips "
@@ -85,12 +107,12 @@ class FeatureSource:
         return next(iter(seen))
 
 
-def feature_source(run: Run, encoder: Encoder | None = None) -> FeatureSource:
-    """Return the features of a run: those of another tool, else of an encoder; None: the recipe's, untrained."""
+def feature_source(plan: FeaturePlan, slides: RunSlides, encoder: Encoder | None = None) -> FeatureSource:
+    """Return the features of slides: those of another tool, else of an encoder; None: the recipe's, untrained."""
     from wsi_ips.training.model_building import encoder_fingerprint, encoder_key, frozen_encoder
 
-    recipe = run.recipe
-    if recipe.features.imported is not None:
-        return FeatureSource(run, IMPORTED_KEY, "", find_features(recipe.features.imported, names_of(run.records)))
-    encoder = encoder or frozen_encoder(recipe.model, seed=recipe.seed, patch_px=recipe.tiles.patch_px)
-    return FeatureSource(run, encoder_key(encoder), encoder_fingerprint(encoder))
+    if plan.imported is not None:
+        files = find_features(plan.imported, names_of(slides.records))
+        return FeatureSource(slides, plan.root / IMPORTED_KEY, "", plan.imported, files)
+    encoder = encoder or frozen_encoder(plan.model, seed=plan.seed, patch_px=plan.patch_px)
+    return FeatureSource(slides, plan.root / encoder_key(encoder), encoder_fingerprint(encoder))

@@ -10,7 +10,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,15 @@ import torch
 
 from wsi_ips.cluster.jobs import spread, timeout_s
 from wsi_ips.cluster.process import Job
-from wsi_ips.config import ComputeSection, Recipe
+from wsi_ips.config import ComputeSection
 from wsi_ips.errors import CheckpointError, FeaturesError
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.encoder import IMPORTED, Encoder
-from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
-from wsi_ips.pipeline.run import Run, slide_stem
+from wsi_ips.pipeline.feature_source import FeaturePlan, FeatureSource, feature_source
+from wsi_ips.pipeline.progress import Progress
+from wsi_ips.pipeline.read_cohort import slide_stem
+from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import atomic_path
 from wsi_ips.scanning import ChunkLimit, choose_device, embed_tiles
 from wsi_ips.tiles.feature_store import write_features
@@ -42,30 +45,38 @@ from wsi_ips.training.model_building import encoder_fingerprint, frozen_encoder
 FEATURES_JOB = f"{__name__}:features_job"
 
 
-def features_stage(run: Run, names: Sequence[str] = ()) -> int:
+def features_stage(
+    plan: FeaturePlan,
+    slides: RunSlides,
+    states: StateTable,
+    compute: ComputeSection,
+    progress: Progress,
+    names: Sequence[str] = (),
+) -> int:
     """Store the features of all slides with tiles (or of some) that are not up to date; return the number worked on."""
-    records = run.named(names) or None
-    source = feature_source(run)
-    chosen = run.with_tiles(records)
-    due = [record for record in chosen if not source.has(record)]
+    records = slides.named(names) or slides.records
+    source = feature_source(plan, slides)
+    due = [record for record in states.with_tiles(records) if not source.has(record)]
     if due and source.files is not None:
-        _import_files(run, source, due)
+        _import_files(source, due, states, progress)
     elif due:
-        _compute(run, source, due)
+        _compute(plan, source, due, states, compute, progress)
     if due:
-        run.states.save()
+        states.save()
     return len(due)
 
 
-def _import_files(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> None:
+def _import_files(
+    source: FeatureSource, due: Sequence[SlideRecord], states: StateTable, progress: Progress
+) -> None:
     """Bring features of another tool into the order of the tiles; a slide whose file does not fit fails alone."""
-    with run.progress.stage("features of another tool", len(due), "slides") as advance:
+    with progress.stage("features of another tool", len(due), "slides") as advance:
         for record in due:
 
             def work(record: SlideRecord = record) -> None:
                 # Earlier features came from another file: scores must not rest on them if this file is refused.
                 shutil.rmtree(source.folder / record.slide_id, ignore_errors=True)
-                index = run.index(record)
+                index = source.slides.index(record)
                 foreign = read_features_of(source.file(record), record)
                 rows = rows_of_tiles(foreign, index)
                 write_features(
@@ -77,35 +88,42 @@ def _import_files(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -
                     tiles=len(index),
                 )
 
-            run.states.fence(record.slide_id, "features", work)
+            states.fence(record.slide_id, "features", work)
             advance(1)
 
 
-def _compute(run: Run, source: FeatureSource, due: Sequence[SlideRecord]) -> None:
+def _compute(
+    plan: FeaturePlan,
+    source: FeatureSource,
+    due: Sequence[SlideRecord],
+    states: StateTable,
+    compute: ComputeSection,
+    progress: Progress,
+) -> None:
     """Compute features, the largest slides first, in processes that keep their encoder."""
-    recipe, began = run.recipe, time.monotonic()
-    if not (recipe.model.pretrained or recipe.model.weights or recipe.model.start):
-        run.progress.note(
-            f"encoder {recipe.model.encoder} has no weights: these are features of an untrained network; set "
+    model, began = plan.model, time.monotonic()
+    if not (model.pretrained or model.weights or model.start):
+        progress.note(
+            f"encoder {model.encoder} has no weights: these are features of an untrained network; set "
             "`model.pretrained`, `model.weights` or `model.start`"
         )
-    ordered = sorted(due, key=lambda record: -(run.states[record.slide_id].tiles or 0))
+    ordered = sorted(due, key=lambda record: -(states[record.slide_id].tiles or 0))
     jobs, tiles = [], 0
     for record in ordered:
-        task = FeaturesTask(recipe, record, source.key, source.encoder)
-        limit = timeout_s(recipe.compute, run.states[record.slide_id].tiles or 0)
+        task = FeaturesTask(replace(source, slides=source.slides.alone(record)), plan, compute)
+        limit = timeout_s(compute, states[record.slide_id].tiles or 0)
         jobs.append(Job(record.slide_id, FEATURES_JOB, task, timeout_s=limit))
     with (
-        run.progress.stage("features", len(jobs), "slides") as advance,
-        spread(_one_per_gpu(recipe.compute), jobs) as outcomes,
+        progress.stage("features", len(jobs), "slides") as advance,
+        spread(_one_per_gpu(compute), jobs) as outcomes,
     ):
         for outcome in outcomes:
             if outcome is not None:
-                run.states.record(outcome, "features")
+                states.record(outcome, "features")
                 tiles += outcome.result.value or 0
                 advance(1)
     seconds = time.monotonic() - began
-    run.progress.note(f"features of {tiles} tiles in {seconds:.0f} s, {tiles / max(seconds, 1e-3):.0f} a second")
+    progress.note(f"features of {tiles} tiles in {seconds:.0f} s, {tiles / max(seconds, 1e-3):.0f} a second")
 
 
 def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
@@ -120,25 +138,24 @@ def _one_per_gpu(compute: ComputeSection) -> ComputeSection:
 class FeaturesTask:
     """One slide to compute."""
 
-    recipe: Recipe
-    record: SlideRecord
-    key: str  # folder of the encoder's features
-    encoder: str  # its fingerprint
+    source: FeatureSource  # of this slide alone
+    plan: FeaturePlan
+    compute: ComputeSection
 
 
 def features_job(task: FeaturesTask) -> int:
     """Compute a slide's features unless they are stored already; return the number of tiles embedded."""
-    record = task.record
-    with Run.of_slide(task.recipe, record) as run:
-        source = FeatureSource(run, task.key, task.encoder)
+    source = task.source
+    with source.slides as slides:
+        (record,) = slides.records
         if source.has(record):
             return 0
-        encoder, tiles = _encoder(task), run.tiles(record)
-        limit = ChunkLimit(task.recipe.compute.chunk_size)
+        encoder, tiles = _encoder(task), slides.tiles(record)
+        limit = ChunkLimit(task.compute.chunk_size)
         write_features(
             source.folder,
             record.slide_id,
-            embed_tiles(encoder, tiles, compute=task.recipe.compute, limit=limit),
+            embed_tiles(encoder, tiles, compute=task.compute, limit=limit),
             encoder=encoder.spec.name,
             fingerprint=source.wanted(record),
             tiles=len(tiles.index),
@@ -152,17 +169,17 @@ _kept: dict[str, Encoder] = {}  # the encoder of this process by its fingerprint
 def _encoder(task: FeaturesTask) -> Encoder:
     from wsi_ips.pipeline.predict_stage import own_device
 
-    if task.encoder not in _kept:
+    wanted, plan = task.source.encoder, task.plan
+    if wanted not in _kept:
         _kept.clear()
-        recipe = task.recipe
-        encoder = frozen_encoder(recipe.model, seed=recipe.seed, patch_px=recipe.tiles.patch_px)
-        if encoder_fingerprint(encoder) != task.encoder:
+        encoder = frozen_encoder(plan.model, seed=plan.seed, patch_px=plan.patch_px)
+        if encoder_fingerprint(encoder) != wanted:
             raise CheckpointError(
                 f"encoder {encoder.spec.name} has other weights here than where the command runs: install the same "
                 "versions of torch and timm, and the same weights, where the workers run"
             )
-        _kept[task.encoder] = encoder.to(own_device(recipe.compute.device))
-    return _kept[task.encoder]
+        _kept[wanted] = encoder.to(own_device(task.compute.device))
+    return _kept[wanted]
 
 
 def read_features_of(path: Path, record: SlideRecord) -> ForeignFeatures:
@@ -194,7 +211,7 @@ def write_features_of(to: Path, record: SlideRecord, index: TileIndex, source: F
         )
     features = source.tiles(record).features
     values = features.rows(np.arange(features.tiles)).astype(np.float32)  # (N, F)
-    path = write_foreign_features(to, index, values, kind=kind, name=slide_stem(record), encoder=source.key)
+    path = write_foreign_features(to, index, values, kind=kind, name=slide_stem(record), encoder=source.folder.name)
     if path is not None and kind == "clam":
         with atomic_path(path.parent.parent / "pt_files" / path.with_suffix(TENSOR).name) as temporary:
             torch.save(torch.from_numpy(values), temporary)

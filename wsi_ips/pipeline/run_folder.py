@@ -1,12 +1,16 @@
-"""Paths of a run folder."""
+"""Paths of a run folder, and ``run.json``, which says what made it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from wsi_ips.config import Recipe
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.splits import Splits
+from wsi_ips.provenance import atomic_write_json, run_facts
 
 
 class InRoot:
@@ -77,3 +81,15 @@ class RunFolder:
     def traceback(self, slide_id: str) -> Path:
         """Return the path of the traceback of a slide's last failure."""
         return self.root / "logs" / f"{slide_id}.txt"
+
+
+def write_facts(folder: RunFolder, recipe: Recipe, records: Sequence[SlideRecord]) -> dict[str, Any]:
+    """Write ``run.json``, which is enough to open the run's folder again, and return its content."""
+    parts = Splits(({r.slide_id: r.split for r in records if r.split is not None},))
+    facts = {
+        "run": run_facts(),
+        "recipe": recipe.model_dump(mode="json"),
+        "parts": {"hash": parts.hash, **parts.counts(0)},
+    }
+    atomic_write_json(folder.facts, facts)
+    return facts

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, TypeVar
 from wsi_ips.cluster.jobs import JobOutcome
 from wsi_ips.database import read_rows, transaction
 from wsi_ips.errors import Failure, fenced
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
 
@@ -96,6 +97,18 @@ class StateTable:
 
     def __iter__(self) -> Iterator[SlideState]:
         return iter(list(self._rows.values()))
+
+    def reload(self) -> None:
+        """Read the states again, after another process has changed them."""
+        self._rows = type(self).read(self._folder, self._rows)._rows
+
+    def is_done(self, slide_id: str) -> bool:
+        """Return whether the slide was tiled, with or without tiles; a later stage may have failed."""
+        return self._rows[slide_id].is_tiled
+
+    def with_tiles(self, records: Iterable[SlideRecord]) -> list[SlideRecord]:
+        """Return the slides with tiles: state ``ok``, or failed in a later stage, which may try again."""
+        return [r for r in records if self.is_done(r.slide_id) and self._rows[r.slide_id].state != "empty"]
 
     def count(self, state: State) -> int:
         """Return the number of slides in a state."""

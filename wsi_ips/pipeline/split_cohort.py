@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsi_ips.errors import ManifestError, SlideError
 from wsi_ips.geometry import Box
+from wsi_ips.labels import Leak
 from wsi_ips.manifest.make_splits import SlideToSplit, SplitPlan, joined_groups, make_splits
 from wsi_ips.manifest.manifest_csv import Manifest, read_manifest
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.manifest.splits import RelatedSlides, Splits, related_slides, require_no_leaks
-from wsi_ips.pipeline.run import Progress, Run, Silent
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.slides import content_identity, open_slide, read_area
 from wsi_ips.tissue.perceptual_hash import look_alikes, look_of
 
@@ -61,13 +64,13 @@ def split_cohort(
     )
 
 
-def require_no_leak(run: Run) -> None:
-    """Refuse tiled slides in different splits that are copies or look alike, unless `split.allow` names the reason."""
-    records = [r for r in run.with_tiles() if r.split is not None]
-    headers = {r.slide_id: run.header(r) for r in records}
+def require_no_leak(slides: RunSlides, states: StateTable, allowed: Collection[Leak]) -> None:
+    """Refuse tiled slides in different splits that are copies or look alike, unless the reason is ``allowed``."""
+    records = [r for r in states.with_tiles(slides.records) if r.split is not None]
+    headers = {r.slide_id: slides.header(r) for r in records}
     contents = {name: header.slide_identity for name, header in headers.items()}
     hashes = {name: header.look for name, header in headers.items()}
-    require_no_leaks(records, contents, look_alikes(hashes), run.recipe.split.allow)
+    require_no_leaks(records, contents, look_alikes(hashes), allowed)
 
 
 def _with_strata(manifest: Manifest, plan: SplitPlan) -> list[SlideRecord]:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from openslide import OpenSlideCache
@@ -101,9 +101,13 @@ class SlidePool:
 
     def __init__(self, *, max_open: int = MAX_OPEN, cache_mb: int = CACHE_MB) -> None:
         self.cache = TileCache(cache_mb * 2**20)
-        self._max_open = max_open
+        self._max_open, self._cache_mb = max_open, cache_mb
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[], SlidePool], tuple[()]]:
+        """Arrive in another process without open slides, which cannot be sent."""
+        return partial(SlidePool, max_open=self._max_open, cache_mb=self._cache_mb), ()
 
     def __len__(self) -> int:
         """Slides open now."""
