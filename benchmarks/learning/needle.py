@@ -16,7 +16,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.learning.runs import VARIANTS, common_options, header, line, run_all, training
+from benchmarks.learning.runs import common_options, header, line, run_all, training
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
 RECIPE = Path(__file__).with_name("needle.yaml")

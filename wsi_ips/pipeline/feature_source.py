@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from wsi_ips.config import ModelSection, Recipe
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_ips.config import AugmentSection, ModelSection, Recipe
 from wsi_ips.errors import FeaturesError
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.read_cohort import names_of
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 IMPORTED_KEY = "imported"
 SHOWN = 5
+VIEW_EPOCHS = 2**40  # random numbers of views are those of epochs that no training reaches
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,21 @@ class FeaturePlan:
 
 
 @dataclass(frozen=True)
+class FeatureView:
+    """An augmentation of the tiles before they are embedded."""
+
+    number: int  # from 1
+    strengths: AugmentSection
+    seed: int
+
+    def keys(self, slide_id: str, tiles: NDArray[np.integer]) -> NDArray[np.uint64]:
+        """Return the random numbers of a slide's tiles."""
+        from wsi_ips.training.augment import tile_keys
+
+        return tile_keys(seed=self.seed, epoch=VIEW_EPOCHS + self.number, slide_id=slide_id, tiles=tiles)
+
+
+@dataclass(frozen=True)
 class FeatureSource:
     """Stored features of the slides of a run by one encoder."""
 
@@ -58,13 +77,19 @@ class FeatureSource:
     encoder: str  # fingerprint of the encoder; empty for another tool's encoder
     imported: Path | None = None  # folder with the files of another tool
     files: dict[str, Path] | None = None  # these files by slide_id
+    view: FeatureView | None = None  # the augmentation of the tiles; None where there is none
 
     def wanted(self, record: SlideRecord) -> str:
         """Return the fingerprint that a slide's features must have to be up to date."""
         tiles = stored_fingerprint(self.slides.store, record.slide_id)
         if self.files is None:
-            return fingerprint("features", SCHEMA_VERSION, self.encoder, tiles)
+            view = [] if self.view is None else [asdict(self.view) | {"strengths": self.view.strengths.model_dump()}]
+            return fingerprint("features", SCHEMA_VERSION, self.encoder, tiles, *view)
         return fingerprint("imported features", SCHEMA_VERSION, content_identity(self.file(record)), tiles)
+
+    def seen_in(self, view: FeatureView) -> Self:
+        """Return the features of augmented tiles."""
+        return replace(self, folder=self.folder.with_name(f"{self.folder.name}-view{view.number}"), view=view)
 
     def file(self, record: SlideRecord) -> Path:
         """Return the feature file of a slide that another tool wrote."""

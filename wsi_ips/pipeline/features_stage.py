@@ -41,6 +41,7 @@ from wsi_ips.tiles.interop.feature_tables import (
 )
 from wsi_ips.tiles.interop.tile_formats import write_foreign_features
 from wsi_ips.training.model_building import encoder_fingerprint, frozen_encoder
+from wsi_ips.training.tile_choice import augmented_patches
 
 FEATURES_JOB = f"{__name__}:features_job"
 
@@ -60,15 +61,13 @@ def features_stage(
     if due and source.files is not None:
         _import_files(source, due, states, progress)
     elif due:
-        _compute(plan, source, due, states, compute, progress)
+        compute_features(plan, source, due, states, compute, progress)
     if due:
         states.save()
     return len(due)
 
 
-def _import_files(
-    source: FeatureSource, due: Sequence[SlideRecord], states: StateTable, progress: Progress
-) -> None:
+def _import_files(source: FeatureSource, due: Sequence[SlideRecord], states: StateTable, progress: Progress) -> None:
     """Bring features of another tool into the order of the tiles; a slide whose file does not fit fails alone."""
     with progress.stage("features of another tool", len(due), "slides") as advance:
         for record in due:
@@ -92,7 +91,7 @@ def _import_files(
             advance(1)
 
 
-def _compute(
+def compute_features(
     plan: FeaturePlan,
     source: FeatureSource,
     due: Sequence[SlideRecord],
@@ -151,11 +150,13 @@ def features_job(task: FeaturesTask) -> int:
         if source.has(record):
             return 0
         encoder, tiles = _encoder(task), slides.tiles(record)
-        limit = ChunkLimit(task.compute.chunk_size)
+        limit, device, prepare = ChunkLimit(task.compute.chunk_size), encoder.mean.device, None
+        if (view := source.view) is not None:
+            prepare = augmented_patches(view.strengths, device, lambda _, tiles: view.keys(record.slide_id, tiles))
         write_features(
             source.folder,
             record.slide_id,
-            embed_tiles(encoder, tiles, compute=task.compute, limit=limit),
+            embed_tiles(encoder, tiles, compute=task.compute, limit=limit, prepare=prepare),
             encoder=encoder.spec.name,
             fingerprint=source.wanted(record),
             tiles=len(tiles.index),

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import manual_seed
+from torch import manual_seed, nn
 
 from wsi_ips.config import AugmentSection, PlannedTraining, Recipe, TrainingSection
 from wsi_ips.errors import FeaturesError
-from wsi_ips.model.checkpoint import add_trunk, save_checkpoint
-from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, read_card
-from wsi_ips.model.net import IpsNet
-from wsi_ips.pipeline.feature_source import FeaturePlan, FeatureSource, feature_source
+from wsi_ips.model.checkpoint import add_trunk
+from wsi_ips.model.checkpoint_card import CARD_NAME, read_card
+from wsi_ips.pipeline.checkpoint_keeper import CheckpointKeeper
+from wsi_ips.pipeline.feature_source import FeaturePlan, FeatureSource, FeatureView, feature_source
 from wsi_ips.pipeline.features_stage import compute_features
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_folder import RunFolder
@@ -28,16 +28,15 @@ from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.train_cohort import TrainingCohort
 from wsi_ips.provenance import fingerprint
 from wsi_ips.training.loop import Trainer
-from wsi_ips.training.model_building import EncoderPlan, build_network, frozen_encoder
+from wsi_ips.training.model_building import build_network
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
-from wsi_ips.training.settings import Listener, Settings
+from wsi_ips.training.settings import Settings
 from wsi_ips.training.starts import STARTS
-from wsi_ips.training.tracking import EpochRecord, MetricsFile
-from wsi_ips.training.validation import best_epoch
+from wsi_ips.training.tracking import MetricsFile, Tracking
 
 MOST_TILES = 50_000  # of a slide in a step; the best by attention where there are more
-BYTES_PER_VALUE = 2  # float16
+BYTES_PER_FEATURE = 2 * 1280  # of a tile: float16, as wide as most encoders are at most
 MOST_OF_THE_DISK = 0.95  # share of the free space that features may take
 
 
@@ -69,6 +68,13 @@ class HeadStart:
         card = self.checkpoint / CARD_NAME
         return card.exists() and read_card(self.checkpoint).fingerprint == self.fingerprint
 
+    def finish(self, trunk: nn.Module | None) -> None:
+        """Make the best epoch the checkpoint, with the trunk that the training on features left out."""
+        if trunk is not None:
+            add_trunk(self.best, trunk)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        self.best.rename(self.checkpoint)
+
 
 def start_on_features(
     recipe: Recipe,
@@ -92,8 +98,8 @@ def start_on_features(
         return start.checkpoint
     sources = _sources(recipe, cohort, places)
     with processes.ahead() as is_first:
-        if is_first:
-            store_features(sources, cohort, states, recipe, progress)
+        if is_first and cohort.features is None:
+            _store(sources, recipe, cohort, states, places, progress)
     plan = cohort.encoder_plan(recipe.model)
     manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"freeze": "none", "lora_rank": 0})
@@ -101,20 +107,83 @@ def start_on_features(
     net, trunk = build_network(model, card, plan, processes=processes, on_features=True)
     section = head_section(recipe.training, len(cohort.train))
     train, val = cohort.labelled(cohort.train, *sources), cohort.labelled(cohort.val, sources[0])
-    most = max(len(slide.tiles.index) for slide in (*train, *val))
+    most = min(MOST_TILES, max(len(slide.tiles.index) for slide in (*train, *val)))
     compute = recipe.compute.model_copy(update={"slides_at_once": recipe.compute.slides_at_once or 1})
-    continues = recipe.model.start is not None
-    settings = Settings(section, compute, min(most, MOST_TILES), recipe.seed, continues=continues)
-    listener = StartListener(start, replace(card, encoder=net.encoder.spec), section, places.start_metrics, progress.note)
-    trainer = Trainer(net, settings, processes=processes, listener=listener)
+    settings = Settings(section, compute, most, recipe.seed, continues=recipe.model.start is not None)
     stop = StopRequest(insistent=processes.is_alone)
-    with stop.on_signals(), progress.stage("start on features", section.epochs * len(train), "slides") as advance:
-        listener.advance = advance
+    with (
+        Tracking([MetricsFile(places.start_metrics)] if processes.is_first else [], progress.note) as tracking,
+        stop.on_signals(),
+        progress.stage("start on features", section.epochs * len(train), "slides") as advance,
+    ):
+        card = replace(card, encoder=net.encoder.spec)
+        keeper = CheckpointKeeper(start.best, card, tracking, advance, select=section.select, phase="start on features")
+        if processes.is_first:
+            keeper.begin()
+        trainer = Trainer(net, settings, processes=processes, listener=keeper)
         trainer.fit(train, val, file=StateFile(start.folder / "state.safetensors", start.fingerprint), stop=stop)
     with processes.ahead() as is_first:
         if is_first:
-            if trunk is not None:
-                add_trunk(start.best, trunk)
-            shutil.rmtree(start.checkpoint, ignore_errors=True)
-            start.best.rename(start.checkpoint)
+            start.finish(trunk)
     return start.checkpoint
+
+
+def head_section(section: TrainingSection, slides: int) -> PlannedTraining:
+    """Return the settings of the start for a number of training slides: all tiles of a slide, nothing random."""
+    steps = STARTS["features"].steps if section.start_steps is None else section.start_steps
+    epochs = max(1, math.ceil(steps / math.ceil(slides / section.batch_slides)))
+    changed = {
+        "start": "none",
+        "epochs": epochs,
+        "start_epochs": 0,
+        "exploration": 0.0,
+        "tile_dropout": 0.0,
+        "augment": AugmentSection.nothing(),  # the stored features of each view are
+        "weight_average": 0.0,
+        "patience": None,
+    }
+    return PlannedTraining(**section.model_dump() | changed)
+
+
+def _sources(recipe: Recipe, cohort: TrainingCohort, places: RunFolder) -> list[FeatureSource]:
+    """Return the features of plain tiles, and of tiles in augmented views; of stored features there is one view."""
+    if cohort.features is not None:
+        return [cohort.features]
+    plain = feature_source(replace(FeaturePlan.of(recipe, places), imported=None), cohort.slides)
+    strengths, views = recipe.training.augment, range(1, recipe.training.start_views)
+    return [plain, *(plain.seen_in(FeatureView(number, strengths, recipe.seed)) for number in views)]
+
+
+def _store(
+    sources: Sequence[FeatureSource],
+    recipe: Recipe,
+    cohort: TrainingCohort,
+    states: StateTable,
+    places: RunFolder,
+    progress: Progress,
+) -> None:
+    """Compute the features that are missing: all views of training slides, plain ones of validation slides."""
+    plan = replace(FeaturePlan.of(recipe, places), imported=None)
+    wanted = [(source, [*cohort.train, *(cohort.val if source.view is None else ())]) for source in sources]
+    due = [(source, [r for r in records if not source.has(r)]) for source, records in wanted]
+    tiles = sum(states[record.slide_id].tiles or 0 for _, records in due for record in records)
+    if not tiles:
+        return
+    size, free = tiles * BYTES_PER_FEATURE, shutil.disk_usage(_existing(plan.root)).free
+    progress.note(
+        f"the start embeds {tiles:,} tiles ({len(sources)} views of {len(cohort.train)} training slides, one of "
+        f"{len(cohort.val)} validation slides), about {size / 1e9:.2g} GB in {plan.root}"
+    )
+    if size > MOST_OF_THE_DISK * free:
+        raise FeaturesError(
+            f"features of {tiles:,} tiles take about {size / 1e9:.3g} GB, and {plan.root} has {free / 1e9:.3g} GB "
+            "free: set `features.location` to a larger disk, fewer `training.start_views`, or another `training.start`"
+        )
+    for source, records in due:
+        if records:
+            compute_features(plan, source, records, states, recipe.compute, progress)
+    states.save()
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)

@@ -3,70 +3,45 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 from torch import manual_seed, nn
 
 from wsi_ips.cluster.machine import Launch
-from wsi_ips.config import AugmentSection, LabelsSection, Recipe, TrainingSection, planned
-from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError, TrainingError
-from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
-from wsi_ips.inference.preparation import preparation_of
-from wsi_ips.manifest.manifest_csv import read_rows
-from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.config import AugmentSection, PlannedTraining, Recipe, planned
+from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError
 from wsi_ips.model.checkpoint import add_trunk, save_checkpoint
-from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, checkpoint_fingerprint, read_card
+from wsi_ips.model.checkpoint_card import CARD_NAME, read_card
 from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.model.net import IpsNet
-from wsi_ips.pipeline.feature_source import FeaturePlan, FeatureSource, feature_source
+from wsi_ips.pipeline.checkpoint_keeper import CheckpointKeeper
+from wsi_ips.pipeline.feature_source import FeaturePlan, feature_source
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.split_cohort import require_no_leak
-from wsi_ips.provenance import atomic_folder, fingerprint, run_facts
+from wsi_ips.pipeline.start_on_features import start_on_features
+from wsi_ips.pipeline.train_cohort import TrainingCohort, training_cohort
+from wsi_ips.provenance import atomic_folder
 from wsi_ips.scanning import choose_device
 from wsi_ips.training.loop import Trainer
-from wsi_ips.training.model_building import build_network, new_card, plan_encoder
+from wsi_ips.training.model_building import build_network
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
-from wsi_ips.training.settings import LabelledSlide, Listener, Settings
-from wsi_ips.training.tracking import EpochRecord, MetricsFile, Tracker, Tracking, mlflow, tensorboard
-from wsi_ips.training.validation import best_epoch
+from wsi_ips.training.settings import Settings
+from wsi_ips.training.starts import STARTS, choose_start
+from wsi_ips.training.tracking import MetricsFile, Tracker, Tracking, mlflow, tensorboard
 
 STATE_NAME, BEST_NAME = "state.safetensors", "best"  # in the folder of a running training
+RATE_OF_GIVEN_WEIGHTS = 0.3  # of the learning rate, for an encoder that was trained before
 
 
 def joined(device: str) -> AbstractContextManager[Processes]:
     """Connect the processes that ``torchrun`` started, for a ``with`` block; without it this process is alone."""
     return Processes.joined(Launch.of(), device=device)
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Input of a training."""
-
-    slides: RunSlides
-    train: Sequence[SlideRecord]
-    val: Sequence[SlideRecord]
-    features: FeatureSource | None  # stored features of the slides; None for pixels
-    level0_mpp: Mapping[str, float]  # µm/px of level 0 by slide_id, 0 where unknown
-    fingerprint: str  # of the training
-
-    @property
-    def records(self) -> list[SlideRecord]:
-        """Slides of both splits."""
-        return [*self.train, *self.val]
-
-    def labelled(self, records: Sequence[SlideRecord]) -> list[LabelledSlide]:
-        """Return slides to learn from, with their pixels or features."""
-        tiles_of = self.slides.tiles if self.features is None else self.features.tiles
-        return [LabelledSlide(tiles_of(r), self.slides.targets[r.slide_id]) for r in records]
 
 
 def train_stage(
@@ -89,16 +64,19 @@ def train_stage(
     with processes.ahead() as is_first:
         if is_first:
             require_no_leak(slides, states, recipe.split.allow)
+    choice = choose_start(recipe.training.start, recipe.model)
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"start": choice.name})})
     on_features = recipe.model.input == "features"
     features = feature_source(FeaturePlan.of(recipe, folder), slides) if on_features else None
     while True:
-        cohort = _cohort(recipe, slides, features, states, progress, processes)
+        cohort = training_cohort(recipe, slides, features, states, progress, processes)
         model = folder.model
         is_trained = (model / CARD_NAME).exists() and read_card(model).fingerprint == cohort.fingerprint
         if processes.from_first(is_trained):
             return False
+        progress.note(f"training starts on `{choice.name}`: {choice.why}")
         try:
-            _fit(recipe, cohort, folder, progress, processes)
+            _fit(recipe, cohort, folder, states, progress, processes)
         except (RegionReadError, FeaturesError) as error:
             if error.slide_id is None:
                 raise
@@ -113,84 +91,47 @@ def train_stage(
             return True
 
 
-def _cohort(
+def _fit(
     recipe: Recipe,
-    slides: RunSlides,
-    features: FeatureSource | None,
+    cohort: TrainingCohort,
+    folder: RunFolder,
     states: StateTable,
     progress: Progress,
     processes: Processes,
-) -> Cohort:
-    """Collect the slides to learn from: labelled, with tiles (and features) that no earlier training failed to read."""
-
-    def usable(split: str) -> list[SlideRecord]:
-        tiled = states.with_tiles(r for r in slides.records if r.split == split and slides.has_label(r))
-        readable = [r for r in tiled if states[r.slide_id].stage != "train"]
-        return [r for r in readable if features is None or features.has(r)]
-
-    train, val = usable("train"), usable("val")
-    allowed = recipe.training.max_missing_share
-    processes.attempt(partial(_require_enough, slides, train, allowed, progress.note))
-    wanted = _fingerprint(recipe, slides, [*train, *val], features)
-    scales = {r.slide_id: states[r.slide_id].mpp or 0 for r in (*train, *val)}
-    wanted = processes.same(wanted, "training (recipe, labels or tiles)")
-    return Cohort(slides, train, val, features, scales, wanted)
-
-
-def _require_enough(
-    slides: RunSlides, train: Sequence[SlideRecord], allowed: float, note: Callable[[str], None]
 ) -> None:
-    """Refuse a training where more than the ``allowed`` share of the slides yielded no tile."""
-    listed = [r for r in slides.records if r.split == "train" and slides.has_label(r)]
-    if not listed:
-        raise TrainingError(
-            f"manifest {slides.manifest}: no slide has split `train` and a label; fill both columns, or set "
-            "`predict.checkpoint` to use a trained model"
-        )
-    missing = sorted({r.slide_id for r in listed} - {r.slide_id for r in train})
-    share = len(missing) / len(listed)
-    if missing:
-        note(f"{len(missing)} of {len(listed)} training slides yielded no tile: {', '.join(missing[:10])}")
-    if share > allowed:
-        raise TrainingError(
-            f"{len(missing)} of {len(listed)} training slides ({share:.0%}) yielded no tile, more than "
-            f"`training.max_missing_share` allows ({allowed:.0%}): {', '.join(missing[:10])}; see `wsi-ips status` "
-            "for the reasons, repair the slides or raise the limit"
-        )
-
-
-def _fingerprint(
-    recipe: Recipe, slides: RunSlides, records: Sequence[SlideRecord], features: FeatureSource | None
-) -> str:
-    learned = [slides.header(r).fingerprint if features is None else features.wanted(r) for r in records]
-    inputs = sorted(
-        (r.slide_id, str(slides.targets[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
-    )
-    start = [checkpoint_fingerprint(recipe.model.start)] if recipe.model.start else []
-    return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)
-
-
-def _fit(recipe: Recipe, cohort: Cohort, folder: RunFolder, progress: Progress, processes: Processes) -> None:
-    is_first = processes.is_first
+    is_first, model = processes.is_first, recipe.model
+    for old in (folder.model, folder.last_model) if is_first else ():
+        (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
+    plan = cohort.encoder_plan(model)
+    for text in encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+        progress.note(text)
+    start = model.start
+    if STARTS[recipe.training.start].on_features:
+        start = start_on_features(recipe, cohort, states, folder, progress, processes)
     manual_seed(recipe.seed)
-    card, net, trunk = _build(recipe, cohort, progress, processes)
+    net, trunk = build_network(
+        model.model_copy(update={"start": start}),
+        cohort.card(recipe, plan),
+        plan,
+        processes=processes,
+        on_features=cohort.features is not None,
+    )
+    card = replace(cohort.card(recipe, plan), encoder=net.encoder.spec)
     training = planned(recipe.training, len(cohort.train))
     if cohort.features is not None:  # there are no pixels to change
         training = training.model_copy(update={"augment": AugmentSection.nothing()})
-    settings = Settings(
-        training, recipe.compute, recipe.model.memory_size, recipe.seed, continues=recipe.model.start is not None
-    )
+    rate = training.encoder_rate or (RATE_OF_GIVEN_WEIGHTS if plan.has_weights else 1.0)
+    settings = Settings(training, recipe.compute, model.memory_size, recipe.seed, rate, continues=start is not None)
     train, val = cohort.labelled(cohort.train), cohort.labelled(cohort.val)
-    trackers = _trackers(recipe, folder, cohort.fingerprint, progress.note) if is_first else []
-    for model in (folder.model, folder.last_model) if is_first else ():
-        (model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     stop = StopRequest(insistent=processes.is_alone)
     with (
-        Tracking(trackers, progress.note) as tracking,
+        Tracking(
+            _trackers(recipe, folder, cohort.fingerprint, progress.note) if is_first else [], progress.note
+        ) as tracking,
         stop.on_signals(),
         progress.stage("training", training.epochs * len(train), "slides") as advance,
     ):
-        keeper = CheckpointKeeper(folder, recipe.training, card, tracking, progress.note, advance)
+        keeper = CheckpointKeeper(folder.training / BEST_NAME, card, tracking, advance, select=training.select)
         if is_first:
             keeper.begin()
         trainer = Trainer(net, settings, processes=processes, listener=keeper)
@@ -201,66 +142,32 @@ def _fit(recipe: Recipe, cohort: Cohort, folder: RunFolder, progress: Progress, 
                 raise
             raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
     if is_first:
-        keeper.finish(trainer.result, training.epochs, trunk)
+        _publish(folder, keeper, trainer.result, training, trunk)
 
 
-def _build(
-    recipe: Recipe, cohort: Cohort, progress: Progress, processes: Processes
-) -> tuple[ModelCard, IpsNet, nn.Module | None]:
-    features = cohort.features
-    plan = plan_encoder(recipe.model)
-    if features is not None and features.files is not None:
-        plan = plan.with_features_of(*features.of_one_encoder(cohort.records))
-    card = replace(
-        new_card(recipe.model, recipe.tiles, recipe.labels.tasks, plan),
-        model_id=f"{recipe.name}-{cohort.fingerprint[:8]}",
-        fingerprint=cohort.fingerprint,
-        preparation=preparation_of(recipe.tiling, imported=any(r.coordinates is not None for r in cohort.records)),
-        training=training_facts(recipe, cohort),
-    )
-    for text in encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
-        progress.note(text)
-    net, trunk = build_network(recipe.model, card, plan, processes=processes, on_features=features is not None)
-    return replace(card, encoder=net.encoder.spec), net, trunk
+def _publish(
+    places: RunFolder, keeper: CheckpointKeeper, net: IpsNet, training: PlannedTraining, trunk: nn.Module | None
+) -> None:
+    """Move the best and the last checkpoint to their places, complete with the trunk of a training on features.
 
-
-def training_facts(recipe: Recipe, cohort: Cohort) -> dict[str, Any]:
-    """Return what the model card says about a model's slides and its training, as plain JSON.
-
-    ``slides``: per split the number of slides, of patients (None if unknown) and, per task, of slides of each class;
-    ``places``: per split and site column its values with their slides; ``level0_mpp``: µm/px of level 0 with their
-    slides; ``made``: time, versions, commit; ``recipe``: sections model and training, seed.
+    So a checkpoint in the run's folder ``model`` is always that of a complete training.
     """
-    rows = read_rows(cohort.slides.manifest, label_column=recipe.labels.column)
-    cells = {row.cells["slide_id"]: row.cells for row in rows}
-    splits, facts = {"train": cohort.train, "val": cohort.val}, run_facts()
-    return {
-        "slides": {name: _counted(recipe.labels, cohort.slides, records) for name, records in splits.items()},
-        "places": {
-            name: {
-                column: dict(Counter(cells[r.slide_id][column] or "(empty)" for r in records))
-                for column in SITE_COLUMNS
-                if records and column in cells[records[0].slide_id]
-            }
-            for name, records in splits.items()
-        },
-        "level0_mpp": dict(Counter(f"{cohort.level0_mpp[r.slide_id]:.4g}" for r in cohort.records)),
-        "made": {name: facts[name] for name in ("time", "wsi_ips", "commit", "python", "libraries")},
-        "recipe": {
-            "seed": recipe.seed,
-            "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
-            "training": planned(recipe.training, len(cohort.train)).model_dump(mode="json"),
-        },
-    }
-
-
-def _counted(labels: LabelsSection, slides: RunSlides, records: Sequence[SlideRecord]) -> dict[str, Any]:
-    patients = {r.patient_id for r in records if r.patient_id}
-    classes: dict[str, dict[str, int]] = {}
-    for number, task in enumerate(labels.tasks):
-        texts = [task.format(slides.targets[r.slide_id][number]) or "(not known)" for r in records]
-        classes[task.name] = dict(sorted(Counter(texts).items()))
-    return {"slides": len(records), "patients": len(patients) or None, "classes": classes}
+    last = keeper.history[-1]
+    if len(keeper.history) < training.epochs:
+        keeper.note(
+            f"stopped after epoch {last.epoch}: none better than epoch {keeper.best.epoch} in the last "
+            f"{training.patience} (`training.patience`)"
+        )
+    with atomic_folder(places.last_model) as folder:
+        save_checkpoint(folder, net, keeper.card_of(last))
+        if trunk is not None:
+            add_trunk(folder, trunk)
+    if trunk is not None:
+        add_trunk(keeper.folder, trunk)
+    with atomic_folder(places.model) as folder:
+        for file in keeper.folder.iterdir():
+            file.replace(folder / file.name)
+    shutil.rmtree(places.training)
 
 
 def _trackers(recipe: Recipe, folder: RunFolder, training: str, note: Callable[[str], None]) -> list[Tracker]:
@@ -274,90 +181,3 @@ def _trackers(recipe: Recipe, folder: RunFolder, training: str, note: Callable[[
         *tensorboard(folder.tensorboard, note),
         *mlflow(recipe.tracking.mlflow, folder.root, experiment=recipe.name, training=training, parameters=parameters),
     ]
-
-
-class CheckpointKeeper(Listener):
-    """Reports each epoch and keeps the checkpoint of the best one in a separate folder until the training is done.
-
-    So a checkpoint in the run's folder ``model`` is always that of a complete training.
-    """
-
-    def __init__(
-        self,
-        places: RunFolder,
-        training: TrainingSection,
-        card: ModelCard,
-        tracking: Tracking,
-        note: Callable[[str], None],
-        advance: Callable[[int], None],
-    ) -> None:
-        self.places, self.training, self.card, self.tracking = places, training, card, tracking
-        self._note, self._advance = note, advance
-        self.history: list[EpochRecord] = []
-        self.folder = places.training / BEST_NAME
-
-    def begin(self) -> None:
-        """Prepare the folder; trackers discard what another training left there."""
-        self.places.training.mkdir(parents=True, exist_ok=True)
-        self.tracking.write(self.history)
-
-    def note(self, text: str) -> None:
-        """Show a message."""
-        self._note(text)
-
-    def on_slides(self, count: int) -> None:
-        """Advance the progress bar."""
-        self._advance(count)
-
-    def on_resume(self, history: Sequence[EpochRecord]) -> None:
-        """Restore the finished epochs."""
-        self.history = list(history)
-        self.tracking.write(self.history)
-        self.note(f"training resumes in epoch {len(history) + 1}")
-
-    def on_epoch(self, record: EpochRecord, net: IpsNet) -> None:
-        """Report an epoch; keep its checkpoint if it is the best."""
-        self.history.append(record)
-        self.tracking.write(self.history)
-        auc = "" if record.val_auc is None else f", AUC {record.val_auc:.3f}"
-        validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}{auc}"
-        self.note(f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}")
-        if self._best is record:
-            save_checkpoint(self.folder, net, self._card(record))
-
-    def finish(self, net: IpsNet, epochs: int, trunk: nn.Module | None) -> None:
-        """Move the best and the last checkpoint to their places, complete with the trunk of a training on features."""
-        last = self.history[-1]
-        if len(self.history) < epochs:
-            self.note(
-                f"stopped after epoch {last.epoch}: none better than epoch {self._best.epoch} in the last "
-                f"{self.training.patience} (`training.patience`)"
-            )
-        with atomic_folder(self.places.last_model) as folder:
-            save_checkpoint(folder, net, self._card(last))
-            if trunk is not None:
-                add_trunk(folder, trunk)
-        if trunk is not None:
-            add_trunk(self.folder, trunk)
-        with atomic_folder(self.places.model) as folder:
-            for file in self.folder.iterdir():
-                file.replace(folder / file.name)
-        shutil.rmtree(self.places.training)
-
-    def what_is_left(self) -> str:
-        """Describe the checkpoint left by a training that cannot continue."""
-        if not self.history:
-            return "no epoch was finished, so there is no checkpoint"
-        return (
-            f"the best checkpoint before, of epoch {self._best.epoch} (training loss {self._best.loss:.3g}), is in "
-            f"{self.folder} until the next training, for `wsi-ips predict --checkpoint`"
-        )
-
-    @property
-    def _best(self) -> EpochRecord:
-        return best_epoch(self.history, self.training.select)
-
-    def _card(self, record: EpochRecord) -> ModelCard:
-        left_out = ("seconds", "cost")
-        figures = {k: float(v) for k, v in asdict(record).items() if v is not None and k not in left_out}
-        return replace(self.card, metrics=figures)

@@ -35,6 +35,11 @@ class EncoderPlan:
     origin: EncoderOrigin | None = None  # where the weights come from; None where nobody recorded it
     start: Path | None = None  # checkpoint whose encoder is taken; None where there is none or it has no encoder
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the encoder begins with weights that were trained before."""
+        return self.pretrained or self.weights is not None or self.start is not None
+
     def with_features_of(self, name: str, width: int) -> EncoderPlan:
         """Return the plan for features of this width that another tool's encoder made."""
         projector = self.spec.projector
