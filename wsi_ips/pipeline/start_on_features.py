@@ -7,7 +7,6 @@ few tiles is in every step. Training goes on from the best epoch, with selection
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from torch import manual_seed, nn
 
-from wsi_ips.config import AugmentSection, PlannedTraining, Recipe, TrainingSection
+from wsi_ips.config import Recipe
 from wsi_ips.errors import FeaturesError
 from wsi_ips.model.checkpoint import add_trunk
 from wsi_ips.model.checkpoint_card import CARD_NAME, read_card
@@ -32,7 +31,7 @@ from wsi_ips.training.model_building import build_network
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import Settings
-from wsi_ips.training.starts import STARTS
+from wsi_ips.training.starts import head_section
 from wsi_ips.training.tracking import MetricsFile, Tracking
 
 MOST_TILES = 50_000  # of a slide in a step; the best by attention where there are more
@@ -126,23 +125,6 @@ def start_on_features(
         if is_first:
             start.finish(trunk)
     return start.checkpoint
-
-
-def head_section(section: TrainingSection, slides: int) -> PlannedTraining:
-    """Return the settings of the start for a number of training slides: all tiles of a slide, nothing random."""
-    steps = STARTS["features"].steps if section.start_steps is None else section.start_steps
-    epochs = max(1, math.ceil(steps / math.ceil(slides / section.batch_slides)))
-    changed = {
-        "start": "none",
-        "epochs": epochs,
-        "start_epochs": 0,
-        "exploration": 0.0,
-        "tile_dropout": 0.0,
-        "augment": AugmentSection.nothing(),  # the stored features of each view are
-        "weight_average": 0.0,
-        "patience": None,
-    }
-    return PlannedTraining(**section.model_dump() | changed)
 
 
 def _sources(recipe: Recipe, cohort: TrainingCohort, places: RunFolder) -> list[FeatureSource]:

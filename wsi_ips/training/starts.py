@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import ModelSection
+from wsi_ips.config import AugmentSection, ModelSection, PlannedTraining, TrainingSection
 from wsi_ips.config.learning_sections import START_SLIDES, START_TILES
 from wsi_ips.registry import Entry, Registry
 
@@ -139,3 +139,20 @@ def choose_start(name: str, model: ModelSection) -> StartChoice:
         "the encoder has no weights; lesions that cover less than about a tenth of the tissue will not be found: set "
         "`model.pretrained` or `model.weights`",
     )
+
+
+def head_section(section: TrainingSection, slides: int) -> PlannedTraining:
+    """Return the settings of the start for a number of training slides: all tiles of a slide, nothing random."""
+    steps = STARTS["features"].steps if section.start_steps is None else section.start_steps
+    epochs = max(1, math.ceil(steps / math.ceil(slides / section.batch_slides)))
+    changed = {
+        "start": "none",
+        "epochs": epochs,
+        "start_epochs": 0,
+        "exploration": 0.0,
+        "tile_dropout": 0.0,
+        "augment": AugmentSection.nothing(),  # the stored features of each view are
+        "weight_average": 0.0,
+        "patience": None,
+    }
+    return PlannedTraining(**section.model_dump() | changed)

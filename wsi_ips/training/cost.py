@@ -1,0 +1,75 @@
+"""Cost of a training before it begins: optimiser steps, tiles, and hours on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from wsi_ips.config import Recipe, planned
+from wsi_ips.config.learning_sections import START_SLIDES, START_TILES
+from wsi_ips.model.encoder_families import build_encoder
+from wsi_ips.scanning import choose_device
+from wsi_ips.training.model_building import plan_encoder
+from wsi_ips.training.starts import STARTS, StartChoice, choose_start, head_section
+
+GRADIENT_COST = 3  # forward passes that learning from a tile costs: forward, and a backward pass of two
+TIMED_S, TIMED_PATCHES = 2.0, 32
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a training is going to do."""
+
+    start: StartChoice
+    start_steps: int  # optimiser steps of the start
+    steps: int  # optimiser steps with selection
+    embedded: int  # tiles that the encoder embeds once for the start
+    scanned: int  # tiles scored for selection and validation, over all epochs
+    learned: int  # tiles that the encoder learns from, over all epochs
+
+    def hours(self, tiles_per_s: float) -> float:
+        """Return the hours that the encoder takes, given its forward passes per second."""
+        return (self.embedded + self.scanned + GRADIENT_COST * self.learned) / tiles_per_s / 3600
+
+
+def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int]) -> TrainingCost:
+    """Return the cost of a recipe's training, given the number of tiles of each training and validation slide."""
+    section, memory_size = recipe.training, recipe.model.memory_size
+    choice = choose_start(section.start, recipe.model)
+    training = planned(section.model_copy(update={"start": choice.name}), len(train))
+    on_pixels = recipe.model.input == "pixels"
+    selecting = training.epochs - training.start_epochs
+    start_steps, embedded, learned = 0, 0, 0
+    if STARTS[choice.name].on_features:
+        start_steps = head_section(section, len(train)).epochs * math.ceil(len(train) / section.batch_slides)
+        embedded = sum(train) * section.start_views + sum(val)
+    if training.start_epochs:
+        tiles = [min(START_TILES, count) for count in train]
+        start_steps = training.start_epochs * math.ceil(len(train) / START_SLIDES)
+        learned = training.start_epochs * sum(tiles)
+    scanned = selecting * (round(sum(train) * (1 - section.tile_dropout)) + sum(val))
+    learned += selecting * sum(min(memory_size, count) for count in train)
+    steps = selecting * math.ceil(len(train) / section.batch_slides)
+    if not on_pixels:
+        scanned = learned = 0
+    return TrainingCost(choice, start_steps, steps, embedded, scanned, learned)
+
+
+def encoder_speed(recipe: Recipe) -> tuple[str, float]:
+    """Return the device of a recipe and the tiles that its encoder embeds there in a second, measured for two."""
+    plan, side = plan_encoder(recipe.model), recipe.tiles.patch_px
+    device = choose_device(recipe.compute.device)
+    encoder = build_encoder(replace(plan.spec, projector=0)).eval().to(device)
+    patches = torch.rand(TIMED_PATCHES, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    done, began = 0, 0.0
+    with torch.inference_mode():
+        encoder(patches)
+        began = time.monotonic()
+        while time.monotonic() - began < TIMED_S:
+            float(encoder(patches).sum())  # waits for the device
+            done += len(patches)
+    return device.type, done / (time.monotonic() - began)
