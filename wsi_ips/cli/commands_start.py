@@ -6,17 +6,21 @@ import json
 from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
 from wsi_ips.cli.console import EXIT_CONFIGURATION, Bars, exit_partial_if, out, put
 from wsi_ips.cli.print_results import print_summary
-from wsi_ips.cli.print_slides import print_encoders, print_findings, print_report
+from wsi_ips.cli.print_slides import print_cost, print_encoders, print_findings, print_report
 from wsi_ips.cli.program import START, Overrides, command, parse_overrides
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
+
+if TYPE_CHECKING:
+    from wsi_ips.pipeline.check_slides import CheckReport, Target
+    from wsi_ips.training.cost import TrainingCost
 
 
 @command(START, "wsi-ips demo", "wsi-ips demo --slides-only cohort/ --slides 50 --set lesion_mm=[0.2,1.0]")
@@ -88,6 +92,20 @@ def check(
         _check(target, output, folder, as_json=as_json)
 
 
+def _training_cost(target: Target, report: CheckReport) -> TrainingCost | None:
+    """Return the cost of the training of a recipe, None where it trains nothing."""
+    recipe, tiles = target.recipe, {row.slide_id: row.tiles for row in report.rows if row.tiles and not row.problem}
+    if recipe is None or recipe.predict.checkpoint is not None:
+        return None
+    known = [record for record in target.records if record.slide_id in tiles]
+    train, val = ([tiles[r.slide_id] for r in known if r.split == split] for split in ("train", "val"))
+    if not train:
+        return None
+    from wsi_ips.training.cost import training_cost
+
+    return training_cost(recipe, train, val)
+
+
 def _check(target: str | None, output: Path | None, folder: Path | None, *, as_json: bool) -> None:
     from wsi_ips.pipeline.check_machine import check_machine
     from wsi_ips.pipeline.check_slides import check_cohort, find_target
@@ -97,12 +115,16 @@ def _check(target: str | None, output: Path | None, folder: Path | None, *, as_j
     recipe = found.recipe if found else None
     machine = check_machine(recipe.output if recipe else Path.cwd(), recipe) if recipe or not found else []
     report = check_cohort(found, Silent() if as_json else Bars()) if found else None
+    cost = _training_cost(found, report) if found and report else None
     if as_json:
         values = {"machine": [asdict(finding) for finding in machine], **(report.to_dict() if report else {})}
+        values |= {"training": asdict(cost)} if cost else {}
         out.print(json.dumps(values, indent=2, ensure_ascii=False), soft_wrap=True, markup=False)
     else:
         if report:
             print_report(report)
+        if cost:
+            print_cost(cost)
         print_findings(machine, only_problems=report is not None)
     if any(finding.verdict == "wrong" for finding in machine):
         raise typer.Exit(EXIT_CONFIGURATION)

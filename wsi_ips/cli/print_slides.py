@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wsi_ips.pipeline.slide_states import SlideState, State
     from wsi_ips.pipeline.split_cohort import SplitOutcome
     from wsi_ips.pipeline.verify import Verified
+    from wsi_ips.training.cost import TrainingCost
 
 BAR = 24
 VERDICTS: dict[Verdict, str] = {"ok": "green", "note": "yellow", "wrong": "red"}
@@ -78,6 +79,18 @@ def print_report(report: CheckReport) -> None:
     print_refused({row.slide_id: row.problem for row in report.rows if row.problem})
     bad = f", [red]{report.unusable} not[/]" if report.unusable else ""
     out.print(f"{len(report.rows)} slides: [green]{len(report.rows) - report.unusable} usable[/]{bad}")
+
+
+def print_cost(cost: TrainingCost) -> None:
+    """Print the start of a training and why, its steps and tiles, and the hours on this machine."""
+    start = cost.start
+    embedded = f" on {cost.embedded:,} embedded tiles" if cost.embedded else ""
+    before = f", {cost.start_steps} steps{embedded}" if cost.start_steps else ""
+    out.print(f"training starts on `{start.name}`{before} [dim]({escape(start.why)})[/]")
+    out.print(
+        f"with selection: {cost.steps} steps; {cost.scanned:,} tiles scored, {cost.learned:,} learned from in all; "
+        f"about {cost.hours:.2g} hours on {cost.device} ({cost.tiles_per_s:.0f} tiles/s)"
+    )
 
 
 def print_splits(outcome: SplitOutcome, path: Path) -> None:

@@ -22,7 +22,7 @@ TIMED_S, TIMED_PATCHES = 2.0, 32
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a training is going to do."""
+    """What a training will do."""
 
     start: StartChoice
     start_steps: int  # optimiser steps of the start
@@ -30,14 +30,20 @@ class TrainingCost:
     embedded: int  # tiles that the encoder embeds once for the start
     scanned: int  # tiles scored for selection and validation, over all epochs
     learned: int  # tiles that the encoder learns from, over all epochs
+    device: str
+    tiles_per_s: float  # that the encoder embeds there
 
-    def hours(self, tiles_per_s: float) -> float:
-        """Return the hours that the encoder takes, given its forward passes per second."""
-        return (self.embedded + self.scanned + GRADIENT_COST * self.learned) / tiles_per_s / 3600
+    @property
+    def hours(self) -> float:
+        """Hours that the encoder takes."""
+        return (self.embedded + self.scanned + GRADIENT_COST * self.learned) / self.tiles_per_s / 3600
 
 
 def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int]) -> TrainingCost:
-    """Return the cost of a recipe's training, given the number of tiles of each training and validation slide."""
+    """Return the cost of a recipe's training, given the number of tiles of each training and validation slide.
+
+    The speed of the encoder is measured for two seconds.
+    """
     section, memory_size = recipe.training, recipe.model.memory_size
     choice = choose_start(section.start, recipe.model)
     training = planned(section.model_copy(update={"start": choice.name}), len(train))
@@ -56,10 +62,10 @@ def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int]) -> T
     steps = selecting * math.ceil(len(train) / section.batch_slides)
     if not on_pixels:
         scanned = learned = 0
-    return TrainingCost(choice, start_steps, steps, embedded, scanned, learned)
+    return TrainingCost(choice, start_steps, steps, embedded, scanned, learned, *_encoder_speed(recipe))
 
 
-def encoder_speed(recipe: Recipe) -> tuple[str, float]:
+def _encoder_speed(recipe: Recipe) -> tuple[str, float]:
     """Return the device of a recipe and the tiles that its encoder embeds there in a second, measured for two."""
     plan, side = plan_encoder(recipe.model), recipe.tiles.patch_px
     device = choose_device(recipe.compute.device)
