@@ -70,12 +70,7 @@ class Cohort:
 
 
 def train_stage(
-    recipe: Recipe,
-    slides: RunSlides,
-    folder: RunFolder,
-    states: StateTable,
-    progress: Progress,
-    processes: Processes | None = None,
+    recipe: Recipe, slides: RunSlides, states: StateTable, progress: Progress, processes: Processes | None = None
 ) -> bool:
     """Train from where an earlier call stopped; return False where the checkpoint is up to date.
 
@@ -85,7 +80,7 @@ def train_stage(
     """
     if recipe.predict.checkpoint is not None:
         return False
-    processes = processes or Processes(choose_device(recipe.compute.device))
+    folder, processes = states.folder, processes or Processes(choose_device(recipe.compute.device))
     with processes.ahead() as is_first:
         if is_first:
             require_no_leak(slides, states, recipe.split.allow)
@@ -190,7 +185,7 @@ def _fit(recipe: Recipe, cohort: Cohort, folder: RunFolder, progress: Progress, 
         stop.on_signals(),
         progress.stage("training", training.epochs * len(train), "slides") as advance,
     ):
-        keeper = CheckpointKeeper(folder, recipe.training, card, tracking, progress.note, advance)
+        keeper = CheckpointKeeper(folder, recipe.training, card, tracking, advance)
         if is_first:
             keeper.begin()
         trainer = Trainer(net, settings, processes=processes, listener=keeper)
@@ -288,11 +283,9 @@ class CheckpointKeeper(Listener):
         training: TrainingSection,
         card: ModelCard,
         tracking: Tracking,
-        note: Callable[[str], None],
         advance: Callable[[int], None],
     ) -> None:
-        self.places, self.training, self.card, self.tracking = places, training, card, tracking
-        self._note, self._advance = note, advance
+        self.places, self.training, self.card, self.tracking, self._advance = places, training, card, tracking, advance
         self.history: list[EpochRecord] = []
         self.folder = places.training / BEST_NAME
 
@@ -303,7 +296,7 @@ class CheckpointKeeper(Listener):
 
     def note(self, text: str) -> None:
         """Show a message."""
-        self._note(text)
+        self.tracking.note(text)
 
     def on_slides(self, count: int) -> None:
         """Advance the progress bar."""

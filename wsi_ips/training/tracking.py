@@ -161,7 +161,7 @@ class Tracking:
     """All trackers of a training, in a ``with`` block. ``note`` is called with the first failure of each."""
 
     def __init__(self, trackers: Sequence[Tracker], note: Callable[[str], None]) -> None:
-        self._trackers, self._note = trackers, note
+        self._trackers, self.note = trackers, note
         self._failed: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -180,7 +180,7 @@ class Tracking:
             except Exception as error:  # noqa: BLE001 - no failure of a tracker may end a training of days
                 if tracker.name not in self._failed:
                     self._failed.add(tracker.name)
-                    self._note(
+                    self.note(
                         f"{tracker.name} cannot be written ({type(error).__name__}: {error}); training continues, "
                         "each epoch tries again without another message"
                     )
