@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from wsi_ips.evaluation.summary import Evaluation
     from wsi_ips.model.checkpoint_card import ModelCard
     from wsi_ips.model.net import IpsNet
-    from wsi_ips.pipeline.run import Progress
+    from wsi_ips.pipeline.progress import Progress
     from wsi_ips.pipeline.stages import Outcome
 
 __all__ = [
@@ -309,9 +309,9 @@ def train(
     recipe: Recipe | Path | str, settings: Mapping[str, Any] | None = None, *, progress: Progress | None = None
 ) -> Model:
     """Train the model of a recipe, after tiling slides that are not tiled yet, and load it; see :func:`run`."""
-    from wsi_ips.pipeline.stages import run_until
+    from wsi_ips.pipeline.stages import run_stage
 
-    done = run_until(_loaded(recipe, settings), "train", progress)
+    done = run_stage(_loaded(recipe, settings), "train", progress)
     return load_model(done.folder.model, device=done.recipe.compute.device)
 
 
@@ -342,7 +342,7 @@ def evaluate(
     from wsi_ips.pipeline.run import Run
 
     with Run.open(_loaded(recipe, settings)) as opened:
-        return evaluate_run(opened, split=split, by=by)
+        return evaluate_run(opened.predictions, split=split, by=by)
 
 
 def _loaded(recipe: Recipe | Path | str, settings: Mapping[str, Any] | None) -> Recipe:

@@ -25,7 +25,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with encoder weights whose training is done, with default `training.start`; `said` is what it printed."""
+    """A recipe with encoder weights whose training is done, with default `training.start`; `said`: its output."""
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(3)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="batch", has_weights=True))

@@ -75,7 +75,7 @@ def tile(
     continues. Tiles from another tool are checked against slide and recipe: patch size, level, scale, size of the
     slide. The tool is recognised from its files. Features of its encoder, from CLAM or TRIDENT, can be trained on.
     """
-    from wsi_ips.pipeline import run_until
+    from wsi_ips.pipeline import run_stage
 
     options: dict[str, object] = {"compute.scheduler": scheduler, "compute.workers": workers}
     if features_from is not None:
@@ -85,12 +85,13 @@ def tile(
     if source is not None:
         options["tiles.imported"] = str(source.resolve())
     loaded = read_recipe(recipe, settings, options)
-    run = run_until(loaded, "features" if source and loaded.features.imported else "tile", Bars())
+    run = run_stage(loaded, "features" if source and loaded.features.imported else "tile", Bars())
     if source is not None:
-        from wsi_ips.pipeline.run import coordinate_files
+        from wsi_ips.pipeline.read_cohort import coordinate_files
 
-        methods = {record.slide_id: run.header(record).tissue_method for record in run.with_tiles()}
-        for path in coordinate_files(source, run.records).unknown:
+        slides, states = run.slides, run.states
+        methods = {r.slide_id: slides.header(r).tissue_method for r in states.with_tiles(slides.records)}
+        for path in coordinate_files(source, slides.records).unknown:
             say("yellow", str(path), "belongs to no slide of the manifest")
         print_imported(run.states, methods, source, features_from)
     else:
@@ -126,20 +127,21 @@ def status(
         if explain is not None:
             from wsi_ips.pipeline.explain import explain as explanation
 
-            print_explanation(explanation(run, explain))
+            print_explanation(explanation(run.slides, run.states, explain))
         if sheet:
             from wsi_ips.pipeline.tissue_sheet import sheet_stage
 
-            put(f"contact sheet: {sheet_stage(run)}")
+            put(f"contact sheet: {sheet_stage(run.recipe.name, run.slides.records, run.states)}")
         if report:
-            from wsi_ips.pipeline.report_stage import report_stage
+            from wsi_ips.pipeline.stages import report as write_report
 
-            report_stage(run)
+            write_report(run)
             put(f"report: {run.folder.report}")
         if verify:
             from wsi_ips.pipeline.verify import verify_predictions, verify_tiles
 
-            exit_partial_if(print_mismatches(verify_tiles(run), verify_predictions(run)))
+            tiles = verify_tiles(run.slides, run.states, run.recipe.compute, run.progress)
+            exit_partial_if(print_mismatches(tiles, verify_predictions(run.predictions)))
         elif explain is None and not sheet and not report:
             print_status(run.states)
 

@@ -72,13 +72,13 @@ def run_stages(
         raise RecipeError(f"{slides[0]}: slides can only be named with --retry or --until {', '.join(OF_SLIDES)}")
     if not Launch.of().is_first:
         if not retry and until not in ("tile", "features"):
-            from wsi_ips.pipeline.train_stage import train_along
+            from wsi_ips.pipeline.stages import train_along
 
             train_along(loaded)  # joins a training led by the first process
     elif retry:
         _retry(loaded, slides or [], reason or "")
     elif until:
-        _run_until(loaded, BEFORE[until], slides or [])
+        _run_stages(loaded, BEFORE[until], slides or [])
     else:
         from wsi_ips.pipeline import run_pipeline
 
@@ -96,9 +96,9 @@ def train(recipe: RecipeFile, settings: Overrides = None) -> None:
     """Train on the slides of split `train`, end to end on pixels; slides that are not tiled yet are tiled first."""
     loaded = read_recipe(recipe, settings)
     if Launch.of().is_first:
-        _run_until(loaded, ("train",), [])
+        _run_stages(loaded, ("train",), [])
     else:
-        from wsi_ips.pipeline.train_stage import train_along
+        from wsi_ips.pipeline.stages import train_along
 
         train_along(loaded)
 
@@ -168,17 +168,17 @@ def predict(
     exit_partial_if(found.failed)
 
 
-def _run_until(recipe: Recipe, stages: Sequence[str], slides: Sequence[str]) -> None:
-    from wsi_ips.pipeline import run_until
+def _run_stages(recipe: Recipe, stages: Sequence[str], slides: Sequence[str]) -> None:
+    from wsi_ips.pipeline import run_stage
 
     for stage in stages:
-        run = run_until(recipe, stage, Bars(), slides=slides if stage in OF_SLIDES else [])
+        run = run_stage(recipe, stage, Bars(), slides=slides if stage in OF_SLIDES else [])
     _end(run)
 
 
 def _retry(recipe: Recipe, slides: Sequence[str], reason: str) -> None:
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.tile_stage import retry
+    from wsi_ips.pipeline.stages import retry
 
     with Run.open(recipe, Bars()) as run:
         done = retry(run, reason, slides)

@@ -54,10 +54,10 @@ def heatmap(
     Pictures, QuPath GeoJSON, ASAP XML, OME-TIFF, lesion table, gallery. The default slides are those of heatmap.splits.
     Give the checkpoint that `predict` used.
     """
-    from wsi_ips.pipeline import run_until
+    from wsi_ips.pipeline import run_stage
 
     loaded = read_recipe(recipe, settings, {"predict.checkpoint": checkpoint_of(checkpoint)})
-    run = run_until(loaded, "heatmap", Bars(), slides=slides or [])
+    run = run_stage(loaded, "heatmap", Bars(), slides=slides or [])
     print_status(run.states, only_problems=True)
     exit_partial_if(run.states.count("failed"))
 
@@ -86,7 +86,7 @@ def evaluate(
 
     with Run.open(read_recipe(recipe, settings)) as run:
         found = evaluate_run(
-            run, by=by or (), split=split, threshold=threshold, nodes=nodes, legacy_spacing=legacy_spacing
+            run.predictions, by=by or (), split=split, threshold=threshold, nodes=nodes, legacy_spacing=legacy_spacing
         )
     print_evaluation(found)
     target = output or run.folder.evaluation
@@ -153,10 +153,11 @@ def export_tiles_of_run(
     reason (exit code 3).
     """
     from wsi_ips.pipeline import Run
-    from wsi_ips.pipeline.export_run import export_tiles
+    from wsi_ips.pipeline.export_run import TileFiles, export_tiles
 
     with Run.open(read_recipe(recipe, settings), Bars()) as run:
-        found = export_tiles(run, kind, output, slides or [], features=features)
+        files = TileFiles(kind, output, run.features if features else None)
+        found = export_tiles(run.slides, run.states, files, slides or (), run.progress)
     print_exported(found, output)
     exit_partial_if(found.refused)
 
@@ -171,7 +172,7 @@ def export_qupath_project(target: RunOrRecipe, output: Output, slides: Slides = 
     from wsi_ips.pipeline.export_run import export_qupath
 
     with _opened(target) as run:
-        found = export_qupath(run, output, slides or ())
+        found = export_qupath(run.maps, output, slides or ())
     put(f"open in QuPath: {output / 'project.qpproj'}; then run its script load_wsi_ips")
     print_exported(found, output)
     exit_partial_if(found.refused)
@@ -187,7 +188,7 @@ def export_dicom_maps(target: RunOrRecipe, output: Output, slides: Slides = None
     from wsi_ips.pipeline.export_run import export_dicom
 
     with _opened(target) as run:
-        found = export_dicom(run, output, slides or ())
+        found = export_dicom(run.maps, output, slides or ())
     print_exported(found, output)
     exit_partial_if(found.refused)
 

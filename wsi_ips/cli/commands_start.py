@@ -109,7 +109,7 @@ def _training_cost(target: Target, report: CheckReport) -> TrainingCost | None:
 def _check(target: str | None, output: Path | None, folder: Path | None, *, as_json: bool) -> None:
     from wsi_ips.pipeline.check_machine import check_machine
     from wsi_ips.pipeline.check_slides import check_cohort, find_target
-    from wsi_ips.pipeline.run import Silent
+    from wsi_ips.pipeline.progress import Silent
 
     found = find_target(target, write_to=output, folder=folder) if target else None
     recipe = found.recipe if found else None

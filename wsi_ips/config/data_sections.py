@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -59,14 +59,6 @@ class TilesSection(Section):
     def stride(self) -> int:
         """Step between tiles in patch pixels."""
         return self.patch_px if self.stride_px is None else self.stride_px
-
-
-class TilingSections(NamedTuple):
-    """Sections that decide which tiles a slide has, and which pixels they show."""
-
-    slides: SlidesSection
-    tissue: TissueSection
-    tiles: TilesSection
 
 
 class TaskSettings(Section):

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Self, get_origin
+from typing import Any, NamedTuple, Self, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from wsi_ips.config.data_sections import (
-    LabelsSection,
-    SlidesSection,
-    SplitSection,
-    TilesSection,
-    TilingSections,
-    TissueSection,
-)
+from wsi_ips.config.data_sections import LabelsSection, SlidesSection, SplitSection, TilesSection, TissueSection
 from wsi_ips.config.key_types import FOLDER, RecipePath, Section, Seed
 from wsi_ips.config.learning_sections import FeaturesSection, ModelSection, TrainingSection
 from wsi_ips.config.output_sections import (
@@ -30,6 +23,14 @@ from wsi_ips.errors import RecipeError
 from wsi_ips.registry import registry
 
 RECIPE_NAME = "recipe.yaml"  # in a run folder that `wsi-ips predict` made
+
+
+class TilingSections(NamedTuple):
+    """Sections that decide which tiles a slide has, and which pixels they show."""
+
+    slides: SlidesSection
+    tissue: TissueSection
+    tiles: TilesSection
 
 
 class Recipe(Section):

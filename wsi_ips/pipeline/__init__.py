@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsi_ips.pipeline.run import Run
-    from wsi_ips.pipeline.stages import Outcome, run_pipeline, run_until
+    from wsi_ips.pipeline.stages import Outcome, run_pipeline, run_stage
 
-__all__ = ["Outcome", "Run", "run_pipeline", "run_until"]
+__all__ = ["Outcome", "Run", "run_pipeline", "run_stage"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,8 @@ from wsi_ips.manifest.discovery import discover
 from wsi_ips.manifest.folder_files import DICOM_SERIES, Unlisted, slide_suffixes, unlisted_files
 from wsi_ips.manifest.manifest_csv import read_manifest
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.run import Progress, Silent, read_cohort
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.read_cohort import read_cohort
 from wsi_ips.slides import (
     PATIENT,
     Remote,

@@ -17,11 +17,11 @@ from wsi_ips.evaluation.slide_evaluation import Scored, evaluate_slides
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.manifest.splits import read_splits, write_splits
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.run import Progress, Run, Silent
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.split_cohort import SplitPlan, split_cohort
-from wsi_ips.pipeline.stages import run_until
-from wsi_ips.pipeline.tile_stage import tile_stage
+from wsi_ips.pipeline.stages import run_stage, tile
 from wsi_ips.provenance import atomic_path, atomic_write_json
 
 FOLDS_NAME, FIGURES_NAME = "folds.json", "cross_validation.json"
@@ -101,7 +101,7 @@ def cross_validate(
     assert recipe.split.file is not None
     count = len(read_splits(recipe.split.file).folds)
     with Run.open(recipe, watcher) as run:
-        tile_stage(run)
+        tile(run)
     found = [_run_fold(recipe, k, watcher) for k in range(count)]
     tables = []
     for fold in range(count):
@@ -165,12 +165,12 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
     own = fold_recipe(recipe, fold)
     progress.note(f"fold {fold}: {own.output}")
     for stage in ("train", "predict"):
-        run_until(own, stage, progress)
+        run_stage(own, stage, progress)
     evaluation = None
     with Run.open(own, progress) as run:
-        tested = sum(r.split == "test" and run.target(r) is not None for r in run.records)
+        tested = sum(r.split == "test" and run.slides.target(r) is not None for r in run.slides.records)
         try:
-            evaluation = evaluate_run(run)
+            evaluation = evaluate_run(run.predictions)
         except EvaluationError as error:
             progress.note(f"fold {fold}: {error}")
         return FoldFigures(fold, tested, evaluation, run.states.count("failed"))

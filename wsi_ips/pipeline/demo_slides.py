@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from wsi_ips.errors import RecipeError
-from wsi_ips.pipeline.run import Progress, Silent
+from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.provenance import atomic_write_json, fingerprint
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 from wsi_ips.slides.synthetic_slide import SCHEMA_VERSION

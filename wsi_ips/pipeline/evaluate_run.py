@@ -29,10 +29,10 @@ from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, largest_part
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference.slide_scores import HIGHEST_TILES, SlideScores, read_scores
+from wsi_ips.labels import Target, Task
 from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_predictions import calibrate, predicted
+from wsi_ips.pipeline.slide_predictions import RunPredictions, calibrate
 from wsi_ips.pipeline.tissue_sheet import sheet_entries
 from wsi_ips.results.contact_sheet import recall_figures
 from wsi_ips.results.score_raster import Raster, tile_raster
@@ -42,7 +42,7 @@ CLEARLY_BETTER = 0.05  # smallest lead in AUC of the highest tiles over the mode
 
 
 def evaluate_run(
-    run: Run,
+    predictions: RunPredictions,
     *,
     by: Sequence[str] = (),
     split: str = "test",
@@ -72,10 +72,10 @@ def evaluate_run(
     ManifestError
         A column of ``by`` or ``nodes`` is missing.
     """
-    slides = _predicted_slides(run, split, threshold)
-    sheet = sheet_entries(run)
+    slides = _predicted_slides(predictions, split, threshold)
+    sheet = sheet_entries(predictions.slides.records, predictions.states)
     sizes = {e.slide_id: max((le["size_class"] for le in e.lesions), key=SIZES.index) for e in sheet if e.lesions}
-    notes = _not_predicted(run, slides.records, split)
+    notes = _not_predicted(predictions, slides.records, split)
     figures = _slide_figures(slides, by, sizes, notes)
     localisation = _localisation(slides, sizes, Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else None, notes)
     patients = _patients_by_map(slides, nodes, notes) if nodes else _patients(slides)
@@ -89,7 +89,7 @@ def evaluate_run(
 class _Slides:
     """Predicted slides of a split."""
 
-    run: Run
+    predictions: RunPredictions  # also of other splits
     records: Sequence[SlideRecord]
     scores: Mapping[str, SlideScores]  # calibrated, by slide_id
     frozen: TaskCalibration  # calibration of the label
@@ -103,32 +103,41 @@ class _Slides:
     @property
     def tile_threshold(self) -> float:
         """The same for the uncalibrated probability of a tile."""
-        return tile_threshold(self.run.recipe.labels.tasks[0], self.frozen.temperature, self.threshold)
+        return tile_threshold(self.task, self.frozen.temperature, self.threshold)
+
+    @property
+    def task(self) -> Task:
+        """The label, which is the first task."""
+        return self.predictions.labels.tasks[0]
+
+    def target(self, record: SlideRecord) -> Target:
+        """Return the known label of a slide."""
+        return self.predictions.slides.target(record)
 
     def scored(self, *, raw: bool = False) -> Scored:
         """Return truth and probability of the positive class, calibrated or ``raw``."""
-        label = self.run.recipe.labels.tasks[0]
         verdicts = [self.scores[r.slide_id].verdicts[0] for r in self.records]
         return Scored(
-            np.array([label.is_positive(self.run.target(r)) for r in self.records], np.int64),
+            np.array([self.task.is_positive(self.target(r)) for r in self.records], np.int64),
             np.array([(v.raw if raw else v.probability)[-1] for v in verdicts], np.float64),
             [r.patient_id or "" for r in self.records],
         )
 
 
-def _predicted_slides(run: Run, split: str, threshold: float | None) -> _Slides:
-    chosen = [r for r in predicted(run) if r.split == split]
+def _predicted_slides(predictions: RunPredictions, split: str, threshold: float | None) -> _Slides:
+    chosen = [r for r in predictions.predicted() if r.split == split]
     if not chosen:
         raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
-    calibration = calibrate(run)
-    scores = {r.slide_id: replace(read_scores(run.folder.scores, r.slide_id), calibration=calibration) for r in chosen}
-    return _Slides(run, chosen, scores, calibration.tasks[0], threshold)
+    calibration, stored = calibrate(predictions), predictions.folder.scores
+    scores = {r.slide_id: replace(read_scores(stored, r.slide_id), calibration=calibration) for r in chosen}
+    return _Slides(predictions, chosen, scores, calibration.tasks[0], threshold)
 
 
-def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[str]:
+def _not_predicted(predictions: RunPredictions, chosen: Sequence[SlideRecord], split: str) -> list[str]:
     """Return a note on the slides of the split without a prediction."""
     done = {r.slide_id for r in chosen}
-    states = [run.states[r.slide_id].state for r in run.records if r.split == split and r.slide_id not in done]
+    others = [r for r in predictions.slides.records if r.split == split and r.slide_id not in done]
+    states = [predictions.states[r.slide_id].state for r in others]
     if not states:
         return []
     names = {"ok": "not predicted yet", "pending": "not processed", "empty": "without tissue or tiles"}
@@ -139,11 +148,11 @@ def _not_predicted(run: Run, chosen: Sequence[SlideRecord], split: str) -> list[
 def _slide_figures(
     slides: _Slides, by: Sequence[str], sizes: Mapping[str, str], notes: list[str]
 ) -> SlideEvaluation | None:
-    known = replace(slides, records=[r for r in slides.records if slides.run.target(r) is not None])
+    known = replace(slides, records=[r for r in slides.records if slides.target(r) is not None])
     unknown = len(slides.records) - len(known.records)
     if unknown:
         notes.append(f"{unknown} slides have no label and are not in the slide metrics")
-    cells = manifest_cells(slides.run, by)
+    cells = manifest_cells(slides.predictions, by)
     names = [r.slide_id for r in known.records]
     by_size = {LARGEST_LESION: [sizes.get(name, "not annotated") for name in names]} if sizes.keys() & {*names} else {}
     groups = Groups(group_columns([cells[name] for name in names], by), by_size)
@@ -175,9 +184,10 @@ def _second_opinion(slides: _Slides, auc: float) -> list[str]:
     ]
 
 
-def manifest_cells(run: Run, columns: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+def manifest_cells(predictions: RunPredictions, columns: Sequence[str] = ()) -> dict[str, dict[str, str]]:
     """Return all cells of the manifest by slide and column; ``columns`` must exist."""
-    rows = read_rows(run.recipe.manifest, label_column=run.recipe.labels.column, further_columns=columns)
+    manifest, label = predictions.slides.manifest, predictions.labels.column
+    rows = read_rows(manifest, label_column=label, further_columns=columns)
     return {row.cells["slide_id"]: row.cells for row in rows}
 
 
@@ -185,14 +195,14 @@ def _localisation(
     slides: _Slides, sizes: Mapping[str, str], mpp: Scale | None, notes: list[str]
 ) -> Localisation | None:
     """Measure the slides whose tumour is known: annotated ones, and those without tumour."""
-    run, found, left_out = slides.run, [], []
+    found, left_out = [], []
     for record in slides.records:
-        is_negative = run.recipe.labels.tasks[0].is_negative(run.target(record))
+        is_negative = slides.task.is_negative(slides.target(record))
         if record.annotation is None and not is_negative:
             left_out.append(record.slide_id)
             continue
         try:
-            index = run.index(record)
+            index = slides.predictions.slides.index(record)
             lesions = read_lesions(record, index.size_px0, index.bounds, mpp or index.mpp)
         except (AnnotationError, OSError) as error:
             notes.append(f"slide {record.slide_id} is not in the lesion and tile metrics: {error}")
@@ -244,15 +254,15 @@ def read_lesions(record: SlideRecord, size: Size, bounds: Box, mpp: Scale) -> Le
 
 def _tasks(slides: _Slides, notes: list[str]) -> tuple[TaskEvaluation, ...]:
     """Measure further tasks, and a label with more than two classes."""
-    found = []
-    for number, task in enumerate(slides.run.recipe.labels.tasks):
+    found, targets = [], slides.predictions.slides.targets
+    for number, task in enumerate(slides.predictions.labels.tasks):
         if number == 0 and task.width == 2 and task.kind == "single":
             continue
-        known = [r for r in slides.records if slides.run.targets[r.slide_id][number] is not None]
+        known = [r for r in slides.records if targets[r.slide_id][number] is not None]
         if not known:
             notes.append(f"no metrics of task `{task.name}`: no slide here has a known answer")
             continue
-        truth = np.array([slides.run.targets[r.slide_id][number] for r in known])
+        truth = np.array([targets[r.slide_id][number] for r in known])
         verdicts = [slides.scores[r.slide_id].verdicts[number] for r in known]
         probability = np.array([verdict.probability for verdict in verdicts])
         answers = np.array([task.parse(verdict.answer) for verdict in verdicts])
@@ -263,13 +273,13 @@ def _tasks(slides: _Slides, notes: list[str]) -> tuple[TaskEvaluation, ...]:
 
 def _patients(slides: _Slides) -> Patients | None:
     """Stage patients where the classes are those of lymph nodes and slides have patients."""
-    task = slides.run.recipe.labels.tasks[0]
+    task = slides.task
     if not set(task.classes) <= set(NODE_LABELS) or task.kind == "multi":
         return None
     nodes = [
         Node(r.patient_id, text, slides.scores[r.slide_id].label)
         for r in slides.records
-        if r.patient_id and (text := task.format(slides.run.target(r)))
+        if r.patient_id and (text := task.format(slides.target(r)))
     ]
     return stage_patients(nodes, []) if nodes else None
 
@@ -279,17 +289,18 @@ def _patients_by_map(slides: _Slides, column: str, notes: list[str]) -> Patients
 
     A slide below the threshold is negative, even if some of its tiles are not.
     """
-    cells, nodes = manifest_cells(slides.run, [column]), []
+    run_slides = slides.predictions.slides
+    cells, nodes = manifest_cells(slides.predictions, [column]), []
     for record in slides.records:
         text = cells[record.slide_id].get(column, "")
         if not text or not record.patient_id:
             continue
         if text not in NODE_LABELS:
             raise EvaluationError(
-                f"manifest {slides.run.recipe.manifest}, slide {record.slide_id}, column `{column}`: `{text}` is none "
-                f"of {', '.join(NODE_LABELS)}"
+                f"manifest {run_slides.manifest}, slide {record.slide_id}, column `{column}`: `{text}` is none of "
+                f"{', '.join(NODE_LABELS)}"
             )
-        entry, index, longest = slides.scores[record.slide_id], slides.run.index(record), 0.0
+        entry, index, longest = slides.scores[record.slide_id], run_slides.index(record), 0.0
         if entry.probability[-1] >= slides.threshold:
             cell_um = Scale(index.stride_px0.x * index.mpp.x, index.stride_px0.y * index.mpp.y)
             called = score_raster(entry, index).values >= slides.tile_threshold

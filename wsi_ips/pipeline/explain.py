@@ -7,8 +7,9 @@ from pathlib import Path
 
 from wsi_ips.errors import SlideError, TileIndexError
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_states import SlideState
+from wsi_ips.pipeline.run_folder import RunFolder
+from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_states import SlideState, StateTable
 from wsi_ips.pipeline.survey import survey
 from wsi_ips.slides.source import is_url
 
@@ -17,15 +18,15 @@ PATIENCE_S = 10.0
 Lines = list[tuple[str, str]]
 
 
-def explain(run: Run, slide_id: str) -> Lines:
+def explain(slides: RunSlides, states: StateTable, slide_id: str) -> Lines:
     """Return what is known about a slide, and what to do next, as names and values; changes nothing.
 
     A file that does not answer within ten seconds is reported as such.
     """
-    (record,) = run.named([slide_id])
-    state = run.states[slide_id]
-    lines = [*_state_lines(state), *_manifest_lines(record), *_index_lines(run, record)]
-    lines += [("what to do", _advice(run, state)), ("traceback", _traceback(run, state))]
+    (record,) = slides.named([slide_id])
+    state, folder = states[slide_id], states.folder
+    lines = [*_state_lines(state), *_manifest_lines(record), *_index_lines(slides, record)]
+    lines += [("what to do", _advice(folder, state)), ("traceback", _traceback(folder, state))]
     return [(name, value) for name, value in lines if value]
 
 
@@ -66,15 +67,15 @@ def _file_facts(record: SlideRecord) -> str:
     return survey([Path(record.path)], look, otherwise="does not answer: check the mount", patience_s=PATIENCE_S)[0]
 
 
-def _index_lines(run: Run, record: SlideRecord) -> Lines:
+def _index_lines(slides: RunSlides, record: SlideRecord) -> Lines:
     try:
-        index = run.index(record)
+        index = slides.index(record)
     except TileIndexError as error:
         return [("index", str(error))]
 
     def compare(record: SlideRecord) -> str:
         try:
-            is_current = run.tiles_fingerprint(record) == index.fingerprint
+            is_current = slides.tiles_fingerprint(record) == index.fingerprint
         except (OSError, SlideError) as error:
             return f"cannot be compared ({error})"
         return "up to date" if is_current else "slide, annotation or recipe changed since; it will be tiled again"
@@ -96,17 +97,17 @@ def _index_lines(run: Run, record: SlideRecord) -> Lines:
     ]
 
 
-def _advice(run: Run, state: SlideState) -> str:
+def _advice(folder: RunFolder, state: SlideState) -> str:
     advice = {
         "pending": "run `wsi-ips tile`",
         "failed": "do what the reason says, then `wsi-ips run --retry`",
-        "empty": f"look at {run.folder.tissue_picture(state.slide_id)}; the slide is left out of training",
+        "empty": f"look at {folder.tissue_picture(state.slide_id)}; the slide is left out of training",
     }
     return advice.get(state.state, "nothing")
 
 
-def _traceback(run: Run, state: SlideState) -> str:
-    path = run.folder.root / state.traceback
+def _traceback(folder: RunFolder, state: SlideState) -> str:
+    path = folder.root / state.traceback
     if not state.traceback or not path.is_file():
         return ""
     return f"{path}, last lines:\n" + "\n".join(path.read_text("utf-8").rstrip().splitlines()[-TRACEBACK_LINES:])

@@ -28,9 +28,12 @@ from wsi_ips.errors import (
 from wsi_ips.geometry import Size
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
-from wsi_ips.pipeline.heatmap_stage import MapSource, handoff_fingerprint, score_maps, tissue_region
-from wsi_ips.pipeline.run import Run, slide_stem
-from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
+from wsi_ips.pipeline.heatmap_stage import MapSource, RunMaps, handoff_fingerprint, score_maps, tissue_region
+from wsi_ips.pipeline.progress import Progress
+from wsi_ips.pipeline.read_cohort import slide_stem
+from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_predictions import RunPredictions
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import atomic_folder, atomic_write_text
 from wsi_ips.results.handoff_package import Material, PackageContent
 from wsi_ips.results.overlay import probability_text
@@ -48,6 +51,7 @@ from wsi_ips.tiles.interop.tile_formats import TILE_FORMATS, write_foreign
 if TYPE_CHECKING:
     from highdicom.pm import ParametricMap
 
+    from wsi_ips.pipeline.feature_source import FeaturePlan
     from wsi_ips.slides.dicom_source import DicomSource
 
 THUMBNAIL_PX = 512
@@ -63,33 +67,45 @@ class Exported:
     tables: Sequence[Path] = ()
 
 
-def export_tiles(run: Run, kind: str, to: Path, names: Sequence[str] = (), *, features: bool = False) -> Exported:
-    """Write the tiles of the named slides (none = all that are tiled) for another tool, on request with features."""
+@dataclass(frozen=True)
+class TileFiles:
+    """Tile files of another tool to write."""
+
+    kind: str  # a tile format
+    folder: Path
+    features: FeaturePlan | None = None  # features to write too
+
+
+def export_tiles(
+    slides: RunSlides, states: StateTable, files: TileFiles, names: Sequence[str], progress: Progress
+) -> Exported:
+    """Write the tiles of the named slides (none = all that are tiled) for another tool."""
+    kind, to = files.kind, files.folder
     writable = [entry.name for entry in TILE_FORMATS.values() if entry.writes]
     if kind not in writable:
         raise RecipeError(f"--format {kind}: write one of {', '.join(writable)}")
-    _require_known(run, names)
-    chosen = [r for r in run.records if (r.slide_id in names if names else run.states[r.slide_id].state != "pending")]
+    _require_known(slides, names)
+    chosen = [r for r in slides.records if (r.slide_id in names if names else states[r.slide_id].state != "pending")]
     if not chosen:
-        raise TileIndexError(f"run {run.folder.root}: no slide is tiled yet; run `wsi-ips tile` first")
+        raise TileIndexError(f"run {states.folder.root}: no slide is tiled yet; run `wsi-ips tile` first")
     _require_different_files(chosen)
-    write_features = _feature_writer(run, to, kind) if features else None
+    write_features = _feature_writer(files.features, slides, to, kind) if files.features else None
     found = Exported()
 
     def write(record: SlideRecord) -> None:
-        index = run.index(record)
+        index = slides.index(record)
         path = write_foreign(to, index, kind=kind, name=slide_stem(record))
         if write_features:
             path = write_features(record, index)
         found.written[record.slide_id] = [path] if path else []
 
-    _each_slide(run, chosen, found.refused, f"export as {kind}", write)
+    _each_slide(chosen, write, found.refused, progress, f"export as {kind}")
     if kind == "clam":
         found.tables = _clam_tables(to, [r for r in chosen if r.slide_id in found.written and r.label is not None])
     return found
 
 
-def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
+def export_dicom(maps: RunMaps, to: Path, names: Sequence[str] = ()) -> Exported:
     """Write ``<to>/<slide_id>/<map>_0.dcm`` and the coarser levels of every map of the recipe.
 
     Only the named slides; none = all that are predicted. The folder of a slide is replaced.
@@ -97,16 +113,17 @@ def export_dicom(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
     missing = [name for name in ("highdicom", "pydicom") if importlib.util.find_spec(name) is None]
     if missing:
         raise RecipeError(f"DICOM maps need {' and '.join(missing)}: pip install 'wsi-ips[dicom]'")
-    found, model_id = Exported(), read_card(checkpoint_folder(run)).model_id
+    found, model_id = Exported(), read_card(maps.predictions.checkpoint).model_id
 
     def write(record: SlideRecord) -> None:
-        found.written[record.slide_id], found.notes[record.slide_id] = _write_dicom(run, record, to, model_id)
+        found.written[record.slide_id], found.notes[record.slide_id] = _write_dicom(maps, record, to, model_id)
 
-    _each_slide(run, _predicted(run, names, found.refused), found.refused, "export as DICOM", write)
+    chosen = _predicted(maps.predictions, names, found.refused)
+    _each_slide(chosen, write, found.refused, maps.predictions.progress, "export as DICOM")
     return found
 
 
-def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
+def export_qupath(maps: RunMaps, to: Path, names: Sequence[str] = ()) -> Exported:
     """Write a QuPath project into a new folder: an image per slide, with lesions and tiles to load.
 
     Only the named slides; none = all that are predicted. What people drew in a project is never replaced.
@@ -117,13 +134,13 @@ def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
             f"folder, or load the objects of a new export into the old project with scripts/ of the new one"
         )
     found, images, home = Exported(), list[QuPathImage](), to.absolute()
-    chosen = _predicted(run, names, found.refused)
+    chosen = _predicted(maps.predictions, names, found.refused)
     with tempfile.TemporaryDirectory() as aside:
 
         def write(record: SlideRecord) -> None:
-            images.append(_qupath_image(run, record, Path(aside)))
+            images.append(_qupath_image(maps, record, Path(aside)))
 
-        _each_slide(run, chosen, found.refused, "QuPath project", write)
+        _each_slide(chosen, write, found.refused, maps.predictions.progress, "QuPath project")
         if not images:
             raise ScoresError(f"no slide could be written: {'; '.join(found.refused.values())}")
         with atomic_folder(home) as folder:
@@ -132,27 +149,32 @@ def export_qupath(run: Run, to: Path, names: Sequence[str] = ()) -> Exported:
     return found
 
 
-def _require_known(run: Run, names: Sequence[str]) -> None:
-    known = {record.slide_id for record in run.records}
+def _require_known(slides: RunSlides, names: Sequence[str]) -> None:
+    known = {record.slide_id for record in slides.records}
     if strange := [name for name in names if name not in known]:
-        raise ManifestError(f"manifest {run.recipe.manifest}: no slide `{strange[0]}`")
+        raise ManifestError(f"manifest {slides.manifest}: no slide `{strange[0]}`")
 
 
-def _predicted(run: Run, names: Sequence[str], refused: dict[str, str]) -> list[SlideRecord]:
+def _predicted(predictions: RunPredictions, names: Sequence[str], refused: dict[str, str]) -> list[SlideRecord]:
     """Return the named slides (none = all) that are predicted; the others go to ``refused``."""
-    _require_known(run, names)
-    chosen = [record for record in predicted(run) if not names or record.slide_id in names]
+    _require_known(predictions.slides, names)
+    chosen = [record for record in predictions.predicted() if not names or record.slide_id in names]
     if not chosen:
-        raise ScoresError(f"run {run.folder.root}: none of the slides is predicted; run `wsi-ips predict` first")
+        root = predictions.folder.root
+        raise ScoresError(f"run {root}: none of the slides is predicted; run `wsi-ips predict` first")
     ready = {record.slide_id for record in chosen}
     refused |= {n: f"slide {n}: not predicted; run `wsi-ips predict` first" for n in names if n not in ready}
     return chosen
 
 
 def _each_slide(
-    run: Run, chosen: Sequence[SlideRecord], refused: dict[str, str], title: str, write: Callable[[SlideRecord], None]
+    chosen: Sequence[SlideRecord],
+    write: Callable[[SlideRecord], None],
+    refused: dict[str, str],
+    progress: Progress,
+    title: str,
 ) -> None:
-    with run.progress.stage(title, len(chosen), "slides") as advance:
+    with progress.stage(title, len(chosen), "slides") as advance:
         for record in chosen:
             try:
                 write(record)
@@ -172,11 +194,13 @@ def _require_different_files(chosen: Sequence[SlideRecord]) -> None:
             )
 
 
-def _feature_writer(run: Run, to: Path, kind: str) -> Callable[[SlideRecord, TileIndex], Path | None]:
+def _feature_writer(
+    plan: FeaturePlan, slides: RunSlides, to: Path, kind: str
+) -> Callable[[SlideRecord, TileIndex], Path | None]:
     from wsi_ips.pipeline.feature_source import feature_source  # these need torch
     from wsi_ips.pipeline.features_stage import write_features_of
 
-    source = feature_source(run)
+    source = feature_source(plan, slides)
     return lambda record, index: write_features_of(to, record, index, source, kind)
 
 
@@ -192,18 +216,19 @@ def _clam_tables(to: Path, labelled: Sequence[SlideRecord]) -> list[Path]:
     return [to / name for name in tables] if labelled else []
 
 
-def _write_dicom(run: Run, record: SlideRecord, to: Path, model_id: str) -> tuple[list[Path], Sequence[str]]:
+def _write_dicom(maps: RunMaps, record: SlideRecord, to: Path, model_id: str) -> tuple[list[Path], Sequence[str]]:
     if is_url(record.path):
         raise UnsupportedSlideError(f"slide {record.slide_id}: behind a URL; copy its DICOM files to a disk")
-    source, index = read_dicom_source(Path(record.path)), run.index(record)
+    predictions = maps.predictions
+    source, index = read_dicom_source(Path(record.path)), predictions.slides.index(record)
     if source.size_px0 != index.size_px0:
         raise UnsupportedSlideError(
             f"slide {record.slide_id}: its finest instance has {source.size_px0.width} x {source.size_px0.height} px, "
             f"but {index.size_px0.width} x {index.size_px0.height} were tiled; tile the slide again"
         )
-    scores = slide_scores(run, record)
+    scores = predictions.scores(record, predictions.calibration())
     map_source = MapSource(record, scores, model_id, scores.fingerprint)
-    found = _dicom_maps(score_maps(run.recipe, index, map_source), source)
+    found = _dicom_maps(score_maps(maps, index, map_source), source)
     with atomic_folder(to / record.slide_id) as folder:
         for name, level in found.items():
             level.save_as(folder / name)
@@ -221,18 +246,19 @@ def _dicom_maps(maps: ScoreMaps, source: DicomSource) -> Mapping[str, Parametric
     return found
 
 
-def _qupath_image(run: Run, record: SlideRecord, aside: Path) -> QuPathImage:
+def _qupath_image(maps: RunMaps, record: SlideRecord, aside: Path) -> QuPathImage:
     if is_url(record.path):
         raise UnsupportedSlideError(f"slide {record.slide_id}: behind a URL, which QuPath's OpenSlide does not open")
-    index, calibration = run.index(record), model_calibration(run)
-    scores, model_id = slide_scores(run, record, calibration), read_card(checkpoint_folder(run)).model_id
-    source = MapSource(record, scores, model_id, handoff_fingerprint(run.recipe, scores, calibration))
-    tissue = tissue_region(run.folder.tissue_outline(record.slide_id), index, run.progress.note)
-    content = PackageContent.of(score_maps(run.recipe, index, source), Material(tissue=tissue))
+    predictions = maps.predictions
+    index, calibration = predictions.slides.index(record), predictions.calibration()
+    scores, model_id = predictions.scores(record, calibration), read_card(predictions.checkpoint).model_id
+    source = MapSource(record, scores, model_id, handoff_fingerprint(maps, scores, calibration))
+    tissue = tissue_region(predictions.folder.tissue_outline(record.slide_id), index, predictions.progress.note)
+    content = PackageContent.of(score_maps(maps, index, source), Material(tissue=tissue))
     objects = aside / f"{record.slide_id}.geojson.gz"
-    every_tile = "geojson-all-tiles" in run.recipe.handoff.formats
+    every_tile = "geojson-all-tiles" in maps.handoff.formats
     write_geojson(objects, content, content.maps.best_first() if every_tile else chosen_tiles(content.maps))
-    with run.opener(record)() as reader:
+    with predictions.slides.opener(record)() as reader:
         pixels, _ = read_area(reader, index.bounds, 1.0, THUMBNAIL_PX)
     thumbnail = BytesIO()
     Image.fromarray(pixels).save(thumbnail, "JPEG", quality=85)

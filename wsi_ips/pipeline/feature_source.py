@@ -72,12 +72,17 @@ class FeatureView:
 class FeatureSource:
     """Stored features of the slides of a run by one encoder."""
 
+    plan: FeaturePlan
     slides: RunSlides
-    folder: Path  # its name is the key of the encoder
+    key: str  # folder of the encoder
     encoder: str  # fingerprint of the encoder; empty for another tool's encoder
-    imported: Path | None = None  # folder with the files of another tool
-    files: dict[str, Path] | None = None  # these files by slide_id
+    files: dict[str, Path] | None = None  # feature files of another tool, by slide_id
     view: FeatureView | None = None  # the augmentation of the tiles; None where there is none
+
+    @property
+    def folder(self) -> Path:
+        """Folder of these features."""
+        return self.plan.root / self.key
 
     def wanted(self, record: SlideRecord) -> str:
         """Return the fingerprint that a slide's features must have to be up to date."""
@@ -89,14 +94,14 @@ class FeatureSource:
 
     def seen_in(self, view: FeatureView) -> Self:
         """Return the features of augmented tiles."""
-        return replace(self, folder=self.folder.with_name(f"{self.folder.name}-view{view.number}"), view=view)
+        return replace(self, key=f"{self.key}-view{view.number}", view=view)
 
     def file(self, record: SlideRecord) -> Path:
         """Return the feature file of a slide that another tool wrote."""
         found = (self.files or {}).get(record.slide_id)
         if found is None:
             raise FeaturesError(
-                f"slide {record.slide_id}: no feature file of it in {self.imported}; files are named like the "
+                f"slide {record.slide_id}: no feature file of it in {self.plan.imported}; files are named like the "
                 "slide (.h5, .pt)",
                 slide_id=record.slide_id,
             )
@@ -138,6 +143,6 @@ def feature_source(plan: FeaturePlan, slides: RunSlides, encoder: Encoder | None
 
     if plan.imported is not None:
         files = find_features(plan.imported, names_of(slides.records))
-        return FeatureSource(slides, plan.root / IMPORTED_KEY, "", plan.imported, files)
+        return FeatureSource(plan, slides, IMPORTED_KEY, "", files)
     encoder = encoder or frozen_encoder(plan.model, seed=plan.seed, patch_px=plan.patch_px)
-    return FeatureSource(slides, plan.root / encoder_key(encoder), encoder_fingerprint(encoder))
+    return FeatureSource(plan, slides, encoder_key(encoder), encoder_fingerprint(encoder))

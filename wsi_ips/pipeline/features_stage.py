@@ -61,7 +61,7 @@ def features_stage(
     if due and source.files is not None:
         _import_files(source, due, states, progress)
     elif due:
-        compute_features(plan, source, due, states, compute, progress)
+        compute_features(source, due, states, compute, progress)
     if due:
         states.save()
     return len(due)
@@ -92,15 +92,10 @@ def _import_files(source: FeatureSource, due: Sequence[SlideRecord], states: Sta
 
 
 def compute_features(
-    plan: FeaturePlan,
-    source: FeatureSource,
-    due: Sequence[SlideRecord],
-    states: StateTable,
-    compute: ComputeSection,
-    progress: Progress,
+    source: FeatureSource, due: Sequence[SlideRecord], states: StateTable, compute: ComputeSection, progress: Progress
 ) -> None:
     """Compute features, the largest slides first, in processes that keep their encoder."""
-    model, began = plan.model, time.monotonic()
+    model, began = source.plan.model, time.monotonic()
     if not (model.pretrained or model.weights or model.start):
         progress.note(
             f"encoder {model.encoder} has no weights: these are features of an untrained network; set "
@@ -109,7 +104,7 @@ def compute_features(
     ordered = sorted(due, key=lambda record: -(states[record.slide_id].tiles or 0))
     jobs, tiles = [], 0
     for record in ordered:
-        task = FeaturesTask(replace(source, slides=source.slides.alone(record)), plan, compute)
+        task = FeaturesTask(replace(source, slides=source.slides.alone(record)), compute)
         limit = timeout_s(compute, states[record.slide_id].tiles or 0)
         jobs.append(Job(record.slide_id, FEATURES_JOB, task, timeout_s=limit))
     with (
@@ -138,7 +133,6 @@ class FeaturesTask:
     """One slide to compute."""
 
     source: FeatureSource  # of this slide alone
-    plan: FeaturePlan
     compute: ComputeSection
 
 
@@ -170,7 +164,7 @@ _kept: dict[str, Encoder] = {}  # the encoder of this process by its fingerprint
 def _encoder(task: FeaturesTask) -> Encoder:
     from wsi_ips.pipeline.predict_stage import own_device
 
-    wanted, plan = task.source.encoder, task.plan
+    wanted, plan = task.source.encoder, task.source.plan
     if wanted not in _kept:
         _kept.clear()
         encoder = frozen_encoder(plan.model, seed=plan.seed, patch_px=plan.patch_px)
@@ -212,7 +206,7 @@ def write_features_of(to: Path, record: SlideRecord, index: TileIndex, source: F
         )
     features = source.tiles(record).features
     values = features.rows(np.arange(features.tiles)).astype(np.float32)  # (N, F)
-    path = write_foreign_features(to, index, values, kind=kind, name=slide_stem(record), encoder=source.folder.name)
+    path = write_foreign_features(to, index, values, kind=kind, name=slide_stem(record), encoder=source.key)
     if path is not None and kind == "clam":
         with atomic_path(path.parent.parent / "pt_files" / path.with_suffix(TENSOR).name) as temporary:
             torch.save(torch.from_numpy(values), temporary)

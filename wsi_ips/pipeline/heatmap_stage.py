@@ -12,15 +12,14 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.annotations import read_annotation, read_geojson
-from wsi_ips.config import HeatmapSection, Recipe
+from wsi_ips.config import HandoffSection, HeatmapSection
 from wsi_ips.errors import AnnotationError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Point
 from wsi_ips.inference.slide_scores import SlideScores
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
+from wsi_ips.pipeline.slide_predictions import RunPredictions
 from wsi_ips.pipeline.slide_states import Stage
 from wsi_ips.provenance import fingerprint
 from wsi_ips.results import handoff_package
@@ -46,24 +45,33 @@ class MapSource:
     fingerprint: str
 
 
-def to_draw(run: Run, names: Sequence[str] = ()) -> list[SlideRecord]:
+@dataclass(frozen=True)
+class RunMaps:
+    """Maps of the predicted slides of a run: how they are drawn and handed over."""
+
+    predictions: RunPredictions
+    heatmap: HeatmapSection
+    handoff: HandoffSection
+
+
+def to_draw(maps: RunMaps, names: Sequence[str] = ()) -> list[SlideRecord]:
     """Return the predicted slides to draw: the named ones, else those of the recipe's splits or without a split."""
-    wanted = (*run.recipe.heatmap.splits, None)
-    return [r for r in predicted(run) if (r.slide_id in names if names else r.split in wanted)]
+    wanted = (*maps.heatmap.splits, None)
+    return [r for r in maps.predictions.predicted() if (r.slide_id in names if names else r.split in wanted)]
 
 
-def heatmap_stage(run: Run, names: Sequence[str] = ()) -> int:
+def heatmap_stage(maps: RunMaps, names: Sequence[str] = ()) -> int:
     """Draw all slides whose pictures are not up to date and return their number."""
-    section = run.recipe.heatmap
-    model_id, calibration = read_card(checkpoint_folder(run)).model_id, model_calibration(run)
+    section, predictions = maps.heatmap, maps.predictions
+    model_id, calibration = read_card(predictions.checkpoint).model_id, predictions.calibration()
     due = []
-    for record in to_draw(run, names):
-        scores = slide_scores(run, record, calibration)
+    for record in to_draw(maps, names):
+        scores = predictions.scores(record, calibration)
         source = MapSource(record, scores, model_id, heatmap_fingerprint(section, scores, calibration))
-        pictures = [run.folder.overlay(record.slide_id, kind) for kind in section.maps]
+        pictures = [predictions.folder.overlay(record.slide_id, kind) for kind in section.maps]
         if not all(_drawn_from(picture) == source.fingerprint for picture in pictures):
             due.append(source)
-    _each(run, due, "heatmaps", "heatmap", partial(_draw, run))
+    _each(predictions, due, "heatmaps", "heatmap", partial(_draw, predictions, section))
     return len(due)
 
 
@@ -82,35 +90,37 @@ def tissue_region(outline: Path, index: TileIndex, note: Callable[[str], None]) 
     return shapely.union_all([area.region for area in areas])
 
 
-def handoff_stage(run: Run, names: Sequence[str] = ()) -> int:
+def handoff_stage(maps: RunMaps, names: Sequence[str] = ()) -> int:
     """Write the packages that are not up to date and the tables of all slides; return the number of packages."""
-    recipe = run.recipe
-    if not recipe.handoff.formats:
+    formats, predictions = maps.handoff.formats, maps.predictions
+    if not formats:
         return 0
-    model_id, calibration = read_card(checkpoint_folder(run)).model_id, model_calibration(run)
+    model_id, calibration = read_card(predictions.checkpoint).model_id, predictions.calibration()
     due = []
-    for record in to_draw(run, names):
-        if run.states[record.slide_id].state == "failed" and run.states[record.slide_id].stage == "heatmap":
+    for record in to_draw(maps, names):
+        state = predictions.states[record.slide_id]
+        if state.state == "failed" and state.stage == "heatmap":
             continue  # it has no pictures; its state gives the reason
-        scores = slide_scores(run, record, calibration)
-        source = MapSource(record, scores, model_id, handoff_fingerprint(recipe, scores, calibration))
-        stored = stored_package(run.folder.handoff(record.slide_id))
+        scores = predictions.scores(record, calibration)
+        source = MapSource(record, scores, model_id, handoff_fingerprint(maps, scores, calibration))
+        stored = stored_package(predictions.folder.handoff(record.slide_id))
         if stored is None or stored["fingerprint"] != source.fingerprint:
             due.append(source)
-    _each(run, due, "hand-off packages", "handoff", partial(_pack, run))
+    _each(predictions, due, "hand-off packages", "handoff", partial(_pack, maps))
     if due:
-        for name in recipe.handoff.formats:
-            HANDOFF_FORMATS[name].join(run.folder.handoffs, [record.slide_id for record in run.records])
+        names = [record.slide_id for record in predictions.slides.records]
+        for name in formats:
+            HANDOFF_FORMATS[name].join(predictions.folder.handoffs, names)
     return len(due)
 
 
-def handoff_fingerprint(recipe: Recipe, scores: SlideScores, calibration: Calibration) -> str:
+def handoff_fingerprint(maps: RunMaps, scores: SlideScores, calibration: Calibration) -> str:
     """Return the fingerprint that an up-to-date package of a slide has."""
-    drawn = heatmap_fingerprint(recipe.heatmap, scores, calibration)
-    return fingerprint("handoff", handoff_package.SCHEMA_VERSION, recipe.handoff, drawn)
+    drawn = heatmap_fingerprint(maps.heatmap, scores, calibration)
+    return fingerprint("handoff", handoff_package.SCHEMA_VERSION, maps.handoff, drawn)
 
 
-def score_maps(recipe: Recipe, index: TileIndex, source: MapSource) -> ScoreMaps:
+def score_maps(maps: RunMaps, index: TileIndex, source: MapSource) -> ScoreMaps:
     """Return the maps of a recipe for one slide, ready to hand over; first the one that lesions are outlined on."""
     scores = source.scores
     return ScoreMaps(
@@ -119,29 +129,32 @@ def score_maps(recipe: Recipe, index: TileIndex, source: MapSource) -> ScoreMaps
         probability=scores.probability[-1],
         model_id=source.model_id,
         fingerprint=source.fingerprint,
-        scores={name: SCORE_MAPS[name].values(scores) for name in dict.fromkeys((LESION_MAP, *recipe.heatmap.maps))},
-        threshold=recipe.handoff.threshold,
+        scores={name: SCORE_MAPS[name].values(scores) for name in dict.fromkeys((LESION_MAP, *maps.heatmap.maps))},
+        threshold=maps.handoff.threshold,
         **tile_geometry(index),
     )
 
 
-def _each(run: Run, due: Sequence[MapSource], title: str, stage: Stage, write: Callable[[MapSource], None]) -> None:
+def _each(
+    predictions: RunPredictions, due: Sequence[MapSource], title: str, stage: Stage, write: Callable[[MapSource], None]
+) -> None:
     """Call ``write`` for every slide that is due; a failure becomes the state of the slide."""
     if not due:
         return
-    with run.progress.stage(title, len(due), "slides") as advance:
+    with predictions.progress.stage(title, len(due), "slides") as advance:
         for source in due:
-            run.states.fence(source.record.slide_id, stage, partial(write, source))
+            predictions.states.fence(source.record.slide_id, stage, partial(write, source))
             advance(1)
-    run.states.save()
+    predictions.states.save()
 
 
-def _draw(run: Run, source: MapSource) -> None:
+def _draw(predictions: RunPredictions, section: HeatmapSection, source: MapSource) -> None:
     """Draw all maps of a slide."""
-    tiles, scores, record, note = run.tiles(source.record), source.scores, source.record, run.progress.note
-    tissue = tissue_region(run.folder.tissue_outline(record.slide_id), tiles.index, note)
+    scores, record, note = source.scores, source.record, predictions.progress.note
+    tiles, folder = predictions.slides.tiles(record), predictions.folder
+    tissue = tissue_region(folder.tissue_outline(record.slide_id), tiles.index, note)
     with tiles.open() as reader:
-        view = view_of(reader, tiles.index, run.recipe.heatmap.mpp, tissue)
+        view = view_of(reader, tiles.index, section.mpp, tissue)
     corner = Point(tiles.index.bounds.x, tiles.index.bounds.y)
     annotation = record.annotation
     lesions = read_annotation(annotation, bounds_origin=corner).lesions() if annotation else []
@@ -154,21 +167,22 @@ def _draw(run: Run, source: MapSource) -> None:
     )
     best = best_tiles(scores)
     heatmaps = SlideHeatmaps(tiles.index, scores, view, caption, best, read_tiles(tiles.only(best)), note)
-    for kind in run.recipe.heatmap.maps:
+    for kind in section.maps:
         picture, facts = heatmaps.draw(kind, source.fingerprint)
-        write_overlay(run.folder.overlay(record.slide_id, kind), picture, facts)
+        write_overlay(folder.overlay(record.slide_id, kind), picture, facts)
 
 
-def _pack(run: Run, source: MapSource) -> None:
+def _pack(maps: RunMaps, source: MapSource) -> None:
     """Write the package of a slide."""
-    recipe, folder, tiles, slide_id = run.recipe, run.folder, run.tiles(source.record), source.record.slide_id
+    predictions, slide_id = maps.predictions, source.record.slide_id
+    folder, tiles = predictions.folder, predictions.slides.tiles(source.record)
     material = Material(
-        overlays=[folder.overlay(slide_id, kind) for kind in recipe.heatmap.maps],
+        overlays=[folder.overlay(slide_id, kind) for kind in maps.heatmap.maps],
         read_tiles=lambda rows: read_tiles(tiles.only(rows)),
-        tissue=tissue_region(folder.tissue_outline(slide_id), tiles.index, run.progress.note),
+        tissue=tissue_region(folder.tissue_outline(slide_id), tiles.index, predictions.progress.note),
     )
-    maps = score_maps(recipe, tiles.index, source)
-    write_package(folder.handoff(slide_id), maps, material, formats=recipe.handoff.formats)
+    found = score_maps(maps, tiles.index, source)
+    write_package(folder.handoff(slide_id), found, material, formats=maps.handoff.formats)
 
 
 def _drawn_from(picture: Path) -> str | None:

@@ -25,7 +25,6 @@ from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
 from wsi_ips.pipeline.feature_source import FeaturePlan, FeatureSource, feature_source
-from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_predictions import RunPredictions, calibrate, write_predictions
 from wsi_ips.pipeline.slide_states import DONE
@@ -54,11 +53,7 @@ def to_predict(predictions: RunPredictions, names: Sequence[str] = ()) -> list[S
 
 
 def predict_stage(
-    predictions: RunPredictions,
-    features: FeaturePlan,
-    compute: ComputeSection,
-    progress: Progress,
-    names: Sequence[str] = (),
+    predictions: RunPredictions, features: FeaturePlan, compute: ComputeSection, names: Sequence[str] = ()
 ) -> int:
     """Predict all slides whose scores are out of date; return the number of slides predicted."""
     folder, states, tasks = predictions.checkpoint, predictions.states, predictions.labels.tasks
@@ -73,26 +68,22 @@ def predict_stage(
     due = [record for record in slides if not predictions.has(record, model)]
     if due:
         for text in encoder_remarks(card.encoder.name):
-            progress.note(text)
+            predictions.progress.note(text)
         scoring = Scoring(folder, model, tasks, features, compute, predictions.folder.scores)
         total = sum(states[record.slide_id].tiles or 0 for record in due)
-        with progress.stage("prediction", total, "tiles") as advance:
+        with predictions.progress.stage("prediction", total, "tiles") as advance:
             predict = _predict_spread if compute.predict_workers else _predict_here
-            predict(predictions, scoring, due, progress.note, advance)
+            predict(predictions, scoring, due, advance)
         states.save()
     write_predictions(predictions, calibrate(predictions))
     return len(due)
 
 
 def _predict_here(
-    predictions: RunPredictions,
-    scoring: Scoring,
-    due: Sequence[SlideRecord],
-    note: Callable[[str], None],
-    advance: Callable[[int], None],
+    predictions: RunPredictions, scoring: Scoring, due: Sequence[SlideRecord], advance: Callable[[int], None]
 ) -> None:
     """Predict one slide after another, in this process and on one device."""
-    predictor = Predictor(scoring, choose_device(scoring.compute.device), note)
+    predictor = Predictor(scoring, choose_device(scoring.compute.device), predictions.progress.note)
     for record in due:
         wanted = predictions.fingerprint(record, scoring.model)
         work = partial(predictor, predictions.slides, record, wanted, advance)
@@ -100,11 +91,7 @@ def _predict_here(
 
 
 def _predict_spread(
-    predictions: RunPredictions,
-    scoring: Scoring,
-    due: Sequence[SlideRecord],
-    note: Callable[[str], None],
-    advance: Callable[[int], None],
+    predictions: RunPredictions, scoring: Scoring, due: Sequence[SlideRecord], advance: Callable[[int], None]
 ) -> None:
     """Predict slides in several processes, each of which loads the network once; start with the largest slides."""
     compute, states = scoring.compute, predictions.states
@@ -120,7 +107,7 @@ def _predict_spread(
             if outcome is not None:
                 seconds, notes = outcome.result.value or (0.0, [])
                 for text in notes:
-                    note(text)
+                    predictions.progress.note(text)
                 states.record(outcome, "predict", DONE | {"seconds": seconds})
                 advance(tiles[outcome.job.name])
 
@@ -146,7 +133,7 @@ class Predictor:
         if plan.model.input == "features":
             if self._source is None or self._source.files is not None:
                 self._source = feature_source(plan, slides, self.net.encoder)
-            source = replace(self._source, slides=slides, folder=plan.root / self._source.folder.name)
+            source = replace(self._source, plan=plan, slides=slides)
             if source.has(record):
                 tiles = source.tiles(record)
                 if not encoder.features or tiles.features.encoder == encoder.name:
@@ -163,11 +150,7 @@ class Predictor:
         return slides.tiles(record)
 
     def __call__(
-        self,
-        slides: RunSlides,
-        record: SlideRecord,
-        fingerprint: str,
-        on_tiles: Callable[[int], None] = lambda _: None,
+        self, slides: RunSlides, record: SlideRecord, fingerprint: str, on_tiles: Callable[[int], None] = lambda _: None
     ) -> float:
         """Predict a slide, store its scores, and return the seconds it took."""
         compute = self.scoring.compute

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from wsi_ips.config import Recipe
 from wsi_ips.errors import EvaluationError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
@@ -19,11 +21,12 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import ModelCard, read_card
 from wsi_ips.pipeline.demo_slides import is_synthetic
 from wsi_ips.pipeline.evaluate_run import evaluate_run, manifest_cells
-from wsi_ips.pipeline.run import Run, write_facts
-from wsi_ips.pipeline.slide_predictions import checkpoint_folder, model_calibration, predicted, slide_scores
+from wsi_ips.pipeline.run_folder import write_facts
+from wsi_ips.pipeline.slide_predictions import RunPredictions
 from wsi_ips.pipeline.slide_states import STATES
 from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
+from wsi_ips.results.contact_sheet import SheetEntry
 from wsi_ips.results.handoff_pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
 from wsi_ips.results.report import (
@@ -53,71 +56,86 @@ from wsi_ips.tiles.stream import read_tiles
 SPLIT = "test"  # the figures of a run are based on it
 
 
-def report_stage(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Measured:
+    """Figures and facts of a run."""
+
+    evaluation: Evaluation
+    summary: dict[str, Any]  # content of ``summary.json``
+    facts: dict[str, Any]  # content of ``run.json``
+    sheet: Sequence[SheetEntry]  # tissue of all slides
+
+
+def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float | None = None) -> dict[str, Any]:
     """Write ``summary.json``, ``run.json``, ``evaluation.json`` and the report; return the summary.
 
     ``seconds`` is the time the call took so far; None keeps time and memory of the stored summary.
     """
+    records, folder, states = predictions.slides.records, predictions.folder, predictions.states
     try:
-        evaluation = evaluate_run(run, split=SPLIT)
+        evaluation = evaluate_run(predictions, split=SPLIT)
     except EvaluationError as error:
         evaluation = Evaluation(None, notes=(f"no figures: {error}",))
+    sheet = sheet_entries(records, states)
     summary = {
-        "name": run.recipe.name,
-        "seed": run.recipe.seed,
-        "slides": len(run.records),
-        **{f"slides_{state}": run.states.count(state) for state in STATES},
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "slides": len(records),
+        **{f"slides_{state}": states.count(state) for state in STATES},
         **evaluation.summary(),
-        **recall_summary(run),
-        **_cost(run, seconds),
+        **recall_summary(sheet),
+        **_cost(folder.summary, seconds),
         "notes": list(evaluation.notes),
-        "report": run.folder.report.relative_to(run.folder.root).as_posix(),
+        "report": folder.report.relative_to(folder.root).as_posix(),
     }
-    facts = write_facts(run)
-    atomic_write_json(run.folder.summary, summary)
-    atomic_write_json(run.folder.evaluation, evaluation.as_json())
-    write_report(run.folder.report, _report_data(run, evaluation, summary, facts))
+    facts = write_facts(folder, recipe, records)
+    atomic_write_json(folder.summary, summary)
+    atomic_write_json(folder.evaluation, evaluation.as_json())
+    measured = _Measured(evaluation, summary, facts, sheet)
+    write_report(folder.report, _report_data(recipe, predictions, measured))
     return summary
 
 
-def _cost(run: Run, seconds: float | None) -> dict[str, float]:
+def _cost(stored_summary: Path, seconds: float | None) -> dict[str, float]:
     """Return time and memory of this call, or those of the stored summary."""
     if seconds is None:
         try:
-            stored = json.loads(run.folder.summary.read_text(encoding="utf-8"))
+            stored = json.loads(stored_summary.read_text(encoding="utf-8"))
             return {name: float(stored[name]) for name in ("seconds", "peak_rss_mb")}
         except (OSError, ValueError, KeyError):
             seconds = 0.0
     return {"seconds": round(seconds, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
 
 
-def _report_data(run: Run, evaluation: Evaluation, summary: dict[str, Any], facts: dict[str, Any]) -> ReportData:
-    calibration = model_calibration(run)
-    scores = {r.slide_id: slide_scores(run, r, calibration) for r in predicted(run)}
+def _report_data(recipe: Recipe, predictions: RunPredictions, measured: _Measured) -> ReportData:
+    evaluation, facts, maps = measured.evaluation, measured.facts, recipe.heatmap.maps
+    calibration = predictions.calibration()
+    scores = {r.slide_id: predictions.scores(r, calibration) for r in predictions.predicted()}
     threshold = evaluation.slides.threshold if evaluation.slides else None
-    slides = [_entry(run, r, scores.get(r.slide_id), threshold) for r in run.records]
-    card = read_card(checkpoint_folder(run))
-    recall, lost = lesion_recall(sheet_entries(run))
-    trained_here = run.recipe.predict.checkpoint is None
+    records = predictions.slides.records
+    slides = [_entry(predictions, maps[0], r, scores.get(r.slide_id), threshold) for r in records]
+    card = read_card(predictions.checkpoint)
+    recall, lost = lesion_recall(measured.sheet)
+    trained_here = recipe.predict.checkpoint is None
     return ReportData(
-        title=run.recipe.name,
-        positive_class=run.recipe.labels.classes[-1],
+        title=recipe.name,
+        positive_class=recipe.labels.classes[-1],
         model_id=card.model_id,
         split=SPLIT,
-        figures=tuple(Figure(*line) for line in headline({**summary, "notes": []})),
-        slides=_with_pictures(run, slides, scores),
-        facts=_run_facts(run, card, facts),
+        figures=tuple(Figure(*line) for line in headline({**measured.summary, "notes": []})),
+        slides=_with_pictures(predictions, maps, slides, scores),
+        facts=_run_facts(card, facts),
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True),
         evaluation=evaluation,
-        flow=cohort_flow(slides, SPLIT, predict_splits=run.recipe.predict.splits, trained_here=trained_here),
-        history=_history(run, card) if trained_here else None,
+        flow=cohort_flow(slides, SPLIT, predict_splits=recipe.predict.splits, trained_here=trained_here),
+        history=_history(predictions.folder.metrics, card) if trained_here else None,
         recall=recall,
         lost_lesions=lost,
-        card=model_card(_card_facts(run, card, evaluation, slides, calibration)),
+        card=model_card(_card_facts(predictions, card, evaluation, slides, calibration)),
     )
 
 
-def _run_facts(run: Run, card: ModelCard, facts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+def _run_facts(card: ModelCard, facts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     made = facts["run"]
     return (
         ("made", f"{made['time']}, wsi-ips {made['wsi_ips']}, commit {made['commit'] or '?'}"),
@@ -126,15 +144,15 @@ def _run_facts(run: Run, card: ModelCard, facts: dict[str, Any]) -> tuple[tuple[
         ("model", f"{card.model_id}: {card.encoder.name}, {card.memory_size} tiles kept per slide"),
         ("patches", f"{card.patch_px} px at {card.patch_mpp} µm/px"),
         ("training fingerprint", card.fingerprint),
-        ("seed", str(run.recipe.seed)),
+        ("seed", str(facts["recipe"]["seed"])),
         ("hash of the splits", facts["parts"]["hash"]),
     )
 
 
-def _history(run: Run, card: ModelCard) -> History | None:
+def _history(metrics: Path, card: ModelCard) -> History | None:
     """Read the training from ``metrics.jsonl``; None where it is missing."""
     try:
-        lines = run.folder.metrics.read_text(encoding="utf-8").splitlines()
+        lines = metrics.read_text(encoding="utf-8").splitlines()
         epochs = tuple(json.loads(line) for line in lines if line.strip())
     except (OSError, ValueError):
         return None
@@ -144,33 +162,40 @@ def _history(run: Run, card: ModelCard) -> History | None:
 
 
 def _card_facts(
-    run: Run, card: ModelCard, evaluation: Evaluation, slides: list[SlideEntry], calibration: Calibration
+    predictions: RunPredictions,
+    card: ModelCard,
+    evaluation: Evaluation,
+    slides: list[SlideEntry],
+    calibration: Calibration,
 ) -> CardFacts:
     decision = (
         f"the {card.memory_size} tiles of the highest score"
         if calibration.tasks[0].decision == "pooled"
         else f"the {DECIDING_TILES} tiles with the strongest evidence for a class (`predict.decision: tiles`)"
     )
-    cells = manifest_cells(run)
+    cells, records = manifest_cells(predictions), predictions.slides.records
     return CardFacts(
         card,
         decision,
-        run.recipe.predict.checkpoint is None,
+        predictions.section.checkpoint is None,
         slides,
         SPLIT,
-        sites={name: {r.slide_id: cells[r.slide_id].get(name, "") for r in run.records} for name in SITE_COLUMNS},
-        patients={r.slide_id: r.patient_id for r in run.records if r.patient_id},
+        sites={name: {r.slide_id: cells[r.slide_id].get(name, "") for r in records} for name in SITE_COLUMNS},
+        patients={r.slide_id: r.patient_id for r in records if r.patient_id},
         evaluation=evaluation,
-        is_synthetic=is_synthetic(run.recipe.manifest),
+        is_synthetic=is_synthetic(predictions.slides.manifest),
     )
 
 
-def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold: float | None) -> SlideEntry:
+def _entry(
+    predictions: RunPredictions, picture: str, record: SlideRecord, scores: SlideScores | None, threshold: float | None
+) -> SlideEntry:
     """Return a slide's row of the worklist, without large pictures."""
-    state, task, truth = run.states[record.slide_id], run.recipe.labels.tasks[0], run.target(record)
+    slides, folder = predictions.slides, predictions.folder
+    state, task, truth = predictions.states[record.slide_id], predictions.labels.tasks[0], slides.target(record)
     probability = scores.probability[-1] if scores else None
     positive = None if truth is None else bool(task.is_positive(truth))
-    overlay = run.folder.overlay(record.slide_id, run.recipe.heatmap.maps[0])
+    overlay = folder.overlay(record.slide_id, picture)
     return SlideEntry(
         slide_id=record.slide_id,
         state=state.state,
@@ -185,26 +210,28 @@ def _entry(run: Run, record: SlideRecord, scores: SlideScores | None, threshold:
         outcome=outcome_of(positive, probability, threshold) if record.split == SPLIT else "",
         stage=state.stage,
         is_tiled=state.is_tiled,
-        has_label=any(known is not None for known in run.targets[record.slide_id]),
-        thumbnail=thumbnail(overlay, run.folder.tissue / f"{record.slide_id}.jpg") if scores else None,
+        has_label=slides.has_label(record),
+        thumbnail=thumbnail(overlay, folder.tissue / f"{record.slide_id}.jpg") if scores else None,
     )
 
 
-def _with_pictures(run: Run, slides: list[SlideEntry], scores: Mapping[str, SlideScores]) -> tuple[SlideEntry, ...]:
+def _with_pictures(
+    predictions: RunPredictions, kinds: Sequence[str], slides: list[SlideEntry], scores: Mapping[str, SlideScores]
+) -> tuple[SlideEntry, ...]:
     """Add heatmaps and top tiles to as many slides as the page has room for."""
-    entries, records = {s.slide_id: s for s in slides}, {r.slide_id: r for r in run.records}
-    kinds = run.recipe.heatmap.maps
-    drawn = {name for name in scores if all(run.folder.overlay(name, kind).exists() for kind in kinds)}
+    entries, records = {s.slide_id: s for s in slides}, {r.slide_id: r for r in predictions.slides.records}
+    path_of = predictions.folder.overlay
+    drawn = {name for name in scores if all(path_of(name, kind).exists() for kind in kinds)}
     chosen, room = worth_pictures(slides, drawn), PICTURE_BYTES
-    with run.progress.stage("report", len(chosen), "slides") as advance:
+    with predictions.progress.stage("report", len(chosen), "slides") as advance:
         for name in chosen:
-            index = run.index(records[name])
+            index = predictions.slides.index(records[name])
             pictured = replace(
                 entries[name],
                 overlays=tuple(
-                    MapPicture(SCORE_MAPS[k].picture_title, overlay_picture(run.folder.overlay(name, k))) for k in kinds
+                    MapPicture(SCORE_MAPS[k].picture_title, overlay_picture(path_of(name, k))) for k in kinds
                 ),
-                top=_top_tiles(run, records[name], scores[name], index),
+                top=_top_tiles(predictions, records[name], scores[name], index),
                 tile_um=index.plan.patch_size.width * index.plan.effective_mpp.x,
             )
             size = picture_bytes(pictured)
@@ -215,11 +242,14 @@ def _with_pictures(run: Run, slides: list[SlideEntry], scores: Mapping[str, Slid
     return tuple(entries.values())
 
 
-def _top_tiles(run: Run, record: SlideRecord, scores: SlideScores, index: TileIndex) -> tuple[TopTile, ...]:
+def _top_tiles(
+    predictions: RunPredictions, record: SlideRecord, scores: SlideScores, index: TileIndex
+) -> tuple[TopTile, ...]:
     """Return the tiles with the highest single-tile probability, best first; none where they cannot be read."""
     best = np.argsort(-scores.positive_probability, kind="stable")[:GALLERY_TILES]
-    pixels = run.states.fence(
-        record.slide_id, "heatmap", lambda: read_tiles(run.tiles(record).only(best.astype(np.int32)))
+    tiles_of = predictions.slides.tiles
+    pixels = predictions.states.fence(
+        record.slide_id, "heatmap", lambda: read_tiles(tiles_of(record).only(best.astype(np.int32)))
     )
     if pixels is None:
         return ()

@@ -8,6 +8,7 @@ from typing import Self
 from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.pipeline.feature_source import FeaturePlan
+from wsi_ips.pipeline.heatmap_stage import RunMaps
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.read_cohort import read_cohort, read_targets
 from wsi_ips.pipeline.run_folder import RunFolder
@@ -23,7 +24,6 @@ class Run:
 
     recipe: Recipe
     slides: RunSlides
-    folder: RunFolder
     states: StateTable
     progress: Progress = field(default_factory=Silent)
 
@@ -38,13 +38,18 @@ class Run:
         states = StateTable.read(folder, [r.slide_id for r in records])
         targets, remote = read_targets(manifest, recipe.labels), Remote(recipe.compute.remote_timeout_s)
         slides = RunSlides(manifest.path, records, targets, recipe.tiling, folder.tiles, remote)
-        return cls(recipe, slides, folder, states, progress or Silent())
+        return cls(recipe, slides, states, progress or Silent())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.slides.pool.close()
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where everything is written to."""
+        return self.states.folder
 
     @property
     def features(self) -> FeaturePlan:
@@ -54,14 +59,11 @@ class Run:
     @property
     def predictions(self) -> RunPredictions:
         """Its stored predictions."""
-        recipe = self.recipe
-        return RunPredictions(
-            self.slides,
-            self.states,
-            self.folder,
-            recipe.predict,
-            recipe.labels,
-            recipe.compute.scan_backend,
-            self.features.imported_folder,
-            self.progress.note,
-        )
+        recipe, imported = self.recipe, self.features.imported_folder
+        how = recipe.predict, recipe.labels, recipe.compute.scan_backend
+        return RunPredictions(self.slides, self.states, *how, imported, self.progress)
+
+    @property
+    def maps(self) -> RunMaps:
+        """Maps of its predicted slides."""
+        return RunMaps(self.predictions, self.recipe.heatmap, self.recipe.handoff)

@@ -36,7 +36,6 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
-from wsi_ips.pipeline.slide_predictions import checkpoint_folder, scores_fingerprint
 from wsi_ips.pipeline.slide_states import SlideState, read_states
 from wsi_ips.results.overlay import palette
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
@@ -121,7 +120,7 @@ class RunCollection:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._records = {record.slide_id: record for record in run.records}
+        self._records = {record.slide_id: record for record in run.slides.records}
         self._details: OrderedDict[str, tuple[tuple[object, ...], Detail]] = OrderedDict()
         self._lock = threading.Lock()
         self.title = run.recipe.name
@@ -132,7 +131,7 @@ class RunCollection:
     def model_id(self) -> str:
         """See :class:`wsi_ips.viewer.collection.Collection`."""
         try:
-            return read_card(checkpoint_folder(self._run)).model_id
+            return read_card(self._run.predictions.checkpoint).model_id
         except CheckpointError:
             return ""
 
@@ -141,11 +140,14 @@ class RunCollection:
         folder = self._run.folder
         states = {state.slide_id: state for state in read_states(folder.database)}
         predictions = _predictions(folder.predictions, f"probability_{self.classes[-1]}")
-        return [self._entry(r, states.get(r.slide_id, SlideState(r.slide_id)), predictions) for r in self._run.records]
+        return [
+            self._entry(r, states.get(r.slide_id, SlideState(r.slide_id)), predictions)
+            for r in self._run.slides.records
+        ]
 
     def open(self, slide_id: str) -> AbstractContextManager[SlideReader]:
         """See :class:`wsi_ips.viewer.collection.Collection`."""
-        return self._run.opener(self._records[slide_id])()
+        return self._run.slides.opener(self._records[slide_id])()
 
     def detail(self, slide_id: str) -> Detail:
         """See :class:`wsi_ips.viewer.collection.Collection`; kept until the stored scores or tiles change."""
@@ -171,7 +173,7 @@ class RunCollection:
             raise IndexError(tile) from error
         if len(index) == 0:
             raise IndexError(tile)
-        with self._run.opener(record)() as reader:
+        with self._run.slides.opener(record)() as reader:
             return read_patch(reader, Point(int(index.x[0]), int(index.y[0])), index.plan)
 
     def downloads(self, slide_id: str | None = None) -> list[Download]:
@@ -198,7 +200,7 @@ class RunCollection:
 
     def close(self) -> None:
         """See :class:`wsi_ips.viewer.collection.Collection`."""
-        self._run.pool.close()
+        self._run.slides.pool.close()
 
     def _entry(self, record: SlideRecord, state: SlideState, predictions: dict[str, tuple[float, str]]) -> Entry:
         probability, predicted = predictions.get(record.slide_id, (None, ""))
@@ -226,12 +228,12 @@ class RunCollection:
         """Corner of the scanned part; QuPath counts from it if a slide states its bounds."""
         if index is not None:
             return Point(index.bounds.x, index.bounds.y)
-        with self._run.opener(record)() as reader:
+        with self._run.slides.opener(record)() as reader:
             return Point(reader.info.bounds.x, reader.info.bounds.y)
 
     def _make_detail(self, record: SlideRecord) -> Detail:
         notes: list[str] = []
-        index = _or_note(notes, lambda: self._run.index(record))
+        index = _or_note(notes, lambda: self._run.slides.index(record))
         outlines = None
         if record.annotation is not None:
             path = record.annotation
@@ -252,10 +254,10 @@ class RunCollection:
                 "`wsi-ips predict` again"
             )
         try:
-            model = checkpoint_fingerprint(checkpoint_folder(self._run))
+            model = checkpoint_fingerprint(self._run.predictions.checkpoint)
         except CheckpointError:
             return scores
-        if scores.fingerprint != scores_fingerprint(self._run, record, model):
+        if scores.fingerprint != self._run.predictions.fingerprint(record, model):
             notes.append("the maps come from an older model or older tiles; run `wsi-ips predict` again")
         return scores
 

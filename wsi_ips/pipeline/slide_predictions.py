@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from wsi_ips.labels import Target
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.model.scan_backends import SCAN_BACKENDS
+from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_states import StateTable
@@ -43,12 +44,16 @@ class RunPredictions:
 
     slides: RunSlides
     states: StateTable
-    folder: RunFolder
     section: PredictSection
     labels: LabelsSection
     scan_backend: str
     features: Path | None  # stored features of another tool, where the model takes them
-    note: Callable[[str], None]  # called with what people should know about the calibration
+    progress: Progress
+
+    @property
+    def folder(self) -> RunFolder:
+        """Folder of the run."""
+        return self.states.folder
 
     @property
     def checkpoint(self) -> Path:
@@ -108,7 +113,7 @@ def calibrate(predictions: RunPredictions) -> Calibration:
         known = predictions.calibration()
         theirs = known.tasks[0].decision
         if decision == "tiles" and theirs != "tiles":
-            predictions.note(
+            predictions.progress.note(
                 f"key `predict.decision`: {folder} decides as calibrated, by `{theirs}`; set the key in the "
                 "recipe of the run that trained it, and run `wsi-ips predict` there"
             )
@@ -117,7 +122,7 @@ def calibrate(predictions: RunPredictions) -> Calibration:
     try:
         known = read_calibration(folder, tasks, weights)
     except CheckpointError as error:
-        predictions.note(str(error))
+        predictions.progress.note(str(error))
         known = Calibration.default(tasks)
     slides = predictions.slides
     validation = [r for r in slides.records if r.split == "val"]
@@ -136,7 +141,7 @@ def calibrate(predictions: RunPredictions) -> Calibration:
         write_predictions(predictions, found)
         for entry in found.tasks:
             if entry.note:
-                predictions.note(f"calibration of `{entry.task}`: {entry.note}")
+                predictions.progress.note(f"calibration of `{entry.task}`: {entry.note}")
     return found
 
 

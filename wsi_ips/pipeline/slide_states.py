@@ -75,7 +75,7 @@ class StateTable:
     """States of a cohort, in the order of the manifest; only one process writes them, from any of its threads."""
 
     def __init__(self, folder: RunFolder, rows: Iterable[SlideState] = ()) -> None:
-        self._folder = folder
+        self.folder = folder
         self._rows = {row.slide_id: row for row in rows}
         self._lock = threading.Lock()
         self._exported = time.monotonic()
@@ -100,7 +100,7 @@ class StateTable:
 
     def reload(self) -> None:
         """Read the states again, after another process has changed them."""
-        self._rows = type(self).read(self._folder, self._rows)._rows
+        self._rows = type(self).read(self.folder, self._rows)._rows
 
     def is_done(self, slide_id: str) -> bool:
         """Return whether the slide was tiled, with or without tiles; a later stage may have failed."""
@@ -160,9 +160,9 @@ class StateTable:
     def fail(self, slide_id: str, stage: Stage, failure: Failure | Exception, **columns: object) -> None:
         """Mark a slide as failed and write the traceback to its log file."""
         failed = Failure.of(failure) if isinstance(failure, Exception) else failure
-        log = self._folder.traceback(slide_id)
+        log = self.folder.traceback(slide_id)
         atomic_write_text(log, failed.traceback or failed.reason + "\n")
-        traceback = log.relative_to(self._folder.root).as_posix()
+        traceback = log.relative_to(self.folder.root).as_posix()
         known = {"seconds": 0.0, "attempts": 1} | columns
         self.update(slide_id, state="failed", stage=stage, reason=failed.reason, traceback=traceback, **known)
 
@@ -172,8 +172,8 @@ class StateTable:
         return row.attempts if row.state == "failed" and row.stage == stage else 0
 
     def _write(self, rows: Iterable[SlideState], *, whole: bool = False) -> None:
-        self._folder.root.mkdir(parents=True, exist_ok=True)
-        with transaction(self._folder.database, creates=SCHEMA) as database:
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        with transaction(self.folder.database, creates=SCHEMA) as database:
             if whole:
                 database.execute("DELETE FROM slides")  # drops slides that left the manifest
             database.executemany(REPLACE, map(values_of, rows))
@@ -183,7 +183,7 @@ class StateTable:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(map(values_of, self._rows.values()))
-        atomic_write_text(self._folder.states, text.getvalue())
+        atomic_write_text(self.folder.states, text.getvalue())
         self._exported = time.monotonic()
 
     def _export_parquet(self) -> None:
@@ -191,7 +191,7 @@ class StateTable:
 
         table = pd.DataFrame([values_of(row) for row in self._rows.values()], columns=list(COLUMNS), dtype=object)
         types = {"INTEGER": "Int64", "REAL": "Float64"}
-        with atomic_path(self._folder.states_typed) as temporary:
+        with atomic_path(self.folder.states_typed) as temporary:
             table.astype({name: types[kind] for name, kind in SQL_TYPES.items()}).to_parquet(temporary, index=False)
 
 

@@ -1,13 +1,14 @@
 """Run the stages in order: tile, features, train, predict, heatmap (with the hand-off packages), report.
 
-Stages that need torch import it lazily: tiling works where torch is not installed.
+This module gives each stage what it needs of a run; no stage sees the run. Stages that need torch are imported when
+they run: tiling works where torch is not installed.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,16 @@ from wsi_ips.errors import RecipeError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
-from wsi_ips.pipeline.run import Progress, Run, Silent, write_facts
+from wsi_ips.pipeline.progress import Progress, Silent
+from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run_folder import write_facts
 from wsi_ips.pipeline.slide_states import STATES, SlideState
-from wsi_ips.pipeline.tile_stage import tile_stage
+from wsi_ips.pipeline.tile_stage import Retried, restore_failed, tile_stage
+from wsi_ips.pipeline.tissue_sheet import sheet_stage
 
 if TYPE_CHECKING:
     from wsi_ips.pipeline.slide_predictions import PredictedSlide
-
-STAGES = ("tile", "features", "train", "predict", "heatmap", "report")
+    from wsi_ips.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -68,34 +71,27 @@ def run_pipeline(recipe: Recipe, progress: Progress | None = None, until: str = 
         raise RecipeError(f"stage `{until}`: known are {', '.join(STAGES)}")
     began = time.monotonic()
     listener = progress or Silent()
-    with _stages_done(recipe, listener, STAGES[: STAGES.index(until) + 1]) as (run, worked):
+    with _stages_done(recipe, listener, [name for name in _up_to(until) if name != "report"]) as (run, worked):
         summary = None if worked or until != "report" else _stored_summary(run)
         if summary:
             listener.note("everything is up to date; nothing was computed")
         elif until == "report":
-            from wsi_ips.pipeline.report_stage import report_stage
-
-            summary = report_stage(run, seconds=time.monotonic() - began)
+            summary = report(run, seconds=time.monotonic() - began)
     return Outcome(summary or {}, run.states, run.folder.report, run.states.count("failed"), worked)
 
 
-def run_until(recipe: Recipe, last: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
-    """Run one stage and the stages it needs, and return the run.
+def run_stage(recipe: Recipe, name: str, progress: Progress | None = None, *, slides: Sequence[str] = ()) -> Run:
+    """Run one of :data:`STAGES` and what it needs, and return the run.
 
     ``train`` needs tiles, and features where the recipe learns from them; ``features`` needs tiles; ``predict`` tiles
     and a checkpoint; ``heatmap`` predictions. These three may be limited to some ``slides``.
     """
-    if last in ("tile", "train"):
-        with _stages_done(recipe, progress or Silent(), STAGES[: STAGES.index(last) + 1]) as (run, _):
+    of_slides = STAGES[name].of_slides
+    if of_slides is None:
+        with _stages_done(recipe, progress or Silent(), _up_to(name)) as (run, _):
             return run
     with Run.open(recipe, progress) as run:
-        if last == "features":
-            tile_stage(run, only=set(slides) or None)
-            _features(run, slides)
-        elif last == "heatmap":
-            _draw(run, slides)
-        else:
-            _tile_and_predict(run, slides)
+        of_slides(run, slides)
     return run
 
 
@@ -103,83 +99,152 @@ def predict_slides(
     recipe: Recipe, slides: Sequence[str], *, heatmaps: bool, progress: Progress | None = None
 ) -> Predictions:
     """Tile and predict slides, or those of `predict.splits` and without a split; draw their maps on request."""
-    from wsi_ips.pipeline.slide_predictions import model_calibration, predicted_slides
+    from wsi_ips.pipeline.slide_predictions import predicted_slides
 
     with Run.open(recipe, progress) as run:
         records = _tile_and_predict(run, slides)
         if heatmaps and records:
-            _draw(run, [record.slide_id for record in records])
+            draw(run, [record.slide_id for record in records])
         if recipe.predict.checkpoint is not None or not run.folder.facts.exists():
-            write_facts(run)  # `wsi-ips view FOLDER` needs it; the facts of a training are kept
-        calibration = model_calibration(run)
-        return Predictions(run, calibration, predicted_slides(run, records, calibration))
+            write_facts(run.folder, run.recipe, run.slides.records)  # for `wsi-ips view`; those of a training are kept
+        calibration = run.predictions.calibration()
+        found = predicted_slides(run.predictions, records, calibration, run.recipe.heatmap.maps[0])
+        return Predictions(run, calibration, found)
+
+
+def train_along(recipe: Recipe) -> None:
+    """Run any process of `torchrun` but the first: wait until the slides are tiled, then train with the others."""
+    from wsi_ips.pipeline.train_stage import joined
+
+    with joined(recipe.compute.device) as processes:
+        with processes.ahead():
+            pass
+        with Run.open(recipe) as run:
+            train(run, processes)
+
+
+def retry(run: Run, reason: str = "", names: Sequence[str] = ()) -> Retried:
+    """Tile failed slides again; those that failed after tiling become ready for the stage that failed.
+
+    ``names`` and ``reason`` (part of the text, in any case) limit the slides.
+    """
+    found = restore_failed(run.slides, run.states, reason, names)
+    if found.tiled:
+        tile(run, found.tiled)
+    return found
+
+
+def tile(run: Run, slides: Sequence[str] = ()) -> int:
+    """Tile slides, draw the contact sheet, and return the number of slides worked on."""
+    worked = tile_stage(run.slides, run.states, run.recipe.compute, run.progress, slides or None)
+    if worked:
+        sheet_stage(run.recipe.name, run.slides.records, run.states)
+    return worked
+
+
+def store_features(run: Run, slides: Sequence[str] = ()) -> int:
+    """Store the features of slides and return the number of slides worked on."""
+    from wsi_ips.pipeline.features_stage import features_stage
+
+    return features_stage(run.features, run.slides, run.states, run.recipe.compute, run.progress, slides)
+
+
+def train(run: Run, processes: Processes | None = None) -> bool:
+    """Train the model and return whether anything was learned; without ``processes`` alone."""
+    from wsi_ips.pipeline.train_stage import train_stage
+
+    return train_stage(run.recipe, run.slides, run.states, run.progress, processes)
+
+
+def predict(run: Run, slides: Sequence[str] = ()) -> int:
+    """Predict slides and return the number of slides worked on."""
+    from wsi_ips.pipeline.predict_stage import predict_stage
+
+    return predict_stage(run.predictions, run.features, run.recipe.compute, slides)
+
+
+def draw(run: Run, slides: Sequence[str] = ()) -> int:
+    """Draw maps and make hand-off packages from stored scores, and return the number of both; needs no torch."""
+    from wsi_ips.pipeline.heatmap_stage import handoff_stage, heatmap_stage
+
+    drawn = heatmap_stage(run.maps, slides)
+    return drawn + handoff_stage(run.maps, slides)
+
+
+def report(run: Run, seconds: float | None = None) -> dict[str, Any]:
+    """Write figures and report of what is stored; ``seconds`` as in :func:`wsi_ips.pipeline.report_stage`."""
+    from wsi_ips.pipeline.report_stage import report_stage
+
+    return report_stage(run.recipe, run.predictions, seconds=seconds)
+
+
+def _tile_and_store_features(run: Run, slides: Sequence[str]) -> None:
+    tile(run, slides)
+    store_features(run, slides)
+
+
+def _tile_and_predict(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
+    """Tile and predict the named slides, or those of `predict.splits`, and return their records."""
+    from wsi_ips.pipeline.predict_stage import to_predict
+
+    records = to_predict(run.predictions, slides)
+    names = [record.slide_id for record in records]
+    read_card(run.predictions.checkpoint)  # fails before anything is computed
+    if names:
+        tile(run, names)
+    if run.recipe.features.imported is not None:  # without them, the model computes features from pixels
+        store_features(run, names)
+    predict(run, slides)
+    return records
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    work: Callable[[Run], object]  # on all slides, after the stages before it; false where all was up to date
+    # The stage and what it needs, on the named slides (none: all); None where it needs all stages before it
+    of_slides: Callable[[Run, Sequence[str]], object] | None = None
+
+
+STAGES = {
+    "tile": Stage(tile),
+    "features": Stage(store_features, _tile_and_store_features),
+    "train": Stage(train),
+    "predict": Stage(predict, _tile_and_predict),
+    "heatmap": Stage(draw, draw),
+    "report": Stage(report),
+}
+
+
+def _up_to(last: str) -> list[str]:
+    names = list(STAGES)
+    return names[: names.index(last) + 1]
 
 
 @contextmanager
-def _stages_done(recipe: Recipe, progress: Progress, stages: Sequence[str]) -> Iterator[tuple[Run, bool]]:
+def _stages_done(recipe: Recipe, progress: Progress, names: Sequence[str]) -> Iterator[tuple[Run, bool]]:
     """Run stages in order, then yield the open run and whether anything was computed.
 
-    Where `torchrun` started several processes, the others wait while the first runs the stages before training.
+    Features are stored where the recipe learns from them, or where they are the last stage. Where `torchrun` started
+    several processes, the others wait while the first runs the stages before training.
     """
+    uses_features = recipe.model.input == "features" or names[-1] == "features"
+    stages = [name for name in names if name != "features" or uses_features]
     at = stages.index("train") if "train" in stages else len(stages)
     with ExitStack() as opened:
         world = None
         if at < len(stages):
             from wsi_ips.pipeline.train_stage import joined
 
-            world = opened.enter_context(joined(recipe))
+            world = opened.enter_context(joined(recipe.compute.device))
         with world.ahead() if world else nullcontext():
             run = opened.enter_context(Run.open(recipe, progress))
-            worked = [_stage(run, name, stages[-1]) for name in stages[:at]]
+            worked = [STAGES[name].work(run) for name in stages[:at]]
         if world:
-            from wsi_ips.pipeline.train_stage import train_stage
-
-            worked.append(train_stage(run, world))
-        worked += [_stage(run, name, stages[-1]) for name in stages[at + 1 :]]
+            worked.append(train(run, world))
+        worked += [STAGES[name].work(run) for name in stages[at + 1 :]]
         yield run, any(worked)
-
-
-def _stage(run: Run, name: str, last: str) -> bool:
-    """Run one stage on all its slides and return whether it computed anything."""
-    if name == "tile":
-        return bool(tile_stage(run))
-    if name == "features":
-        return (last == "features" or run.recipe.model.input == "features") and _features(run)
-    if name == "predict":
-        from wsi_ips.pipeline.predict_stage import predict_stage
-
-        return bool(predict_stage(run))
-    return name == "heatmap" and _draw(run)
-
-
-def _features(run: Run, slides: Sequence[str] = ()) -> bool:
-    """Store the features of slides and return whether anything was done."""
-    from wsi_ips.pipeline.features_stage import features_stage
-
-    return bool(features_stage(run, slides))
-
-
-def _draw(run: Run, slides: Sequence[str] = ()) -> bool:
-    """Draw maps and make hand-off packages from stored scores; needs no torch."""
-    from wsi_ips.pipeline.heatmap_stage import handoff_stage, heatmap_stage
-
-    drawn = bool(heatmap_stage(run, slides))
-    return bool(handoff_stage(run, slides)) or drawn
-
-
-def _tile_and_predict(run: Run, slides: Sequence[str]) -> list[SlideRecord]:
-    """Tile and predict the named slides, or those of `predict.splits`, and return their records."""
-    from wsi_ips.pipeline.predict_stage import predict_stage, to_predict
-    from wsi_ips.pipeline.slide_predictions import checkpoint_folder
-
-    records = to_predict(run, slides)
-    names = [record.slide_id for record in records]
-    read_card(checkpoint_folder(run))  # fails before anything is computed
-    tile_stage(run, only=set(names))
-    if run.recipe.features.imported is not None:  # without them, the model computes features from pixels
-        _features(run, names)
-    predict_stage(run, slides)
-    return records
 
 
 def _stored_summary(run: Run) -> dict[str, Any] | None:

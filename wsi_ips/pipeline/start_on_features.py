@@ -79,7 +79,6 @@ def start_on_features(
     recipe: Recipe,
     cohort: TrainingCohort,
     states: StateTable,
-    places: RunFolder,
     progress: Progress,
     processes: Processes,
 ) -> Path:
@@ -92,13 +91,14 @@ def start_on_features(
     FeaturesError
         The features do not fit on the disk, with their size; or those of a slide are missing.
     """
+    places = states.folder
     start = HeadStart.of(places, cohort.fingerprint)
     if processes.from_first(start.is_finished):
         return start.checkpoint
     sources = _sources(recipe, cohort, places)
     with processes.ahead() as is_first:
         if is_first and cohort.features is None:
-            _store(sources, recipe, cohort, states, places, progress)
+            _store(sources, recipe, cohort, states, progress)
     plan = cohort.encoder_plan(recipe.model)
     manual_seed(recipe.seed)
     model = recipe.model.model_copy(update={"freeze": "none", "lora_rank": 0})
@@ -137,33 +137,28 @@ def _sources(recipe: Recipe, cohort: TrainingCohort, places: RunFolder) -> list[
 
 
 def _store(
-    sources: Sequence[FeatureSource],
-    recipe: Recipe,
-    cohort: TrainingCohort,
-    states: StateTable,
-    places: RunFolder,
-    progress: Progress,
+    sources: Sequence[FeatureSource], recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress
 ) -> None:
     """Compute the features that are missing: all views of training slides, plain ones of validation slides."""
-    plan = replace(FeaturePlan.of(recipe, places), imported=None)
     wanted = [(source, [*cohort.train, *(cohort.val if source.view is None else ())]) for source in sources]
     due = [(source, [r for r in records if not source.has(r)]) for source, records in wanted]
     tiles = sum(states[record.slide_id].tiles or 0 for _, records in due for record in records)
     if not tiles:
         return
-    size, free = tiles * BYTES_PER_FEATURE, shutil.disk_usage(_existing(plan.root)).free
+    root = sources[0].plan.root
+    size, free = tiles * BYTES_PER_FEATURE, shutil.disk_usage(_existing(root)).free
     progress.note(
         f"the start embeds {tiles:,} tiles ({len(sources)} views of {len(cohort.train)} training slides, one of "
-        f"{len(cohort.val)} validation slides), about {size / 1e9:.2g} GB in {plan.root}"
+        f"{len(cohort.val)} validation slides), about {size / 1e9:.2g} GB in {root}"
     )
     if size > MOST_OF_THE_DISK * free:
         raise FeaturesError(
-            f"features of {tiles:,} tiles take about {size / 1e9:.3g} GB, and {plan.root} has {free / 1e9:.3g} GB "
+            f"features of {tiles:,} tiles take about {size / 1e9:.3g} GB, and {root} has {free / 1e9:.3g} GB "
             "free: set `features.location` to a larger disk, fewer `training.start_views`, or another `training.start`"
         )
     for source, records in due:
         if records:
-            compute_features(plan, source, records, states, recipe.compute, progress)
+            compute_features(source, records, states, recipe.compute, progress)
     states.save()
 
 

@@ -6,16 +6,17 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
-from wsi_ips.config import Recipe, TissueSection
+from wsi_ips.config import TilesSection, TilingSections, TissueSection
 from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.provenance import atomic_write_bytes
 from wsi_ips.results.contact_sheet import Tiling, draw_tissue, png_bytes, preview
 from wsi_ips.slides import Overview, SlideReader, content_identity, read_overview
@@ -34,10 +35,10 @@ MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets
 
 @dataclass(frozen=True)
 class SlideTask:
-    """One slide and the recipe for it."""
+    """One slide to tile."""
 
-    recipe: Recipe
-    record: SlideRecord
+    slides: RunSlides  # this slide alone
+    root: Path  # run folder, for the pictures
 
 
 def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
@@ -46,16 +47,16 @@ def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
     The index is stored last, together with the slide's row for the table of states: when the process is killed after
     that, nothing is done again.
     """
-    record = task.record
-    with Run.of_slide(task.recipe, record) as run:
-        store, wanted = run.folder.tiles, run.tiles_fingerprint(record)
+    with task.slides as slides:
+        (record,) = slides.records
+        store, wanted = slides.store, slides.tiles_fingerprint(record)
         if stored_fingerprint(store, record.slide_id) == wanted:
             return False, stored_row(store, record.slide_id)
-        identity = content_identity(record.path, run.remote)
-        with run.opener(record)() as reader:
-            index, row, files = tile_slide(reader, record, task.recipe, slide_identity=identity, fingerprint=wanted)
+        identity = content_identity(record.path, slides.remote)
+        with slides.opener(record)() as reader:
+            index, row, files = tile_slide(reader, record, slides.tiling, slide_identity=identity, fingerprint=wanted)
         for name, content in files.items():
-            atomic_write_bytes(run.folder.root / name, content)
+            atomic_write_bytes(task.root / name, content)
         write_index(store, index, row)
         return True, row
 
@@ -95,7 +96,7 @@ class _Findings:
 
 
 def tile_slide(
-    reader: SlideReader, record: SlideRecord, recipe: Recipe, *, slide_identity: str, fingerprint: str
+    reader: SlideReader, record: SlideRecord, tiling: TilingSections, *, slide_identity: str, fingerprint: str
 ) -> tuple[TileIndex, dict[str, Any], dict[str, bytes]]:
     """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing.
 
@@ -104,10 +105,10 @@ def tile_slide(
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
-    section = recipe.tissue.model_copy(update={name: value for name, value in own.items() if value is not None})
+    section = tiling.tissue.model_copy(update={name: value for name, value in own.items() if value is not None})
     overview = read_overview(reader, section.mpp)
     tissue = _tissue_of(reader, record, section, overview, origin)
-    tiles = recipe.tiles
+    tiles = tiling.tiles
     lay_tiles = partial(imported_index, read_foreign(record.coordinates)) if record.coordinates else build_index
     every = lay_tiles(
         reader.info,
@@ -118,13 +119,13 @@ def tile_slide(
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
     # Imported tiles are flagged too, but none is excluded.
-    exclude = 0 if record.coordinates else bits_of(recipe.tiles.exclude_flags)
+    exclude = 0 if record.coordinates else bits_of(tiles.exclude_flags)
     index = every.flagged(flags, exclude=exclude)
-    tiling = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
+    laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
-    found = _Findings(overview, tissue, index, tiling, regions, recall)
+    found = _Findings(overview, tissue, index, laid, regions, recall)
     index = replace(index, look=look_of(overview.thumbnail))
-    return index, _row(found, recipe), _files(found, found.remarks(), origin)
+    return index, _row(found, tiles), _files(found, found.remarks(), origin)
 
 
 def _tissue_of(
@@ -142,11 +143,11 @@ def _tissue_of(
     return with_artifacts(drawn, overview.thumbnail, mpp=overview.mpp)
 
 
-def _row(found: _Findings, recipe: Recipe) -> dict[str, Any]:
+def _row(found: _Findings, section: TilesSection) -> dict[str, Any]:
     tiles = len(found.index)
     return {
         "state": "ok" if tiles else "empty",
-        "reason": "" if tiles else _why_empty(found, recipe),
+        "reason": "" if tiles else _why_empty(found, section),
         "reader": found.index.reader,
         "mpp": round(found.index.mpp.x, 5),
         "tiles": tiles,
@@ -156,13 +157,13 @@ def _row(found: _Findings, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _why_empty(found: _Findings, recipe: Recipe) -> str:
+def _why_empty(found: _Findings, section: TilesSection) -> str:
     if found.tissue_mm2 == 0:
         return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
     if found.left_out:
         return f"all {found.left_out} tiles are flagged; look at its picture, then shorten `tiles.exclude_flags`"
     return (
-        f"{found.tissue_mm2:.3f} mm² of tissue, but no tile holds {recipe.tiles.min_tissue_fraction:.0%} of it; lower "
+        f"{found.tissue_mm2:.3f} mm² of tissue, but no tile holds {section.min_tissue_fraction:.0%} of it; lower "
         "`tiles.min_tissue_fraction`, or tile finer"
     )
 

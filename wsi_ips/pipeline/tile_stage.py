@@ -10,60 +10,66 @@ from typing import NamedTuple
 
 from wsi_ips.cluster.jobs import spread
 from wsi_ips.cluster.process import Job
+from wsi_ips.config import ComputeSection
 from wsi_ips.errors import ManifestError, TileIndexError
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_states import SlideState
+from wsi_ips.pipeline.progress import Progress
+from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_states import SlideState, StateTable
 from wsi_ips.pipeline.survey import survey
 from wsi_ips.pipeline.tile_slide import TILE_JOB, SlideTask
-from wsi_ips.pipeline.tissue_sheet import sheet_stage
 from wsi_ips.tiles.store import stored_row
 
 NOTE_EVERY_S = 60.0
 UNKNOWN: int | None = 0  # bytes of a file that does not answer; it is due
 
 
-def tile_stage(run: Run, only: Container[str] | None = None) -> int:
+def tile_stage(
+    slides: RunSlides,
+    states: StateTable,
+    compute: ComputeSection,
+    progress: Progress,
+    only: Container[str] | None = None,
+) -> int:
     """Tile all slides, or those in ``only``, whose index is not up to date; return the number worked on."""
-    chosen = [r for r in run.records if only is None or r.slide_id in only]
-    found = zip(chosen, survey(chosen, partial(_bytes_due, run), otherwise=UNKNOWN), strict=True)
+    chosen = [r for r in slides.records if only is None or r.slide_id in only]
+    found = zip(chosen, survey(chosen, partial(_bytes_due, slides, states), otherwise=UNKNOWN), strict=True)
     due = sorted(((record, size) for record, size in found if size is not None), key=lambda pair: -pair[1])
     if not due:
         return 0
     sizes = {record.slide_id: size for record, size in due}
-    jobs = [Job(record.slide_id, TILE_JOB, SlideTask(run.recipe, record)) for record, _ in due]
+    jobs = [Job(record.slide_id, TILE_JOB, SlideTask(slides.alone(record), states.folder.root)) for record, _ in due]
     pace = Pace(sizes)
     try:
         with (
-            run.progress.stage("tissue and tiles", len(jobs), "slides") as advance,
-            spread(run.recipe.compute, jobs) as outcomes,
+            progress.stage("tissue and tiles", len(jobs), "slides") as advance,
+            spread(compute, jobs) as outcomes,
         ):
             for outcome in outcomes:
                 if outcome is not None:
                     worked, row = outcome.result.value or (True, {})
                     if worked:
-                        run.states.record(outcome, "tile", row)
+                        states.record(outcome, "tile", row)
                     else:  # time and memory stay those of the process that tiled it
-                        row |= {"attempts": max(1, run.states[outcome.job.name].attempts), "traceback": ""}
-                        run.states.update(outcome.job.name, stage="tile", **row)
+                        row |= {"attempts": max(1, states[outcome.job.name].attempts), "traceback": ""}
+                        states.update(outcome.job.name, stage="tile", **row)
                     pace.count(outcome.job.name, failed=outcome.result.failure is not None)
                     advance(1)
                 if pace.is_note_due():
-                    run.progress.note(pace.line())
+                    progress.note(pace.line())
     finally:
-        run.states.save()
-    run.progress.note(pace.line())
-    sheet_stage(run)
+        states.save()
+    progress.note(pace.line())
     return len(jobs)
 
 
-def _bytes_due(run: Run, record: SlideRecord) -> int | None:
+def _bytes_due(slides: RunSlides, states: StateTable, record: SlideRecord) -> int | None:
     """Return the size of a slide's file in bytes, 0 where it is unknown; None where its tiles are up to date."""
     try:
         size = record.path.stat().st_size if isinstance(record.path, Path) else 0
     except OSError:
         size = 0
-    return None if run.is_tiled(record) else size
+    return None if states.is_done(record.slide_id) and slides.is_tiled(record) else size
 
 
 class Pace:
@@ -111,38 +117,36 @@ def _duration(seconds: float) -> str:
 
 
 class Retried(NamedTuple):
-    """Slides that were tiled again, and slides that failed later and got back the state of their tiles."""
+    """Slides to tile again, and slides that failed later and got back the state of their tiles."""
 
     tiled: tuple[str, ...]
     restored: tuple[str, ...]
 
 
-def retry(run: Run, reason: str = "", names: Sequence[str] = ()) -> Retried:
-    """Tile failed slides again; those that failed after tiling become ready for the stage that failed.
+def restore_failed(slides: RunSlides, states: StateTable, reason: str = "", names: Sequence[str] = ()) -> Retried:
+    """Make slides that failed after tiling ready for the stage that failed; the others are to be tiled again.
 
     ``names`` and ``reason`` (part of the text, in any case) limit the slides.
     """
-    unknown = sorted(set(names) - {record.slide_id for record in run.records})
+    unknown = sorted(set(names) - {record.slide_id for record in slides.records})
     if unknown:
         raise ManifestError(
-            f"manifest {run.recipe.manifest}: no slide_id {', '.join(unknown)}; `wsi-ips status` lists them"
+            f"manifest {slides.manifest}: no slide_id {', '.join(unknown)}; `wsi-ips status` lists them"
         )
-    failed = [row for row in run.states if row.state == "failed" and reason.lower() in row.reason.lower()]
+    failed = [row for row in states if row.state == "failed" and reason.lower() in row.reason.lower()]
     chosen = [row for row in failed if not names or row.slide_id in names]
-    restored = tuple(row.slide_id for row in chosen if row.stage != "tile" and _restore(run, row))
+    restored = tuple(row.slide_id for row in chosen if row.stage != "tile" and _restore(slides, states, row))
     tiled = tuple(row.slide_id for row in chosen if row.slide_id not in restored)
-    run.states.save()
-    if tiled:
-        tile_stage(run, only=tiled)
+    states.save()
     return Retried(tiled, restored)
 
 
-def _restore(run: Run, row: SlideState) -> bool:
+def _restore(slides: RunSlides, states: StateTable, row: SlideState) -> bool:
     """Set a slide's state from its tiles, and return whether it has any."""
     try:
-        stored = stored_row(run.folder.tiles, row.slide_id)
+        stored = stored_row(slides.store, row.slide_id)
     except TileIndexError:
         return False
     if stored:
-        run.states.update(row.slide_id, stage="tile", attempts=1, traceback="", **stored)
+        states.update(row.slide_id, stage="tile", attempts=1, traceback="", **stored)
     return bool(stored)

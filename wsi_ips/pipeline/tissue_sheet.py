@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from wsi_ips.pipeline.run import Run
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results.contact_sheet import SheetEntry, page_name, recall_figures, render_sheet
 
@@ -26,37 +27,36 @@ LESION_COLUMNS = [
 ]
 
 
-def sheet_stage(run: Run) -> Path:
+def sheet_stage(title: str, records: Sequence[SlideRecord], states: StateTable) -> Path:
     """Write the contact sheet and ``tissue_recall.csv``; returns the page to open."""
-    entries = sheet_entries(run)
-    pages = render_sheet(run.recipe.name, entries)
+    entries, folder = sheet_entries(records, states), states.folder
+    pages = render_sheet(title, entries)
     for name, text in pages.items():
-        atomic_write_text(run.folder.tissue / name, text)
+        atomic_write_text(folder.tissue / name, text)
     number = len(pages) + 1
-    while (old := run.folder.tissue / page_name(number)).exists():  # left by a larger cohort
+    while (old := folder.tissue / page_name(number)).exists():  # left by a larger cohort
         old.unlink()
         number += 1
-    atomic_write_text(run.folder.tissue_recall, _lesion_table(entries))
-    return run.folder.tissue / page_name(1)
+    atomic_write_text(folder.tissue_recall, _lesion_table(entries))
+    return folder.tissue / page_name(1)
 
 
-def sheet_entries(run: Run) -> list[SheetEntry]:
-    """Collect state, preview and facts of every slide of the manifest."""
-    entries = []
-    for record in run.records:
-        state = run.states[record.slide_id]
-        tiled = state.state in ("ok", "empty") or (state.state == "failed" and state.stage != "tile")
-        stored = run.folder.tissue / f"{record.slide_id}.json"
-        facts = json.loads(stored.read_text(encoding="utf-8")) if tiled and stored.exists() else {}
-        picture = run.folder.tissue / f"{record.slide_id}.jpg"
+def sheet_entries(records: Sequence[SlideRecord], states: StateTable) -> list[SheetEntry]:
+    """Collect state, preview and facts of slides."""
+    entries, folder = [], states.folder
+    for record in records:
+        state = states[record.slide_id]
+        stored = folder.tissue / f"{record.slide_id}.json"
+        facts = json.loads(stored.read_text(encoding="utf-8")) if state.is_tiled and stored.exists() else {}
+        picture = folder.tissue / f"{record.slide_id}.jpg"
         preview = picture.read_bytes() if facts and picture.exists() else None
         entries.append(SheetEntry(record.slide_id, state.state, state.reason, preview, facts))
     return entries
 
 
-def recall_summary(run: Run) -> dict[str, Any]:
+def recall_summary(entries: Sequence[SheetEntry]) -> dict[str, Any]:
     """Return the lesion figures for the summary of a run; recalls are None if nothing is annotated."""
-    figures = recall_figures(sheet_entries(run))
+    figures = recall_figures(entries)
     known = figures["lesions"] > 0
     return {
         "lesions": figures["lesions"],

@@ -20,6 +20,7 @@ from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import fingerprint, run_facts
+from wsi_ips.tiles.stream import SlideTiles
 from wsi_ips.training.model_building import EncoderPlan, new_card, plan_encoder
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.settings import LabelledSlide
@@ -44,7 +45,8 @@ class TrainingCohort:
     def labelled(self, records: Sequence[SlideRecord], *views: FeatureSource) -> list[LabelledSlide]:
         """Return slides to learn from, with their pixels, or features: those given, in turn, else those of the run."""
         sources = views or (() if self.features is None else (self.features,))
-        ways = [source.tiles for source in sources] or [self.slides.tiles]
+        ways: list[Callable[[SlideRecord], SlideTiles]] = [*(source.tiles for source in sources)]
+        ways = ways or [self.slides.tiles]
         return [
             LabelledSlide(ways[0](r), self.slides.targets[r.slide_id], tuple(way(r) for way in ways[1:]))
             for r in records

@@ -45,12 +45,7 @@ def joined(device: str) -> AbstractContextManager[Processes]:
 
 
 def train_stage(
-    recipe: Recipe,
-    slides: RunSlides,
-    folder: RunFolder,
-    states: StateTable,
-    progress: Progress,
-    processes: Processes | None = None,
+    recipe: Recipe, slides: RunSlides, states: StateTable, progress: Progress, processes: Processes | None = None
 ) -> bool:
     """Train from where an earlier call stopped; return False where the checkpoint is up to date.
 
@@ -60,7 +55,7 @@ def train_stage(
     """
     if recipe.predict.checkpoint is not None:
         return False
-    processes = processes or Processes(choose_device(recipe.compute.device))
+    folder, processes = states.folder, processes or Processes(choose_device(recipe.compute.device))
     with processes.ahead() as is_first:
         if is_first:
             require_no_leak(slides, states, recipe.split.allow)
@@ -76,7 +71,7 @@ def train_stage(
             return False
         progress.note(f"training starts on `{choice.name}`: {choice.why}")
         try:
-            _fit(recipe, cohort, folder, states, progress, processes)
+            _fit(recipe, cohort, states, progress, processes)
         except (RegionReadError, FeaturesError) as error:
             if error.slide_id is None:
                 raise
@@ -91,15 +86,8 @@ def train_stage(
             return True
 
 
-def _fit(
-    recipe: Recipe,
-    cohort: TrainingCohort,
-    folder: RunFolder,
-    states: StateTable,
-    progress: Progress,
-    processes: Processes,
-) -> None:
-    is_first, model = processes.is_first, recipe.model
+def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress, processes: Processes) -> None:
+    is_first, model, folder = processes.is_first, recipe.model, states.folder
     for old in (folder.model, folder.last_model) if is_first else ():
         (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     plan = cohort.encoder_plan(model)
@@ -107,7 +95,7 @@ def _fit(
         progress.note(text)
     start = model.start
     if STARTS[recipe.training.start].on_features:
-        start = start_on_features(recipe, cohort, states, folder, progress, processes)
+        start = start_on_features(recipe, cohort, states, progress, processes)
     manual_seed(recipe.seed)
     net, trunk = build_network(
         model.model_copy(update={"start": start}),

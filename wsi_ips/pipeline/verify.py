@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 from wsi_ips.cluster.jobs import JobOutcome, spread
 from wsi_ips.cluster.process import Job
+from wsi_ips.config import ComputeSection
 from wsi_ips.errors import CheckpointError, ScoresError
 from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import CARD_NAME
-from wsi_ips.pipeline.run import Run
-from wsi_ips.pipeline.slide_predictions import checkpoint_folder, predicted
-from wsi_ips.pipeline.tile_slide import SlideTask
+from wsi_ips.pipeline.progress import Progress
+from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_predictions import RunPredictions
+from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles.index import geometry_mismatches
-from wsi_ips.tiles.store import read_index, slide_ids, stored_row
+from wsi_ips.tiles.store import slide_ids, stored_row
 
 if TYPE_CHECKING:
     from wsi_ips.inference.slide_prediction import Recomputed
@@ -43,88 +45,91 @@ class Verified:
     off: float = 0.0
 
 
-def verify_tiles(run: Run) -> Verified:
+def verify_tiles(slides: RunSlides, states: StateTable, compute: ComputeSection, progress: Progress) -> Verified:
     """Verify the tile index of every slide that is ``ok``, ``empty`` or failed after tiling."""
-    records = {record.slide_id: record for record in run.records if run.is_done(record)}
-    jobs = [Job(name, VERIFY_JOB, SlideTask(run.recipe, record)) for name, record in records.items()]
+    records = {record.slide_id: record for record in slides.records if states.is_done(record.slide_id)}
+    jobs = [Job(name, VERIFY_JOB, slides.alone(record)) for name, record in records.items()]
     found: dict[str, list[str]] = {}
     if jobs:
         with (
-            run.progress.stage("verify tiles", len(jobs), "slides") as advance,
-            spread(run.recipe.compute, jobs) as outcomes,
+            progress.stage("verify tiles", len(jobs), "slides") as advance,
+            spread(compute, jobs) as outcomes,
         ):
             for outcome in outcomes:
                 if outcome is not None:
-                    found[outcome.job.name] = list(_outcome_mismatches(run, outcome))
+                    found[outcome.job.name] = list(_outcome_mismatches(states, outcome))
                     advance(1)
     mismatches = [Mismatch(name, what) for name in records for what in found.get(name, [])]
-    strays = sorted(set(slide_ids(run.folder.tiles)) - {record.slide_id for record in run.records})
+    strays = sorted(set(slide_ids(slides.store)) - {record.slide_id for record in slides.records})
     mismatches += [Mismatch(name, "stored, but no row of the manifest names it; delete its entry") for name in strays]
     return Verified(len(jobs), tuple(mismatches))
 
 
-def verify_job(task: SlideTask) -> tuple[list[str], int]:
-    """Verify one slide's index in its own process, and return what is wrong and the number of tiles."""
-    record = task.record
-    with Run.of_slide(task.recipe, record) as run:
-        index = read_index(run.folder.tiles, record.slide_id)
+def verify_job(slide: RunSlides) -> tuple[list[str], int]:
+    """Verify the index of one slide in its own process, and return what is wrong and the number of tiles."""
+    (record,) = slide.records
+    with slide:
+        index = slide.index(record)
         found = list(geometry_mismatches(index))
-        row = stored_row(run.folder.tiles, record.slide_id)
+        row = stored_row(slide.store, record.slide_id)
         if row.get("tiles", len(index)) != len(index):
             found.append(f"holds {len(index)} tiles, its own row says {row['tiles']}; run `wsi-ips tile`")
-        if index.slide_identity != content_identity(record.path, run.remote):
+        if index.slide_identity != content_identity(record.path, slide.remote):
             found.append("the slide's file is not the one that was tiled; run `wsi-ips tile`")
-        elif index.fingerprint != run.tiles_fingerprint(record):
+        elif index.fingerprint != slide.tiles_fingerprint(record):
             found.append("made by another recipe, scale or annotation; run `wsi-ips tile`")
         else:
-            with run.opener(record)() as reader:
+            with slide.opener(record)() as reader:
                 stored = (index.size_px0, index.mpp, index.bounds, index.reader)
                 if stored != (reader.info.size_px0, reader.info.mpp, reader.info.bounds, reader.info.reader):
                     found.append("size, scale, bounds or reader are not those of the slide; delete it and tile again")
         return found, len(index)
 
 
-def verify_predictions(run: Run) -> Verified:
+def verify_predictions(predictions: RunPredictions) -> Verified:
     """Compute every up-to-date prediction again from its stored tiles; on the CPU, without reading a slide."""
-    if not run.folder.scores.exists() or not (checkpoint_folder(run) / CARD_NAME).exists():
+    stored = predictions.folder.scores
+    if not stored.exists() or not (predictions.checkpoint / CARD_NAME).exists():
         return Verified(0, ())
     from wsi_ips.model.checkpoint import load_checkpoint
 
     try:
-        records, (net, _) = predicted(run), load_checkpoint(checkpoint_folder(run))
+        records, (net, _) = predictions.predicted(), load_checkpoint(predictions.checkpoint)
     except CheckpointError as error:
         return Verified(0, (Mismatch("(model)", str(error)),))
     from wsi_ips.inference.slide_prediction import recompute
 
     checked, largest, found = 0, 0.0, list[Mismatch]()
-    with run.progress.stage("verify predictions", len(records), "slides") as advance:
+    with predictions.progress.stage("verify predictions", len(records), "slides") as advance:
         for record in records:
             advance(1)
             try:
-                scores = read_scores(run.folder.scores, record.slide_id)
+                scores = read_scores(stored, record.slide_id)
                 again = recompute(scores, net)
             except ScoresError as error:
                 found.append(Mismatch(record.slide_id, str(error)))
                 continue
             checked, largest = checked + 1, max(largest, again.off)
-            found += [Mismatch(record.slide_id, what) for what in _score_mismatches(run, record, scores, again)]
+            found += [Mismatch(record.slide_id, what) for what in _score_mismatches(predictions, record, scores, again)]
     return Verified(checked, tuple(found), largest)
 
 
-def _outcome_mismatches(run: Run, outcome: JobOutcome) -> Iterator[str]:
+def _outcome_mismatches(states: StateTable, outcome: JobOutcome) -> Iterator[str]:
     if outcome.result.failure:
         yield outcome.result.failure.reason
         return
     found, tiles = outcome.result.value
     yield from found
-    row = run.states[outcome.job.name]
+    row = states[outcome.job.name]
     if row.tiles != tiles or (row.state == "empty") != (tiles == 0):
         yield f"the states say {row.state} with {row.tiles} tiles, the index holds {tiles}; run `wsi-ips tile`"
 
 
-def _score_mismatches(run: Run, record: SlideRecord, scores: SlideScores, again: Recomputed) -> Iterator[str]:
-    advice = f"delete {run.folder.scores / record.slide_id} and run `wsi-ips predict`"
-    tiles = len(run.index(record))
+def _score_mismatches(
+    predictions: RunPredictions, record: SlideRecord, scores: SlideScores, again: Recomputed
+) -> Iterator[str]:
+    advice = f"delete {predictions.folder.scores / record.slide_id} and run `wsi-ips predict`"
+    tiles = len(predictions.slides.index(record))
     if len(scores.attention_logits) != tiles:
         yield f"{len(scores.attention_logits)} scores for {tiles} tiles; {advice}"
     if again.off > TOLERANCE:
