@@ -27,12 +27,10 @@ from typing import Any, NamedTuple
 
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.model.poolings import POOLINGS
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.features_stage import features_stage
-from wsi_ips.pipeline.predict_stage import predict_stage
-from wsi_ips.pipeline.train_stage import train_stage
+from wsi_ips.pipeline.stages import predict, store_features, train
 
 STARTED = {"training.epochs": 10, "training.start": "none", "training.exploration": 0.25}
 QUICK_SLIDES = replace(DEMO, slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))
@@ -72,7 +70,7 @@ def prepare(work: Path, run: Path | None, *, quick: bool) -> None:
         shutil.copy(run / "run.sqlite", tiled)
     else:
         make_slides(work / "cohort", QUICK_SLIDES if quick else DEMO)
-    run_until(recipe_of(work, "tiled", quick=quick), "tile")
+    run_stage(recipe_of(work, "tiled", quick=quick), "tile")
 
 
 def measure(work: Path, name: str, *, quick: bool, **changes: Any) -> Seen:
@@ -81,10 +79,10 @@ def measure(work: Path, name: str, *, quick: bool, **changes: Any) -> Seen:
     recipe = recipe_of(work, name, quick=quick, **changes)
     with Run.open(recipe) as run:
         wall, cpu = time.monotonic(), time.process_time()
-        train_stage(run)
+        train(run)
         wall, cpu = time.monotonic() - wall, time.process_time() - cpu
-        predict_stage(run)
-        summary = evaluate_run(run).summary()
+        predict(run)
+        summary = evaluate_run(run.predictions).summary()
     aucs = [summary[name] for name in ("test_auc", "tile_auc_probability")]
     return Seen(wall, cpu, *(float("nan") if auc is None else auc for auc in aucs))
 
@@ -95,7 +93,7 @@ def embed(work: Path, *, quick: bool) -> Seen:
     recipe = recipe_of(work, "embedded", quick=quick, **{"model.input": "features"})
     with Run.open(recipe) as run:
         wall, cpu = time.monotonic(), time.process_time()
-        features_stage(run)
+        store_features(run)
     return Seen(time.monotonic() - wall, time.process_time() - cpu, float("nan"), float("nan"))
 
 

@@ -88,7 +88,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from wsi_ips.labels import Task
     from wsi_ips.model.checkpoint import build_net, save_checkpoint
     from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
-    from wsi_ips.pipeline import Run, run_until
+    from wsi_ips.pipeline import Run, run_stage
     from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
     recipe_file = folder / "recipe.yaml"
@@ -98,7 +98,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     (folder / "manifest.csv").write_text("slide_id,path,label,split\nlarge,slide.svs,tumor,test\n")
     recipe_file.write_text("output: out\nmanifest: manifest.csv\ntiles: {mpp: 0.25, patch_px: 256}\n")
     recipe = load_recipe(recipe_file)
-    run_until(recipe, "tile")
+    run_stage(recipe, "tile")
     task = Task("label", ("normal", "tumor"))
     encoder = EncoderSpec("resnet18-1", norm="group", frozen_statistics=False)
     card = ModelCard(
@@ -115,7 +115,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     )
     with Run.open(recipe) as run:
         save_checkpoint(run.folder.model, build_net(card), card)
-        record, index = run.records[0], run.index(run.records[0])
+        record, index = run.slides.records[0], run.slides.index(run.slides.records[0])
         rng = np.random.default_rng(0)
         column, row = ((v - v.min()) // 256 for v in (index.x, index.y))
         field = ndimage.gaussian_filter(rng.normal(size=(row.max() + 1, column.max() + 1)), 4)[row, column]
@@ -140,10 +140,10 @@ def make_run(folder: Path, *, quick: bool) -> Path:
 def package(recipe_file: Path) -> dict[str, float]:
     """Do what `wsi-ips heatmap` does to the slide."""
     from wsi_ips.config import load_recipe
-    from wsi_ips.pipeline import run_until
+    from wsi_ips.pipeline import run_stage
 
     recipe = load_recipe(recipe_file)
-    run = run_until(recipe, "heatmap")
+    run = run_stage(recipe, "heatmap")
     state = next(iter(run.states))
     if state.state != "ok":
         raise SystemExit(f"the slide failed: {state.reason}")
@@ -160,9 +160,9 @@ def maps_of(recipe_file: Path):
     from wsi_ips.pipeline.heatmap_stage import MapSource, score_maps
 
     run = Run.open(load_recipe(recipe_file))
-    record = run.records[0]
+    record = run.slides.records[0]
     scores = read_scores(run.folder.scores, record.slide_id)
-    return score_maps(run.recipe, run.index(record), MapSource(record, scores, "bench-0123", "f")), run
+    return score_maps(run.maps, run.slides.index(record), MapSource(record, scores, "bench-0123", "f")), run
 
 
 def geojson(recipe_file: Path, turns: int) -> tuple[list[float], list[float], dict[str, float]]:
@@ -214,9 +214,9 @@ def overlay(recipe_file: Path, turns: int) -> tuple[list[float], list[float]]:
     from wsi_ips.results.slide_heatmaps import view_of
 
     maps, run = maps_of(recipe_file)
-    with run.opener(run.records[0])() as reader:
-        view = view_of(reader, run.index(run.records[0]), 4.0, None)
-    run.pool.close()
+    with run.slides.opener(run.slides.records[0])() as reader:
+        view = view_of(reader, run.slides.index(run.slides.records[0]), 4.0, None)
+    run.slides.pool.close()
     ours, loop = [], []
 
     def drawn():

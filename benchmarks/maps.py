@@ -99,8 +99,8 @@ def peaks(index: TileIndex, score: NDArray[np.float64]) -> Detections:
 def maps_of_seed(run: Run, rungs: dict[str, str]) -> dict[str, list[Map]]:
     """All maps of the test slides, by name of the score."""
     found: dict[str, list[Map]] = {name: [] for name in SCORES}
-    for record in (r for r in run.with_tiles() if r.split == "test"):
-        index, scores = run.index(record), read_scores(run.folder.scores, record.slide_id)
+    for record in (r for r in run.states.with_tiles(run.slides.records) if r.split == "test"):
+        index, scores = run.slides.index(record), read_scores(run.folder.scores, record.slide_id)
         for name in SCORES:
             score = tile_score(scores, name)
             found[name].append(
@@ -284,7 +284,7 @@ def report(maps: dict[str, list[list[Map]]], resamples: int) -> list[dict[str, o
 
 def slide_auc(run: Run) -> str:
     """AUC of the test slides of one run."""
-    test = [r for r in run.with_tiles() if r.split == "test"]
+    test = [r for r in run.states.with_tiles(run.slides.records) if r.split == "test"]
     score = np.array([read_scores(run.folder.scores, r.slide_id).probability[-1] for r in test])
     auc = auc_with_interval(np.array([int(r.annotation is not None) for r in test]), score)
     return f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"

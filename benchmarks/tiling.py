@@ -43,7 +43,7 @@ def ours(path: Path, folder: Path) -> dict[str, float]:
     record = SlideRecord(slide_id="slide", path=path)
     with open_slide(path) as reader:
         index, _, files = tile_slide(
-            reader, record, recipe, slide_identity=content_identity(path), fingerprint="benchmark"
+            reader, record, recipe.tiling, slide_identity=content_identity(path), fingerprint="benchmark"
         )
     for name, content in files.items():
         atomic_write_bytes(folder / name, content)

@@ -36,8 +36,7 @@ from benchmarks.support.digits import DigitsPlan, Part, make_digits
 from benchmarks.support.even_tiles import EVEN, recipe_changes
 from wsi_ips.config import load_recipe
 from wsi_ips.inference.slide_scores import read_scores
-from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.slide_predictions import predicted
+from wsi_ips.pipeline import Run, run_stage
 
 ENCODER = f"timm:{digit_encoder.__name__}"
 RECIPE = Path(__file__).parents[2] / "pipelines" / "megapixel_digits.yaml"
@@ -74,12 +73,12 @@ def run_one(manifest: str, folder: str, changes: dict[str, Any]) -> None:
     """Train, predict and measure in this process."""
     places = {"manifest": manifest, "output": folder, "model.encoder": ENCODER}
     recipe = load_recipe(RECIPE, places | recipe_changes(changes))
-    run_until(recipe, "tile").pool.close()
+    run_stage(recipe, "tile").slides.pool.close()
     cpu, began = time.process_time(), time.monotonic()
     if recipe.predict.checkpoint is None:
-        run_until(recipe, "train").pool.close()
+        run_stage(recipe, "train").slides.pool.close()
     cost = {"cpu_minutes": (time.process_time() - cpu) / 60, "minutes": (time.monotonic() - began) / 60}
-    with run_until(recipe, "predict") as run:
+    with run_stage(recipe, "predict") as run:
         found = measured(run)
     cost["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     (Path(folder) / "figures.json").write_text(json.dumps(found | cost) + "\n", encoding="utf-8")
@@ -90,19 +89,19 @@ def measured(run: Run) -> Figures:
     table = pd.read_csv(run.recipe.manifest, dtype=str).set_index("slide_id")
     right: dict[str, list[bool]] = {name: [] for name in TASKS}
     kept = []
-    for record in (r for r in predicted(run) if r.split in run.recipe.predict.splits):
+    for record in (r for r in run.predictions.predicted() if r.split in run.recipe.predict.splits):
         entry, truth = read_scores(run.folder.scores, record.slide_id), table.loc[record.slide_id]
         for name, column, values in zip(TASKS, ("label", "max", "top"), entry.probabilities, strict=False):
             right[name].append(int(np.argmax(values)) == int(truth[column]))
         chosen = {number for number, value in enumerate(entry.probabilities[3]) if value > 0.5}
         right["multi"].append(chosen == {int(value) for value in truth["multi"].split(";")})
-        digits = run.index(record).tumour_fraction
+        digits = run.slides.index(record).tumour_fraction
         if digits is not None:
             with_digit = digits > 0
             kept.append(with_digit[entry.kept].sum() / min(len(entry.kept), with_digit.sum()))
     return {
         "canvases": len(kept),
-        "tiles": int(np.mean([len(run.index(r)) for r in run.with_tiles()])),
+        "tiles": int(np.mean([len(run.slides.index(r)) for r in run.states.with_tiles(run.slides.records)])),
         **{name: float(np.mean(values)) for name, values in right.items()},
         "kept": float(np.mean(kept)),
     }

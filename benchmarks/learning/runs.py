@@ -24,8 +24,7 @@ from wsi_ips.config import load_recipe
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference.slide_scores import read_scores
-from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.slide_predictions import predicted
+from wsi_ips.pipeline import Run, run_stage
 
 Figures = dict[str, Any]
 NO_SELECTION = {EVEN: True, "training.exploration": 0.0}
@@ -114,7 +113,7 @@ def run_all(trainings: Sequence[Training], *, jobs: int = 1) -> list[Figures | N
     """Figures of trainings, a process each, ``jobs`` at a time with a thread each; None for what failed."""
     for one in {one.shared: one for one in trainings if not one.result.exists()}.values():
         recipe = load_recipe(one.recipe, {"manifest": str(one.manifest), "output": str(one.shared)})
-        run_until(recipe, "tile").pool.close()
+        run_stage(recipe, "tile").slides.pool.close()
 
     def figures(one: Training) -> Figures | None:
         asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(one).items()}
@@ -154,9 +153,9 @@ def run_one(one: Training) -> None:
     both = {"manifest": str(one.manifest), "output": str(one.folder), "tiles.shared": str(one.shared)}
     recipe = load_recipe(one.recipe, {**both, **recipe_changes(one.changes)})
     began, cpu = time.monotonic(), time.process_time()
-    run_until(recipe, "train").pool.close()
+    run_stage(recipe, "train").slides.pool.close()
     cost = {"minutes": (time.monotonic() - began) / 60, "cpu_minutes": (time.process_time() - cpu) / 60}
-    with run_until(recipe, "predict") as run:
+    with run_stage(recipe, "predict") as run:
         found = measured(run, one.by)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     one.result.write_text(json.dumps(found | cost | {"peak_rss_mb": peak}) + "\n", encoding="utf-8")
@@ -164,7 +163,7 @@ def run_one(one: Training) -> None:
 
 def measured(run: Run, by: str = "") -> Figures:
     """Figures of the test slides of a run, and of those of each value of a column."""
-    records = [record for record in predicted(run) if record.split == "test"]
+    records = [record for record in run.predictions.predicted() if record.split == "test"]
     rows = [_row(run, record) for record in records]
     found = figures_of(rows)
     if by:
@@ -177,12 +176,12 @@ def measured(run: Run, by: str = "") -> Figures:
 
 
 def _row(run: Run, record: Any) -> Figures:
-    index, entry = run.index(record), read_scores(run.folder.scores, record.slide_id)
+    index, entry = run.slides.index(record), read_scores(run.folder.scores, record.slide_id)
     fraction = np.zeros(len(index)) if index.tumour_fraction is None else index.tumour_fraction
     is_tumour = fraction > TUMOUR_TILE
     return {
         "slide_id": record.slide_id,
-        "truth": not run.recipe.labels.tasks[0].is_negative(run.target(record)),
+        "truth": not run.recipe.labels.tasks[0].is_negative(run.slides.target(record)),
         "score": entry.probabilities[0][-1],
         "tumour": is_tumour,
         "tiles": entry.positive_probability,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from wsi_ips.config import Recipe
-from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.run import Progress
+from wsi_ips.pipeline import Run, run_stage
+from wsi_ips.pipeline.progress import Progress
 from wsi_ips.provenance import atomic_path
 from wsi_ips.slides.synthetic_cohort import CohortPlan, make_cohort
 
@@ -99,8 +99,8 @@ def ladder_recipe(manifest: Path, seed: int, *, start_steps: int, epochs: int) -
 
 def trained(recipe: Recipe, progress: Progress) -> Run:
     """Train and predict what is not up to date."""
-    run_until(recipe, "train", progress).pool.close()
-    return run_until(recipe, "predict", progress)
+    run_stage(recipe, "train", progress).slides.pool.close()
+    return run_stage(recipe, "predict", progress)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from benchmarks.support.digits import GROUND, INK, DigitsPlan, image_pools, make
 from wsi_ips.annotations import read_asap
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
-from wsi_ips.pipeline.stages import run_until
+from wsi_ips.pipeline.stages import run_stage
 from wsi_ips.slides import open_slide
 from wsi_ips.tiles.store import read_index
 
@@ -98,7 +98,7 @@ def test_what_the_product_reads_is_what_was_painted(tmp_path, side):
         assert reader.info.pyramid.mpp == (0.5, 0.5)
         assert len(reader.info.pyramid.level_sizes) == (1 if side == 400 else 2)
     recipe = load_recipe(RECIPE, {"manifest": str(manifest), "output": str(tmp_path / "run")})
-    run_until(recipe, "tile")
+    run_stage(recipe, "tile")
     index = read_index(recipe.output / "tiles.zarr", "canvas_0000")
     assert len(index) == (side // 64) ** 2
     outlined = read_asap(tmp_path / "annotations" / "canvas_0000.xml").tumour

@@ -19,7 +19,7 @@ from wsi_ips.cluster.dask_pool import open_pool
 from wsi_ips.cluster.machine import available_cores, local_workers, memory_bytes, resident_mb
 from wsi_ips.cluster.process import Limits
 from wsi_ips.errors import ClusterError, RecipeError
-from wsi_ips.pipeline import run_until
+from wsi_ips.pipeline import run_stage
 from wsi_ips.tiles.store import slide_ids
 
 SLIDES = 10
@@ -31,7 +31,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiled on this machine by two processes, into ``out``."""
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder, write_good(folder, SLIDES))
-    assert run_until(recipe_of(folder), "tile").states.count("ok") == SLIDES
+    assert run_stage(recipe_of(folder), "tile").states.count("ok") == SLIDES
     return folder
 
 
@@ -87,7 +87,7 @@ def test_a_remote_scheduler_gives_the_same_bits(cohort, tmp_path):
         processes.append(subprocess.Popen(worker, **quiet))
         address = until(lambda: json.loads(address_file.read_text())["address"])
         recipe = recipe_of(cohort, compute__scheduler=address, output=str(tmp_path / "out"))
-        run = run_until(recipe, "tile")
+        run = run_stage(recipe, "tile")
         assert run.states.count("ok") == SLIDES
         assert digest(tmp_path / "out" / "tiles.zarr") == digest(cohort / "out" / "tiles.zarr")
     finally:
@@ -146,11 +146,11 @@ sys.modules["dask"] = sys.modules["distributed"] = None
 from tests.faults.slides import recipe_of
 from pathlib import Path
 from wsi_ips.errors import ClusterError
-from wsi_ips.pipeline import run_until
+from wsi_ips.pipeline import run_stage
 folder, out = Path(sys.argv[1]), sys.argv[2]
-print(run_until(recipe_of(folder, output=out), "tile").states.count("ok"))
+print(run_stage(recipe_of(folder, output=out), "tile").states.count("ok"))
 try:
-    run_until(recipe_of(folder, output=out + "2", compute__scheduler="tcp://127.0.0.1:9"), "tile")
+    run_stage(recipe_of(folder, output=out + "2", compute__scheduler="tcp://127.0.0.1:9"), "tile")
 except ClusterError as error:
     print(error)
 """
@@ -208,7 +208,7 @@ def test_slurm_starts_its_workers_from_a_job_script(cohort, tmp_path, monkeypatc
     job = {"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "4GB", "jobqueue.slurm.interface": "lo"}
     with dask.config.set(job):
         recipe = recipe_of(cohort, compute__scheduler="slurm", compute__workers=2, output=str(tmp_path / "out"))
-        run = run_until(recipe, "tile")
+        run = run_stage(recipe, "tile")
     assert run.states.count("ok") == SLIDES
     assert digest(tmp_path / "out" / "tiles.zarr") == digest(cohort / "out" / "tiles.zarr")
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]

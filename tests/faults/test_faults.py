@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.faults.slides import digest, recipe_of, started, write_cohort, write_good, write_huge_annotation
 from wsi_ips.cli import app
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.tiles.store import slide_ids
 
 
@@ -51,7 +51,7 @@ def until(condition, seconds: float = 180.0):
 @contextmanager
 def tiling(folder: Path, **overrides: object):
     """Tiling in a thread of this process."""
-    thread = threading.Thread(target=run_until, args=(recipe_of(folder, **overrides), "tile"))
+    thread = threading.Thread(target=run_stage, args=(recipe_of(folder, **overrides), "tile"))
     thread.start()
     try:
         yield thread
@@ -96,7 +96,7 @@ def test_real_malformed_files_fail_by_name(tmp_path, real_data):
     for path in files:
         shutil.copy(path, tmp_path)
     write_cohort(tmp_path, [p.name for p in files] + write_good(tmp_path, 1))
-    run_until(recipe_of(tmp_path, compute__slide_timeout_s=120), "tile")
+    run_stage(recipe_of(tmp_path, compute__slide_timeout_s=120), "tile")
     states = states_of(tmp_path)
     assert states.pop("good_00").state == "ok"
     assert {row.state for row in states.values()} == {"failed"}
@@ -107,7 +107,7 @@ def test_a_slide_that_hangs_is_stopped_and_named(tmp_path):
     good = write_good(tmp_path, 2)
     os.mkfifo(tmp_path / "hangs.svs")
     write_cohort(tmp_path, ["hangs.svs", *good], slide_timeout_s=8)
-    run = run_until(recipe_of(tmp_path), "tile")
+    run = run_stage(recipe_of(tmp_path), "tile")
     row = run.states["hangs"]
     assert row.state == "failed"
     assert "slide hangs: took more than 8 s" in row.reason
@@ -160,7 +160,7 @@ def test_a_slide_that_needs_too_much_memory_fails_alone(tmp_path):
     table = pd.read_csv(tmp_path / "manifest.csv")
     table["annotation"] = ["", "huge.xml", ""]
     table.to_csv(tmp_path / "manifest.csv", index=False)
-    states = {row.slide_id: row for row in run_until(recipe_of(tmp_path), "tile").states}
+    states = {row.slide_id: row for row in run_stage(recipe_of(tmp_path), "tile").states}
     assert {name: row.state for name, row in states.items()} == {"good_00": "ok", "good_01": "failed", "good_02": "ok"}
     assert "slide good_01: out of memory" in states["good_01"].reason
     assert "compute.worker_memory_gb" in states["good_01"].reason
@@ -172,7 +172,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cohort that nothing happened to; tiled in one process, one slide after another."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_cohort(folder, write_good(folder, 16), workers=0)
-    run = run_until(recipe_of(folder), "tile")
+    run = run_stage(recipe_of(folder), "tile")
     assert run.states.count("ok") == 16
     return folder
 
@@ -199,13 +199,13 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(undisturbed, untouched, stor
     assert not any(child.is_running() for child in children)
     committed = {entry: (root / entry).stat().st_mtime_ns for entry in os.listdir(root) if entry[0] != "."}
     assert 3 <= len(committed) < 16
-    run = run_until(recipe_of(untouched, tiles__store=store), "tile")
+    run = run_stage(recipe_of(untouched, tiles__store=store), "tile")
     assert run.states.count("ok") == 16
     assert {entry: (root / entry).stat().st_mtime_ns for entry in committed} == committed  # none was done twice
     if store == "zarr":
         assert digest(root) == digest(undisturbed / "out" / "tiles.zarr")
     else:
-        other = run_until(recipe_of(undisturbed, tiles__store="hdf5"), "tile")
+        other = run_stage(recipe_of(undisturbed, tiles__store="hdf5"), "tile")
         assert digest(root) == digest(Path(other.folder.tiles))
     assert {row.tissue_mm2 for row in run.states} == {row.tissue_mm2 for row in Run.open(recipe_of(undisturbed)).states}
 
@@ -225,5 +225,5 @@ def test_a_polite_stop_is_quick_clean_and_resumed(undisturbed, untouched, how):
     assert not any(child.is_running() for child in children)
     states = states_of(untouched)
     assert {row.state for row in states.values()} == {"ok", "pending"}
-    run_until(recipe_of(untouched), "tile")
+    run_stage(recipe_of(untouched), "tile")
     assert digest(root) == digest(undisturbed / "out" / "tiles.zarr")

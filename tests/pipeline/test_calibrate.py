@@ -18,10 +18,8 @@ from wsi_ips.labels import Task
 from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline import Run
 from wsi_ips.pipeline.evaluate_run import evaluate_run
-from wsi_ips.pipeline.predict_stage import predict_stage
-from wsi_ips.pipeline.run import Silent
-from wsi_ips.pipeline.slide_predictions import model_calibration
-from wsi_ips.pipeline.tile_stage import tile_stage
+from wsi_ips.pipeline.progress import Silent
+from wsi_ips.pipeline.stages import predict, tile
 
 BINARY = Task("label", ("normal", "tumor"))
 
@@ -46,10 +44,10 @@ def run_folder(tmp_path_factory):
     table["split"] = ["val"] * 24 + ["test"] * 4
     table.to_csv(folder / "manifest.csv", index=False)
     with Run.open(recipe_of(folder)) as run:
-        tile_stage(run)
-        predict_stage(run)
-        too_sure = expit(np.random.default_rng(0).permutation(np.linspace(-9, 9, len(run.records)))).tolist()
-        raw = dict(zip((r.slide_id for r in run.records), too_sure, strict=True))
+        tile(run)
+        predict(run)
+        too_sure = expit(np.random.default_rng(0).permutation(np.linspace(-9, 9, len(run.slides.records)))).tolist()
+        raw = dict(zip((r.slide_id for r in run.slides.records), too_sure, strict=True))
         for name, chance in raw.items():  # an untrained network says the same of all slides
             scores = read_scores(run.folder.scores, name)
             write_scores(run.folder.scores, replace(scores, probabilities=((1 - chance, chance),)))
@@ -69,11 +67,13 @@ def run_folder(tmp_path_factory):
 
 def test_a_run_freezes_them_in_its_bundle_and_everything_uses_them(run_folder):
     with Run.open(recipe_of(run_folder)) as run:
-        worked = predict_stage(run)
-        found = model_calibration(run).tasks[0]
-        evaluation = evaluate_run(run, split="test")
+        worked = predict(run)
+        found = run.predictions.calibration().tasks[0]
+        evaluation = evaluate_run(run.predictions, split="test")
         table = pd.read_csv(run.folder.predictions)
-        stored = {r.slide_id: read_scores(run.folder.scores, r.slide_id).probabilities[0][-1] for r in run.records}
+        stored = {
+            r.slide_id: read_scores(run.folder.scores, r.slide_id).probabilities[0][-1] for r in run.slides.records
+        }
     assert worked == 0  # scores do not depend on labels, nor on a calibration
     assert found.slides == 24
     assert 1.1 < found.temperature < 19
@@ -89,32 +89,32 @@ def test_a_run_freezes_them_in_its_bundle_and_everything_uses_them(run_folder):
     called = table[(table["split"] == "test") & (table["predicted"] == "tumor")]
     confusion = evaluation.slides.confusion
     assert confusion.true_positive + confusion.false_positive == len(called)
-    given = evaluate_run(Run.open(recipe_of(run_folder)), threshold=0.9).slides
+    given = evaluate_run(Run.open(recipe_of(run_folder)).predictions, threshold=0.9).slides
     assert (given.threshold, given.threshold_from) == (0.9, "given")
 
 
 def test_it_is_made_again_only_when_it_changes(run_folder):
     path = run_folder / "out" / "model" / CALIBRATION_NAME
     with Run.open(recipe_of(run_folder)) as run:
-        predict_stage(run)
+        predict(run)
         before = path.stat().st_mtime_ns
-        predict_stage(run)
-        evaluate_run(run)
+        predict(run)
+        evaluate_run(run.predictions)
         assert path.stat().st_mtime_ns == before
         right = path.read_text()
         path.write_text(right.replace('"checkpoint": "', '"checkpoint": "x'))
-        predict_stage(run)
+        predict(run)
         assert path.read_text() == right
 
 
 def test_the_decision_changes_without_training_or_scanning_anew_and_the_bundle_keeps_it(run_folder, tmp_path):
     kept = (run_folder / "out" / "model" / CALIBRATION_NAME).read_bytes()
     with Run.open(recipe_of(run_folder, predict__decision="tiles")) as run:
-        assert predict_stage(run) == 0
-        calibration = model_calibration(run)
-        scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in run.records}
+        assert predict(run) == 0
+        calibration = run.predictions.calibration()
+        scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id) for r in run.slides.records}
         table = pd.read_csv(run.folder.predictions).set_index("slide_id")
-        evaluation = evaluate_run(run, split="test")
+        evaluation = evaluate_run(run.predictions, split="test")
     assert calibration.tasks[0].decision == "tiles"
     for name, entry in scores.items():
         decided = by_tiles(BINARY, entry.tile_probability)
@@ -126,35 +126,35 @@ def test_the_decision_changes_without_training_or_scanning_anew_and_the_bundle_k
     bundle = run_folder / "out" / "model"
     other = recipe_of(run_folder, predict__checkpoint=str(bundle), output=str(tmp_path / "other"))
     with Run.open(other) as run:
-        tile_stage(run, only={"good_00"})
-        predict_stage(run, ["good_00"])
+        tile(run, ["good_00"])
+        predict(run, ["good_00"])
         elsewhere = pd.read_csv(run.folder.predictions).set_index("slide_id")
     assert elsewhere.loc["good_00", "raw_probability_tumor"] == pytest.approx(
         by_tiles(BINARY, scores["good_00"].tile_probability)[1], abs=1e-5
     )
     with Run.open(recipe_of(run_folder)) as run:
-        predict_stage(run)
+        predict(run)
     assert (run_folder / "out" / "model" / CALIBRATION_NAME).read_bytes() == kept
     asked = recipe_of(
         run_folder, predict__checkpoint=str(bundle), predict__decision="tiles", output=str(tmp_path / "b")
     )
     said = Told()
     with Run.open(asked, said) as run:
-        tile_stage(run, only={"good_00"})
-        predict_stage(run, ["good_00"])
-        assert model_calibration(run).tasks[0].decision == "pooled"
+        tile(run, ["good_00"])
+        predict(run, ["good_00"])
+        assert run.predictions.calibration().tasks[0].decision == "pooled"
     assert any("key `predict.decision`" in note and "`pooled`" in note for note in said.notes)
 
 
 def test_a_model_from_elsewhere_keeps_its_own(run_folder, tmp_path):
     with Run.open(recipe_of(run_folder)) as run:
-        predict_stage(run)
-        frozen = model_calibration(run)
+        predict(run)
+        frozen = run.predictions.calibration()
     bundle = run_folder / "out" / "model"
     before = (bundle / CALIBRATION_NAME).read_bytes(), (bundle / CARD_NAME).read_bytes()
     other = recipe_of(run_folder, predict__checkpoint=str(bundle), output=str(tmp_path / "other"))
     with Run.open(other) as run:
-        tile_stage(run, only={"good_00", "good_01"})
-        predict_stage(run, ["good_00", "good_01"])
-        assert model_calibration(run) == frozen
+        tile(run, ["good_00", "good_01"])
+        predict(run, ["good_00", "good_01"])
+        assert run.predictions.calibration() == frozen
     assert before == ((bundle / CALIBRATION_NAME).read_bytes(), (bundle / CARD_NAME).read_bytes())

@@ -12,8 +12,8 @@ from tests.pyramids import write_pyramid
 from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.run import read_cohort
+from wsi_ips.pipeline import Run, run_stage
+from wsi_ips.pipeline.read_cohort import read_cohort
 
 
 def recipe_of(folder: Path, **values: object) -> Path:
@@ -39,11 +39,11 @@ def test_a_folder_stands_for_its_slides(tmp_path):
     for number in range(2):
         write_pyramid(tmp_path / "slides" / "deep" / f"s{number}.tif", [node(number, (600, 840))], mpp=(4.0, 4.0))
     path = recipe_of(tmp_path, manifest="slides", tiles={"mpp": 8.0, "patch_px": 16}, tissue={"mpp": 8.0})
-    run = run_until(load_recipe(path), "tile")
+    run = run_stage(load_recipe(path), "tile")
     assert [s.state for s in run.states] == ["ok", "ok"]
     assert run.recipe.manifest == load_recipe(path).output / "manifest.csv"
     write_pyramid(tmp_path / "slides" / "s9.tif", [node(9, (600, 840))], mpp=(4.0, 4.0))
-    assert [r.slide_id for r in Run.open(load_recipe(path)).records] == ["s0", "s1", "s9"]
+    assert [r.slide_id for r in Run.open(load_recipe(path)).slides.records] == ["s0", "s1", "s9"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ManifestError, match="no slide in it"):
         read_cohort(load_recipe(path, {"manifest": str(tmp_path / "empty")}))
@@ -79,7 +79,7 @@ def test_labels_count_as_others(tmp_path):
         "map": {"negative": "normal", "itc": None, "micro": "tumor", "macro": "tumor"},
     }
     run = Run.open(load_recipe(recipe_of(tmp_path, labels=labels)))
-    assert [run.target(r) for r in run.records] == [0, None, 1, 1, 1, None]
+    assert [run.slides.target(r) for r in run.slides.records] == [0, None, 1, 1, 1, None]
 
 
 def test_the_same_column_may_be_asked_twice(tmp_path):
@@ -90,7 +90,7 @@ def test_the_same_column_may_be_asked_twice(tmp_path):
         "further": {"node": {"column": "label", "classes": ["negative", "itc", "micro", "macro"]}},
     }
     run = Run.open(load_recipe(recipe_of(tmp_path, labels=labels)))
-    assert [run.targets[r.slide_id] for r in run.records] == [(0, 0), (1, 3)]
+    assert [run.slides.targets[r.slide_id] for r in run.slides.records] == [(0, 0), (1, 3)]
 
 
 def test_a_label_cannot_count_as_what_is_no_class(tmp_path):

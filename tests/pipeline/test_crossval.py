@@ -16,7 +16,7 @@ from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.manifest.splits import read_splits
-from wsi_ips.pipeline import run_until
+from wsi_ips.pipeline import run_stage
 from wsi_ips.pipeline.cross_validation import cross_validate, fold_recipe
 
 
@@ -32,7 +32,7 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """
     folder = tmp_path_factory.mktemp("crossval")
     recipe = write_recipe(folder)
-    run_until(load_recipe(recipe), "tile")
+    run_stage(load_recipe(recipe), "tile")
     manifest = folder / "cohort" / "manifest.csv"
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     table.loc[table.index[-2:], "label"] = ""

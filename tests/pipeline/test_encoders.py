@@ -21,9 +21,9 @@ from wsi_ips.model import int8, scan_backends
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.encoders import ENCODERS, PRESETS
-from wsi_ips.pipeline import run_until
+from wsi_ips.pipeline import run_stage
 from wsi_ips.pipeline.demo_slides import make_slides
-from wsi_ips.pipeline.run import Silent
+from wsi_ips.pipeline.progress import Silent
 
 MODEL = {**SMALL["model"], "encoder": "preset:photographs", "freeze": 1}
 
@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         entry = replace(ENCODERS["preset:resnet50"], name="preset:photographs", preset=preset)
         patch.setitem(ENCODERS._entries, "preset:photographs", entry)
-        run_until(recipe_of(folder), "train", notes)
+        run_stage(recipe_of(folder), "train", notes)
         yield folder, notes
 
 
@@ -92,7 +92,7 @@ def test_the_frozen_stage_has_not_learned_and_the_other_has(trained):
 )
 def test_what_does_not_fit_is_a_recipe_error(trained, overrides, message):
     with pytest.raises(RecipeError, match=message):
-        run_until(recipe_of(trained[0], **overrides), "train")
+        run_stage(recipe_of(trained[0], **overrides), "train")
 
 
 def test_an_int8_scan_is_done_once_reported_and_stored(trained, monkeypatch):
@@ -107,8 +107,8 @@ def test_an_int8_scan_is_done_once_reported_and_stored(trained, monkeypatch):
     monkeypatch.setattr(scan_backends, "LEAST_CORRELATION", -1.0)
 
     def scores_after(notes: Notes, **overrides: Any):
-        run = run_until(recipe_of(folder, **overrides), "predict", notes)
-        (first, *_) = [r for r in run.records if r.split == "test"]
+        run = run_stage(recipe_of(folder, **overrides), "predict", notes)
+        (first, *_) = [r for r in run.slides.records if r.split == "test"]
         return read_scores(run.folder.scores, first.slide_id)
 
     exact = scores_after(Notes())

@@ -35,7 +35,7 @@ def run(done: Path) -> Run:  # noqa: F811
 def test_slide_figures_are_those_of_the_predictions(done, run):  # noqa: F811
     table = pd.read_csv(done / "out" / "predictions.csv")
     expected = auc_with_interval((table["label"] == "tumor").astype(int), table["probability_tumor"])
-    found = evaluate_run(run, by=["label"])
+    found = evaluate_run(run.predictions, by=["label"])
     assert found.slides.metrics["auc"].value == pytest.approx(expected.value)
     groups = {(g.name, g.value): (g.positives, g.negatives) for g in found.slides.subgroups}
     assert groups == {("label", "normal"): (0, 2), ("label", "tumor"): (2, 0), ("largest lesion", "micro"): (2, 2)}
@@ -44,8 +44,8 @@ def test_slide_figures_are_those_of_the_predictions(done, run):  # noqa: F811
 
 
 def test_lesions_tiles_and_false_alarms_are_those_of_the_annotated_slides(done, run):  # noqa: F811
-    found = evaluate_run(run, threshold=0.4).localisation
-    test = [r for r in run.records if r.split == "test"]
+    found = evaluate_run(run.predictions, threshold=0.4).localisation
+    test = [r for r in run.slides.records if r.split == "test"]
     annotated = [r for r in test if r.annotation]
     assert found.tumour_slides == len(annotated) == 2
     assert found.other_slides == 2
@@ -59,10 +59,10 @@ def test_lesions_tiles_and_false_alarms_are_those_of_the_annotated_slides(done, 
     assert found.by_size[0].pointed / 2 == found.pointing
     summary = json.loads((done / "out" / "summary.json").read_text())
     assert found.tile_probability.auc == pytest.approx(summary["tile_auc_probability"])
-    assert 1 <= found.effective_tiles <= max(len(run.index(r)) for r in test)
+    assert 1 <= found.effective_tiles <= max(len(run.slides.index(r)) for r in test)
     alarms = []
     for record in test:
-        entry, index = read_scores(run.folder.scores, record.slide_id), run.index(record)
+        entry, index = read_scores(run.folder.scores, record.slide_id), run.slides.index(record)
         if record.annotation is None:
             side_mm = 64 * 2.0 / 1000
             alarms.append(index.tissue_fraction[entry.positive_probability >= 0.4].sum() * side_mm**2)
@@ -75,7 +75,7 @@ def test_a_perfect_map_finds_every_lesion_and_a_turned_one_none(done, run, monke
 
     def scores_of(root: Path, slide_id: str, *, turned: bool):
         entry = read_scores(root, slide_id)
-        truth = run.index(next(r for r in run.records if r.slide_id == slide_id)).tumour_fraction
+        truth = run.slides.index(next(r for r in run.slides.records if r.slide_id == slide_id)).tumour_fraction
         right = np.zeros(len(entry.kept) if truth is None else len(truth)) if truth is None else truth
         if truth is None:
             right = np.zeros(len(entry.tile_probability), np.float32)
@@ -85,14 +85,14 @@ def test_a_perfect_map_finds_every_lesion_and_a_turned_one_none(done, run, monke
     monkeypatch.setattr(
         "wsi_ips.pipeline.evaluate_run.read_scores", lambda root, name: scores_of(root, name, turned=False)
     )
-    found = evaluate_run(run).localisation
+    found = evaluate_run(run.predictions).localisation
     assert found.lesions_by_peaks.score == found.lesions_by_components.score == 1
     assert found.pointing == 1
     assert found.false_alarm_mm2 == 0
     monkeypatch.setattr(
         "wsi_ips.pipeline.evaluate_run.read_scores", lambda root, name: scores_of(root, name, turned=True)
     )
-    assert evaluate_run(run).localisation.lesions_by_components.at(0.25) < 1
+    assert evaluate_run(run.predictions).localisation.lesions_by_components.at(0.25) < 1
 
 
 def test_where_the_map_knows_more_than_the_decision_it_is_told(done, run, monkeypatch):  # noqa: F811
@@ -102,7 +102,7 @@ def test_where_the_map_knows_more_than_the_decision_it_is_told(done, run, monkey
     def scores_of(root: Path, slide_id: str, *, turned: bool):
         entry = read_scores(root, slide_id)
         assert table.loc[slide_id, "highest_tiles"] == pytest.approx(entry.highest_tiles, abs=1e-6)
-        truth = run.index(next(r for r in run.records if r.slide_id == slide_id)).tumour_fraction
+        truth = run.slides.index(next(r for r in run.slides.records if r.slide_id == slide_id)).tumour_fraction
         right = np.zeros(len(entry.tile_probability)) if truth is None else truth
         called = float((truth is None) == turned)
         return replace(
@@ -116,16 +116,16 @@ def test_where_the_map_knows_more_than_the_decision_it_is_told(done, run, monkey
             "wsi_ips.pipeline.evaluate_run.read_scores",
             lambda root, name, turned=turned: scores_of(root, name, turned=turned),
         )
-        told = [note for note in evaluate_run(run).notes if "highest tiles" in note]
+        told = [note for note in evaluate_run(run.predictions).notes if "highest tiles" in note]
         assert len(told) == turned
         assert all("AUC 1.000" in note and "(0.000)" in note for note in told)
 
 
 def test_a_column_that_is_not_there_and_a_split_without_slides_are_refused(run):
     with pytest.raises(ManifestError, match="column `centre` is missing"):
-        evaluate_run(run, by=["centre"])
+        evaluate_run(run.predictions, by=["centre"])
     with pytest.raises(EvaluationError, match="split `val`"):
-        evaluate_run(run, split="val")
+        evaluate_run(run.predictions, split="val")
 
 
 def test_the_command_prints_and_writes_what_it_found(done, tmp_path):  # noqa: F811
@@ -147,9 +147,9 @@ def test_slides_that_are_in_no_figure_are_named_with_their_state(done, tmp_path)
     folder = tmp_path / "copy"
     shutil.copytree(done, folder)
     with Run.open(recipe_of(folder)) as run:
-        gone = next(r for r in run.records if r.split == "test" and r.annotation is None)
+        gone = next(r for r in run.slides.records if r.split == "test" and r.annotation is None)
         run.states.update(gone.slide_id, state="failed", stage="tile", reason="damaged")
-        found = evaluate_run(run)
+        found = evaluate_run(run.predictions)
     assert found.localisation.other_slides == 1
     assert "1 of 4 slides of split `test` are not measured: 1 failed" in found.notes
 
@@ -158,9 +158,9 @@ def test_an_annotation_that_cannot_be_read_costs_its_slide_alone(done, tmp_path)
     folder = tmp_path / "copy"
     shutil.copytree(done, folder)
     with Run.open(recipe_of(folder)) as run:
-        broken = next(r for r in run.records if r.split == "test" and r.annotation)
+        broken = next(r for r in run.slides.records if r.split == "test" and r.annotation)
         broken.annotation.write_text("<ASAP", encoding="utf-8")
-        found = evaluate_run(run)
+        found = evaluate_run(run.predictions)
     assert (found.localisation.tumour_slides, found.localisation.other_slides) == (1, 2)
     assert any(broken.slide_id in note and "not in the lesion and tile metrics" in note for note in found.notes)
 
@@ -168,10 +168,10 @@ def test_an_annotation_that_cannot_be_read_costs_its_slide_alone(done, tmp_path)
 def write_detections(run: Run, folder: Path, *, header: bool) -> None:
     """What the run's own map shows, as anybody would hand it in."""
     folder.mkdir()
-    for record in run.records:
+    for record in run.slides.records:
         if record.split != "test":
             continue
-        entry, index = read_scores(run.folder.scores, record.slide_id), run.index(record)
+        entry, index = read_scores(run.folder.scores, record.slide_id), run.slides.index(record)
         raster = score_raster(entry, index)
         found = peak_detections(
             raster.values, origin_px0=raster.origin_px0, cell_px0=raster.cell_px0, mpp=index.mpp, least=LEAST_PEAK
@@ -184,7 +184,7 @@ def write_detections(run: Run, folder: Path, *, header: bool) -> None:
 def test_detections_from_elsewhere_are_measured_as_our_own(done, run, tmp_path, header):  # noqa: F811
     write_detections(run, tmp_path / "found", header=header)
     manifest = done / "cohort" / "manifest.csv"
-    own = evaluate_run(run).localisation.lesions_by_peaks
+    own = evaluate_run(run.predictions).localisation.lesions_by_peaks
     predictions = done / "out" / "predictions.csv"
     found = evaluate_files(TUMOR, predictions=predictions, manifest=manifest, detections=tmp_path / "found")
     theirs = found.localisation.lesions_given
@@ -195,7 +195,7 @@ def test_detections_from_elsewhere_are_measured_as_our_own(done, run, tmp_path, 
 
 def test_slides_without_detections_count_and_are_told(done, run, tmp_path):  # noqa: F811
     write_detections(run, tmp_path / "found", header=True)
-    test = [r for r in run.records if r.split == "test"]
+    test = [r for r in run.slides.records if r.split == "test"]
     (tmp_path / "found" / f"{test[0].slide_id}.csv").unlink()
     (tmp_path / "found" / "other.csv").write_text("0.5,1,1\n", encoding="utf-8")
     manifest = done / "cohort" / "manifest.csv"
@@ -225,15 +225,15 @@ def test_stages_come_from_the_maps_where_a_column_says_what_nodes_hold(done, tmp
 
         def truth(root: Path, slide_id: str):
             entry = read_scores(root, slide_id)
-            fraction = run.index(next(r for r in run.records if r.slide_id == slide_id)).tumour_fraction
+            fraction = run.slides.index(next(r for r in run.slides.records if r.slide_id == slide_id)).tumour_fraction
             right = np.zeros(len(entry.tile_probability)) if fraction is None else fraction
             whole = float(fraction is not None)
             map_of_truth = np.stack([1 - right, right], 1).astype(np.float32)
             return replace(entry, tile_probability=map_of_truth, probabilities=((1 - whole, whole),))
 
         monkeypatch.setattr("wsi_ips.pipeline.evaluate_run.read_scores", truth)
-        found = evaluate_run(run, nodes="node").patients
+        found = evaluate_run(run.predictions, nodes="node").patients
     assert {(p.stage, p.predicted) for p in found.patients} == {("pN0", "pN0"), ("pN1mi", "pN1mi")}
     assert found.kappa == 1
     with pytest.raises(ManifestError, match="column `nodes` is missing"), Run.open(recipe_of(folder)) as run:
-        evaluate_run(run, nodes="nodes")
+        evaluate_run(run.predictions, nodes="nodes")

@@ -157,7 +157,8 @@ def test_imported_tiles_go_all_the_way_to_the_heatmap(cohort):
     assert (parts["train"], parts["test"]) == (3, 2)
     assert run_pipeline(recipe).worked is False  # done means fingerprint equal
     foreign(cohort / "clam" / "file2.h5", PIECES[:10])
-    assert not Run.open(recipe).is_tiled(next(r for r in Run.open(recipe).records if r.slide_id == "s2"))
+    slides = Run.open(recipe).slides
+    assert not slides.is_tiled(*slides.named(["s2"]))
 
 
 def test_a_manifest_may_name_the_coordinates_itself(cohort):

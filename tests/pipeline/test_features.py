@@ -21,10 +21,9 @@ from tests.pyramids import write_pyramid
 from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError
-from wsi_ips.pipeline import Run, run_pipeline, run_until
+from wsi_ips.pipeline import Run, run_pipeline, run_stage
 from wsi_ips.pipeline.feature_source import feature_source
-from wsi_ips.pipeline.features_stage import features_stage
-from wsi_ips.pipeline.train_stage import train_stage
+from wsi_ips.pipeline.stages import store_features, train
 from wsi_ips.tiles.feature_store import open_features
 from wsi_ips.tiles.store import read_index
 from wsi_ips.training.model_building import frozen_encoder
@@ -51,7 +50,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compute": {"workers": 0, "device": "cpu"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
-    run_until(load_recipe(folder / "recipe.yaml", ON_FEATURES), "features")
+    run_stage(load_recipe(folder / "recipe.yaml", ON_FEATURES), "features")
     return folder
 
 
@@ -83,18 +82,18 @@ def test_a_run_on_features_comes_to_labels_maps_and_a_report(cohort):
     # The checkpoint holds the whole network: it takes pixels where nobody stored features.
     shutil.rmtree(cohort / "out" / "features.zarr")
     shutil.rmtree(cohort / "out" / "scores.zarr")
-    run_until(load_recipe(cohort / "recipe.yaml", {"predict.checkpoint": "out/model"}), "predict")
+    run_stage(load_recipe(cohort / "recipe.yaml", {"predict.checkpoint": "out/model"}), "predict")
     on_pixels = pd.read_csv(cohort / "out" / "predictions.csv")
     np.testing.assert_allclose(on_features["probability_tumor"], on_pixels["probability_tumor"], atol=5e-3)
 
 
 def test_features_are_those_of_the_encoder_and_in_the_order_of_the_tiles(cohort):
     with Run.open(of(cohort)) as run:
-        record = run.records[2]
-        source = feature_source(run)
+        record = run.slides.records[2]
+        source = feature_source(run.features, run.slides)
         tiles = source.tiles(record)
         encoder = frozen_encoder(run.recipe.model, seed=run.recipe.seed, patch_px=run.recipe.tiles.patch_px)
-        pixels = torch.from_numpy(run.tiles(record).only(np.array([7, 0, 3], np.int32)).read())
+        pixels = torch.from_numpy(run.slides.tiles(record).only(np.array([7, 0, 3], np.int32)).read())
     with torch.inference_mode():
         expected = encoder.embed_raw(pixels.permute(0, 3, 1, 2).float() / 255).numpy()
     found = tiles.features.rows(np.array([7, 0, 3])).astype(np.float32)
@@ -105,18 +104,18 @@ def test_features_are_those_of_the_encoder_and_in_the_order_of_the_tiles(cohort)
 def test_only_what_changed_is_computed_again(cohort):
     before = written(cohort)
     with Run.open(of(cohort)) as run:
-        assert features_stage(run) == 0
-        shutil.rmtree(feature_source(run).folder / "s3")
-        assert features_stage(run) == 1
+        assert store_features(run) == 0
+        shutil.rmtree(feature_source(run.features, run.slides).folder / "s3")
+        assert store_features(run) == 1
     after = written(cohort)
     assert {name for name in before if after[name] != before[name]} == {"s3"}
     with Run.open(of(cohort, seed=1)) as run:  # another untrained encoder: features of its own, beside
-        assert features_stage(run) == 6
+        assert store_features(run) == 6
     assert len(list((cohort / "out" / "features.zarr").iterdir())) == 2
     with Run.open(of(cohort, tiles__patch_px=32)) as run:
-        run_until(run.recipe, "tile")
+        run_stage(run.recipe, "tile")
     with Run.open(of(cohort, tiles__patch_px=32)) as run:
-        assert features_stage(run) == 6  # of other tiles
+        assert store_features(run) == 6  # of other tiles
 
 
 def test_a_slide_that_cannot_be_embedded_fails_alone_and_is_left_out(cohort):
@@ -127,7 +126,7 @@ def test_a_slide_that_cannot_be_embedded_fails_alone_and_is_left_out(cohort):
     state = next(s for s in Run.open(of(cohort)).states if s.slide_id == "s2")
     assert state.state == "failed"
     run = Run.open(of(cohort, training__max_missing_share=0.5))
-    assert train_stage(run)
+    assert train(run)
     (cohort / "slides" / "gone.tif").rename(cohort / "slides" / "file2.tif")
     result = invoke("run", cohort / "recipe.yaml", "--until", "features", "--set", "model.input=features")
     assert result.exit_code == 0, result.output
@@ -139,7 +138,7 @@ def test_processes_write_the_same_features_and_keep_their_encoder(cohort):
     folder = next((cohort / "out" / "features.zarr").iterdir())
     before = {f"s{n}": open_features(folder, f"s{n}").rows(np.arange(20)) for n in (1, 2)}
     shutil.rmtree(folder)
-    run = run_until(of(cohort, compute__workers=1), "features", slides=["s1", "s2"])
+    run = run_stage(of(cohort, compute__workers=1), "features", slides=["s1", "s2"])
     assert {s.state for s in run.states} == {"ok"}
     for name, table in before.items():
         np.testing.assert_allclose(
@@ -149,15 +148,15 @@ def test_processes_write_the_same_features_and_keep_their_encoder(cohort):
 
 def test_end_to_end_starts_from_features(cohort):
     """The pooling of the first step is that of the features model; the encoder then learns too."""
-    run_until(of(cohort), "train")
+    run_stage(of(cohort), "train")
     shutil.copytree(cohort / "out" / "model", cohort / "first")
     tiny = {"training.learning_rate": 1e-9, "training.epochs": 1, "training.start_steps": 0}
-    run_until(load_recipe(cohort / "recipe.yaml", {"model.start": "first", **tiny}), "train")
+    run_stage(load_recipe(cohort / "recipe.yaml", {"model.start": "first", **tiny}), "train")
     first, second = (load_file(cohort / name / "model.safetensors") for name in ("first", "out/model"))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-6)
-    run_until(load_recipe(cohort / "recipe.yaml", {"model.start": "first", "training.epochs": 1}), "train")
+    run_stage(load_recipe(cohort / "recipe.yaml", {"model.start": "first", "training.epochs": 1}), "train")
     third = load_file(cohort / "out/model/model.safetensors")
     assert any(not torch.equal(third[n], t) for n, t in first.items() if n.startswith("encoder.trunk."))
 
@@ -176,7 +175,7 @@ def test_end_to_end_starts_from_features(cohort):
 )
 def test_what_cannot_be_is_said_before_any_work(cohort, overrides, error, message):
     with pytest.raises(error, match=message):
-        run_until(load_recipe(cohort / "recipe.yaml", ON_FEATURES | overrides), "train")
+        run_stage(load_recipe(cohort / "recipe.yaml", ON_FEATURES | overrides), "train")
 
 
 def test_names_of_no_slide_are_refused(cohort):
@@ -222,7 +221,7 @@ def test_a_model_of_imported_features_runs_to_the_end_and_says_what_it_needs(coh
     assert state.slide_id == "s5"
     assert "1000 rows of features for" in state.reason
     override = {"predict.checkpoint": "foreign/model", "output": "other"}
-    run = run_until(load_recipe(cohort / "recipe.yaml", override), "predict", slides=["s6"])
+    run = run_stage(load_recipe(cohort / "recipe.yaml", override), "predict", slides=["s6"])
     assert "takes no pixels; set `features.imported`" in next(s.reason for s in run.states if s.slide_id == "s6")
 
 

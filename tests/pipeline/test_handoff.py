@@ -20,7 +20,7 @@ from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.inference.slide_scores import SlideScores, write_scores
 from wsi_ips.model.checkpoint import build_net, save_checkpoint
 from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.demo_slides import make_slides
 from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
@@ -45,7 +45,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {"heatmap": {"splits": ["train", "test"]}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
-    run_until(recipe, "tile")
+    run_stage(recipe, "tile")
     task = recipe.labels.tasks[0]
     card = ModelCard(
         model_id="net-0123",
@@ -61,13 +61,13 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with Run.open(recipe) as run:
         save_checkpoint(run.folder.model, build_net(card), card)
-        for record in run.records:
+        for record in run.slides.records:
             write_scores(run.folder.scores, truth_as_scores(run, record))
     return folder
 
 
 def truth_as_scores(run: Run, record) -> SlideScores:
-    index = run.index(record)
+    index = run.slides.index(record)
     positive = np.zeros(len(index), np.float32)
     if index.tumour_fraction is not None:
         positive = np.where(index.tumour_fraction >= 0.5, 0.9, 0.02).astype(np.float32)
@@ -100,9 +100,9 @@ def made(folder: Path) -> dict[str, int]:
 
 
 def test_each_slide_has_its_package_and_the_lesion_is_that_of_the_annotation(folder: Path) -> None:
-    run = run_until(recipe_of(folder), "heatmap")
+    run = run_stage(recipe_of(folder), "heatmap")
     assert {state.state for state in run.states} == {"ok"}
-    truth = {record.slide_id: record.annotation for record in run.records}
+    truth = {record.slide_id: record.annotation for record in run.slides.records}
     with_lesion = 0
     for slide_id, annotation in truth.items():
         package = folder / "out" / "handoff" / slide_id
@@ -131,54 +131,54 @@ def test_each_slide_has_its_package_and_the_lesion_is_that_of_the_annotation(fol
 
 
 def test_what_is_up_to_date_is_left_and_what_changed_is_made_anew(folder: Path) -> None:
-    run_until(recipe_of(folder), "heatmap")
+    run_stage(recipe_of(folder), "heatmap")
     first = made(folder)
-    run_until(recipe_of(folder), "heatmap")
+    run_stage(recipe_of(folder), "heatmap")
     assert made(folder) == first
-    run_until(recipe_of(folder, **{"handoff.threshold": 0.95}), "heatmap")
+    run_stage(recipe_of(folder, **{"handoff.threshold": 0.95}), "heatmap")
     second = made(folder)
     assert all(second[name] > first[name] for name in first)
     assert len(pd.read_csv(folder / "out" / "handoff" / "lesions.csv")) == 0
     slide = sorted(first)[0]
     (folder / "out" / "handoff" / slide / f"{slide}_gallery.png").unlink()
-    run_until(recipe_of(folder, **{"handoff.threshold": 0.95}), "heatmap")
+    run_stage(recipe_of(folder, **{"handoff.threshold": 0.95}), "heatmap")
     third = made(folder)
     assert [name for name in first if third[name] > second[name]] == [slide]
 
 
 def test_formats_are_chosen_and_none_makes_no_package(folder: Path) -> None:
-    run_until(recipe_of(folder, **{"handoff.formats": []}), "heatmap")
+    run_stage(recipe_of(folder, **{"handoff.formats": []}), "heatmap")
     assert not (folder / "out" / "handoff").exists()
-    run = run_until(recipe_of(folder, **{"handoff.formats": ["asap"]}), "heatmap")
-    slide = run.records[0].slide_id
+    run = run_stage(recipe_of(folder, **{"handoff.formats": ["asap"]}), "heatmap")
+    slide = run.slides.records[0].slide_id
     package = folder / "out" / "handoff" / slide
     assert {p.name for p in package.iterdir()} == {f"{slide}_lesions.xml", "package.json"}
 
 
 def test_a_slide_that_cannot_be_read_fails_and_the_other_is_handed_over(folder: Path) -> None:
     recipe = recipe_of(folder)
-    run_until(recipe_of(folder, **{"handoff.formats": []}), "heatmap")  # pictures are there
-    bad, good = (record.slide_id for record in Run.open(recipe).records)
+    run_stage(recipe_of(folder, **{"handoff.formats": []}), "heatmap")  # pictures are there
+    bad, good = (record.slide_id for record in Run.open(recipe).slides.records)
     path = next((folder / "cohort" / "slides").glob(f"{bad}.*"))
     whole = path.read_bytes()
     spoiled = bytearray(whole)
     spoiled[16:-20_000] = bytes(len(whole) - 20_016)
     path.write_bytes(bytes(spoiled))
-    run = run_until(recipe, "heatmap")
+    run = run_stage(recipe, "heatmap")
     states = {state.slide_id: state for state in run.states}
     assert (states[bad].state, states[bad].stage) == ("failed", "handoff")
     assert bad in states[bad].reason
     assert states[good].state == "ok"
     assert set(made(folder)) == {good}
     path.write_bytes(whole)
-    assert run_until(recipe, "heatmap").states.count("failed") == 0
+    assert run_stage(recipe, "heatmap").states.count("failed") == 0
     assert set(made(folder)) == {bad, good}
 
 
 def test_without_an_outline_of_the_tissue_the_package_says_that_it_is_not_known(folder: Path) -> None:
     for outline in (folder / "out" / "tissue").glob("*.geojson"):
         outline.unlink()
-    run = run_until(recipe_of(folder), "heatmap")
-    facts = json.loads((folder / "out" / "handoff" / run.records[0].slide_id / "package.json").read_text())
+    run = run_stage(recipe_of(folder), "heatmap")
+    facts = json.loads((folder / "out" / "handoff" / run.slides.records[0].slide_id / "package.json").read_text())
     assert facts["tissue_mm2"] is None
     assert facts["not_analysed_mm2"] is None

@@ -13,7 +13,7 @@ from tests.pipeline.test_run import write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.config.output_sections import HandoffSection, HeatmapSection
 from wsi_ips.inference.slide_scores import read_scores
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.heatmap_stage import handoff_stage, heatmap_stage
 from wsi_ips.pipeline.run_viewer import RunCollection
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
@@ -33,8 +33,8 @@ def test_maps_and_formats_are_checked_against_their_registries():
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("maps")
     path = write_recipe(folder, model={"encoder": "resnet18-1", "memory_size": 4, "heads": 2, "key_width": 8})
-    run_until(load_recipe(path), "train")
-    run_until(load_recipe(path), "predict")
+    run_stage(load_recipe(path), "train")
+    run_stage(load_recipe(path), "predict")
     return path
 
 
@@ -55,11 +55,11 @@ def with_margin(monkeypatch: pytest.MonkeyPatch) -> ScoreMap:
 @pytest.mark.parametrize("maps", [("attention",), ("margin", "probability")])
 def test_the_maps_of_the_recipe_are_drawn_handed_over_and_shown_in_order(trained, with_margin, maps):
     run = Run.open(load_recipe(trained, {"heatmap.maps": list(maps)}))
-    assert heatmap_stage(run) > 0
-    assert heatmap_stage(run) == 0
-    assert handoff_stage(run) > 0
+    assert heatmap_stage(run.maps) > 0
+    assert heatmap_stage(run.maps) == 0
+    assert handoff_stage(run.maps) > 0
     assert not [s for s in run.states if s.state == "failed"]
-    name = next(r.slide_id for r in run.records if r.split == "test")
+    name = next(r.slide_id for r in run.slides.records if r.split == "test")
     scores = read_scores(run.folder.scores, name)
     values = SCORE_MAPS[maps[0]].values(scores)
     facts = json.loads((run.folder.root / "heatmaps" / f"{name}_{maps[0]}.json").read_text())

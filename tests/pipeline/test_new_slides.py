@@ -157,7 +157,7 @@ def test_a_scale_given_by_hand_is_used(tmp_path, bundle):
     call = ("predict", tmp_path / "good_00.tif", "--checkpoint", bundle, "-o", out, "--no-heatmaps", *HERE)
     assert invoked(*call, "--mpp", "0.3").exit_code == 0
     with Run.open(load_recipe(out)) as run:
-        assert run.index(run.records[0]).mpp == (0.3, 0.3)
+        assert run.slides.index(run.slides.records[0]).mpp == (0.3, 0.3)
 
 
 @pytest.mark.parametrize(

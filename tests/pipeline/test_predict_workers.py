@@ -18,8 +18,8 @@ from tests.faults.test_faults import job_processes, until
 from tests.pipeline.bundles import write_bundle
 from wsi_ips.cluster.process import NUMBER
 from wsi_ips.inference.slide_scores import read_scores
-from wsi_ips.pipeline import Run, run_until
-from wsi_ips.pipeline.predict_stage import own_device, predict_stage
+from wsi_ips.pipeline import Run, run_stage
+from wsi_ips.pipeline.predict_stage import own_device
 
 SLIDES = 4
 ARRAYS = ("attention_logits", "tile_probability", "kept", "kept_embeddings")
@@ -31,7 +31,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder, write_good(folder, SLIDES), workers=0)
     write_bundle(folder / "bundle")
-    run = run_until(recipe_of(folder, predict__checkpoint="bundle"), "predict")
+    run = run_stage(recipe_of(folder, predict__checkpoint="bundle"), "predict")
     assert run.states.count("ok") == SLIDES
     return folder
 
@@ -48,12 +48,12 @@ def require_the_same_bits(first: Path, second: Path) -> None:
 def test_two_processes_give_the_same_bits(cohort, tmp_path):
     out = tmp_path / "out"
     changes = {"predict__checkpoint": "bundle", "output": str(out), "compute__predict_workers": 2}
-    run = run_until(recipe_of(cohort, **changes), "predict")
+    run = run_stage(recipe_of(cohort, **changes), "predict")
     assert {row.stage for row in run.states} == {"predict"}
     assert all(row.rss_mb > 100 for row in run.states)  # of a process that holds a network
     require_the_same_bits(cohort / "out", out)
     before = {p: p.stat().st_mtime_ns for p in (out / "scores.zarr").rglob("*") if p.is_file()}
-    run_until(recipe_of(cohort, **changes), "predict")
+    run_stage(recipe_of(cohort, **changes), "predict")
     assert before == {p: p.stat().st_mtime_ns for p in before}
     assert job_processes() == []
 
@@ -91,13 +91,13 @@ def test_a_process_that_is_killed_fails_its_slide_alone(cohort, tmp_path):
     folder.mkdir()
     write_cohort(folder, write_good(folder, SLIDES), workers=0)
     changes = {"predict__checkpoint": str(cohort / "bundle")}
-    run_until(recipe_of(folder), "tile")
+    run_stage(recipe_of(folder), "tile")
     victim = folder / "good_00.tif"
 
     def predict() -> None:
         two = {"compute__predict_workers": 2, "compute__workers": 2}
         with Run.open(recipe_of(folder, **changes, **two)) as run:
-            predict_stage(run)
+            predict(run)
 
     held = victim.read_bytes()
     victim.unlink()
@@ -123,7 +123,7 @@ def test_a_process_that_is_killed_fails_its_slide_alone(cohort, tmp_path):
     assert "slide good_00: its process was killed (SIGKILL)" in states["good_00"].reason
     assert "(2 attempts)" in states["good_00"].reason
     assert {row.state for name, row in states.items() if name != "good_00"} == {"ok"}
-    run = run_until(recipe_of(folder, **changes), "predict")
+    run = run_stage(recipe_of(folder, **changes), "predict")
     assert run.states.count("ok") == SLIDES
     require_the_same_bits(cohort / "out", folder / "out")
 

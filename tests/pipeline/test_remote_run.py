@@ -10,7 +10,7 @@ import yaml
 from tests.pyramids import textured_pyramid, write_jpeg_pyramid
 from tests.slides.range_server import serving
 from wsi_ips.config import load_recipe
-from wsi_ips.pipeline.stages import run_until
+from wsi_ips.pipeline.stages import run_stage
 from wsi_ips.tiles.store import read_index
 from wsi_ips.tiles.stream import read_tiles
 
@@ -31,13 +31,13 @@ def test_slides_behind_a_url_are_tiled_and_read_like_those_here(tmp_path):
         recipe = {"output": "out", "manifest": "manifest.csv", "tiles": {"mpp": 0.5, "patch_px": 64}}
         recipe["tissue"] = {"mpp": 2.0, "min_area_um2": 100.0, "min_saturation": 0.01}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        run = run_until(load_recipe(tmp_path / "recipe.yaml"), "tile")
+        run = run_stage(load_recipe(tmp_path / "recipe.yaml"), "tile")
         states = {state.slide_id: state for state in run.states}
         assert [states[name].state for name in rows["slide_id"]] == ["ok", "ok", "failed"]
         assert "nothing at http://127.0.0.1" in states["gone"].reason
         here, there = (read_index(run.folder.tiles, name) for name in ("here", "there"))
         assert here.slide_identity == there.slide_identity
         np.testing.assert_array_equal(here.x, there.x)
-        records = {record.slide_id: record for record in run.records}
-        np.testing.assert_array_equal(*(read_tiles(run.tiles(records[name])) for name in ("here", "there")))
-        run.pool.close()
+        records = {record.slide_id: record for record in run.slides.records}
+        np.testing.assert_array_equal(*(read_tiles(run.slides.tiles(records[name])) for name in ("here", "there")))
+        run.slides.pool.close()

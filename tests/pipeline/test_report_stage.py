@@ -14,7 +14,7 @@ from tests.pipeline.test_run import done, finished, recipe_of  # noqa: F401 - fi
 from wsi_ips.cli import app
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run
-from wsi_ips.pipeline.report_stage import report_stage
+from wsi_ips.pipeline.stages import report
 
 
 def change_manifest(folder: Path, **columns: list[str]) -> None:
@@ -58,16 +58,16 @@ def test_the_command_makes_the_report_anew_and_keeps_what_the_run_cost(finished)
 
 def test_what_was_called_wrongly_is_in_the_failures_and_sites_are_groups(finished):  # noqa: F811
     with Run.open(recipe_of(finished)) as run:
-        test = [r for r in run.records if r.split == "test"]
+        test = [r for r in run.slides.records if r.split == "test"]
         scores = {r.slide_id: read_scores(run.folder.scores, r.slide_id).probability[-1] for r in test}
         labels = {r.slide_id: "normal" if scores[r.slide_id] >= 0.5 else "tumor" for r in test}  # all wrong
         if len(set(labels.values())) == 1:
             labels[test[0].slide_id] = "tumor" if labels[test[0].slide_id] == "normal" else "normal"
-        cells = [labels.get(r.slide_id, r.label) for r in run.records]
-        names = [r.slide_id for r in run.records]
+        cells = [labels.get(r.slide_id, r.label) for r in run.slides.records]
+        names = [r.slide_id for r in run.slides.records]
     change_manifest(finished, label=cells, centre=["A" if i % 2 else "B" for i in range(len(cells))])
     with Run.open(recipe_of(finished)) as run:
-        report_stage(run, seconds=1)
+        report(run, seconds=1)
     html = (finished / "out" / "report" / "index.html").read_text()
     failures = html[html.index('id="failures"') : html.index("How to read this page</h2>")]
     wrong = [n for n, label in labels.items() if (label == "tumor") != (scores[n] >= 0.5)]
@@ -82,13 +82,13 @@ def test_what_was_called_wrongly_is_in_the_failures_and_sites_are_groups(finishe
 
 def test_a_pure_prediction_has_a_page_that_makes_sense(finished):  # noqa: F811
     with Run.open(recipe_of(finished)) as run:
-        count = len(run.records)
-        new = next(r.slide_id for r in run.records if r.split == "test")
-        split = ["" if r.split == "test" else r.split for r in run.records]
+        count = len(run.slides.records)
+        new = next(r.slide_id for r in run.slides.records if r.split == "test")
+        split = ["" if r.split == "test" else r.split for r in run.slides.records]
     change_manifest(finished, label=[""] * count, split=split, annotation=[""] * count)
     recipe = recipe_of(finished, **{"predict.checkpoint": str(finished / "out" / "model")})
     with Run.open(recipe) as run:
-        summary = report_stage(run)
+        summary = report(run)
     html = (finished / "out" / "report" / "index.html").read_text()
     assert summary["test_auc"] is None
     assert any("no predicted slide of split `test`" in note for note in summary["notes"])
@@ -101,12 +101,12 @@ def test_a_pure_prediction_has_a_page_that_makes_sense(finished):  # noqa: F811
 @pytest.mark.parametrize("stage", ["tile", "predict"])
 def test_lost_slides_are_counted_at_the_step_that_lost_them(finished, stage):  # noqa: F811
     with Run.open(recipe_of(finished)) as run:
-        gone = next(r.slide_id for r in run.records if r.split == "test")
+        gone = next(r.slide_id for r in run.slides.records if r.split == "test")
         run.states.update(gone, state="failed", stage=stage, reason="damaged: copy it again")
         if stage == "predict":
             for file in sorted((run.folder.scores / gone).rglob("*"), reverse=True):
                 file.unlink() if file.is_file() else file.rmdir()
-        report_stage(run)
+        report(run)
         html = run.folder.report.read_text()
     assert f"− 1 failed in stage {stage}: {gone}<" in html
     assert "damaged: copy it again" in html

@@ -17,8 +17,8 @@ import pytest
 from tests.pipeline.test_run import write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.config import load_recipe
-from wsi_ips.pipeline.run import Silent
-from wsi_ips.pipeline.stages import run_until
+from wsi_ips.pipeline.progress import Silent
+from wsi_ips.pipeline.stages import run_stage
 
 TRAINING = {"epochs": 5, "start_steps": 2, "batch_slides": 1, "weight_average": 0.9, "balance": "sampling"}
 
@@ -27,7 +27,7 @@ TRAINING = {"epochs": 5, "start_steps": 2, "batch_slides": 1, "weight_average": 
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, its slides and their tiles; in `undisturbed` the model of a training that nobody disturbed."""
     folder = tmp_path_factory.mktemp("resume")
-    run_until(load_recipe(write_recipe(folder, training=TRAINING)), "train", Silent())
+    run_stage(load_recipe(write_recipe(folder, training=TRAINING)), "train", Silent())
     shutil.copytree(folder / "out", folder / "undisturbed")
     shutil.rmtree(folder / "out" / "model")
     return folder

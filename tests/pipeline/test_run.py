@@ -18,7 +18,7 @@ from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.model.selection import selection_score
-from wsi_ips.pipeline import Run, run_pipeline, run_until
+from wsi_ips.pipeline import Run, run_pipeline, run_stage
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.slides.synthetic_cohort import CohortPlan
 
@@ -170,7 +170,7 @@ def test_a_slide_that_opens_and_cannot_be_read_fails_and_recovers(finished):
     name = table[table["split"] == "test"]["slide_id"].iloc[0]
     path = finished / "cohort" / "slides" / f"{name}.svs"
     whole = path.read_bytes()
-    run_until(recipe_of(finished), "tile")
+    run_stage(recipe_of(finished), "tile")
     # The tiles' JPEG streams are spoiled, header, directories and size stay: the slide opens, reading fails.
     spoiled = bytearray(whole)
     spoiled[16:-20_000] = bytes(len(whole) - 20_016)
@@ -196,7 +196,7 @@ def test_a_training_slide_that_cannot_be_read_is_dropped_and_named(finished):
 
 def test_a_slide_without_tissue_is_empty_not_failed(finished):
     table = edit_manifest(finished)
-    run = run_until(recipe_of(finished, **{"tissue.method": "otsu", "tissue.min_saturation": 0.99}), "tile")
+    run = run_stage(recipe_of(finished, **{"tissue.method": "otsu", "tissue.min_saturation": 0.99}), "tile")
     assert {state.state for state in run.states} == {"empty"}
     assert all("no tissue found" in state.reason for state in run.states)
     assert len(table) == 8
@@ -226,33 +226,33 @@ def test_a_checkpoint_of_other_classes_is_refused(finished):
 
 def test_a_checkpoint_of_another_scale_is_refused(finished):
     with pytest.raises(CheckpointError, match=r"64 px at 2.0 µm/px.*tiles.mpp"):
-        run_until(recipe_of(finished, **{"predict.checkpoint": "out/model", "tiles.mpp": 3.0}), "predict")
+        run_stage(recipe_of(finished, **{"predict.checkpoint": "out/model", "tiles.mpp": 3.0}), "predict")
 
 
 def test_predict_without_a_checkpoint_says_what_to_run(finished):
     shutil.rmtree(finished / "out" / "model")
     with pytest.raises(CheckpointError, match="wsi-ips train"):
-        run_until(recipe_of(finished), "predict")
+        run_stage(recipe_of(finished), "predict")
 
 
 def test_a_model_from_elsewhere_predicts_named_slides(finished, tmp_path):
     table = edit_manifest(finished)
     train = table[table["split"] == "train"]["slide_id"].iloc[0]
     overrides = {"predict.checkpoint": str(finished / "out" / "model"), "output": str(tmp_path / "other")}
-    run = run_until(recipe_of(finished, **overrides), "predict", slides=[train])
+    run = run_stage(recipe_of(finished, **overrides), "predict", slides=[train])
     assert pd.read_csv(run.folder.predictions)["slide_id"].tolist() == [train]
     where = [str(finished / "recipe.yaml"), train, "--set", f"output={tmp_path / 'other'}"]
     drawn = CliRunner().invoke(app, ["heatmap", *where, "--checkpoint", str(finished / "out" / "model")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "other" / "heatmaps" / f"{train}_probability.png").exists()
     with pytest.raises(ManifestError, match="nobody"):
-        run_until(recipe_of(finished, **overrides), "predict", slides=["nobody"])
+        run_stage(recipe_of(finished, **overrides), "predict", slides=["nobody"])
 
 
 def test_hdf5_holds_the_same_index(finished):
     first = Run.open(recipe_of(finished))
-    second = run_until(recipe_of(finished, **{"tiles.store": "hdf5"}), "tile")
+    second = run_stage(recipe_of(finished, **{"tiles.store": "hdf5"}), "tile")
     # The other store is empty at first, so all is tiled again, to the same rows.
-    for record in first.records:
-        np.testing.assert_array_equal(first.index(record).boxes_px0, second.index(record).boxes_px0)
-        assert first.index(record).fingerprint == second.index(record).fingerprint
+    for record in first.slides.records:
+        np.testing.assert_array_equal(first.slides.index(record).boxes_px0, second.slides.index(record).boxes_px0)
+        assert first.slides.index(record).fingerprint == second.slides.index(record).fingerprint

@@ -19,7 +19,7 @@ from wsi_ips.config import load_recipe
 from wsi_ips.errors import ManifestError, RecipeError
 from wsi_ips.manifest.make_splits import SplitPlan
 from wsi_ips.manifest.splits import Splits, read_splits, write_splits
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.split_cohort import require_no_leak, split_cohort
 
 
@@ -30,6 +30,10 @@ def invoke(*arguments: object):
 def slide(path: Path, seed: int, *, turn: int = 0) -> Path:
     pixels = np.ascontiguousarray(np.rot90(node(seed, (600, 840)), turn))
     return write_pyramid(path, [pixels], mpp=(4.0, 4.0))
+
+
+def refuse_leaks(run: Run) -> None:
+    require_no_leak(run.slides, run.states, run.recipe.split.allow)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def test_the_command_writes_what_the_recipe_reads(cohort, tmp_path):
     recipe = {"output": "out", "manifest": str(cohort / "manifest.csv"), "split": {"file": "splits.json", "fold": 2}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run = Run.open(load_recipe(tmp_path / "recipe.yaml"))
-    assert {r.slide_id: r.split for r in run.records} == dict(splits.folds[2])
+    assert {r.slide_id: r.split for r in run.slides.records} == dict(splits.folds[2])
     with pytest.raises(RecipeError, match=r"`split.fold`: 3, but .* holds 3 \(from 0\)"):
         Run.open(load_recipe(tmp_path / "recipe.yaml", {"split.fold": 3}))
 
@@ -161,15 +165,15 @@ def test_training_on_what_is_tested_is_refused_by_name(cohort, tmp_path):
 
 def test_what_the_recipe_allows_is_no_error(cohort, tmp_path):
     path = recipe_of(cohort, tmp_path, LEAKY, allow=["content", "thumbnail"])
-    with run_until(load_recipe(path), "tile") as run:
-        require_no_leak(run)
+    with run_stage(load_recipe(path), "tile") as run:
+        refuse_leaks(run)
     with pytest.raises(ManifestError, match="s1 and s15 look alike"):
-        require_no_leak(Run.open(load_recipe(path, {"split.allow": ["content"]})))
+        refuse_leaks(Run.open(load_recipe(path, {"split.allow": ["content"]})))
 
 
 def test_copies_within_one_part_are_no_leak(cohort, tmp_path):
     path = recipe_of(cohort, tmp_path, LEAKY | {"s14": "train", "s15": "train"})
-    require_no_leak(run_until(load_recipe(path), "tile"))
+    refuse_leaks(run_stage(load_recipe(path), "tile"))
 
 
 def test_a_patient_in_two_parts_of_a_file_is_refused(cohort, tmp_path):

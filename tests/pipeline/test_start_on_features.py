@@ -29,7 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(3)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="batch", has_weights=True))
-    save_file(encoder.trunk.state_dict(), folder / "weights.safetensors")
+    weights = {name: value.contiguous() for name, value in encoder.trunk.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
     (folder / "said").write_text(train(folder))
     return folder
 

@@ -18,7 +18,7 @@ from wsi_ips.annotations import geojson_of, write_asap
 from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.geometry import Point, Size
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
@@ -55,11 +55,11 @@ def set_cell(folder: Path, slide_id: str, column: str, value: object) -> None:
 
 
 def test_a_mask_goes_out_and_comes_back_and_only_its_slide_is_tiled_again(cohort):
-    run = run_until(recipe_of(cohort), "tile")
-    before = {r.slide_id: run.index(r) for r in run.records}
+    run = run_stage(recipe_of(cohort), "tile")
+    before = {r.slide_id: run.slides.index(r) for r in run.slides.records}
     set_cell(cohort, "plain", "tissue_mask", "out/tissue/plain.geojson")
-    again = run_until(recipe_of(cohort), "tile")
-    after = {r.slide_id: again.index(r) for r in again.records}
+    again = run_stage(recipe_of(cohort), "tile")
+    after = {r.slide_id: again.slides.index(r) for r in again.slides.records}
     assert again.states["plain"].tissue_method == "drawn"
     assert after["plain"].tissue_method == "drawn: plain.geojson"
     assert after["inked"].fingerprint == before["inked"].fingerprint
@@ -76,21 +76,21 @@ def test_an_edited_mask_is_used_as_it_is_and_a_bad_one_fails_its_slide(cohort):
     )
     set_cell(cohort, "plain", "tissue_mask", "mine.geojson")
     set_cell(cohort, "inked", "tissue_mask", "nobody.geojson")
-    run = run_until(recipe_of(cohort), "tile")
-    boxes = run.index(run.records[0]).boxes_px0
+    run = run_stage(recipe_of(cohort), "tile")
+    boxes = run.slides.index(run.slides.records[0]).boxes_px0
     assert boxes.tolist() == [[x, y, 128, 128] for y in (512, 640) for x in (512, 640, 768, 896)]
     assert run.states["inked"].state == "failed"
     assert "tissue_mask" in run.states["inked"].reason
     (cohort / "mine.geojson").write_bytes(
         geojson_of([("Tissue", shapely.box(512, 512, 768, 768))], bounds_origin=Point(0, 0), seed="x")
     )
-    assert len(run_until(recipe_of(cohort), "tile").index(run.records[0])) == 4
+    assert len(run_stage(recipe_of(cohort), "tile").slides.index(run.slides.records[0])) == 4
 
 
 def test_the_manifest_overrides_the_recipe_for_one_slide(cohort):
     set_cell(cohort, "plain", "tissue_method", "otsu")
     set_cell(cohort, "plain", "tissue_min_saturation", "0.99")
-    run = run_until(recipe_of(cohort), "tile")
+    run = run_stage(recipe_of(cohort), "tile")
     assert run.states["plain"].state == "empty"
     assert run.states["plain"].remarks.startswith("1 of 1 annotated lesions lost")
     assert run.states["inked"].state == "ok"
@@ -102,19 +102,19 @@ def test_the_manifest_overrides_the_recipe_for_one_slide(cohort):
 
 
 def test_tiles_with_pen_are_left_out_unless_the_recipe_keeps_them(cohort):
-    strict = run_until(recipe_of(cohort), "tile")
-    inked = strict.records[1]
-    assert not (strict.index(inked).flags & 1).any()
-    count = len(strict.index(inked))
+    strict = run_stage(recipe_of(cohort), "tile")
+    inked = strict.slides.records[1]
+    assert not (strict.slides.index(inked).flags & 1).any()
+    count = len(strict.slides.index(inked))
     facts = json.loads((strict.folder.tissue / "inked.json").read_text(encoding="utf-8"))
-    kept = run_until(recipe_of(cohort, **{"tiles.exclude_flags": []}), "tile")
-    flags = kept.index(inked).flags
+    kept = run_stage(recipe_of(cohort, **{"tiles.exclude_flags": []}), "tile")
+    flags = kept.slides.index(inked).flags
     assert facts["left_out"] == (flags & 1).astype(bool).sum() > 0
     assert len(flags) == count + facts["left_out"]
 
 
 def test_the_sheet_is_made_anew_by_its_command(cohort):
-    run_until(recipe_of(cohort), "tile")
+    run_stage(recipe_of(cohort), "tile")
     page = Run.open(recipe_of(cohort)).folder.tissue / "index.html"
     page.unlink()
     done = CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--sheet"])

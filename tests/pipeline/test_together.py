@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tests.pipeline.test_run import write_recipe
 from wsi_ips.config import load_recipe
-from wsi_ips.pipeline.stages import run_until
+from wsi_ips.pipeline.stages import run_stage
 
 TRAINING = {"epochs": 8, "start_steps": 2, "batch_slides": 2}
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "train.sbatch"
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, its slides and tiles; in `alone` the run folder of a training by one process."""
     folder = tmp_path_factory.mktemp("together")
-    run_until(load_recipe(write_recipe(folder, training=TRAINING)), "train")
+    run_stage(load_recipe(write_recipe(folder, training=TRAINING)), "train")
     shutil.copytree(folder / "out", folder / "alone")
     shutil.rmtree(folder / "out" / "model")
     return folder
@@ -122,7 +122,7 @@ def test_killed_then_stopped_by_slurm_then_finished_by_one_it_is_the_model_of_on
     assert said.count("the same command resumes from here") == 1, said
     assert (cohort / "out" / "training" / "state.safetensors").exists()
 
-    run_until(load_recipe(cohort / "recipe.yaml"), "train")
+    run_stage(load_recipe(cohort / "recipe.yaml"), "train")
     ours, theirs = (load_file(cohort / name / "model" / "model.safetensors") for name in ("out", "alone"))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():  # Adam makes whole steps of rounding in tiny gradients: 1.6e-5 was seen

@@ -16,9 +16,9 @@ from tests.faults.slides import recipe_of, write_cohort, write_good
 from wsi_ips.cli import app
 from wsi_ips.database import transaction
 from wsi_ips.errors import ManifestError
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.explain import explain
-from wsi_ips.pipeline.tile_stage import retry
+from wsi_ips.pipeline.stages import retry
 from wsi_ips.pipeline.verify import Verified, verify_tiles
 from wsi_ips.tiles.index import geometry_mismatches
 from wsi_ips.tiles.store import read_index, stored_row, write_index
@@ -30,12 +30,20 @@ def cohort(tmp_path):
     names = write_good(tmp_path, 3)
     (tmp_path / "text.svs").write_text("not a slide")
     write_cohort(tmp_path, [*names, "text.svs"], workers=0)
-    run_until(recipe_of(tmp_path), "tile")
+    run_stage(recipe_of(tmp_path), "tile")
     return tmp_path
 
 
 def opened(folder, **overrides) -> Run:
     return Run.open(recipe_of(folder, **overrides))
+
+
+def verified(run: Run) -> Verified:
+    return verify_tiles(run.slides, run.states, run.recipe.compute, run.progress)
+
+
+def explained(run: Run, slide_id: str) -> list[tuple[str, str]]:
+    return explain(run.slides, run.states, slide_id)
 
 
 def changed(folder, name, **changes) -> None:
@@ -45,11 +53,11 @@ def changed(folder, name, **changes) -> None:
 
 
 def found(folder, **overrides) -> dict[str, str]:
-    return {entry.slide_id: entry.what for entry in verify_tiles(opened(folder, **overrides)).mismatches}
+    return {entry.slide_id: entry.what for entry in verified(opened(folder, **overrides)).mismatches}
 
 
 def test_nothing_is_found_where_nothing_is_wrong(cohort):
-    assert verify_tiles(opened(cohort)) == Verified(3, ())
+    assert verified(opened(cohort)) == Verified(3, ())
     assert CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--verify"]).exit_code == 0
 
 
@@ -101,18 +109,18 @@ def test_geometry_finds_what_contradicts_itself():
 
 
 def test_explain_tells_what_is_known_and_what_to_do(cohort):
-    lines = dict(explain(opened(cohort), "good_00"))
+    lines = dict(explained(opened(cohort), "good_00"))
     assert lines["state"] == "ok"
     assert "64 x 64 px at" in lines["tiles"]
     assert lines["index"].endswith("up to date")
     assert lines["what to do"] == "nothing"
-    lines = dict(explain(opened(cohort), "text"))
+    lines = dict(explained(opened(cohort), "text"))
     assert lines["state"] == "failed"
     assert "no reader opens it" in lines["reason"]
     assert "wsi-ips run --retry" in lines["what to do"]
     assert "UnsupportedSlideError" in lines["traceback"]
     with pytest.raises(ManifestError, match="nobody"):
-        explain(opened(cohort), "nobody")
+        explained(opened(cohort), "nobody")
     result = CliRunner().invoke(app, ["status", str(cohort / "recipe.yaml"), "--explain", "text"])
     assert result.exit_code == 0
     assert "no reader opens it" in " ".join(result.output.split())
@@ -122,7 +130,7 @@ def test_explain_says_when_a_file_does_not_answer(cohort, monkeypatch):
     (cohort / "good_00.tif").unlink()
     os.mkfifo(cohort / "good_00.tif")
     monkeypatch.setattr("wsi_ips.pipeline.explain.PATIENCE_S", 0.3)
-    assert "does not answer" in dict(explain(opened(cohort), "good_00"))["index"]
+    assert "does not answer" in dict(explained(opened(cohort), "good_00"))["index"]
     with contextlib.suppress(BrokenPipeError):  # whoever waited for the file may have it open only for a moment
         (cohort / "good_00.tif").write_bytes(b"let it go")
 
@@ -154,7 +162,7 @@ def test_a_lost_table_of_states_is_found_again_in_the_index(cohort):
     for path in (cohort / "out").glob("slides.*"):
         path.unlink()
     stamps = {p: p.stat().st_mtime_ns for p in (cohort / "out" / "tiles.zarr").iterdir()}
-    run = run_until(recipe_of(cohort), "tile")
+    run = run_stage(recipe_of(cohort), "tile")
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     for row in run.states:
         old = before[row.slide_id]
@@ -165,8 +173,8 @@ def test_the_index_may_lie_behind_a_url(cohort):
     import fsspec
 
     where = "memory://bucket/cohort.zarr"
-    run = run_until(recipe_of(cohort, tiles__location=where), "tile")
+    run = run_stage(recipe_of(cohort, tiles__location=where), "tile")
     assert run.states.count("ok") == 3
     assert json.loads(fsspec.filesystem("memory").cat_file("/bucket/cohort.zarr/good_00/zarr.json"))["attributes"]
-    assert verify_tiles(run).mismatches == ()
+    assert verified(run).mismatches == ()
     fsspec.filesystem("memory").store.clear()
