@@ -147,6 +147,7 @@ def head_section(section: TrainingSection, slides: int) -> PlannedTraining:
     epochs = max(1, math.ceil(steps / math.ceil(slides / section.batch_slides)))
     changed = {
         "start": "none",
+        "start_steps": None,
         "epochs": epochs,
         "start_epochs": 0,
         "exploration": 0.0,
