@@ -17,7 +17,10 @@ from tests.pipeline.test_run import SLIDES, write_recipe
 from wsi_ips.cli import app
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.pipeline.start_on_features import HeadStart
+from wsi_ips.training.loop import Trainer
 from wsi_ips.training.model_building import encoder_fingerprint
+from wsi_ips.training.resume import StateFile
 
 TRAINING = {"start_steps": 6, "start_views": 2, "epochs": 1, "batch_slides": 2}
 Usage = namedtuple("Usage", "total used free")
@@ -78,8 +81,6 @@ def test_training_goes_on_from_the_attention_and_the_encoder_of_the_start(traine
         finish(self, trunk)
         kept.update(load_file(self.checkpoint / "model.safetensors"))
 
-    from wsi_ips.pipeline.start_on_features import HeadStart
-
     finish = HeadStart.finish
     monkeypatch.setattr(HeadStart, "finish", keep)
     train(folder, encoder_rate=1e-9, warmup_steps=0, weight_decay=0)
@@ -94,13 +95,11 @@ def test_training_goes_on_from_the_attention_and_the_encoder_of_the_start(traine
 
 
 def test_stopped_in_the_start_it_goes_on_there_and_ends_with_the_same_model(trained, tmp_path, monkeypatch):
-    from wsi_ips.training.loop import Trainer
-
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)
     whole = (folder / "out" / "model" / "model.safetensors").read_bytes()
     shutil.rmtree(folder / "out" / "model")
-    monkeypatch.setattr("wsi_ips.training.resume.SAVE_EVERY_S", 0.0)
+    monkeypatch.setitem(StateFile.__init__.__kwdefaults__, "every_s", 0.0)
     run_steps, calls = Trainer._run_steps, []
 
     def stopped(self, state, *arguments):
