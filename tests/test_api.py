@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import wsi_ips
-from tests.pipeline.test_run import write_recipe
+from tests.small_cohort import write_recipe
 from wsi_ips.annotations import read_annotation, tumour_fraction
 from wsi_ips.config import ComputeSection, TilesSection, load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError, SlideNotFoundError, TileIndexError

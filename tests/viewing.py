@@ -8,45 +8,25 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import uvicorn
-import yaml
 
+from tests.small_cohort import SMALL, write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
-from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 from wsi_ips.viewer.collection import Collection
 from wsi_ips.viewer.serve import ServerOptions, application, listen
-
-RECIPE = {
-    "name": "to-look-at",
-    "output": "out",
-    "manifest": "cohort/manifest.csv",
-    "tissue": {"mpp": 16.0, "min_area_um2": 10_000},
-    "tiles": {"mpp": 2.0, "patch_px": 64},
-    "model": {"encoder": "resnet18-1", "memory_size": 4, "heads": 2, "key_width": 8},
-    "training": {"epochs": 2, "start_steps": 1, "batch_slides": 2, "max_missing_share": 0.5},
-    "heatmap": {"mpp": 4.0},
-}
-SLIDES = replace(
-    DEMO,
-    slides=8,
-    size_px0=(6144, 4096),
-    tissue_mm2=(0.8, 1.2),
-    lesion_mm=(0.4, 0.6),
-    split=(0.5, 0.0, 0.5),
-    pen=0.0,
-    blur=0.0,
-)
 
 
 def make_run(folder: Path) -> Path:
     """Run folder of real slides, trained and predicted; of the slides one is damaged and one is gone."""
-    manifest = make_slides(folder / "cohort", SLIDES, seed=5)
+    training = SMALL["training"] | {"max_missing_share": 0.5}
+    recipe = write_recipe(folder, name="to-look-at", training=training)
+    manifest = folder / "cohort" / "manifest.csv"
     table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
     damaged = folder / "cohort" / "damaged.svs"
     damaged.write_bytes(b"II*\0 this is no slide")
@@ -57,8 +37,6 @@ def make_run(folder: Path) -> Path:
         ]
     )
     pd.concat([table, extra]).fillna("").to_csv(manifest, index=False)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
     outcome = run_pipeline(load_recipe(recipe))
     assert outcome.failed == 2
     return folder / "out"

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from tests.pipeline.test_run import write_recipe
+from tests.small_cohort import write_recipe
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError

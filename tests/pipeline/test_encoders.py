@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.pipeline.test_run import SLIDES, SMALL
+from tests.small_cohort import SLIDES, SMALL
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import RecipeError
 from wsi_ips.inference import slide_prediction

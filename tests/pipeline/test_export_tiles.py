@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
+from tests.small_cohort import SMALL
 from tests.tiles.interop import golden
 from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app

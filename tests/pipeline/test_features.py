@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.pipeline.test_export_tiles import SIZE, flat, invoke
-from tests.pipeline.test_run import SMALL
 from tests.pyramids import write_pyramid
+from tests.small_cohort import SMALL
 from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, RecipeError

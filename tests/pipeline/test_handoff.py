@@ -14,7 +14,7 @@ import pytest
 import shapely
 import yaml
 
-from tests.pipeline.test_run import SLIDES, SMALL
+from tests.small_cohort import SLIDES, SMALL
 from wsi_ips.annotations import read_asap
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.inference.slide_scores import SlideScores, write_scores

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pipeline.test_run import write_recipe
+from tests.small_cohort import write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.config.output_sections import HandoffSection, HeatmapSection
 from wsi_ips.inference.slide_scores import read_scores

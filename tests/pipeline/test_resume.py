@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.test_run import write_recipe
+from tests.small_cohort import write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline.progress import Silent

@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from typer.testing import CliRunner
 
+from tests.small_cohort import write_recipe
 from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.model.selection import selection_score
 from wsi_ips.pipeline import Run, run_pipeline, run_stage
-from wsi_ips.pipeline.demo_slides import DEMO, make_slides
-from wsi_ips.slides.synthetic_cohort import CohortPlan
-
-SLIDES = replace(
-    DEMO,
-    slides=8,
-    size_px0=(6144, 4096),
-    tissue_mm2=(0.8, 1.2),
-    lesion_mm=(0.4, 0.6),
-    split=(0.5, 0.0, 0.5),
-    pen=0.0,
-    blur=0.0,
-)
-SMALL = {
-    "name": "small",
-    "output": "out",
-    "manifest": "cohort/manifest.csv",
-    "tissue": {"mpp": 16.0, "min_area_um2": 10_000},
-    "tiles": {"mpp": 2.0, "patch_px": 64},
-    "model": {"encoder": "resnet18-1", "memory_size": 4, "heads": 2, "key_width": 8},
-    "training": {"epochs": 2, "start_steps": 1, "batch_slides": 2},
-    "heatmap": {"mpp": 4.0},
-}
-
-
-def write_recipe(folder: Path, slides: CohortPlan = SLIDES, **changes: object) -> Path:
-    """Make the slides where they are missing, and write the recipe; its path."""
-    make_slides(folder / "cohort", slides, seed=5)
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.pipeline.test_run import write_recipe
+from tests.small_cohort import write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, ManifestError, TrainingError
 from wsi_ips.inference.slide_scores import read_scores

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pipeline.test_run import write_recipe
+from tests.small_cohort import write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline.stages import run_stage
 

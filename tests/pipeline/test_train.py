@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from tests.pipeline.test_run import SLIDES, write_recipe
+from tests.small_cohort import SLIDES, write_recipe
 from tests.training.test_tracking import read_events
 from wsi_ips.cli import app
 from wsi_ips.model.checkpoint import load_checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from wsi_ips.pipeline.slide_predictions import RunPredictions
 from wsi_ips.pipeline.slide_states import STATES
 from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, peak_rss_mb
-from wsi_ips.results.contact_sheet import SheetEntry
 from wsi_ips.results.handoff_pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
 from wsi_ips.results.report import (
@@ -56,16 +55,6 @@ from wsi_ips.tiles.stream import read_tiles
 SPLIT = "test"  # the figures of a run are based on it
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Figures and facts of a run."""
-
-    evaluation: Evaluation
-    summary: dict[str, Any]  # content of ``summary.json``
-    facts: dict[str, Any]  # content of ``run.json``
-    sheet: Sequence[SheetEntry]  # tissue of all slides
-
-
 def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float | None = None) -> dict[str, Any]:
     """Write ``summary.json``, ``run.json``, ``evaluation.json`` and the report; return the summary.
 
@@ -76,14 +65,13 @@ def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float 
         evaluation = evaluate_run(predictions, split=SPLIT)
     except EvaluationError as error:
         evaluation = Evaluation(None, notes=(f"no figures: {error}",))
-    sheet = sheet_entries(records, states)
     summary = {
         "name": recipe.name,
         "seed": recipe.seed,
         "slides": len(records),
         **{f"slides_{state}": states.count(state) for state in STATES},
         **evaluation.summary(),
-        **recall_summary(sheet),
+        **recall_summary(sheet_entries(records, states)),
         **_cost(folder.summary, seconds),
         "notes": list(evaluation.notes),
         "report": folder.report.relative_to(folder.root).as_posix(),
@@ -91,8 +79,7 @@ def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float 
     facts = write_facts(folder, recipe, records)
     atomic_write_json(folder.summary, summary)
     atomic_write_json(folder.evaluation, evaluation.as_json())
-    measured = _Measured(evaluation, summary, facts, sheet)
-    write_report(folder.report, _report_data(recipe, predictions, measured))
+    write_report(folder.report, _report_data(recipe, predictions, evaluation, summary, facts))
     return summary
 
 
@@ -107,22 +94,22 @@ def _cost(stored_summary: Path, seconds: float | None) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "peak_rss_mb": round(peak_rss_mb(), 1)}
 
 
-def _report_data(recipe: Recipe, predictions: RunPredictions, measured: _Measured) -> ReportData:
-    evaluation, facts, maps = measured.evaluation, measured.facts, recipe.heatmap.maps
-    calibration = predictions.calibration()
+def _report_data(
+    recipe: Recipe, predictions: RunPredictions, evaluation: Evaluation, summary: dict[str, Any], facts: dict[str, Any]
+) -> ReportData:
+    maps, records, calibration = recipe.heatmap.maps, predictions.slides.records, predictions.calibration()
     scores = {r.slide_id: predictions.scores(r, calibration) for r in predictions.predicted()}
     threshold = evaluation.slides.threshold if evaluation.slides else None
-    records = predictions.slides.records
     slides = [_entry(predictions, maps[0], r, scores.get(r.slide_id), threshold) for r in records]
     card = read_card(predictions.checkpoint)
-    recall, lost = lesion_recall(measured.sheet)
+    recall, lost = lesion_recall(sheet_entries(records, predictions.states))
     trained_here = recipe.predict.checkpoint is None
     return ReportData(
         title=recipe.name,
         positive_class=recipe.labels.classes[-1],
         model_id=card.model_id,
         split=SPLIT,
-        figures=tuple(Figure(*line) for line in headline({**measured.summary, "notes": []})),
+        figures=tuple(Figure(*line) for line in headline({**summary, "notes": []})),
         slides=_with_pictures(predictions, maps, slides, scores),
         facts=_run_facts(card, facts),
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True),
@@ -246,11 +233,9 @@ def _top_tiles(
     predictions: RunPredictions, record: SlideRecord, scores: SlideScores, index: TileIndex
 ) -> tuple[TopTile, ...]:
     """Return the tiles with the highest single-tile probability, best first; none where they cannot be read."""
-    best = np.argsort(-scores.positive_probability, kind="stable")[:GALLERY_TILES]
+    best = np.argsort(-scores.positive_probability, kind="stable")[:GALLERY_TILES].astype(np.int32)
     tiles_of = predictions.slides.tiles
-    pixels = predictions.states.fence(
-        record.slide_id, "heatmap", lambda: read_tiles(tiles_of(record).only(best.astype(np.int32)))
-    )
+    pixels = predictions.states.fence(record.slide_id, "heatmap", lambda: read_tiles(tiles_of(record).only(best)))
     if pixels is None:
         return ()
     return tuple(

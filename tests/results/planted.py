@@ -1,13 +1,14 @@
-"""A lesion whose outline is known, scored by the tiles it fills."""
+"""Maps to hand over: a lesion whose outline is known, scored by the tiles it fills, and maps drawn by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 import shapely
 
-from tests.results.scenes import Scene
+from tests.results.scenes import Scene, scene
 from wsi_ips.annotations import tumour_fraction
-from wsi_ips.geometry import Size
+from wsi_ips.geometry import Box, Scale, Size
+from wsi_ips.results.handoff_package import Material, PackageContent
 from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.tiles.index import stride_px0
 
@@ -49,3 +50,43 @@ def maps_of(s: Scene, score: np.ndarray, **changes: object) -> ScoreMaps:
         "mpp": s.reader.info.mpp,
     }
     return ScoreMaps(**(values | changes))
+
+
+def of_grid(values: np.ndarray, *, tile: float = 64.0, **changes: object) -> ScoreMaps:
+    """A map drawn by hand: a tile per cell that is not NaN."""
+    row, column = np.nonzero(np.isfinite(values))
+    width, height = (int(side * tile) for side in values.shape[::-1])
+    s = Scene(scene().reader, Box(0, 0, width, height), scene().plan, 64, np.zeros((0, 2), int), scene().view)
+    return maps_of(
+        s,
+        values[row, column],
+        x=(column * tile).astype(int),
+        y=(row * tile).astype(int),
+        stride_px0=Scale(tile, tile),
+        footprint_px0=Scale(tile, tile),
+        size_px0=Size(width, height),
+        **changes,
+    )
+
+
+PICTURE = """
+..........
+.########.
+.#......#.
+.#.##...#.
+.#.##...#.
+.#......##
+.########.
+.........#
+###.......
+###.......
+"""
+
+
+def content_of(maps: ScoreMaps) -> PackageContent:
+    return PackageContent.of(maps, Material())
+
+
+def drawn(picture: str = PICTURE) -> np.ndarray:
+    rows = picture.split()
+    return np.array([[0.9 if cell == "#" else 0.1 for cell in row] for row in rows], np.float32)

@@ -13,7 +13,7 @@ import shapely
 import tifffile
 from PIL import Image
 
-from tests.results.handoff.planted import maps_of, planted_box, tile_scores
+from tests.results.planted import maps_of, planted_box, tile_scores
 from tests.results.scenes import CAPTION, SCENES, Scene, scene
 from wsi_ips.annotations import read_asap
 from wsi_ips.results.handoff_package import Material, write_package
