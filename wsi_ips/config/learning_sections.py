@@ -122,6 +122,7 @@ class TrainingSection(Section):
     batch_slides: Count = Field(4, description="slides per step (B)")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
     weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
+    clip: AtLeast0 = Field(1.0, description="largest norm of a step's gradient, longer ones are shortened; 0 = none")
     warmup_epochs: AtLeast0 = Field(2.0, description="linear learning-rate warm-up, epochs")
     tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
     start: Annotated[str, ListedIn("starts")] = Field(
@@ -139,8 +140,8 @@ class TrainingSection(Section):
     )
     tile_loss: AtLeast0 = Field(
         1.0,
-        description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides of the first "
-        "class), which trains the single-tile probability of the heatmap",
+        description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides with nothing to "
+        "find, see `labels.background`), which trains the single-tile probability of the heatmap",
     )
     augment: AugmentSection = AugmentSection()
     balance: Literal["weights", "sampling", "none"] = Field(

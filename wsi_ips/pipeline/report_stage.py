@@ -49,6 +49,7 @@ from wsi_ips.results.report_plots import History
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.stream import read_tiles
+from wsi_ips.training.guessing import warning_of_file
 
 SPLIT = "test"  # the figures of a run are based on it
 
@@ -71,6 +72,7 @@ def report_stage(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         **recall_summary(run),
         **_cost(run, seconds),
         "notes": list(evaluation.notes),
+        "training_warning": _training_warning(run),
         "report": run.folder.report.relative_to(run.folder.root).as_posix(),
     }
     facts = write_facts(run)
@@ -78,6 +80,14 @@ def report_stage(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     atomic_write_json(run.folder.evaluation, evaluation.as_json())
     write_report(run.folder.report, _report_data(run, evaluation, summary, facts))
     return summary
+
+
+def _training_warning(run: Run) -> str:
+    """Return why the model that this run trained must not be used; empty where it may, or was trained elsewhere."""
+    recipe = run.recipe
+    if recipe.predict.checkpoint is not None:
+        return ""
+    return warning_of_file(run.folder.metrics, recipe.training, recipe.model)
 
 
 def _cost(run: Run, seconds: float | None) -> dict[str, float]:
@@ -114,6 +124,8 @@ def _report_data(run: Run, evaluation: Evaluation, summary: dict[str, Any], fact
         recall=recall,
         lost_lesions=lost,
         card=model_card(_card_facts(run, card, evaluation, slides, calibration)),
+        warning=summary["training_warning"],
+        has_background=run.recipe.labels.tasks[0].has_background,
     )
 
 

@@ -28,6 +28,7 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.split_cohort import require_no_leak
 from wsi_ips.provenance import atomic_folder, fingerprint, run_facts
 from wsi_ips.scanning import choose_device
+from wsi_ips.training.guessing import early_warning, final_warning
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.model_building import build_network, new_card, plan_encoder
 from wsi_ips.training.processes import Processes
@@ -197,7 +198,8 @@ def _build(run: Run, cohort: Cohort, processes: Processes) -> tuple[ModelCard, I
         ),
         training=training_facts(run, cohort.train, cohort.val),
     )
-    for text in encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+    remarks = encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px)
+    for text in (*remarks, *recipe.labels.assumed):
         run.progress.note(text)
     net, trunk = build_network(recipe.model, card, plan, processes=processes, on_features=features is not None)
     return replace(card, encoder=net.encoder.spec), net, trunk
@@ -292,7 +294,11 @@ class CheckpointKeeper(Listener):
         self.tracking.write(self.history)
         auc = "" if record.val_auc is None else f", AUC {record.val_auc:.3f}"
         validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}{auc}"
-        self.note(f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}")
+        named = {"inside outlines": record.kept_in_outlines, "as at their last visit": record.selection_overlap}
+        shares = [f"{value:.2f} {name}" for name, value in named.items() if value is not None]
+        kept = f", kept tiles: {', '.join(shares)}" if shares else ""
+        self.note(f"epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{kept}{validation}")
+        self._warn(early_warning)
         if self._best is record:
             save_checkpoint(self.folder, net, self._card(record))
 
@@ -304,6 +310,7 @@ class CheckpointKeeper(Listener):
                 f"stopped after epoch {last.epoch}: none better than epoch {self._best.epoch} in the last "
                 f"{self.run.recipe.training.patience} (`training.patience`)"
             )
+        self._warn(final_warning)
         with atomic_folder(self.run.folder.last_model) as folder:
             save_checkpoint(folder, net, self._card(last))
             if trunk is not None:
@@ -323,6 +330,12 @@ class CheckpointKeeper(Listener):
             f"the best checkpoint before, of epoch {self._best.epoch} (training loss {self._best.loss:.3g}), is in "
             f"{self.folder} until the next training, for `wsi-ips predict --checkpoint`"
         )
+
+    def _warn(self, warning: Callable[..., str]) -> None:
+        recipe = self.run.recipe
+        text = warning([asdict(record) for record in self.history], recipe.training, recipe.model)
+        if text:
+            self.note(text)
 
     @property
     def _best(self) -> EpochRecord:
