@@ -67,6 +67,21 @@ def test_overrides_win_and_reach_sections_that_the_file_leaves_out(tmp_path: Pat
     assert (loaded.name, loaded.output) == ("b", tmp_path / "elsewhere")
 
 
+def test_what_is_assumed_of_the_background_is_told_with_the_key_that_changes_it(tmp_path: Path) -> None:
+    further = {"grade": {"classes": ["G1", "G2"]}, "signs": {"classes": ["a"], "kind": "multi"}}
+    loaded = recipe(tmp_path, {"labels": {"further": further}})
+    assert [task.background for task in loaded.labels.tasks] == [True, False, True]
+    normal, grade = loaded.labels.assumed
+    assert normal.startswith("slides of `normal` are taken to hold nothing to find")
+    assert normal.endswith("`labels.background: false`")
+    assert grade.startswith("`G1` is taken as a finding")
+    assert grade.endswith("`labels.further.grade.background: true`")
+    stated = {"labels.background": False, "labels.further.grade.background": True}
+    loaded = recipe(tmp_path, {"labels": {"further": further}}, stated)
+    assert [task.background for task in loaded.labels.tasks] == [False, True, True]
+    assert loaded.labels.assumed == ()
+
+
 def test_an_override_through_a_value_is_refused(tmp_path: Path) -> None:
     assert "`seed` is not a section" in complaint(tmp_path, {"seed": 1}, {"seed.value": 1})
 

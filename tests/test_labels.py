@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from wsi_ips.labels import Task
@@ -46,7 +48,8 @@ def test_the_answer_is_the_most_probable_class_or_all_from_a_half_on():
 
 
 def test_positive_is_the_last_class_and_negative_nothing_but_the_first():
-    assert [(GRADE.is_positive(t), GRADE.is_negative(t)) for t in (0, 1, 2, None)] == [
+    stated = replace(GRADE, background=True)
+    assert [(stated.is_positive(t), stated.is_negative(t)) for t in (0, 1, 2, None)] == [
         (False, True),
         (False, False),
         (True, False),
@@ -55,6 +58,29 @@ def test_positive_is_the_last_class_and_negative_nothing_but_the_first():
     assert MARKERS.is_positive((False, False, True))
     assert MARKERS.is_negative((False, False, False))
     assert not MARKERS.is_negative(None)
+    assert not any(GRADE.is_negative(t) for t in (0, 1, 2, None))
+
+
+@pytest.mark.parametrize(
+    "name", ["normal", "Negative", "benign", "none", "healthy", "0", "no", "tumor-free", "no_cancer"]
+)
+def test_a_first_class_named_like_nothing_found_is_the_background(name):
+    assert Task("label", (name, "other")).has_background
+    assert not Task("label", ("other", name)).has_background
+    assert not Task("label", (name, "other"), background=False).has_background
+
+
+@pytest.mark.parametrize(
+    "name", ["luad", "G1", "triple-negative", "non-small cell", "normal-like", "1", "low", "nodular"]
+)
+def test_any_other_first_class_is_a_finding_unless_stated(name):
+    assert not Task("label", (name, "other")).has_background
+    assert Task("label", (name, "other"), background=True).has_background
+    assert Task("label", (name, "other"), "multi").has_background
+
+
+def test_tasks_that_differ_only_in_the_background_are_the_same_for_weights():
+    assert replace(LABEL, background=False) == LABEL
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def _row(run: Run, record: Any) -> Figures:
     is_tumour = fraction > TUMOUR_TILE
     return {
         "slide_id": record.slide_id,
-        "truth": not run.recipe.labels.tasks[0].is_negative(run.slides.target(record)),
+        "truth": run.recipe.labels.tasks[0].is_positive(run.slides.target(record)),
         "score": entry.probabilities[0][-1],
         "tumour": is_tumour,
         "tiles": entry.positive_probability,

@@ -93,6 +93,15 @@ def test_each_class_has_tiles_of_its_own():
     assert sum(found) == pytest.approx(1)
 
 
+def test_without_a_background_class_the_strongest_tiles_of_every_class_count():
+    """Most tiles lean to neither; the few of the first class weigh as much as those of the last."""
+    assert by_tiles(LETTERS, np.array([[0.2, 0.5, 0.3]], np.float32)) == pytest.approx((0.2, 0.5, 0.3), abs=1e-6)
+    subtypes = Task("label", ("luad", "lusc"))
+    odds = np.concatenate([np.full(12, -4.0), np.full(30, 0.1), np.full(10, 2.0)])
+    assert by_tiles(subtypes, both(expit(odds)))[0] == pytest.approx(expit(1.0), abs=1e-5)
+    assert by_tiles(BINARY, both(expit(odds)))[0] == pytest.approx(expit(-2.0), abs=1e-5)
+
+
 def test_certain_tiles_stay_finite():
     for task, values in ((BINARY, both(np.array([0.0, 1.0] * 20))), (SIGNS, np.array([[0, 1], [1, 0]], np.float32))):
         assert all(0 <= p <= 1 for p in by_tiles(task, values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,25 @@ def test_losses_of_each_row_add_up_to_the_loss():
     torch.testing.assert_close(each.sum(0).div(3).mean(), task_loss(logits, targets, TASKS))
 
 
+def test_weights_multiply_losses_and_divide_nothing():
+    """Parts of a set, divided by its known slides, add up to it."""
+    logits = torch.randn(5, 7, dtype=torch.float64)
+    targets = [torch.tensor([0, 2, UNKNOWN, 1, 1]), torch.randint(0, 2, (5, 4)).double()]
+    targets[1][3] = torch.nan
+    weights = [torch.tensor([3.0, 0.5, 1.0]), torch.tensor([[0.5] * 4, [2.0, 3.0, 4.0, 5.0]])]
+    single = functional.cross_entropy(logits[:, :3], targets[0].clamp_min(0), reduction="none")
+    single = (single * weights[0][targets[0]])[targets[0] != UNKNOWN].sum() / 4
+    multi = functional.binary_cross_entropy_with_logits(logits[:, 3:], targets[1], reduction="none")
+    multi = (multi * torch.where(targets[1] > 0, weights[1][1], weights[1][0])).nan_to_num().sum() / (4 * 4)
+    whole = task_loss(logits, targets, TASKS, weights=weights)
+    torch.testing.assert_close(whole, (single + multi) / 2)
+    parts = [
+        task_loss(logits[a:b], [t[a:b] for t in targets], TASKS, weights=weights, known=torch.tensor([4, 4]))
+        for a, b in ((0, 2), (2, 3), (3, 5))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+
+
 def test_the_share_right_is_the_mean_over_tasks_of_what_is_known():
     logits = torch.tensor([[3.0, 0, 0, 1, -1, 1, -1], [0, 3, 0, 1, 1, 1, 1]])
     targets = target_tensors([(0, (True, False, False, False)), (None, (True, True, True, True))], TASKS)
@@ -109,9 +129,12 @@ def test_the_share_right_is_the_mean_over_tasks_of_what_is_known():
     assert math.isnan(share_right(logits, target_tensors([(None, None)] * 2, TASKS), TASKS))
 
 
-def test_negative_slides_hold_the_first_class_or_none():
+def test_negative_slides_hold_the_first_class_or_none_where_that_is_the_background():
     targets = target_tensors([(0, (False,) * 4), (1, (False, True, False, False)), (None, None)], TASKS)
-    assert is_negative(targets, TASKS)[:2].tolist() == [[True, True], [False, False]]
+    stated = [replace(task, background=True) for task in TASKS]
+    assert is_negative(targets, stated)[:2].tolist() == [[True, True], [False, False]]
+    assert is_negative(targets, TASKS)[:2].tolist() == [[False, True], [False, False]]  # `low` is a finding
+    assert not is_negative(targets, [replace(task, background=False) for task in TASKS]).any()
     assert is_known(targets, TASKS).tolist() == [[True, True], [True, True], [False, False]]
 
 

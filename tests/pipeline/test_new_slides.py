@@ -151,6 +151,24 @@ def test_temperature_threshold_and_further_tasks_come_from_the_bundle(tmp_path):
     assert facts["slide_probability"] == pytest.approx(raw[0][1], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("task", "stated"),
+    [
+        (Task("label", ("normal", "tumor"), background=True), None),
+        (Task("label", ("normal", "tumor"), background=False), False),
+        (Task("label", ("luad", "lusc"), background=False), None),
+        (Task("label", ("luad", "lusc"), background=True), True),
+        (Task("label", ("luad", "lusc")), None),  # a card of an earlier version
+    ],
+)
+def test_whether_there_is_a_background_class_comes_from_the_bundle(tmp_path, task, stated):
+    write_good(tmp_path, 1)
+    bundle = write_bundle(tmp_path / "bundle", tasks=(task,))
+    recipe = new_slides([str(tmp_path / "good_00.tif")], bundle, tmp_path / "out").recipe
+    assert recipe.labels.background is stated
+    assert recipe.labels.tasks[0].has_background == task.has_background
+
+
 def test_a_scale_given_by_hand_is_used(tmp_path, bundle):
     write_good(tmp_path, 1)
     out = tmp_path / "out"

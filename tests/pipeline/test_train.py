@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch
     assert ("`training.patience`" in said) == stopped_early
     code, said = run("train", tiled / "recipe.yaml")
     assert code == 0
-    assert "epoch" not in said  # it is done
+    assert not re.search(r"epoch \d", said)  # it is done
 
 
 @pytest.mark.slow
@@ -99,3 +100,33 @@ def test_the_warm_start_that_the_recipe_leaves_open_is_made_and_written_down(til
     assert [line["cost"]["tiles_per_s"] is None for line in lines] == [True, True, False]  # two thirds have no scan
     facts = read_card(tiled / "out" / "model").training["recipe"]["training"]
     assert (facts["epochs"], facts["start_epochs"]) == (3, 2)
+
+
+@pytest.mark.slow
+def test_a_training_that_learns_nothing_says_so_last_and_in_the_report_first(tiled):
+    """With a learning rate of nothing; the commands end well, for the figures may still be looked at."""
+    training = {"epochs": 4, "start_steps": 1, "learning_rate": 1e-12, "balance": "none"}
+    recipe = write_recipe(tiled, slides=WITH_VALIDATION, training=training)
+    code, said = run("train", recipe)
+    assert code == 0, said
+    assert "after 67 % of the steps with selection the loss is still that of guessing" in said
+    assert "slides of `normal` are taken to hold nothing to find" in said
+    assert said.rindex("warning: the training has learned nothing") > said.rindex("epoch 4: ")
+    assert re.search(r"epoch 4: .*kept tiles: 0\.\d\d inside outlines, \d\.\d\d as at their last visit", said)
+    code, said = run("run", recipe)
+    assert code == 0, said
+    assert said.rindex("warning: the training has learned nothing") > said.rindex("report ")
+    assert json.loads((tiled / "out" / "summary.json").read_text())["training_warning"] in said
+    page = (tiled / "out" / "report" / "index.html").read_text()
+    assert page.index("the training has learned nothing") < page.index("<h1>")
+    last = json.loads((tiled / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] == pytest.approx(last["guess_loss"], rel=0.05)
+    assert 0 <= last["kept_in_outlines"] <= 1
+
+
+def test_a_background_is_told_by_its_name_and_kept_on_the_card(tiled):
+    code, said = run("train", write_recipe(tiled, slides=WITH_VALIDATION, labels={"background": False}))
+    assert code == 0, said
+    assert "nothing to find" not in said  # it is stated
+    (task,) = read_card(tiled / "out" / "model").tasks
+    assert task.background is False

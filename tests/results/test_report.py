@@ -162,6 +162,21 @@ def test_failed_slides_stand_before_empty_ones() -> None:
     assert "No slide was predicted." in html
 
 
+def test_a_warning_stands_before_everything_and_is_read_aloud() -> None:
+    html = render_report(replace(DATA, warning=f"learned nothing {NASTY}"))
+    assert html.index("learned nothing") < html.index("<h1>")
+    assert 'role="alert"' in html
+    assert "<script" not in html
+    assert 'role="alert"' not in render_report(DATA)
+
+
+def test_without_a_background_class_the_page_promises_no_plain_slides() -> None:
+    assert "should look like plain" in render_report(DATA)
+    html = render_report(replace(DATA, has_background=False))
+    assert "should look like plain" not in html
+    assert "No class stands for" in html
+
+
 def test_figures_stand_with_their_intervals() -> None:
     html = render_report(DATA)
     for interval in EVALUATION.slides.metrics.values():

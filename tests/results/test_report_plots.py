@@ -126,6 +126,10 @@ def test_learning_curves_show_what_is_there_and_no_more():
     with_auc = tuple(e | {"val_auc": 0.8, "accuracy": 0.7} for e in epochs)
     assert "validation AUC" in dict(report_plots.learning_plots(report_plots.History(with_auc)))["Right predictions"]
     assert report_plots.learning_plots(report_plots.History(epochs[:1])) == []
+    watched = tuple(e | {"guess_loss": 1.4, "kept_in_outlines": 0.1 * e["epoch"]} for e in epochs)
+    drawn = dict(report_plots.learning_plots(report_plots.History(watched)))
+    assert "training, by guessing" in drawn["Loss"]
+    assert "kept tiles inside outlines" in drawn["Selection"]
 
 
 def test_points_that_no_screen_tells_apart_are_one_but_ends_stay():

@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -47,13 +48,16 @@ STEPS = 7
 
 
 def cohort() -> list[LabelledSlide]:
-    """Slides of 28, 12 and 60 tiles; the second answer of one is not known."""
+    """Slides of 28, 12 and 60 tiles; the second answer of one is not known, two have outlines."""
     sizes = [(7, 4), (4, 3), (10, 6)]
     slides = []
     for i in range(7):
         columns, rows = sizes[i % 3]
         stain = None if i == 2 else (float(i % 2), float(i % 3 == 0))
         tiles = textured_slide(f"s{i}", label=i % 2, seed=i, columns=columns, rows=rows)
+        if i in (1, 3):
+            inside = np.linspace(0, 1, len(tiles.index), dtype=np.float32)
+            tiles = replace(tiles, index=replace(tiles.index, tumour_fraction=inside))
         slides.append(LabelledSlide(tiles, (i % 2, stain)))
     return slides
 

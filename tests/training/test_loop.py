@@ -204,6 +204,17 @@ def test_the_tile_loss_blames_only_attended_tiles_of_positive_slides():
     torch.testing.assert_close(found, expected)
 
 
+def test_without_a_background_class_tiles_of_every_slide_count_by_attention():
+    net = small_net().eval()
+    net.tasks = (Task("label", ("a", "b")),)
+    embeddings, mask = torch.randn(2, 3, net.encoder.width), torch.ones(2, 3, dtype=torch.bool)
+    weights = selection_weights(net.pooling.logits(embeddings), mask)[:, :, 0]  # (B, K)
+    alone = net.head(net.pooling.alone(embeddings.flatten(0, 1))[:, 0]).log_softmax(1).reshape(2, 3, 2)
+    expected = -((alone[0, :, 0] * weights[0]).sum() + (alone[1, :, 1] * weights[1]).sum()) / 2
+    loss = StepLoss([None], known=torch.tensor([2]))
+    torch.testing.assert_close(loss.of_tiles(net, [torch.tensor([0, 1])], embeddings, mask), expected)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3, 50])
 def test_training_in_two_passes_is_training(micro_batch):
     """Same winners, same dropout, same updates: the weights after an epoch agree to float32."""

@@ -56,7 +56,7 @@ def test_a_step_in_parts_is_the_step(at_once, epoch):
             start_epochs=1,
         )
         optimiser = torch.optim.SGD(loop.net.parameters(), lr=0.0)
-        weights = [torch.tensor([0.5, 2.0]), torch.tensor([3.0, 0.7])]
+        weights = [torch.tensor([0.5, 2.0]), torch.tensor([[0.5, 1.0], [3.0, 0.7]])]
         loss, right = loop.step.learn(two_task_slides(), epoch, weights, optimiser)
         found.append((loss, right, {n: p.grad for n, p in loop.net.named_parameters() if p.grad is not None}))
     (whole, right, gradients), (in_parts, right_in_parts, others) = found
@@ -265,6 +265,26 @@ def test_figures_of_an_epoch_are_those_of_its_tiles():
         assert entry.cost.peak_rss_mb > 50
     assert first.cost.tiles_per_s > 0
     assert EpochRecord.from_dict({**vars(second), "cost": vars(second.cost)}) == second
+
+
+def test_the_share_of_kept_tiles_inside_outlines_is_that_of_slides_with_outlines():
+    """Slides without an annotation, and those whose outlines cover no tile, do not count; random tiles neither."""
+    slides, listener = cohort(4), Recorder()
+    for number, inside in ((0, [0.6] * 28), (1, [0.4] * 28), (2, [1.0] * 10 + [0.5] * 18)):
+        index = replace(slides[number].tiles.index, tumour_fraction=np.array(inside, np.float32))
+        slides[number] = replace(slides[number], tiles=replace(slides[number].tiles, index=index))
+    loop = trainer(small_net(), listener=listener, epochs=2, warm_start_epochs=1, batch_slides=2)
+    best: dict[str, np.ndarray] = {}
+    plain = loop.step.last.overlap
+
+    def overlap(slide_id, tiles):
+        best[slide_id] = tiles
+        return plain(slide_id, tiles)
+
+    loop.step.last.overlap = overlap
+    loop.fit(slides, [])
+    assert len(best["s2"]) == 5
+    assert [r.kept_in_outlines for r in listener.records] == [None, pytest.approx((1 + (best["s2"] < 10).mean()) / 2)]
 
 
 def test_overlap_counts_the_best_tiles_that_stayed():

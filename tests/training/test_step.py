@@ -171,7 +171,7 @@ def test_tasks_learn_together_each_from_what_is_known_of_it():
         learner.net.encoder, NetSettings(tasks=SEVERAL, heads=2, key_width=8, dropout=0.3)
     )
     tiles = [textured_slide(f"s{i}", label=i % 2, seed=i) for i in range(2)]
-    weights = [torch.ones(3), torch.ones(2)]
+    weights = [torch.ones(3), torch.ones(2, 2)]
 
     def gradients(targets: list[tuple[Target, ...]]) -> dict[str, Tensor]:
         torch.manual_seed(7)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from wsi_ips.cli.console import Bars, exit_partial_if, out
+from wsi_ips.cli.console import Bars, exit_partial_if, out, say
 from wsi_ips.cli.print_results import print_cross_validation, print_predictions, print_summary
 from wsi_ips.cli.print_slides import print_status
 from wsi_ips.cli.program import (
@@ -28,9 +28,7 @@ from wsi_ips.cli.program import (
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import Recipe
 from wsi_ips.errors import RecipeError
-
-if TYPE_CHECKING:
-    from wsi_ips.pipeline.run import Run
+from wsi_ips.training.guessing import warning_of_file
 
 BEFORE = {
     "tile": ("tile",),
@@ -173,7 +171,12 @@ def _run_stages(recipe: Recipe, stages: Sequence[str], slides: Sequence[str]) ->
 
     for stage in stages:
         run = run_stage(recipe, stage, Bars(), slides=slides if stage in OF_SLIDES else [])
-    _end(run)
+    print_status(run.states, only_problems=True)
+    if "train" in stages and recipe.predict.checkpoint is None:
+        warning = warning_of_file(run.folder.metrics, recipe.training, recipe.model)
+        if warning:
+            say("yellow", "warning", warning)
+    exit_partial_if(run.states.count("failed"))
 
 
 def _retry(recipe: Recipe, slides: Sequence[str], reason: str) -> None:
@@ -183,10 +186,6 @@ def _retry(recipe: Recipe, slides: Sequence[str], reason: str) -> None:
     with Run.open(recipe, Bars()) as run:
         done = retry(run, reason, slides)
     out.print(f"{len(done.tiled)} slides tiled again, {len(done.restored)} ready for the stage that failed")
-    _end(run)
-
-
-def _end(run: Run) -> None:
     print_status(run.states, only_problems=True)
     exit_partial_if(run.states.count("failed"))
 

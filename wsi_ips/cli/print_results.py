@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from wsi_ips.cli.console import out, plain_table, put
+from wsi_ips.cli.console import out, plain_table, put, say
 from wsi_ips.cli.print_slides import COLOURS, MOST_ROWS, print_reasons, print_status
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def print_summary(outcome: Outcome) -> None:
         table.add_row(f"[bold]{escape(name)}[/]", escape(f"{value}  {note}".strip()))
     out.print(table)
     put(f"[bold]report[/]  {escape(str(outcome.report))}")
+    if outcome.summary.get("training_warning"):
+        say("yellow", "warning", outcome.summary["training_warning"])
 
 
 def print_predictions(found: Predictions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -69,6 +70,17 @@ class TaskSettings(Section):
         "single",
         description="`single`: exactly one class applies; `multi`: any number, `a;b` in the manifest, or `none`",
     )
+    background: bool | None = Field(
+        None,
+        description="whether slides of the first class (`multi`: of none) hold nothing to find, so that each of their "
+        "tiles is an example of that class; `false` for subtypes and grades; empty = by the name of the class (true "
+        "for `normal`, `negative`, `benign`, `none`, `0` ...)",
+    )
+
+    def as_task(self, name: str) -> Task:
+        """Return the task under a name, with what was assumed about its background."""
+        task = Task(name, self.classes, self.kind, self.background)
+        return replace(task, background=task.has_background)
 
     @model_validator(mode="after")
     def _classes_are_distinct(self) -> Self:
@@ -107,8 +119,22 @@ class LabelsSection(TaskSettings):
     @property
     def tasks(self) -> tuple[Task, ...]:
         """Tasks: the label, then the further ones in order."""
-        further = (Task(name, task.classes, task.kind) for name, task in self.further.items())
-        return (Task("label", self.classes, self.kind), *further)
+        return (self.as_task("label"), *(task.as_task(name) for name, task in self.further.items()))
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What is assumed about the background of tasks that do not state it, a line per task, for the user."""
+        named: dict[str, TaskSettings] = {"labels": self}
+        named |= {f"labels.further.{name}": task for name, task in self.further.items()}
+        unstated = [(key, t) for key, t in named.items() if t.background is None and t.kind == "single"]
+        return tuple(
+            f"slides of `{task.classes[0]}` are taken to hold nothing to find, so all their tiles teach that class; if "
+            f"that is wrong, set `{key}.background: false`"
+            if task.as_task(key).background
+            else f"`{task.classes[0]}` is taken as a finding like the other classes, so tiles of its slides count by "
+            f"attention; if its slides hold nothing to find, set `{key}.background: true`"
+            for key, task in unstated
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -141,6 +141,7 @@ class TrainingSection(Section):
         "scratch, 0.3 for one with weights",
     )
     weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
+    clip: AtLeast0 = Field(1.0, description="largest norm of a step's gradient, longer ones are shortened; 0 = none")
     warmup_steps: Whole = Field(20, description="linear learning-rate warm-up, optimiser steps; at most a fifth of all")
     tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
     exploration: Share = Field(
@@ -150,8 +151,8 @@ class TrainingSection(Section):
     )
     tile_loss: AtLeast0 = Field(
         1.0,
-        description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides of the first "
-        "class), which trains the single-tile probability of the heatmap",
+        description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides with nothing to "
+        "find, see `labels.background`), which trains the single-tile probability of the heatmap",
     )
     augment: AugmentSection = AugmentSection()
     balance: Literal["weights", "sampling", "none"] = Field(

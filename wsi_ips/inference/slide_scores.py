@@ -45,13 +45,17 @@ def by_tiles(task: Task, tile_probability: NDArray[np.floating]) -> tuple[float,
     """Compute the class probabilities of a slide from the highest of its tiles, (N, C_t) with N > 0.
 
     The log-odds of a class are the mean over its :data:`DECIDING_TILES` highest tiles (over all, where there are
-    fewer): against the first class, which stands for no finding, or, where several classes may apply, against its
-    absence. They are not calibrated: a threshold must come from validation slides.
+    fewer): against the first class, which stands for no finding; without such a class, against the mean of all classes;
+    or, where several classes may apply, against its absence. They are not calibrated: a threshold must come from
+    validation slides.
     """
     chance = np.maximum(tile_probability, LEAST_PROBABILITY).astype(np.float64)
     if task.kind == "multi":
         odds = np.log(chance) - np.log(np.maximum(1 - chance, SINGLE_STEP))  # (N, C)
         return tuple(special.expit(_mean_of_highest(odds)).tolist())
+    if not task.has_background:
+        odds = np.log(chance) - np.log(chance).mean(axis=1, keepdims=True)  # (N, C)
+        return tuple(special.softmax(_mean_of_highest(odds)).tolist())
     odds = np.log(chance[:, 1:]) - np.log(chance[:, :1])  # (N, C - 1)
     return tuple(special.softmax(np.concatenate([[0.0], _mean_of_highest(odds)])).tolist())
 

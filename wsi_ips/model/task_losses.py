@@ -33,57 +33,39 @@ def task_loss(
     tasks: Sequence[Task],
     *,
     weights: Sequence[Tensor | None] | None = None,
-    totals: Sequence[Tensor] | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Compute the mean over tasks of the mean loss of the labelled slides; a task without labels counts as 0.
 
-    It is computed from logits; the published code takes the logarithm of probabilities plus 1e-6. ``totals`` are the
-    divisors of a larger set of slides (:func:`label_totals`), so that the losses of its parts add up to its loss.
+    It is computed from logits; the published code takes the logarithm of probabilities plus 1e-6. ``known`` is the
+    number of labelled slides of a larger set, shape (T,), so that the losses of its parts add up to its loss. Weights
+    do not divide: they are 1 on average over the training slides, so that each class has its share however few slides
+    are in a step.
     """
-    losses = []
-    given = weights if weights is not None else [None] * len(tasks)
-    whole = totals if totals is not None else [None] * len(tasks)
-    for task, part, truth, weight, total in zip(tasks, _split(logits, tasks), targets, given, whole, strict=True):
-        if task.kind == "single":
-            losses.append(_single(part, truth, weight, total))
-        else:
-            losses.append(_multi(part, truth, weight, total))
-    return torch.stack(losses).mean()
-
-
-def label_totals(
-    targets: Sequence[Tensor], tasks: Sequence[Task], weights: Sequence[Tensor | None] | None = None
-) -> list[Tensor]:
-    """Return the divisor of :func:`task_loss` per task: the weight of the known labels, a scalar.
-
-    The divisors of disjoint sets of slides add up to that of all.
-    """
-    totals = []
-    given = weights if weights is not None else [None] * len(tasks)
-    for task, truth, weight in zip(tasks, targets, given, strict=True):
-        if task.kind == "multi":
-            totals.append(_known_classes(truth).sum())
-        else:
-            known = truth[truth != UNKNOWN]
-            totals.append(known.new_tensor(len(known)) if weight is None else weight[known].sum())
-    return totals
+    each = task_losses_each(logits, targets, tasks, weights=weights or [None] * len(tasks))  # (n, T)
+    known = is_known(targets, tasks).sum(0) if known is None else known
+    return (each.sum(0) / known.clamp_min(1)).mean()
 
 
 def task_losses_each(
     logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task], *, weights: Sequence[Tensor | None]
 ) -> Tensor:
-    """Compute the loss of each row in each task, shape (n, T); 0 where its label is unknown.
+    """Compute the weighted loss of each row in each task, shape (n, T); 0 where its label is unknown.
 
-    In a multi-label task it is the mean over the known classes.
+    In a multi-label task it is the mean over the known classes. ``weights`` are those of
+    :func:`wsi_ips.training.loss.class_weights`; None weighs all classes alike.
     """
     losses = []
     for task, part, truth, weight in zip(tasks, _split(logits, tasks), targets, weights, strict=True):
         if task.kind == "single":
-            known = truth != UNKNOWN  # (n,)
-            each = functional.cross_entropy(part, truth.clamp_min(0), weight=weight, reduction="none")
-            losses.append(each * known)
+            held = truth.clamp_min(0)  # (n,), a class number also where it is unknown
+            each = functional.cross_entropy(part, held, reduction="none") * (truth != UNKNOWN)
+            losses.append(each if weight is None else each * weight[held])
         else:
-            losses.append(_multi_each(part, truth, weight).sum(1) / _known_classes(truth).clamp_min(1))
+            holds, known = truth.nan_to_num().to(part), ~truth.isnan()  # (n, C_t)
+            each = functional.binary_cross_entropy_with_logits(part, holds, reduction="none") * known
+            each = each if weight is None else each * torch.where(holds > 0, weight[1], weight[0])
+            losses.append(each.sum(1) / known.sum(1).clamp_min(1))
     return torch.stack(losses, 1)
 
 
@@ -102,13 +84,13 @@ def share_right(logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task]
 
 
 def is_negative(targets: Sequence[Tensor], tasks: Sequence[Task]) -> Tensor:
-    """Return which slides are negative in each task, bool, shape (B, T).
+    """Return which slides hold nothing to find in each task, bool, shape (B, T); none in a task without background.
 
     Single-label: the first class applies. Multi-label: no class applies.
     """
     return torch.stack(
         [
-            truth == 0 if task.kind == "single" else truth.nan_to_num().sum(1) == 0
+            (truth == 0 if task.kind == "single" else truth.nan_to_num().sum(1) == 0) & task.has_background
             for task, truth in zip(tasks, targets, strict=True)
         ],
         1,
@@ -137,33 +119,6 @@ def target_tensors(targets: Sequence[Sequence[Target]], tasks: Sequence[Task]) -
             unknown = (math.nan,) * task.width
             tensors.append(torch.tensor([unknown if entry is None else entry for entry in column], dtype=torch.float32))
     return tensors
-
-
-def _single(logits: Tensor, truth: Tensor, weight: Tensor | None, total: Tensor | None) -> Tensor:
-    known = truth != UNKNOWN  # (B,)
-    if not known.any():
-        return logits.sum() * 0
-    if total is None:
-        return functional.cross_entropy(logits[known], truth[known], weight=weight)
-    return functional.cross_entropy(logits[known], truth[known], weight=weight, reduction="sum") / total
-
-
-def _multi(logits: Tensor, truth: Tensor, weight: Tensor | None, total: Tensor | None) -> Tensor:
-    total = _known_classes(truth).sum() if total is None else total
-    return _multi_each(logits, truth, weight).sum() / total.clamp_min(1)
-
-
-def _multi_each(logits: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
-    """Compute the loss of each class, 0 where it is unknown, shape (B, C_t)."""
-    each = functional.binary_cross_entropy_with_logits(
-        logits, truth.nan_to_num().to(logits), pos_weight=weight, reduction="none"
-    )
-    return each * ~truth.isnan()
-
-
-def _known_classes(truth: Tensor) -> Tensor:
-    """Count the known classes of each slide, shape (B,)."""
-    return (~truth.isnan()).sum(1)
 
 
 def _split(logits: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 from wsi_ips.model.checkpoint import save_checkpoint
 from wsi_ips.model.checkpoint_card import ModelCard
 from wsi_ips.model.net import IpsNet
+from wsi_ips.training.guessing import Figures
 from wsi_ips.training.settings import Listener
 from wsi_ips.training.tracking import EpochRecord, Tracking
 from wsi_ips.training.validation import best_epoch
@@ -31,6 +32,7 @@ class CheckpointKeeper(Listener):
         self.folder, self.card, self.tracking = folder, card, tracking
         self._advance, self._select, self._phase = advance, select, phase
         self.history: list[EpochRecord] = []
+        self.warn: Callable[[Sequence[Figures]], str] = lambda _: ""  # called after each epoch with the figures of all
 
     def begin(self) -> None:
         """Prepare the folder; trackers discard what another training left there."""
@@ -58,9 +60,21 @@ class CheckpointKeeper(Listener):
         auc = "" if record.val_auc is None else f", AUC {record.val_auc:.3f}"
         validation = "" if record.val_loss is None else f", validation loss {record.val_loss:.3f}{auc}"
         phase = f"{self._phase}, " if self._phase else ""
-        self.note(f"{phase}epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{validation}")
+        named = {"inside outlines": record.kept_in_outlines, "as at their last visit": record.selection_overlap}
+        shares = [f"{value:.2f} {name}" for name, value in named.items() if value is not None]
+        kept = f", kept tiles: {', '.join(shares)}" if shares and not self._phase else ""
+        self.note(
+            f"{phase}epoch {record.epoch}: loss {record.loss:.3f}, accuracy {record.accuracy:.2f}{kept}{validation}"
+        )
+        if warning := self.warn(self.figures):
+            self.note(warning)
         if self.best is record:
             save_checkpoint(self.folder, net, self.card_of(record))
+
+    @property
+    def figures(self) -> list[Figures]:
+        """The figures of the epochs so far."""
+        return [asdict(record) for record in self.history]
 
     def what_is_left(self) -> str:
         """Describe the checkpoint left by a training that cannot continue."""

@@ -194,11 +194,16 @@ def manifest_cells(predictions: RunPredictions, columns: Sequence[str] = ()) -> 
 def _localisation(
     slides: _Slides, sizes: Mapping[str, str], mpp: Scale | None, notes: list[str]
 ) -> Localisation | None:
-    """Measure the slides whose tumour is known: annotated ones, and those without tumour."""
-    found, left_out = [], []
+    """Measure the slides whose tumour is known: annotated ones, and those without tumour.
+
+    Without a background class, outlines show tumour of each slide's own class, and only those of the class that the
+    map shows are measured.
+    """
+    found, left_out, task = [], [], slides.task
     for record in slides.records:
-        is_negative = slides.task.is_negative(slides.target(record))
-        if record.annotation is None and not is_negative:
+        is_negative = task.is_negative(slides.target(record))
+        is_shown = task.has_background or task.is_positive(slides.target(record))
+        if not is_shown or (record.annotation is None and not is_negative):
             left_out.append(record.slide_id)
             continue
         try:
@@ -226,7 +231,8 @@ def _localisation(
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} slides without annotation are not in the lesion and tile metrics: {shown}")
+        why = "without annotation" if task.has_background else f"without outlines of `{task.classes[-1]}`"
+        notes.append(f"{len(left_out)} slides {why} are not in the lesion and tile metrics: {shown}")
     return localise(found, notes)
 
 

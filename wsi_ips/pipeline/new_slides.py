@@ -149,9 +149,9 @@ def _as_test_slides(rows: Sequence[Row], notes: list[str]) -> list[Row]:
 def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
     """Return the recipe that predicts with a model, as it is written."""
     label, *further = card.tasks
-    labels: dict[str, Any] = {"classes": list(label.classes), "kind": label.kind}
+    labels = _settings_of(label)
     if further:
-        labels["further"] = {task.name: {"classes": list(task.classes), "kind": task.kind} for task in further}
+        labels["further"] = {task.name: _settings_of(task) for task in further}
     return {
         "name": f"predicted-{card.model_id}",
         "output": ".",
@@ -168,6 +168,12 @@ def _recipe_of(card: ModelCard, bundle: Path) -> dict[str, Any]:
         "predict": {"checkpoint": str(bundle.resolve()), "splits": ["train", "val", "test"]},
         "heatmap": {"splits": ["train", "val", "test"]},
     }
+
+
+def _settings_of(task: Task) -> dict[str, Any]:
+    plain = Task(task.name, task.classes, task.kind)
+    odd = {} if task.has_background == plain.has_background else {"background": task.has_background}
+    return {"classes": list(task.classes), "kind": task.kind, **odd}
 
 
 def _require_own_folder(output: Path, content: Mapping[str, Any]) -> None:

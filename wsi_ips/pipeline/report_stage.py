@@ -51,6 +51,7 @@ from wsi_ips.results.report_plots import History
 from wsi_ips.results.score_maps import SCORE_MAPS
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.stream import read_tiles
+from wsi_ips.training.guessing import warning_of_file
 
 SPLIT = "test"  # the figures of a run are based on it
 
@@ -74,6 +75,7 @@ def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float 
         **recall_summary(sheet_entries(records, states)),
         **_cost(folder.summary, seconds),
         "notes": list(evaluation.notes),
+        "training_warning": _training_warning(recipe, folder.metrics),
         "report": folder.report.relative_to(folder.root).as_posix(),
     }
     facts = write_facts(folder, recipe, records)
@@ -81,6 +83,13 @@ def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float 
     atomic_write_json(folder.evaluation, evaluation.as_json())
     write_report(folder.report, _report_data(recipe, predictions, evaluation, summary, facts))
     return summary
+
+
+def _training_warning(recipe: Recipe, metrics: Path) -> str:
+    """Return why the model that this run trained must not be used; empty where it may, or was trained elsewhere."""
+    if recipe.predict.checkpoint is not None:
+        return ""
+    return warning_of_file(metrics, recipe.training, recipe.model)
 
 
 def _cost(stored_summary: Path, seconds: float | None) -> dict[str, float]:
@@ -119,6 +128,8 @@ def _report_data(
         recall=recall,
         lost_lesions=lost,
         card=model_card(_card_facts(predictions, card, evaluation, slides, calibration)),
+        warning=summary["training_warning"],
+        has_background=recipe.labels.tasks[0].has_background,
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 from torch import manual_seed, nn
 
@@ -27,6 +28,7 @@ from wsi_ips.pipeline.start_on_features import start_on_features
 from wsi_ips.pipeline.train_cohort import TrainingCohort, training_cohort
 from wsi_ips.provenance import atomic_folder
 from wsi_ips.scanning import choose_device
+from wsi_ips.training.guessing import early_warning, final_warning
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.model_building import build_network
 from wsi_ips.training.processes import Processes
@@ -91,7 +93,8 @@ def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: P
     for old in (folder.model, folder.last_model) if is_first else ():
         (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     plan = cohort.encoder_plan(model)
-    for text in encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px):
+    remarks = encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px)
+    for text in (*remarks, *recipe.labels.assumed):
         progress.note(text)
     start = model.start
     if STARTS[recipe.training.start].on_features:
@@ -112,14 +115,14 @@ def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: P
     settings = Settings(training, recipe.compute, model.memory_size, recipe.seed, rate, continues=start is not None)
     train, val = cohort.labelled(cohort.train), cohort.labelled(cohort.val)
     stop = StopRequest(insistent=processes.is_alone)
+    trackers = _trackers(recipe, folder, cohort.fingerprint, progress.note) if is_first else []
     with (
-        Tracking(
-            _trackers(recipe, folder, cohort.fingerprint, progress.note) if is_first else [], progress.note
-        ) as tracking,
+        Tracking(trackers, progress.note) as tracking,
         stop.on_signals(),
         progress.stage("training", training.epochs * len(train), "slides") as advance,
     ):
         keeper = CheckpointKeeper(folder.training / BEST_NAME, card, tracking, advance, select=training.select)
+        keeper.warn = partial(early_warning, training=recipe.training, model=model)
         if is_first:
             keeper.begin()
         trainer = Trainer(net, settings, processes=processes, listener=keeper)
@@ -131,6 +134,8 @@ def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: P
             raise DivergedError(f"{error}; {keeper.what_is_left()}") from error
     if is_first:
         _publish(folder, keeper, trainer.result, training, trunk)
+        if warning := final_warning(keeper.figures, recipe.training, model):
+            progress.note(warning)
 
 
 def _publish(

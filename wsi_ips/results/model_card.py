@@ -54,6 +54,14 @@ def _use(card: ModelCard) -> tuple[str, ...]:
         "Research use only: not a medical device, not for diagnosis, not for decisions about a patient. The "
         "pathologist's own reading comes first.",
         "Heatmaps show where the model reacts. They do not outline tumour, and a pale area is not proven free of it.",
+        *(
+            ()
+            if card.tasks[0].has_background
+            else (
+                "No class stands for “nothing found”: a tile that shows none of them, such as stroma, has a "
+                "probability too, which means nothing.",
+            )
+        ),
     )
 
 

@@ -136,6 +136,8 @@ class ReportData:
     recall: tuple[RecallRow, ...] = ()  # what segmentation and tiling left of the annotated lesions
     lost_lesions: tuple[LostLesion, ...] = ()
     card: tuple[CardSection, ...] = ()
+    warning: str = ""  # shown first: why the model must not be used; empty for none
+    has_background: bool = True  # whether slides of the first class hold nothing to find
 
 
 def outcome_of(positive: bool | None, probability: float | None, threshold: float | None) -> Outcome:

@@ -264,11 +264,16 @@ def learning_plots(history: History) -> list[tuple[str, Markup]]:
     x = fitted_axis("epoch", (0.0, last))
     plots = []
     groups = (
-        ("Loss", "loss", (("loss", "training"), ("val_loss", "validation"))),
+        ("Loss", "loss", (("loss", "training"), ("val_loss", "validation"), ("guess_loss", "training, by guessing"))),
         (
             "Right predictions",
             "share",
             (("accuracy", "training accuracy"), ("val_accuracy", "validation accuracy"), ("val_auc", "validation AUC")),
+        ),
+        (
+            "Selection",
+            "share",
+            (("kept_in_outlines", "kept tiles inside outlines"), ("selection_overlap", "kept as at the last visit")),
         ),
         ("Learning rate", "learning rate", (("learning_rate", "learning rate"),)),
     )

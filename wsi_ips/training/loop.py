@@ -23,7 +23,7 @@ from torch import Tensor
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.task_losses import target_tensors
 from wsi_ips.tiles.stream import read_tiles
-from wsi_ips.training.loss import class_weights
+from wsi_ips.training.loss import class_weights, guess
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest, TrainingState
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
@@ -71,6 +71,8 @@ class Trainer:
         section = self.settings.section
         self.step.stop = stop or StopRequest()
         weights = self._class_weights(train, val)
+        labels = target_tensors([slide.targets for slide in train], self.net.tasks)
+        self.step.guess = guess(labels, self.net.tasks, weights, even=section.balance == "sampling")
         state = self._first_or_stored_state(train, file)
         steps = [self._steps(len(train), epoch) for epoch in range(1, section.epochs + 1)]
         rate = partial(warmup_cosine, warmup=min(section.warmup_steps, sum(steps) // 5), total=sum(steps))
@@ -193,7 +195,16 @@ class Trainer:
             selection_overlap=meter.mean("selection_overlap"),
             seconds=round(state.seconds, 1),
             cost=meter.cost(self.processes.device),
+            kept_in_outlines=meter.mean("kept_in_outlines"),
+            guess_loss=meter.mean("guess_loss"),
+            selection_done=self._selection_done(slides, state.epoch),
         )
+
+    def _selection_done(self, slides: int, epoch: int) -> float | None:
+        """Return the share of all steps with selection that are done after an epoch; None in the start phase."""
+        epochs = range(1, self.settings.section.epochs + 1)
+        steps = {n: self._steps(slides, n) for n in epochs if self.step.choice.start_of(n) is None}
+        return sum(count for n, count in steps.items() if n <= epoch) / sum(steps.values()) if epoch in steps else None
 
     def _save(self, state: TrainingState, file: StateFile | None, *, at_once: bool = False) -> None:
         if file and self.processes.is_first and (at_once or file.is_due):

@@ -27,10 +27,11 @@ ROWS_AT_A_TIME = 256  # tiles whose activations are kept at a time
 
 
 def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
-    """Return the weights of a task's classes, shape (C_t,); all 1 if not ``balanced``.
+    """Return the weights of a task's classes, inverse to their frequency; all 1 if not ``balanced``.
 
-    Single-label: inverse to the frequency of a class, 1 on average over slides. Multi-label: slides without the class
-    over slides with it. Raises a :class:`TrainingError` where the training slides are all alike.
+    Single-label: shape (C_t,). Multi-label: shape (2, C_t), of slides without a class and with it. The weights of the
+    labelled slides are 1 on average, and those of each class (with and without it) add up to the same. Raises a
+    :class:`TrainingError` where the training slides are all alike.
     """
     if task.kind == "single":
         counts = torch.bincount(truth[truth != UNKNOWN], minlength=task.width).double()
@@ -38,19 +39,38 @@ def class_weights(truth: Tensor, task: Task, *, balanced: bool) -> Tensor:
         told_apart = int((counts > 0).sum()) > 1
         seen = ", ".join(f"{name} {int(count)}" for name, count in zip(task.classes, counts, strict=True))
     else:
-        holds, holds_not = (truth == 1).sum(0).double(), (truth == 0).sum(0).double()
-        both = (holds > 0) & (holds_not > 0)
-        weights = torch.where(both, holds_not / holds.clamp_min(1), 1.0)
+        counts = torch.stack([(truth == 0).sum(0), (truth == 1).sum(0)]).double()  # (2, C_t)
+        both = (counts > 0).all(0)
+        weights = torch.where(both, counts.sum(0) / (2 * counts.clamp_min(1)), 1.0)
         told_apart = bool(both.any())
         seen = ", ".join(
-            f"{name} {int(a)} of {int(a + b)}" for name, a, b in zip(task.classes, holds, holds_not, strict=True)
+            f"{name} {int(b)} of {int(a + b)}" for name, (a, b) in zip(task.classes, counts.T, strict=True)
         )
     if not told_apart:
         raise TrainingError(
             f"task `{task.name}`: the training slides are all alike ({seen}), there is nothing to tell apart; check "
             "its column and column `split` of the manifest"
         )
-    return weights.float() if balanced else torch.ones(task.width)
+    return weights.float() if balanced else torch.ones_like(weights).float()
+
+
+def guess(truths: Sequence[Tensor], tasks: Sequence[Task], weights: Sequence[Tensor], *, even: bool) -> Tensor:
+    """Return the class logits, (C,), that have the least loss if they are the answer for every slide.
+
+    ``truths`` are the training labels, a tensor per task; ``even``: all classes of the first task are visited equally
+    often.
+    """
+    parts = []
+    for number, (truth, task, weight) in enumerate(zip(truths, tasks, weights, strict=True)):
+        if task.kind == "single":
+            counts = torch.bincount(truth[truth != UNKNOWN], minlength=task.width).double()
+        else:
+            counts = torch.stack([(truth == 0).sum(0), (truth == 1).sum(0)]).double()  # (2, C_t)
+        if even and number == 0:
+            counts = (counts > 0).double()
+        logs = (counts * weight.to(counts)).clamp_min(1e-6).log()
+        parts.append(logs if task.kind == "single" else logs[1] - logs[0])
+    return torch.cat(parts).float()
 
 
 class SlideLosses(NamedTuple):
@@ -65,9 +85,8 @@ class SlideLosses(NamedTuple):
 class StepLoss:
     """The loss of a step; the losses of its parts, also of those in other processes, add up to it."""
 
-    weights: Sequence[Tensor | None]  # of each class, per task
-    known: Tensor  # (T,), slides of the whole step whose label is known, at least 1
-    totals: Sequence[Tensor] | None = None  # `label_totals` of the whole step; None: the given slides are all of it
+    weights: Sequence[Tensor | None]  # of each class, per task; 1 on average over the training slides
+    known: Tensor  # (T,), slides of the whole step whose label is known, at least 1: what losses are divided by
     tile_weight: float = 1.0  # weight of the loss of single tiles, `training.tile_loss`
     evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
 
@@ -80,7 +99,7 @@ class StepLoss:
         """
         logits = net(embeddings, mask)  # (B, C)
         counted = (logits, targets) if own is None else (logits[own], [truth[own] for truth in targets])
-        loss = task_loss(*counted, net.tasks, weights=self.weights, totals=self.totals)
+        loss = task_loss(*counted, net.tasks, weights=self.weights, known=self.known)
         if self.tile_weight:
             loss = loss + self.tile_weight * self.of_tiles(net, targets, embeddings, mask, own)
         with torch.no_grad():
@@ -92,8 +111,9 @@ class StepLoss:
     ) -> Tensor:
         """Return the loss of each kept tile alone against its slide's labels, mean over tasks and known slides.
 
-        Parameters as for the call. Tiles of a slide of the first class count evenly, for they are all of that class;
-        tiles of other slides count by the attention of the task's query, for only some of them show the finding. The
+        Parameters as for the call. Tiles of a slide that holds nothing to find count evenly, for they are all alike;
+        tiles of other slides count by the attention of the task's query, for only some of them show the finding. So do
+        tiles of every slide in a task without background, where stroma would teach nothing but the wrong class. The
         shares carry no gradient and sum to 1 per slide and task.
         """
         tasks, counts = net.tasks, mask.sum(1)  # (B,)

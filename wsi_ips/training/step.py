@@ -18,9 +18,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from wsi_ips.config import TrainingSection
 from wsi_ips.errors import DivergedError, ScoresError
+from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.scan_encoders import scan_dtype
-from wsi_ips.model.task_losses import is_known, label_totals, share_right, target_tensors
+from wsi_ips.model.task_losses import is_known, share_right, target_tensors, task_loss
 from wsi_ips.scanning import ChunkLimit, Winners
 from wsi_ips.training.gradient import RandomState, StepGradient
 from wsi_ips.training.loss import SlideLosses, StepLoss
@@ -30,7 +31,6 @@ from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.tile_choice import Kept, TileChoice
 from wsi_ips.training.tracking import TILES_COMPARED, LastSelection
 
-GRADIENT_NORM = 1.0
 DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
 
 
@@ -89,6 +89,7 @@ class Step:
         self.average = averaged(net, section.weight_average) if section.weight_average else None
         dtype = scan_dtype(compute.gradient_precision, processes.device, key="compute.gradient_precision")
         self.precision = MixedPrecision(processes.device, dtype)
+        self.guess: Tensor | None = None  # logits of guessing, (C,), whose loss is recorded beside that of the network
         self.stop, self.all_stop = StopRequest(), False  # of this process; whether any was asked, known after a step
 
     def learn(
@@ -102,12 +103,10 @@ class Step:
         at_once = self.settings.compute.slides_at_once or len(batch)
         parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
         targets = [truth.to(processes.device) for truth in target_tensors([slide.targets for slide in batch], tasks)]
-        # The loss of a part is divided by the labels of the whole step, so that gradients add up to that of the step.
-        is_whole = len(parts) == 1 and processes.is_alone
         loss = StepLoss(
             weights,
+            # A part is divided by the labels of the whole step, so that gradients add up to that of the step.
             is_known(targets, tasks).sum(0).clamp_min(1),
-            None if is_whole else label_totals(targets, tasks, weights),
             self.settings.section.tile_loss,
             evenly=self.choice.start_of(epoch) is not None,
         )
@@ -124,6 +123,8 @@ class Step:
         self._update(epoch, optimiser)
         summed = StepFigures(table, classes)
         self._count(batch, summed)
+        if self.guess is not None:
+            self._count_guess(targets, weights)
         return summed.loss, share_right(summed.logits, [truth.cpu() for truth in targets], tasks)
 
     def _learn_part(self, batch: Sequence[LabelledSlide], epoch: int, loss: StepLoss, figures: StepFigures) -> None:
@@ -179,7 +180,8 @@ class Step:
     def _update(self, epoch: int, optimiser: torch.optim.Optimizer) -> None:
         """Clip the gradient, step the optimiser and the average of the weights."""
         self.precision.unscale_(optimiser)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
+        longest = self.settings.section.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), longest))
         if math.isfinite(norm):
             self.choice.meter.add("gradient_norm", norm)
         elif not self.precision.is_enabled():  # else this step is skipped
@@ -197,6 +199,19 @@ class Step:
             overlap = self.last.overlap(slide.slide_id, best) if len(best) else None
             if overlap is not None:
                 self.choice.meter.add("selection_overlap", overlap)
+            fraction = slide.tiles.index.tumour_fraction  # None where there are no outlines
+            if len(best) and fraction is not None and (fraction > TUMOUR_TILE).any():
+                self.choice.meter.add("kept_in_outlines", float((fraction[best] > TUMOUR_TILE).mean()))
+
+    def _count_guess(self, targets: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """Add the loss that guessing has on the slides of the step, that of single tiles included."""
+        slides, logits = len(targets[0]), self.guess
+        assert logits is not None
+        logits = logits.to(targets[0].device).expand(slides, -1)  # (B, C)
+        # The single-tile losses of a slide have shares that add up to 1, so they are that of the slide once more.
+        loss = (1 + self.settings.section.tile_loss) * task_loss(logits, targets, self.net.tasks, weights=weights)
+        for _ in range(slides):  # as the loss of an epoch, a mean over slides
+            self.choice.meter.add("guess_loss", float(loss))
 
     def _require_finite(self, loss: float, epoch: int, optimiser: torch.optim.Optimizer) -> None:
         if not math.isfinite(loss):

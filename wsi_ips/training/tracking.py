@@ -65,6 +65,10 @@ class EpochRecord:
     selection_overlap: float | None  # share of a slide's best tiles that were among them at its last visit, mean
     seconds: float  # spent on the training so far, in all calls
     cost: Cost
+    # Share of a slide's best tiles (as many as kept, at most 256) that lie inside outlines; mean over slides with some
+    kept_in_outlines: float | None = None
+    guess_loss: float | None = None  # training loss of always answering with the frequencies of the classes
+    selection_done: float | None = None  # share of the training's steps with selection; None in the start phase
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
