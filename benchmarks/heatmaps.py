@@ -89,7 +89,6 @@ def make_run(folder: Path, *, quick: bool) -> Path:
     from wsi_ips.model.checkpoint import build_net, save_checkpoint
     from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
     from wsi_ips.pipeline import Run, run_stage
-    from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
     recipe_file = folder / "recipe.yaml"
     if (folder / "made").exists():
@@ -130,7 +129,7 @@ def make_run(folder: Path, *, quick: bool) -> Path:
             tasks=(task,),
             probabilities=((0.05, 0.95),),
             seconds=1.0,
-            fingerprint=scores_fingerprint(run, record, checkpoint_fingerprint(run.folder.model)),
+            fingerprint=run.predictions.fingerprint(record, checkpoint_fingerprint(run.folder.model)),
         )
         write_scores(run.folder.scores, scores)
     (folder / "made").touch()

@@ -22,7 +22,6 @@ from wsi_ips.model.checkpoint import build_net, save_checkpoint
 from wsi_ips.model.checkpoint_card import EncoderSpec, ModelCard, checkpoint_fingerprint
 from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.demo_slides import make_slides
-from wsi_ips.pipeline.slide_predictions import scores_fingerprint
 
 FILES = {
     "_probability.png",
@@ -80,7 +79,7 @@ def truth_as_scores(run: Run, record) -> SlideScores:
         tasks=(run.recipe.labels.tasks[0],),
         probabilities=((1 - float(positive.max()), float(positive.max())),),
         seconds=1.0,
-        fingerprint=scores_fingerprint(run, record, checkpoint_fingerprint(run.folder.model)),
+        fingerprint=run.predictions.fingerprint(record, checkpoint_fingerprint(run.folder.model)),
     )
 
 

@@ -94,7 +94,7 @@ def test_a_process_that_is_killed_fails_its_slide_alone(cohort, tmp_path):
     run_stage(recipe_of(folder), "tile")
     victim = folder / "good_00.tif"
 
-    def predict() -> None:
+    def predict_all() -> None:
         two = {"compute__predict_workers": 2, "compute__workers": 2}
         with Run.open(recipe_of(folder, **changes, **two)) as run:
             predict(run)
@@ -102,7 +102,7 @@ def test_a_process_that_is_killed_fails_its_slide_alone(cohort, tmp_path):
     held = victim.read_bytes()
     victim.unlink()
     os.mkfifo(victim)
-    thread = threading.Thread(target=predict)
+    thread = threading.Thread(target=predict_all)
     thread.start()
     killed = set()
     try:

@@ -123,7 +123,7 @@ def test_without_a_model_the_scores_are_shown_all_the_same(moved):
 
 def test_a_broken_annotation_is_a_note(moved):
     looked = collection(moved)
-    record = next(r for r in looked._run.records if r.annotation)
+    record = next(r for r in looked._run.slides.records if r.annotation)
     record.annotation.write_text("<no ASAP/>", encoding="utf-8")
     broken = looked.detail(record.slide_id)
     assert broken.outlines is None
