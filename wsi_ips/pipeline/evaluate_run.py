@@ -188,7 +188,7 @@ def _localisation(
     run, found, left_out = slides.run, [], []
     for record in slides.records:
         is_negative = run.recipe.labels.tasks[0].is_negative(run.target(record))
-        if record.annotation is None and not is_negative:
+        if not (record.is_fully_outlined or is_negative):
             left_out.append(record.slide_id)
             continue
         try:
@@ -216,7 +216,7 @@ def _localisation(
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} slides without annotation are not in the lesion and tile metrics: {shown}")
+        notes.append(f"{len(left_out)} slides without complete outlines are not in the lesion and tile metrics: {shown}")
     return localise(found, notes)
 
 
