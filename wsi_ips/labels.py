@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Kind = Literal["single", "multi"]
@@ -11,6 +11,11 @@ NONE = "none"  # no class of a multi-label column applies; an empty cell means u
 
 Target: TypeAlias = int | tuple[bool, ...] | None
 """Known label of one slide in one task: class number, whether each class applies, or None where it is unknown."""
+
+# Classes whose slides hold nothing to find, in lower case, with spaces for `_` and `-`
+BACKGROUND_NAMES = frozenset(("normal", "negative", "neg", "benign", "healthy", "unremarkable", "control")) | frozenset(
+    ("background", "none", "nothing", "no", "0", "absent", "false", "tumor free", "tumour free")
+)
 
 Split = Literal["train", "val", "test"]
 Leak = Literal["patient", "content", "thumbnail"]  # why two slides must be in the same split
@@ -23,11 +28,25 @@ class Task:
     name: str  # in messages and in columns of tables
     classes: tuple[str, ...]  # (C_t)
     kind: Kind = "single"  # ``single``: exactly one class applies (softmax); ``multi``: each applies or not (sigmoid)
+    # whether slides of the first class (``multi``: of no class) hold nothing to find; None: see `has_background`. Not
+    # compared, because tasks that differ only in this fit the same weights
+    background: bool | None = field(default=None, compare=False)
 
     @property
     def width(self) -> int:
         """Number of classes (C_t)."""
         return len(self.classes)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether all tiles of a slide of the first class (``multi``: of no class) are examples of it.
+
+        Where it is not stated, the name of the class decides: ``normal``, ``no metastasis`` ...; ``multi``: always.
+        """
+        if self.background is not None:
+            return self.background
+        first = self.classes[0].lower().replace("_", " ").replace("-", " ")
+        return self.kind == "multi" or first in BACKGROUND_NAMES or first.startswith(("no ", "without "))
 
     def parse(self, text: str | None) -> Target:
         """Parse a label cell of the manifest; return None for an empty one.
@@ -60,8 +79,9 @@ class Task:
         return truth == self.width - 1 if isinstance(truth, int) else truth is not None and truth[-1]
 
     def is_negative(self, truth: Target) -> bool:
-        """Return whether the label is known to be the first class, or no class in a multi-label task."""
-        return truth == 0 if isinstance(truth, int) else truth is not None and not any(truth)
+        """Return whether the slide is known to hold nothing to find; never True in a task without background."""
+        nothing = truth == 0 if isinstance(truth, int) else truth is not None and not any(truth)
+        return self.has_background and nothing
 
     def answer(self, probability: tuple[float, ...], thresholds: tuple[float, ...] = ()) -> str:
         """Return the predicted label, written as in a manifest.

@@ -216,7 +216,9 @@ def _localisation(
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        notes.append(f"{len(left_out)} slides without complete outlines are not in the lesion and tile metrics: {shown}")
+        notes.append(
+            f"{len(left_out)} slides without complete outlines are not in the lesion and tile metrics: {shown}"
+        )
     return localise(found, notes)
 
 

@@ -25,6 +25,7 @@ from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.model.net import IpsNet
 from wsi_ips.pipeline.feature_source import FeatureSource, feature_source
 from wsi_ips.pipeline.run import Run
+from wsi_ips.pipeline.slide_outlines import uses_outlines, with_truth
 from wsi_ips.pipeline.split_cohort import require_no_leak
 from wsi_ips.provenance import atomic_folder, fingerprint, run_facts
 from wsi_ips.scanning import choose_device
@@ -140,7 +141,8 @@ def _fingerprint(run: Run, records: Sequence[SlideRecord], features: FeatureSour
     recipe = run.recipe
     learned = [run.header(r).fingerprint if features is None else features.wanted(r) for r in records]
     inputs = sorted(
-        (r.slide_id, str(run.targets[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
+        (r.slide_id, str(run.targets[r.slide_id]), r.split, tiles, *([r.outlines] if r.outlines else []))
+        for r, tiles in zip(records, learned, strict=True)
     )
     start = [checkpoint_fingerprint(recipe.model.start)] if recipe.model.start else []
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)
@@ -160,6 +162,10 @@ def _fit(run: Run, cohort: Cohort, processes: Processes) -> None:
     train, val = (
         [LabelledSlide(tiles_of(r), run.targets[r.slide_id]) for r in part] for part in (cohort.train, cohort.val)
     )
+    if uses_outlines(training):
+        known = partial(with_truth, train, cohort.train, recipe.labels.tasks, run.progress.note)
+        train = processes.attempt(known) or []
+        processes.gather()
     trackers = _trackers(run, cohort.fingerprint) if is_first else []
     for model in (folder.model, folder.last_model) if is_first else ():
         (model / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs

@@ -9,6 +9,7 @@ epoch on. To add one, write it here or in a module of its own, and list it below
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -27,9 +28,14 @@ class Start(Protocol):
     """The first epochs of a training, whose steps learn from given tiles instead of scanning for the best."""
 
     epochs: int  # of the start phase
+    known_only: bool  # whether only tiles with a truth of their own are taught alone, all evenly
 
     def steps(self, slides: int) -> int:
         """Return the number of steps of an epoch over a number of slides."""
+        ...
+
+    def visits(self, train: Sequence[LabelledSlide], epoch: int) -> Sequence[LabelledSlide] | None:
+        """Return the slides of an epoch in their order, as many as given; None where they come as in other epochs."""
         ...
 
     def tile_count(self, slide: LabelledSlide) -> int:
@@ -49,12 +55,17 @@ class RandomTiles:
     fewer steps in the same number of tiles, and fewer steps learn less.
     """
 
+    known_only = False
+
     def __init__(self, settings: Settings) -> None:
         self.epochs = settings.section.start_epochs
 
     def steps(self, slides: int) -> int:
         """Return the number of steps of an epoch."""
         return math.ceil(slides / START_SLIDES)
+
+    def visits(self, _train: Sequence[LabelledSlide], _epoch: int) -> None:
+        """Return None: the slides come as in other epochs."""
 
     def tile_count(self, slide: LabelledSlide) -> int:
         """Return the number of tiles to learn from."""
@@ -107,6 +118,15 @@ STARTS = Registry(
             "random-tiles",
             _RANDOM_TILES,
             "a few random tiles of many slides, without a scan; for lesions that cover a tenth of the tissue or more",
+            keys=_STEPS,
+            steps=250,
+            in_epochs=True,
+        ),
+        StartEntry(
+            "outlines",
+            "wsi_ips.training.known_tiles:KnownTiles",
+            "tiles whose truth is known from outlines (column `annotation` of the manifest) and from slides without a "
+            "finding, as many of each; a few outlined slides will do",
             keys=_STEPS,
             steps=250,
             in_epochs=True,

@@ -57,6 +57,12 @@ class TileTruth:
             found[is_touched] = self.shares[row[is_touched]]
         return found
 
+    def is_lesion(self, tiles: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Return which tiles are known to show a class that is not background, at least in part, (n,)."""
+        shares = self.of(tiles)
+        weights = [_weight(shares, kind, self.tasks) for kind in kinds_of(self.tasks) if kind.shown is not None]
+        return np.asarray(np.sum(weights, axis=0) > 0)
+
     def candidates(self, kind: Kind) -> int:
         """Return the number of tiles that show a kind, at least in part."""
         is_rest = _weight(self.rest[None], kind, self.tasks)[0] > 0
@@ -77,17 +83,11 @@ class TileTruth:
         return rng.permutation(np.setdiff1d(np.arange(self.count), self.tiles))[:count]
 
 
-def has_background(task: Task) -> bool:
-    """Return whether a tile can show nothing of a task: as its first class, or as none of several classes."""
-    del task
-    return True
-
-
 def kinds_of(tasks: Sequence[Task]) -> list[Kind]:
     """Return everything that tiles can show, task by task."""
     found = []
     for number, task in enumerate(tasks):
-        with_background = has_background(task)
+        with_background = task.has_background
         first = int(with_background and task.kind == "single")
         found += [Kind(number, None)] if with_background else []
         found += [Kind(number, shown) for shown in range(first, task.width)]
@@ -131,7 +131,7 @@ def tile_truth(
             shares[:, columns] = _task_shares(covered, task, len(index))
             inside = np.sum([part for shown, part in covered.items() if shown is not None], axis=0) > 0
             touched |= inside | (covered.get(None, np.zeros(len(index))) >= WHOLE)
-        if has_background(task):
+        if task.has_background:
             if task.is_negative(targets[number]):
                 rest[columns] = _nothing(task)
                 shares[:, columns] = np.nan  # outlines of a lesion contradict the label: inside nothing is known
@@ -161,7 +161,7 @@ def _task_shares(covered: Mapping[int | None, Shares], task: Task, count: int) -
     if task.kind == "multi":
         return shares
     outlined = shares.sum(1, keepdims=True)  # (N, 1); over 1 where outlines of two classes overlap
-    if has_background(task):
+    if task.has_background:
         shares /= np.maximum(outlined, 1)
         shares[:, 0] = 1 - shares[:, 1:].sum(1)
         return shares
@@ -202,14 +202,13 @@ def _regions(
 
 def _kinds_named(group: str, tasks: Sequence[Task]) -> list[Kind]:
     """Return the classes that have the name of a group, in any case."""
-    named = [
-        (number, shown) for number, task in enumerate(tasks) for shown in range(task.width)
-        if task.classes[shown].lower() == group
-    ]  # fmt: skip
-    return [
-        Kind(number, None if shown == 0 and tasks[number].kind == "single" and has_background(tasks[number]) else shown)
-        for number, shown in named
-    ]
+    named = []
+    for kind in kinds_of(tasks):
+        classes = tasks[kind.task].classes
+        shown = 0 if kind.shown is None and tasks[kind.task].kind == "single" else kind.shown
+        if shown is not None and classes[shown].lower() == group:
+            named.append(kind)
+    return named
 
 
 def _kind_of_tumour(target: Target, task: Task, group: str, slide_id: str) -> Kind:
