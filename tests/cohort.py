@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import shapely
 
+from wsi_ips.annotations import Area
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import ArrayReader
 from wsi_ips.tiles.index import IndexOrigin, TileRules, build_index
@@ -47,3 +49,11 @@ def textured_slide(slide_id: str, *, label: int, seed: int, columns: int = 7, ro
             IndexOrigin(slide_id, slide_id, slide_id),
         )
     return SlideTiles(slot=0, slide_id=slide_id, index=index, open=opened, tiles=None)
+
+
+def outlines_of(*, seed: int, group: str = "tumor", columns: int = 7, rows: int = 4) -> list[Area]:
+    """Outlines of the three coarse tiles of such a slide with label 1, exactly along their edges."""
+    rng = np.random.default_rng(seed)
+    rng.integers(90, 220, (rows * PATCH_PX, columns * PATCH_PX, 3), np.uint8)  # as many numbers as its pixels take
+    corners = [(tile % columns * PATCH_PX, tile // columns * PATCH_PX) for tile in rng.permutation(rows * columns)[:3]]
+    return [Area(group, shapely.box(x, y, x + PATCH_PX, y + PATCH_PX)) for x, y in corners]

@@ -27,7 +27,7 @@ from shapely import affinity
 from shapely.geometry.base import BaseGeometry
 from skimage.draw import polygon2mask
 
-from wsi_ips.errors import AnnotationError
+from wsi_ips.errors import AnnotationClassError, AnnotationError
 from wsi_ips.geometry import Point, Size
 from wsi_ips.provenance import atomic_path
 
@@ -82,12 +82,17 @@ def read_annotation(path: Path, *, bounds_origin: Point) -> Regions:
     Raises
     ------
     AnnotationError
-        The file cannot be read, has another format, or has no known class.
+        The file cannot be read or has another format; an AnnotationClassError if no area is of a known class.
     """
-    if not path.name.lower().endswith(GEOJSON_SUFFIXES):
-        return read_asap(path)
-    areas = read_geojson(path, bounds_origin=bounds_origin)
+    areas = read_areas(path, bounds_origin=bounds_origin)
     return Regions(_difference(areas, TUMOUR_CLASSES, EXCLUDED_CLASSES, path, what="tumour"))
+
+
+def read_areas(path: Path, *, bounds_origin: Point) -> list[Area]:
+    """Read the areas of a file with their classes, whatever these are; parameters as in :func:`read_annotation`."""
+    if path.name.lower().endswith(GEOJSON_SUFFIXES):
+        return read_geojson(path, bounds_origin=bounds_origin)
+    return list(_asap_areas(_asap_root(path), path))
 
 
 def read_tissue(path: Path, *, bounds_origin: Point) -> BaseGeometry:
@@ -105,7 +110,7 @@ def _difference(
     """Return the union of the wanted areas minus that of the holes; log the other classes."""
     found = {area.classification for area in areas}
     if found and not found & (wanted | holes):
-        raise AnnotationError(
+        raise AnnotationClassError(
             f"annotation {path}: areas of classes or groups {_listed(found)}, none of them {what} ({_listed(wanted)}) "
             f"or left out ({_listed(holes)}); rename them in QuPath or ASAP"
         )
@@ -130,6 +135,11 @@ def read_asap(path: Path) -> Regions:
 
     Raises AnnotationError where it is missing, not ASAP XML, or has polygons but none in a tumour or hole group.
     """
+    areas = list(_asap_areas(_asap_root(path), path))
+    return Regions(_difference(areas, TUMOUR_CLASSES, EXCLUDED_CLASSES, path, what="tumour"))
+
+
+def _asap_root(path: Path) -> Element:
     try:
         root = parse(path).getroot()
     except OSError as error:
@@ -138,7 +148,7 @@ def read_asap(path: Path) -> Regions:
         raise AnnotationError(f"annotation {path}: not safe XML: {error}; export it from ASAP again") from error
     if root is None or root.tag != "ASAP_Annotations":
         raise AnnotationError(f"annotation {path}: not an ASAP file (root element is not ASAP_Annotations)")
-    return Regions(_difference(list(_asap_areas(root, path)), TUMOUR_GROUPS, HOLE_GROUPS, path, what="tumour"))
+    return root
 
 
 def _asap_areas(root: Element, path: Path) -> Iterator[Area]:

@@ -11,6 +11,7 @@
     │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
     │   └── RegionReadError        opened, but a region could not be read
     ├── AnnotationError            an annotation file
+    │   └── AnnotationClassError   it has areas, and none is of a known class
     ├── TileIndexError             a stored tile index: missing, damaged, or of another schema
     ├── FeaturesError              stored features: missing, damaged, or imported ones that do not match tiles or slide
     ├── ScoresError                a stored score table: missing, damaged, or of another schema
@@ -88,6 +89,10 @@ class RegionReadError(SlideError, OSError):
 
 class AnnotationError(WsiIpsError, ValueError):
     """An annotation file cannot be understood."""
+
+
+class AnnotationClassError(AnnotationError):
+    """An annotation has areas, and none is of a known class."""
 
 
 class TileIndexError(WsiIpsError, ValueError):

@@ -90,6 +90,7 @@ def ladder_recipe(manifest: Path, seed: int, *, start_steps: int, epochs: int) -
         training={
             "epochs": epochs,
             "start_steps": start_steps,
+            "known_tiles": 0,
             "learning_rate": 0.0004,
             "weight_decay": 0.01,
             "tile_dropout": 0.75,

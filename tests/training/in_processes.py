@@ -12,11 +12,10 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from tests.cohort import textured_slide
+from tests.cohort import outlines_of, textured_slide
 from tests.training.test_loop import COMPUTE, Recorder
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import PlannedTraining
@@ -30,6 +29,7 @@ from wsi_ips.training.loop import Trainer
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
+from wsi_ips.training.tile_truth import tile_truth
 from wsi_ips.training.tracking import EpochRecord
 
 TASKS = (Task("label", ("normal", "tumor")), Task("stain", ("a", "b"), "multi"))
@@ -48,17 +48,16 @@ STEPS = 7
 
 
 def cohort() -> list[LabelledSlide]:
-    """Slides of 28, 12 and 60 tiles; the second answer of one is not known, two have outlines."""
+    """Slides of 28, 12 and 60 tiles; the second answer of one is not known, two of four have outlines."""
     sizes = [(7, 4), (4, 3), (10, 6)]
     slides = []
     for i in range(7):
         columns, rows = sizes[i % 3]
         stain = None if i == 2 else (float(i % 2), float(i % 3 == 0))
         tiles = textured_slide(f"s{i}", label=i % 2, seed=i, columns=columns, rows=rows)
-        if i in (1, 3):
-            inside = np.linspace(0, 1, len(tiles.index), dtype=np.float32)
-            tiles = replace(tiles, index=replace(tiles.index, tumour_fraction=inside))
-        slides.append(LabelledSlide(tiles, (i % 2, stain)))
+        areas = outlines_of(seed=i, columns=columns, rows=rows) if i in (1, 5) else None
+        truth = tile_truth(tiles.index, (i % 2, None), TASKS, areas, complete=i == 1)
+        slides.append(LabelledSlide(tiles, (i % 2, stain), truth=truth))
     return slides
 
 
@@ -68,13 +67,15 @@ def net() -> IpsNet:
     return IpsNet(encoder, NetSettings(tasks=TASKS, heads=2, key_width=8, dropout=0.3))
 
 
-def trainer(processes: Processes | None, listener: Listener, *, in_parts: bool = False) -> Trainer:
+def trainer(
+    processes: Processes | None, listener: Listener, *, in_parts: bool = False, start: str = "random-tiles"
+) -> Trainer:
     """A trainer; ``in_parts`` takes two slides of a step at a time, and their gradient in two passes."""
     torch.manual_seed(0)
     made = net()
     torch.manual_seed(11 + (processes.rank if processes else 0))  # aligned by the first when the training begins
     settings = Settings(
-        PlannedTraining(**SETTINGS),
+        PlannedTraining(**SETTINGS, start=start),
         COMPUTE.model_copy(update={"slides_at_once": 2}) if in_parts else COMPUTE,
         memory_size=5,
         seed=3,
@@ -89,10 +90,11 @@ def fit(
     state: Path | None = None,
     stop_after: int | None = None,
     in_parts: bool = False,
+    start: str = "random-tiles",
 ) -> tuple[Trainer, list[EpochRecord]]:
     """Train; with ``stop_after`` this process is asked to stop in the step after so many."""
     listener, stop = Recorder(), StopRequest(insistent=processes is None)
-    learner = trainer(processes, listener, in_parts=in_parts)
+    learner = trainer(processes, listener, in_parts=in_parts, start=start)
     file = StateFile(state, "this", every_s=1e9) if state else None
     plain, done = learner.step.learn, 0
 
@@ -132,6 +134,8 @@ def scenario(name: str, processes: Processes, folder: Path) -> None:
         keep(path, *fit(processes))
     elif name == "parts":
         keep(path, *fit(processes, in_parts=True))
+    elif name == "outlines":
+        keep(path, *fit(processes, in_parts=True, start="outlines"))
     elif name == "resumed":
         keep(path, *fit(processes, state=folder / "by-one"))
     elif name == "stopped":

@@ -19,7 +19,7 @@ from wsi_ips.cluster.machine import Launch
 from wsi_ips.errors import RecipeError
 from wsi_ips.training.processes import Processes, device_of
 
-SCENARIOS = ("equal", "parts", "resumed", "stopped", "unreadable", "unlike")
+SCENARIOS = ("equal", "parts", "outlines", "resumed", "stopped", "unreadable", "unlike")
 STOPPED_AFTER = 5
 
 
@@ -101,6 +101,14 @@ def test_slides_a_part_at_a_time_are_shared_too(together, tmp_path):
     path = tmp_path / "one.safetensors"
     keep(path, *fit(None, in_parts=True))
     assert_equal(together / "parts-0.safetensors", path)
+
+
+def test_known_tiles_of_outlines_are_shared_too(together, tmp_path):
+    """Drawn in the start, and put in the place of others after it; slides a part at a time."""
+    path = tmp_path / "one.safetensors"
+    keep(path, *fit(None, in_parts=True, start="outlines"))
+    assert_equal(together / "outlines-0.safetensors", path)
+    assert_same_figures(together / "outlines-0.safetensors", path)
 
 
 def test_what_one_began_two_finish(together, alone):

@@ -103,7 +103,8 @@ def _training_cost(target: Target, report: CheckReport) -> TrainingCost | None:
         return None
     from wsi_ips.training.cost import training_cost
 
-    return training_cost(recipe, train, val)
+    outlined = sum(record.annotation is not None for record in known if record.split == "train")
+    return training_cost(recipe, train, val, outlined)
 
 
 def _check(target: str | None, output: Path | None, folder: Path | None, *, as_json: bool) -> None:

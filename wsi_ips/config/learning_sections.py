@@ -149,6 +149,11 @@ class TrainingSection(Section):
         description="after the start: share of the kept tiles drawn at random instead of by attention; falls "
         "linearly to 0 at the last epoch",
     )
+    known_tiles: Share = Field(
+        0.25,
+        description="on slides with outlines: least share of the kept tiles that lie inside them, as far as there are "
+        "any; those that selection missed replace the last of the others",
+    )
     tile_loss: AtLeast0 = Field(
         1.0,
         description="weight of a loss on each kept tile alone (weighted by attention; evenly on slides with nothing to "

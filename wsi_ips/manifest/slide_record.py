@@ -103,6 +103,11 @@ class SlideRecord(BaseModel):
     annotation: SomePath | None = Field(
         None, description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute"
     )
+    outlines: Literal["complete", "partial"] | None = Field(
+        None,
+        description="`partial`: lesions may lie outside the outlines too, so only what is outlined is known; empty = "
+        "`complete`",
+    )
     tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
         None, description="How tissue is found on this slide; overrides `tissue.method` of the recipe"
     )
@@ -117,6 +122,11 @@ class SlideRecord(BaseModel):
         description="Tile coordinates of CLAM, TRIDENT, WSInfer or AtlasPatch (HDF5), used instead of our own tiles; "
         "relative to the manifest or absolute",
     )
+
+    @property
+    def is_fully_outlined(self) -> bool:
+        """Whether an annotation outlines every lesion of the slide."""
+        return self.annotation is not None and self.outlines != "partial"
 
 
 # Columns that every manifest has and every row fills in

@@ -69,6 +69,37 @@ def task_losses_each(
     return torch.stack(losses, 1)
 
 
+def known_shares(shares: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
+    """Return what is known of tiles in each task, given the share of each class, (..., C), NaN where unknown.
+
+    The first result is whether anything is, bool, shape (..., T); the second how much of a tile is not background.
+    """
+    known, lesion = [], []
+    for task, part in zip(tasks, _split(shares, tasks), strict=True):
+        given = part.nan_to_num()
+        known.append(~part.isnan().all(-1))
+        with_background = task.kind == "single" and task.has_background
+        lesion.append(1 - given[..., 0] if with_background else given.sum(-1).clamp_max(1))
+    return torch.stack(known, -1), torch.stack(lesion, -1)
+
+
+def share_losses_each(
+    logits: Tensor, shares: Tensor, tasks: Sequence[Task], *, weights: Sequence[Tensor | None]
+) -> Tensor:
+    """Compute the loss of each row in each task, as :func:`task_losses_each`, against shares of classes, (n, C)."""
+    losses = []
+    for task, part, share, weight in zip(tasks, _split(logits, tasks), _split(shares, tasks), weights, strict=True):
+        if task.kind == "single":
+            known = share.nan_to_num()  # 0 in a row that is not known
+            losses.append(functional.cross_entropy(part, known, weight=weight, reduction="none"))
+        else:
+            holds, is_known = share.nan_to_num(), ~share.isnan()  # (n, C_t)
+            each = functional.binary_cross_entropy_with_logits(part, holds, reduction="none") * is_known
+            each = each if weight is None else each * torch.lerp(weight[0], weight[1], holds)
+            losses.append(each.sum(1) / is_known.sum(1).clamp_min(1))
+    return torch.stack(losses, 1)
+
+
 def share_right(logits: Tensor, targets: Sequence[Tensor], tasks: Sequence[Task]) -> float:
     """Return the share of correct answers, averaged over the tasks with labels; NaN without any label.
 

@@ -203,7 +203,7 @@ def _localisation(
     for record in slides.records:
         is_negative = task.is_negative(slides.target(record))
         is_shown = task.has_background or task.is_positive(slides.target(record))
-        if not is_shown or (record.annotation is None and not is_negative):
+        if not is_shown or not (record.is_fully_outlined or is_negative):
             left_out.append(record.slide_id)
             continue
         try:
@@ -231,7 +231,7 @@ def _localisation(
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
-        why = "without annotation" if task.has_background else f"without outlines of `{task.classes[-1]}`"
+        why = "without complete outlines" if task.has_background else f"without outlines of `{task.classes[-1]}`"
         notes.append(f"{len(left_out)} slides {why} are not in the lesion and tile metrics: {shown}")
     return localise(found, notes)
 

@@ -180,7 +180,7 @@ def evaluate_detections(
     names = [r.slide_id for r in records]
     if not files.keys() & {*names}:
         raise EvaluationError(f"detections {folder}: no file is named after a slide, e.g. {names[0]}.csv")
-    known = [r for r in records if r.annotation is not None or r.slide_id in negative]
+    known = [r for r in records if r.is_fully_outlined or r.slide_id in negative]
     matched, silent = [], []
     for record in known:
         found = read_detections(files[record.slide_id]) if record.slide_id in files else Detections(*np.zeros((3, 0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.annotations import read_annotation, read_geojson
 from wsi_ips.config import HandoffSection, HeatmapSection
-from wsi_ips.errors import AnnotationError
+from wsi_ips.errors import AnnotationClassError, AnnotationError
 from wsi_ips.evaluation.calibration import Calibration
 from wsi_ips.geometry import Point
 from wsi_ips.inference.slide_scores import SlideScores
@@ -156,8 +157,10 @@ def _draw(predictions: RunPredictions, section: HeatmapSection, source: MapSourc
     with tiles.open() as reader:
         view = view_of(reader, tiles.index, section.mpp, tissue)
     corner = Point(tiles.index.bounds.x, tiles.index.bounds.y)
-    annotation = record.annotation
-    lesions = read_annotation(annotation, bounds_origin=corner).lesions() if annotation else []
+    lesions: list[shapely.Polygon] = []
+    if record.annotation is not None:
+        with suppress(AnnotationClassError):  # a remark of the tile stage
+            lesions = read_annotation(record.annotation, bounds_origin=corner).lesions()
     caption = Caption(
         slide_id=record.slide_id,
         class_name=scores.classes[-1],

@@ -14,6 +14,7 @@ import shapely
 
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
 from wsi_ips.config import TilesSection, TilingSections, TissueSection
+from wsi_ips.errors import AnnotationClassError
 from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_slides import RunSlides
@@ -71,6 +72,7 @@ class _Findings:
     tiling: Tiling  # all tiles with their flags
     regions: Regions | None  # the annotation
     recall: Recall | None  # share of the annotation that lies in tissue and tiles
+    no_tumour: str  # why the annotation shows no tumour; empty where it does, or where there is none
 
     @property
     def left_out(self) -> int:
@@ -92,7 +94,7 @@ class _Findings:
             remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
         elif recall is not None and recall.lesions and recall.in_tiles < MIN_TUMOUR_SHARE:
             remarks.append(f"{1 - recall.in_tiles:.1%} of the annotated tumour lies in no tile")
-        return remarks
+        return [*([self.no_tumour] if self.no_tumour else []), *remarks]
 
 
 def tile_slide(
@@ -103,7 +105,7 @@ def tile_slide(
     Returns the index, columns of the slide's row of the states, and files of the run folder by relative path.
     """
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
-    regions = read_annotation(record.annotation, bounds_origin=origin) if record.annotation else None
+    regions, no_tumour = _regions_of(record, origin)
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
     section = tiling.tissue.model_copy(update={name: value for name, value in own.items() if value is not None})
     overview = read_overview(reader, section.mpp)
@@ -123,9 +125,22 @@ def tile_slide(
     index = every.flagged(flags, exclude=exclude)
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
-    found = _Findings(overview, tissue, index, laid, regions, recall)
+    found = _Findings(overview, tissue, index, laid, regions, recall, no_tumour)
     index = replace(index, look=look_of(overview.thumbnail))
     return index, _row(found, tiles), _files(found, found.remarks(), origin)
+
+
+def _regions_of(record: SlideRecord, origin: Point) -> tuple[Regions | None, str]:
+    """Read the outlined tumour; None with the reason where all outlines are of other classes, of subtypes for example.
+
+    Those may still be classes of the recipe, from which training learns.
+    """
+    if record.annotation is None:
+        return None, ""
+    try:
+        return read_annotation(record.annotation, bounds_origin=origin), ""
+    except AnnotationClassError as error:
+        return None, str(error)
 
 
 def _tissue_of(

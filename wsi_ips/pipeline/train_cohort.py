@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from wsi_ips.config import LabelsSection, ModelSection, Recipe, planned
+from wsi_ips.config import LabelsSection, ModelSection, PlannedTraining, Recipe, planned
 from wsi_ips.errors import TrainingError
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.inference.preparation import preparation_of
+from wsi_ips.labels import Task
 from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import ModelCard, checkpoint_fingerprint
 from wsi_ips.pipeline.feature_source import FeatureSource
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_slides import RunSlides
+from wsi_ips.pipeline.slide_outlines import uses_outlines, with_truth
 from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import fingerprint, run_facts
 from wsi_ips.tiles.stream import SlideTiles
@@ -51,6 +53,22 @@ class TrainingCohort:
             LabelledSlide(ways[0](r), self.slides.targets[r.slide_id], tuple(way(r) for way in ways[1:]))
             for r in records
         ]
+
+    def to_learn_from(
+        self,
+        training: PlannedTraining,
+        tasks: Sequence[Task],
+        note: Callable[[str], None],
+        processes: Processes,
+        *views: FeatureSource,
+    ) -> list[LabelledSlide]:
+        """Return the training slides, with what their outlines say of single tiles where that is asked for."""
+        slides = self.labelled(self.train, *views)
+        if not uses_outlines(training):
+            return slides
+        known = processes.attempt(partial(with_truth, slides, self.train, tasks, note))
+        processes.gather()  # an error is raised in all processes
+        return known or []
 
     def encoder_plan(self, section: ModelSection) -> EncoderPlan:
         """Return how to build the encoder; that of imported features is another tool's."""
@@ -121,7 +139,8 @@ def _fingerprint(
 ) -> str:
     learned = [slides.header(r).fingerprint if features is None else features.wanted(r) for r in records]
     inputs = sorted(
-        (r.slide_id, str(slides.targets[r.slide_id]), r.split, tiles) for r, tiles in zip(records, learned, strict=True)
+        (r.slide_id, str(slides.targets[r.slide_id]), r.split, tiles, *([r.outlines] if r.outlines else []))
+        for r, tiles in zip(records, learned, strict=True)
     )
     start = [checkpoint_fingerprint(recipe.model.start)] if recipe.model.start else []
     return fingerprint("train", recipe.model, recipe.training, recipe.labels, recipe.seed, inputs, *start)

@@ -61,7 +61,8 @@ def train_stage(
     with processes.ahead() as is_first:
         if is_first:
             require_no_leak(slides, states, recipe.split.allow)
-    choice = choose_start(recipe.training.start, recipe.model)
+    outlined = [r for r in slides.records if r.split == "train" and r.annotation is not None]
+    choice = choose_start(recipe.training, recipe.model, len(outlined))
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"start": choice.name})})
     on_features = recipe.model.input == "features"
     features = feature_source(FeaturePlan.of(recipe, folder), slides) if on_features else None
@@ -113,7 +114,8 @@ def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: P
         training = training.model_copy(update={"augment": AugmentSection.nothing()})
     rate = training.encoder_rate or (RATE_OF_GIVEN_WEIGHTS if plan.has_weights else 1.0)
     settings = Settings(training, recipe.compute, model.memory_size, recipe.seed, rate, continues=start is not None)
-    train, val = cohort.labelled(cohort.train), cohort.labelled(cohort.val)
+    train = cohort.to_learn_from(training, recipe.labels.tasks, progress.note, processes)
+    val = cohort.labelled(cohort.val)
     stop = StopRequest(insistent=processes.is_alone)
     trackers = _trackers(recipe, folder, cohort.fingerprint, progress.note) if is_first else []
     with (

@@ -39,13 +39,13 @@ class TrainingCost:
         return (self.embedded + self.scanned + GRADIENT_COST * self.learned) / self.tiles_per_s / 3600
 
 
-def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int]) -> TrainingCost:
-    """Return the cost of a recipe's training, given the number of tiles of each training and validation slide.
+def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int], outlined: int = 0) -> TrainingCost:
+    """Return the cost of a training, given the tiles of each training and validation slide, and the outlined slides.
 
     The speed of the encoder is measured for two seconds.
     """
     section, memory_size = recipe.training, recipe.model.memory_size
-    choice = choose_start(section.start, recipe.model)
+    choice = choose_start(section, recipe.model, outlined)
     training = planned(section.model_copy(update={"start": choice.name}), len(train))
     on_pixels = recipe.model.input == "pixels"
     selecting = training.epochs - training.start_epochs

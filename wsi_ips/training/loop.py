@@ -153,6 +153,7 @@ class Trainer:
 
         def work() -> list[Tensor]:
             require_validation(section, [slide.targets for slide in val], tasks)
+            self._batches(train, 1)  # raises where the start has nothing to learn from
             balanced = section.balance == "weights"
             known = target_tensors([slide.targets for slide in train], tasks)
             weights = [class_weights(*pair, balanced=balanced) for pair in zip(known, tasks, strict=True)]
@@ -168,6 +169,13 @@ class Trainer:
 
     def _batches(self, train: Sequence[LabelledSlide], epoch: int) -> list[list[LabelledSlide]]:
         """Return the slides of each step of an epoch."""
+        start = self.step.choice.start_of(epoch)
+        given = None if start is None else start.visits(train, epoch)
+        if given is not None:
+            return [
+                [given[i] for i in part]
+                for part in np.array_split(np.arange(len(given)), self._steps(len(train), epoch))
+            ]
         classes, balanced = [slide.targets[0] for slide in train], self.settings.section.balance == "sampling"
         seed, steps = abs(self.settings.seed), self._steps(len(train), epoch)
         visits = epoch_steps(classes, seed=seed, epoch=epoch, steps=steps, balanced=balanced)

@@ -20,7 +20,14 @@ from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.pooling import selection_weights
-from wsi_ips.model.task_losses import UNKNOWN, is_negative, task_loss, task_losses_each
+from wsi_ips.model.task_losses import (
+    UNKNOWN,
+    is_negative,
+    known_shares,
+    share_losses_each,
+    task_loss,
+    task_losses_each,
+)
 from wsi_ips.training.tracking import attention_entropy
 
 ROWS_AT_A_TIME = 256  # tiles whose activations are kept at a time
@@ -89,6 +96,8 @@ class StepLoss:
     known: Tensor  # (T,), slides of the whole step whose label is known, at least 1: what losses are divided by
     tile_weight: float = 1.0  # weight of the loss of single tiles, `training.tile_loss`
     evenly: bool = False  # all kept tiles of a slide count evenly, because attention means nothing yet
+    truth: Tensor | None = None  # (B, K, C), share of each class in each kept tile, NaN where unknown; None: nowhere
+    drawn: int = 0  # kept tiles of the whole step, where only those with a truth of their own count, and all evenly
 
     def __call__(
         self, net: IpsNet, targets: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
@@ -114,24 +123,53 @@ class StepLoss:
         Parameters as for the call. Tiles of a slide that holds nothing to find count evenly, for they are all alike;
         tiles of other slides count by the attention of the task's query, for only some of them show the finding. So do
         tiles of every slide in a task without background, where stroma would teach nothing but the wrong class. The
-        shares carry no gradient and sum to 1 per slide and task.
+        shares carry no gradient and sum to 1 per slide and task. A tile whose truth is known counts against that
+        instead, see :func:`shares_with_truth`.
         """
         tasks, counts = net.tasks, mask.sum(1)  # (B,)
         with torch.no_grad():
             attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
         even = is_negative(targets, tasks)[:, None] | self.evenly  # (B, 1, T)
         share = torch.where(even, (mask / counts[:, None])[:, :, None], attention)  # (B, K, T)
+        if self.truth is not None and self.drawn:
+            share = known_shares(self.truth, tasks)[0] * self.known / self.drawn
+        elif self.truth is not None:
+            share = shares_with_truth(share, self.truth, mask, tasks)
         if own is not None:
             share = share * torch.zeros(len(mask), 1, 1, device=share.device).index_fill_(
                 0, torch.tensor(own, dtype=torch.long, device=share.device), 1.0
             )
         share = (share / (self.known * len(tasks)))[mask]  # (k, T)
 
-        def part(embeddings: Tensor, share: Tensor, *targets: Tensor) -> Tensor:
+        def part(embeddings: Tensor, share: Tensor, *labels: Tensor) -> Tensor:
             alone = net.classify(net.pooling.alone(embeddings))  # (k, C)
-            return (task_losses_each(alone, targets, tasks, weights=self.weights) * share).sum()
+            each = task_losses_each(alone, labels[: len(tasks)], tasks, weights=self.weights)  # (k, T)
+            for truth in labels[len(tasks) :]:
+                own_each = share_losses_each(alone, truth, tasks, weights=self.weights)
+                each = torch.where(known_shares(truth, tasks)[0], own_each, each)
+            return (each * share).sum()
 
-        return in_parts(part, embeddings[mask], share, *(truth.repeat_interleave(counts, 0) for truth in targets))
+        labels = [truth.repeat_interleave(counts, 0) for truth in targets]
+        return in_parts(part, embeddings[mask], share, *labels, *([] if self.truth is None else [self.truth[mask]]))
+
+
+def shares_with_truth(share: Tensor, truth: Tensor, mask: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """Return how much each kept tile counts where some have a truth of their own, (B, K, T), 1 per slide and task.
+
+    Known tiles count as much as there are among the kept ones: half for lesions and half for background if there are
+    both, so that a lesion of a few tiles counts. The others share the rest as ``share`` says.
+    """
+    known, lesion = known_shares(truth, tasks)  # (B, K, T)
+    unknown = mask[:, :, None] & ~known
+    taught = _normalised(_normalised(lesion * known) + _normalised((1 - lesion) * known))
+    part_known = known.sum(1, keepdim=True) / mask.sum(1)[:, None, None]  # (B, 1, T)
+    mixed = taught * part_known + _normalised(share * unknown) * (1 - part_known)
+    return torch.where(part_known > 0, mixed, share)
+
+
+def _normalised(shares: Tensor) -> Tensor:
+    """Divide by the sum over tiles, (B, K, T); zeros stay."""
+    return shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
 
 
 def in_parts(part: Callable[..., Tensor], *rows: Tensor) -> Tensor:

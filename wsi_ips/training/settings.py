@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Target
 from wsi_ips.tiles.stream import SlideTiles
+from wsi_ips.training.tile_truth import Kind, TileTruth
 
 if TYPE_CHECKING:
     from wsi_ips.model.net import IpsNet
@@ -22,6 +23,8 @@ class LabelledSlide:
     tiles: SlideTiles
     targets: tuple[Target, ...]
     others: tuple[SlideTiles, ...] = ()  # the same tiles as stored features of other augmentations, used in turn
+    truth: TileTruth | None = None  # what is known of its single tiles; None where that is nothing
+    draws: Kind | None = None  # what the tiles of a visit in the start `outlines` show
     view: int = 0  # earlier visits in the same epoch; each view has other random tiles and augmentation
 
     def visited(self, epoch: int, view: int) -> LabelledSlide:

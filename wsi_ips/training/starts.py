@@ -9,6 +9,7 @@ epoch on. To add one, write it here or in a module of its own, and list it below
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -27,9 +28,14 @@ class Start(Protocol):
     """The first epochs of a training, whose steps learn from given tiles instead of scanning for the best."""
 
     epochs: int  # of the start phase
+    known_only: bool  # whether only tiles with a truth of their own are taught alone, all evenly
 
     def steps(self, slides: int) -> int:
         """Return the number of steps of an epoch over a number of slides."""
+        ...
+
+    def visits(self, train: Sequence[LabelledSlide], epoch: int) -> Sequence[LabelledSlide] | None:
+        """Return the slides of an epoch in their order, as many as given; None where they come as in other epochs."""
         ...
 
     def tile_count(self, slide: LabelledSlide) -> int:
@@ -49,12 +55,17 @@ class RandomTiles:
     fewer steps in the same number of tiles, and fewer steps learn less.
     """
 
+    known_only = False
+
     def __init__(self, settings: Settings) -> None:
         self.epochs = settings.section.start_epochs
 
     def steps(self, slides: int) -> int:
         """Return the number of steps of an epoch."""
         return math.ceil(slides / START_SLIDES)
+
+    def visits(self, _train: Sequence[LabelledSlide], _epoch: int) -> None:
+        """Return None: the slides come as in other epochs."""
 
     def tile_count(self, slide: LabelledSlide) -> int:
         """Return the number of tiles to learn from."""
@@ -79,6 +90,7 @@ class StartEntry(Entry):
     on_features: bool = False  # whether pooling and heads first learn on features of all tiles
 
 
+LEAST_OUTLINED = 4  # training slides with outlines for which `auto` starts on them
 _RANDOM_TILES, _NO_START = f"{__name__}:RandomTiles", f"{__name__}:no_start"
 _STEPS = ("training.start_steps",)
 
@@ -88,8 +100,8 @@ STARTS = Registry(
         StartEntry(
             "auto",
             _RANDOM_TILES,
-            "`features` where the encoder has weights, `none` where the recipe continues a trained model, else "
-            "`random-tiles`",
+            "`none` where the recipe continues a trained model, `features` where the encoder has weights, `outlines` "
+            "where training slides have some, else `random-tiles`",
             keys=_STEPS,
             steps=250,
             in_epochs=True,
@@ -111,6 +123,15 @@ STARTS = Registry(
             steps=250,
             in_epochs=True,
         ),
+        StartEntry(
+            "outlines",
+            "wsi_ips.training.known_tiles:KnownTiles",
+            "tiles whose truth is known from outlines (column `annotation` of the manifest) and from slides without a "
+            "finding, as many of each; a few outlined slides will do",
+            keys=_STEPS,
+            steps=250,
+            in_epochs=True,
+        ),
         StartEntry("none", _NO_START, "tiles are selected from the first epoch on, as published"),
     ],
     group="wsi_ips.starts",
@@ -124,20 +145,22 @@ class StartChoice(NamedTuple):
     why: str
 
 
-def choose_start(name: str, model: ModelSection) -> StartChoice:
-    """Return the start that a recipe names; for ``auto`` the one that fits its model."""
-    if name != "auto":
-        return StartChoice(name, "`training.start` says so")
+def choose_start(section: TrainingSection, model: ModelSection, outlined: int) -> StartChoice:
+    """Return the start that a recipe names; for ``auto`` the one that fits its model and its outlined slides."""
+    if section.start != "auto":
+        return StartChoice(section.start, "`training.start` says so")
     if model.start is not None:
         return StartChoice("none", "`model.start` continues a trained model")
     if model.pretrained or model.weights is not None:
         return StartChoice("features", "the encoder has weights, so its features mean something before training")
     if model.input == "features":
         return StartChoice("features", "the features are stored, so learning from all tiles is quick")
+    if outlined >= LEAST_OUTLINED and section.known_tiles:
+        return StartChoice("outlines", f"{outlined} training slides have outlines")
     return StartChoice(
         "random-tiles",
         "the encoder has no weights; lesions that cover less than about a tenth of the tissue will not be found: set "
-        "`model.pretrained` or `model.weights`",
+        "`model.pretrained` or `model.weights`, or outline the lesions of some training slides",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -103,12 +104,17 @@ class Step:
         at_once = self.settings.compute.slides_at_once or len(batch)
         parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
         targets = [truth.to(processes.device) for truth in target_tensors([slide.targets for slide in batch], tasks)]
+        start = self.choice.start_of(epoch)
+        draws_known = start is not None and start.known_only
+        if draws_known:  # in equal numbers of each class
+            weights = [torch.ones_like(weight) for weight in weights]
         loss = StepLoss(
             weights,
             # A part is divided by the labels of the whole step, so that gradients add up to that of the step.
             is_known(targets, tasks).sum(0).clamp_min(1),
             self.settings.section.tile_loss,
-            evenly=self.choice.start_of(epoch) is not None,
+            evenly=start is not None,
+            drawn=sum(self.choice.kept_count(slide, epoch) for slide in batch) if draws_known else 0,
         )
         optimiser.zero_grad(set_to_none=True)
         classes, width = sum(task.width for task in tasks), min(self.settings.memory_size, TILES_COMPARED)
@@ -149,6 +155,9 @@ class Step:
         targets = target_tensors([slide.targets for slide in batch], self.net.tasks)
         targets = [truth.to(self.processes.device) for truth in targets]
         counts = [self.choice.kept_count(slide, epoch) for slide in batch]
+        classes = sum(task.width for task in self.net.tasks)
+        truth = truth_table(batch, dict(zip(own, kept, strict=False)), max(counts), classes)
+        loss = replace(loss, truth=None if truth is None else truth.to(self.processes.device))
         before = after = RandomState(self.processes.device)
         found: SlideLosses
 
@@ -243,6 +252,21 @@ def among_all(embeddings: Tensor, own: Sequence[int], counts: Sequence[int]) -> 
     if own:
         table[torch.tensor(own, device=device), : embeddings.shape[1]] = embeddings
     return table, mask
+
+
+def truth_table(batch: Sequence[LabelledSlide], kept: Mapping[int, Kept], width: int, classes: int) -> Tensor | None:
+    """Return what is known of the kept tiles of a step, (B, K, C), NaN where unknown; None without any such slide.
+
+    ``kept`` are those of the own slides, by number.
+    """
+    if all(slide.truth is None for slide in batch):
+        return None
+    table = torch.full((len(batch), width, classes), math.nan)
+    for number, entry in kept.items():
+        known = batch[number].truth
+        if known is not None:
+            table[number, : len(entry.tiles)] = torch.from_numpy(known.of(entry.tiles))
+    return table
 
 
 def averaged(net: IpsNet, decay: float) -> AveragedModel:

@@ -22,12 +22,13 @@ from wsi_ips.model.selection import Selection
 from wsi_ips.scanning import ChunkLimit, Prepare, ScanOptions, plain_patches, scan_slides
 from wsi_ips.tiles.stream import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
+from wsi_ips.training.known_tiles import with_missed
 from wsi_ips.training.processes import Division, Processes, divide, join_shared, piece_requests
 from wsi_ips.training.settings import LabelledSlide, Settings
 from wsi_ips.training.starts import STARTS, Start
 from wsi_ips.training.tracking import Meter
 
-DROPOUT, RANDOM_TILES, EXPLORATION = 0, 1, 2  # streams of random numbers of a slide in an epoch
+DROPOUT, RANDOM_TILES, EXPLORATION, MISSED = 0, 1, 2, 3  # streams of random numbers of a slide in an epoch
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TileChoice:
             # Each selection is released once its pixels are taken over, so not all pixels are in memory twice.
             selection = selections.pop(number)
             best[number] = selection.tiles
-            return self._explored(batch[number], selection, epoch)
+            return self._with_missed(batch[number], self._explored(batch[number], selection, epoch), epoch)
 
         return self.processes.attempt(lambda: [chosen(number) for number in own])
 
@@ -131,6 +132,17 @@ class TileChoice:
         pixels = self._read(slide, drawn)
         stay = len(best.tiles) - count
         return Kept(np.concatenate([best.tiles[:stay], drawn]), np.concatenate([best.pixels[:stay], pixels]))
+
+    def _with_missed(self, slide: LabelledSlide, kept: Kept, epoch: int) -> Kept:
+        """Replace kept tiles by tiles inside outlines that selection missed."""
+        share = self.settings.section.known_tiles
+        if slide.truth is None or not share:
+            return kept
+        stay, drawn = with_missed(slide.truth, kept.tiles, share, self._rng(slide, epoch, MISSED))
+        if not len(drawn):
+            return kept
+        pixels = self._read(slide, drawn)
+        return Kept(np.concatenate([kept.tiles[stay], drawn]), np.concatenate([kept.pixels[stay], pixels]))
 
     def _read(self, slide: LabelledSlide, tiles: NDArray[np.integer]) -> NDArray[np.uint8]:
         with self.meter.clock("read"):

@@ -1,0 +1,80 @@
+"""What the outlines of training slides say of their tiles: reads the files, and says what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from wsi_ips.annotations import Area, read_areas
+from wsi_ips.config import PlannedTraining
+from wsi_ips.errors import AnnotationError
+from wsi_ips.geometry import Point
+from wsi_ips.labels import Task
+from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.tiles.index import TileIndex
+from wsi_ips.training.settings import LabelledSlide
+from wsi_ips.training.tile_truth import tile_truth
+
+SHOWN = 5
+
+
+def uses_outlines(training: PlannedTraining) -> bool:
+    """Return whether a training learns from outlines."""
+    return training.known_tiles > 0 or (training.start == "outlines" and training.start_epochs > 0)
+
+
+def with_truth(
+    slides: Sequence[LabelledSlide], records: Sequence[SlideRecord], tasks: Sequence[Task], note: Callable[[str], None]
+) -> list[LabelledSlide]:
+    """Add what is known of single tiles to slides; none gets anything where no outline lies in a tile.
+
+    A slide whose outlines cannot be used stays weakly labelled, and a note names it.
+
+    Raises
+    ------
+    AnnotationError
+        An outline file cannot be read, or its classes are neither of the recipe nor tumour; names the slide.
+    """
+    found, outside, contradicting = [], [], []
+    for slide, record in zip(slides, records, strict=True):
+        index = slide.tiles.index
+        areas = None if record.annotation is None else _areas(record, index)
+        complete = record.outlines != "partial"
+        truth = tile_truth(index, slide.targets, tasks, areas, complete=complete)
+        found.append(replace(slide, truth=truth))
+        if areas and tasks[0].is_negative(slide.targets[0]):
+            contradicting.append(record.slide_id)
+        elif areas and (truth is None or not len(truth.tiles)):
+            outside.append(record.slide_id)
+    outlined = [slide for slide in found if slide.truth is not None and len(slide.truth.tiles)]
+    if outside:
+        note(
+            f"outlines of {len(outside)} training slides lie in no tile, so they teach nothing; are they of another "
+            f"slide, or outside the tissue? {_few(outside)}"
+        )
+    if contradicting:
+        note(
+            f"{len(contradicting)} training slides are labelled as without a finding but have outlines; what is inside "
+            f"teaches nothing: {_few(contradicting)}"
+        )
+    if not outlined:
+        return list(slides)
+    inside = sum(len(slide.truth.tiles) for slide in outlined if slide.truth is not None)
+    note(f"outlines on {len(outlined)} of {len(slides)} training slides: {inside} tiles in them teach their own class")
+    return found
+
+
+def _areas(record: SlideRecord, index: TileIndex) -> list[Area]:
+    assert record.annotation is not None
+    try:
+        return read_areas(record.annotation, bounds_origin=Point(index.bounds.x, index.bounds.y))
+    except AnnotationError as error:
+        raise AnnotationError(
+            f"slide {record.slide_id}: {error}; repair the file, or empty its cell `annotation` of the manifest",
+            slide_id=record.slide_id,
+        ) from error
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
