@@ -20,6 +20,7 @@ from wsi_ips.cluster.process import NUMBER
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.predict_stage import own_device
+from wsi_ips.pipeline.stages import predict
 
 SLIDES = 4
 ARRAYS = ("attention_logits", "tile_probability", "kept", "kept_embeddings")
