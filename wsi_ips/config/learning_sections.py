@@ -143,6 +143,11 @@ class TrainingSection(Section):
         "class), which trains the single-tile probability of the heatmap",
     )
     augment: AugmentSection = AugmentSection()
+    grid_shift: bool = Field(
+        False,
+        description="move the tile grid of each slide by up to half a tile, drawn again each epoch, so that a lesion "
+        "is cut differently; on plain images this is the shift augmentation",
+    )
     balance: Literal["weights", "sampling", "none"] = Field(
         "weights",
         description="for rare classes: `weights` in the loss, inverse to the frequency of a class; `sampling`: visit "

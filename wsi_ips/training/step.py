@@ -99,6 +99,7 @@ class Step:
         Raises :class:`DivergedError` where a loss, gradient or score is not finite; the weights are those before.
         """
         tasks, processes = self.net.tasks, self.processes
+        batch = [self.choice.placed(slide, epoch) for slide in batch]
         at_once = self.settings.compute.slides_at_once or len(batch)
         parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
         targets = [truth.to(processes.device) for truth in target_tensors([slide.targets for slide in batch], tasks)]

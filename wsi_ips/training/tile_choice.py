@@ -8,7 +8,7 @@ Shapes: K ≤ M kept tiles of h x w pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from wsi_ips.training.settings import LabelledSlide, Settings
 from wsi_ips.training.starts import STARTS, Start
 from wsi_ips.training.tracking import Meter
 
-DROPOUT, RANDOM_TILES, EXPLORATION = 0, 1, 2  # streams of random numbers of a slide in an epoch
+DROPOUT, RANDOM_TILES, EXPLORATION, GRID = 0, 1, 2, 3  # streams of random numbers of a slide in an epoch
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,15 @@ class TileChoice:
         if start is not None:
             return start.tile_count(slide)
         return min(self.settings.memory_size, self.scanned_count(slide))
+
+    def placed(self, slide: LabelledSlide, epoch: int) -> LabelledSlide:
+        """Return the slide with the tile grid of this epoch: moved by up to half a tile, or as it is stored."""
+        if not self.settings.section.grid_shift:
+            return slide
+        index = slide.tiles.index
+        half_px = np.array(index.plan.patch_size) // 2
+        x, y = self._rng(slide, epoch, GRID).integers(-half_px, half_px, endpoint=True).tolist()
+        return replace(slide, tiles=replace(slide.tiles, index=index.moved((x, y))))
 
     def prepare(self, batch: Sequence[LabelledSlide], epoch: int) -> Prepare:
         """Return the augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""
