@@ -103,7 +103,7 @@ class SlideRecord(BaseModel):
     annotation: SomePath | None = Field(
         None, description="ASAP XML or QuPath GeoJSON with the outlined tumour, relative to the manifest or absolute"
     )
-    tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
+    tissue_method: Literal["auto", "otsu", "adaptive", "stain", "all"] | None = Field(
         None, description="How tissue is found on this slide; overrides `tissue.method` of the recipe"
     )
     tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(
