@@ -34,9 +34,9 @@ from wsi_ips.pipeline.features_stage import features_stage
 from wsi_ips.pipeline.predict_stage import predict_stage
 from wsi_ips.pipeline.train_stage import train_stage
 
-STARTED = {"training.epochs": 10, "training.warm_start_epochs": 0, "training.exploration": 0.25}
+STARTED = {"training.epochs": 10, "training.start": "none", "training.exploration": 0.25}
 QUICK_SLIDES = replace(DEMO, slides=16, size_px0=(6144, 4096), tissue_mm2=(0.8, 1.2), lesion_mm=(0.4, 0.6))
-QUICK_TRAINING = {"training.epochs": 6, "training.warm_start_epochs": 4}
+QUICK_TRAINING = {"training.epochs": 6, "training.start_steps": 8}
 
 
 class Seen(NamedTuple):

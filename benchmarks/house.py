@@ -109,7 +109,7 @@ manifest: MANIFEST
 tissue: {mpp: 16.0}
 tiles: {mpp: 2.0, patch_px: 64}
 model: {encoder: resnet18-2, memory_size: 8, heads: 2, key_width: 8}
-training: {epochs: 2, warm_start_epochs: 1}
+training: {epochs: 2, start_steps: 1}
 """
 
 

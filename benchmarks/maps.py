@@ -43,8 +43,8 @@ FIGURES = {
     "froc": "FROC",
     "alarm": "false alarm, mm²",
 }
-FULL = {"training_slides": 24, "slides_per_rung": 8, "warm_start_epochs": 50, "epochs": 56, "resamples": 100}
-QUICK = {"training_slides": 8, "slides_per_rung": 4, "warm_start_epochs": 6, "epochs": 8, "resamples": 20}
+FULL = {"training_slides": 24, "slides_per_rung": 8, "start_steps": 100, "epochs": 56, "resamples": 100}
+QUICK = {"training_slides": 8, "slides_per_rung": 4, "start_steps": 6, "epochs": 8, "resamples": 20}
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def main() -> None:
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     slides = {key: size[key] for key in ("training_slides", "slides_per_rung")}
-    epochs = {key: size[key] for key in ("warm_start_epochs", "epochs")}
+    epochs = {key: size[key] for key in ("start_steps", "epochs")}
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         maps: dict[str, list[list[Map]]] = {name: [] for name in SCORES}

@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "tissue": {"mpp": 16.0},
     "tiles": {"mpp": 2.0, "patch_px": 64},
     "model": {"encoder": "resnet18-1", "memory_size": 8, "heads": 2, "key_width": 8},
-    "training": {"warm_start_epochs": 2, "batch_slides": 4, "weight_average": 0.9},
+    "training": {"start_steps": 2, "batch_slides": 4, "weight_average": 0.9},
 }
 
 

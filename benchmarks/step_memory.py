@@ -122,7 +122,7 @@ def measure(case: Case) -> dict[str, float]:
     spec = encoder_spec("resnet18-2", norm="auto", has_weights=False)
     net = IpsNet(build_encoder(spec), NetSettings(heads=4, key_width=32)).to(device)
     settings = Settings(
-        PlannedTraining(epochs=2, batch_slides=case.slides, warm_start_epochs=0),
+        PlannedTraining(epochs=2, batch_slides=case.slides, start_epochs=0),
         ComputeSection(chunk_size=CHUNK, readers=1),
         memory_size=case.kept,
         seed=0,

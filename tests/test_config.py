@@ -9,11 +9,13 @@ import pytest
 import yaml
 from pydantic import Field, ValidationError
 
-from wsi_ips.config import AugmentSection, Recipe, Section, TrainingSection, load_recipe, planned
+from wsi_ips.config import AugmentSection, ComputeSection, Recipe, Section, TrainingSection, load_recipe, planned
 from wsi_ips.config.key_types import ListedIn
 from wsi_ips.config.keys import RecipeKey, recipe_keys
 from wsi_ips.errors import RecipeError
 from wsi_ips.registry import HOMES, Entry, Registry
+from wsi_ips.training.settings import Settings
+from wsi_ips.training.starts import RandomTiles
 
 LEAST: dict[str, Any] = {"output": "runs/a", "manifest": "manifest.csv"}
 
@@ -201,25 +203,35 @@ def test_augmentation_is_switched_off_by_one_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slides", "said", "warm_start", "epochs"),
+    ("slides", "said", "start", "epochs"),
     [
-        (28, {}, 143, 163),  # 143 x 28 x 4 tiles are 16 016
-        (270, {}, 15, 35),
-        (5000, {}, 10, 30),
+        (28, {}, 125, 145),  # two steps an epoch
+        (270, {}, 15, 35),  # 17 steps an epoch
+        (5000, {}, 1, 21),
         (28, {"epochs": 30}, 20, 30),
         (270, {"epochs": 60}, 15, 60),
         (28, {"epochs": 1}, 0, 1),
-        (28, {"warm_start_epochs": 5}, 5, 25),
-        (28, {"epochs": 4, "warm_start_epochs": 9}, 9, 4),
+        (28, {"start_steps": 10}, 5, 25),
+        (28, {"epochs": 4, "start_steps": 18}, 9, 4),
+        (28, {"start": "features"}, 0, 20),  # its steps come before the epochs
+        (28, {"start": "none"}, 0, 20),
     ],
 )
-def test_what_is_left_open_follows_from_the_slides_and_what_is_said_stays(slides, said, warm_start, epochs):
+def test_what_is_left_open_follows_from_the_slides_and_what_is_said_stays(slides, said, start, epochs):
     section = TrainingSection(learning_rate=0.01, augment=False, **said)
     found = planned(section, slides)
-    assert (found.warm_start_epochs, found.epochs) == (warm_start, epochs)
-    others = {"warm_start_epochs", "epochs"}
+    assert (found.start_epochs, found.epochs) == (start, epochs)
+    others = {"start_epochs", "epochs"}
     assert found.model_dump(exclude=others) == section.model_dump(exclude=others)
-    assert planned(found, 3) == found
+
+
+@pytest.mark.parametrize(("memory_size", "batch_slides"), [(16, 4), (256, 8), (4096, 1)])
+def test_the_length_of_a_start_on_random_tiles_depends_neither_on_memory_nor_on_slides_of_a_step(
+    memory_size, batch_slides
+):
+    section = planned(TrainingSection(batch_slides=batch_slides), 229)
+    start = RandomTiles(Settings(section, ComputeSection(), memory_size, seed=0))
+    assert 250 <= start.epochs * start.steps(229) < 250 + start.steps(229)
 
 
 def test_every_key_is_listed_once_with_default_and_description(tmp_path):

@@ -29,7 +29,7 @@ RECIPE = {
     "tissue": {"mpp": 16.0, "min_area_um2": 10_000},
     "tiles": {"mpp": 2.0, "patch_px": 64},
     "model": {"encoder": "resnet18-1", "memory_size": 4, "heads": 2, "key_width": 8},
-    "training": {"epochs": 2, "warm_start_epochs": 1, "batch_slides": 2, "max_missing_share": 0.5},
+    "training": {"epochs": 2, "start_steps": 1, "batch_slides": 2, "max_missing_share": 0.5},
     "heatmap": {"mpp": 4.0},
 }
 SLIDES = replace(

@@ -240,14 +240,14 @@ def open_stream(
 
 @torch.inference_mode()
 def embed_tiles(
-    encoder: Encoder, tiles: SlideTiles, *, compute: ComputeSection, limit: ChunkLimit
+    encoder: Encoder, tiles: SlideTiles, *, compute: ComputeSection, limit: ChunkLimit, prepare: Prepare | None = None
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the embeddings of all tiles of a slide, a chunk at a time, float32, shape (n, F).
 
-    The encoder is in evaluation mode; ``limit`` bounds the patches embedded at once.
+    The encoder is in evaluation mode; ``limit`` bounds the patches embedded at once; ``prepare`` augments them.
     """
     device = encoder.mean.device
-    encode, prepare = fast_encoder(encoder, compute), plain_patches(device)
+    encode, prepare = fast_encoder(encoder, compute), prepare or plain_patches(device)
 
     def embed(chunk: StagedChunk, part: slice) -> Tensor:
         return encode(prepare(chunk.on_device[part], chunk.slot[part], chunk.tile[part])).float().cpu()

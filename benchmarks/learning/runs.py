@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "features, IPS": FEATURES,
     "IPS from ImageNet": IMAGENET,
     "IPS from ImageNet, encoder frozen": {**IMAGENET, "model.freeze": "all"},
-    "IPS, no warm start": {"training.warm_start_epochs": 0},
+    "IPS, no warm start": {"training.start": "none"},
     "IPS, no tile loss": {"training.tile_loss": 0.0},
     "IPS, no exploration": {"training.exploration": 0.0},
     "IPS, all tiles in each epoch": {"training.tile_dropout": 0.0},

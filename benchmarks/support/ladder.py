@@ -77,7 +77,7 @@ def _plan(
     )
 
 
-def ladder_recipe(manifest: Path, seed: int, *, warm_start_epochs: int, epochs: int) -> Recipe:
+def ladder_recipe(manifest: Path, seed: int, *, start_steps: int, epochs: int) -> Recipe:
     """The demo's recipe on tiles of 64 µm: a lesion of 0.1 mm is not lost between larger ones."""
     return Recipe(
         name="ladder",
@@ -89,8 +89,7 @@ def ladder_recipe(manifest: Path, seed: int, *, warm_start_epochs: int, epochs: 
         model={"encoder": "resnet18-2", "memory_size": 16, "heads": 4, "key_width": 32},
         training={
             "epochs": epochs,
-            "warm_start_epochs": warm_start_epochs,
-            "warmup_epochs": 1,
+            "start_steps": start_steps,
             "learning_rate": 0.0004,
             "weight_decay": 0.01,
             "tile_dropout": 0.75,

@@ -151,7 +151,7 @@ def test_end_to_end_starts_from_features(cohort):
     """The pooling of the first step is that of the features model; the encoder then learns too."""
     run_until(of(cohort), "train")
     shutil.copytree(cohort / "out" / "model", cohort / "first")
-    tiny = {"training.learning_rate": 1e-9, "training.epochs": 1, "training.warm_start_epochs": 0}
+    tiny = {"training.learning_rate": 1e-9, "training.epochs": 1, "training.start_steps": 0}
     run_until(load_recipe(cohort / "recipe.yaml", {"model.start": "first", **tiny}), "train")
     first, second = (load_file(cohort / name / "model.safetensors") for name in ("first", "out/model"))
     assert first.keys() == second.keys()

@@ -20,7 +20,7 @@ from wsi_ips.config import load_recipe
 from wsi_ips.pipeline.run import Silent
 from wsi_ips.pipeline.stages import run_until
 
-TRAINING = {"epochs": 5, "warm_start_epochs": 2, "batch_slides": 1, "weight_average": 0.9, "balance": "sampling"}
+TRAINING = {"epochs": 5, "start_steps": 2, "batch_slides": 1, "weight_average": 0.9, "balance": "sampling"}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.pipeline.test_run import write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline.stages import run_until
 
-TRAINING = {"epochs": 8, "warm_start_epochs": 2, "batch_slides": 2}
+TRAINING = {"epochs": 8, "start_steps": 2, "batch_slides": 2}
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "train.sbatch"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 

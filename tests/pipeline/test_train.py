@@ -40,7 +40,7 @@ def test_an_absurd_learning_rate_stops_with_advice_and_the_checkpoint_before_pre
     recipe = write_recipe(
         tiled,
         slides=WITH_VALIDATION,
-        training={"epochs": 6, "warm_start_epochs": 2, "warmup_epochs": 6, "learning_rate": 3e4},
+        training={"epochs": 6, "start_steps": 2, "warmup_steps": 6, "learning_rate": 3e4},
     )
     code, said = run("train", recipe)
     assert code == 2
@@ -64,7 +64,7 @@ def test_an_absurd_learning_rate_stops_with_advice_and_the_checkpoint_before_pre
 def test_all_options_at_once_leave_best_and_last_model_and_figures_of_each_epoch(tiled):
     training = {
         "epochs": 6,
-        "warm_start_epochs": 1,
+        "start_steps": 1,
         "patience": 2,
         "select": "auc",
         "weight_average": 0.5,
@@ -98,4 +98,4 @@ def test_the_warm_start_that_the_recipe_leaves_open_is_made_and_written_down(til
     lines = [json.loads(line) for line in (tiled / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line["cost"]["tiles_per_s"] is None for line in lines] == [True, True, False]  # two thirds have no scan
     facts = read_card(tiled / "out" / "model").training["recipe"]["training"]
-    assert (facts["epochs"], facts["warm_start_epochs"]) == (3, 2)
+    assert (facts["epochs"], facts["start_epochs"]) == (3, 2)

@@ -68,7 +68,7 @@ def trained(net: IpsNet, slides: list[SlideTiles], section: PlannedTraining) -> 
 def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, projector):
     """Pixels are embedded to 16 bits too: else two tiles of nearly one score may change places, and so the loss."""
     section = PlannedTraining(
-        epochs=4, warm_start_epochs=1, batch_slides=2, augment=UNCHANGED, tile_dropout=0.2, learning_rate=1e-3
+        epochs=4, start_epochs=1, batch_slides=2, augment=UNCHANGED, tile_dropout=0.2, learning_rate=1e-3
     )
     pixels = [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(SLIDES)]
     on_pixels, on_features = network(pooling, projector), network(pooling, projector)
@@ -95,7 +95,7 @@ def test_it_comes_to_the_same_weights_losses_and_selection(tmp_path, pooling, pr
 def test_a_trained_network_is_not_standardised_anew(tmp_path):
     net, slides = network("abmil", 0), [textured_slide(f"s{n}", label=n % 2, seed=n) for n in range(2)]
     weight = net.encoder.standardise.weight.detach().clone()
-    section = PlannedTraining(epochs=1, warm_start_epochs=1, learning_rate=1e-9, augment=UNCHANGED)
+    section = PlannedTraining(epochs=1, start_epochs=1, learning_rate=1e-9, augment=UNCHANGED)
     for continues in (True, False):
         settings = Settings(section, COMPUTE, memory_size=5, seed=2, continues=continues)
         Trainer(net, settings).fit([LabelledSlide(t, (n,)) for n, t in enumerate(slides)], [])

@@ -44,7 +44,7 @@ def test_scan_and_gradient_see_the_pixels_of_the_moved_grid(monkeypatch, start):
     slides = cohort(3)
     loop = trainer(
         small_net(), epochs=3, grid_shift=True, augment=False, exploration=0.5, start=start,
-        **({} if start == "none" else {"warm_start_epochs": 1}),
+        **({} if start == "none" else {"start_epochs": 1}),
     )  # fmt: skip
     learned = []
     plain = step_module.Winners.of

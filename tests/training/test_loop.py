@@ -60,7 +60,7 @@ def cohort(count: int) -> list[LabelledSlide]:
 def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, listener: Listener | None = None, **given: Any) -> Trainer:
     """A trainer for small slides; ``given`` are keys of `training`, ``gradient`` and ``micro_batch``."""
     inner = {name: given.pop(name) for name in ("gradient", "micro_batch") if name in given}
-    defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_epochs": 0, "warm_start_epochs": 0}
+    defaults = {"epochs": 2, "batch_slides": 3, "learning_rate": 1e-3, "warmup_steps": 0, "start_epochs": 0}
     settings = Settings(PlannedTraining(**(defaults | given)), compute, memory_size=5, seed=3, **inner)
     return Trainer(net, settings, listener=listener)
 
@@ -68,7 +68,7 @@ def trainer(net: IpsNet, compute: ComputeSection = COMPUTE, listener: Listener |
 def test_learns_to_tell_slides_apart_by_a_few_tiles():
     net, listener = small_net(), Recorder()
     light = AugmentSection(hed=0.05, brightness=0.0, saturation=0.0)  # eight slides, a hundred steps
-    trainer(net, listener=listener, epochs=14, warm_start_epochs=7, augment=light).fit(cohort(8), [])
+    trainer(net, listener=listener, epochs=14, start_epochs=7, augment=light).fit(cohort(8), [])
     records = listener.records
     assert records[-1].loss < 0.5 * records[0].loss
     prepare = plain_patches(torch.device("cpu"))
@@ -171,7 +171,7 @@ def test_selection_weights_sum_to_one_per_slide_and_skip_padding():
 
 def test_warm_start_draws_random_tiles_and_does_not_scan(monkeypatch):
     monkeypatch.setattr("wsi_ips.training.tile_choice.scan_slides", lambda *_, **__: pytest.fail("scanned"))
-    loop, slides = trainer(small_net(), warm_start_epochs=2), cohort(1)
+    loop, slides = trainer(small_net(), start_epochs=2), cohort(1)
     first, second = (loop.step.choice.kept(loop.net, slides, epoch, {})[0] for epoch in (1, 2))
     assert len(first.tiles) == 4
     assert first.tiles.tolist() != second.tiles.tolist()
@@ -180,7 +180,7 @@ def test_warm_start_draws_random_tiles_and_does_not_scan(monkeypatch):
 
 def test_exploration_falls_to_nothing_at_the_last_epoch():
     net, slide = small_net(), cohort(1)[0]
-    loop = trainer(net, epochs=5, warm_start_epochs=0, exploration=0.8)
+    loop = trainer(net, epochs=5, start_epochs=0, exploration=0.8)
     prepare = plain_patches(torch.device("cpu"))
     best = scan_slides(net, [slide.tiles], prepare, ScanOptions(5, COMPUTE))[0]
     kept = [loop.step.choice._explored(slide, best, epoch) for epoch in range(1, 6)]

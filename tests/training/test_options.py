@@ -53,7 +53,7 @@ def test_a_step_in_parts_is_the_step(at_once, epoch):
             two_task_net(),
             COMPUTE.model_copy(update={"slides_at_once": parts}),
             epochs=3,
-            warm_start_epochs=1,
+            start_epochs=1,
         )
         optimiser = torch.optim.SGD(loop.net.parameters(), lr=0.0)
         weights = [torch.tensor([0.5, 2.0]), torch.tensor([3.0, 0.7])]
@@ -151,7 +151,7 @@ def test_training_stops_when_patience_runs_out(patience, epochs):
     """Epoch 1 is not validated; epochs 3 and 5 are the best so far."""
     losses = iter([0.9, 0.5, 0.6, 0.4, 0.7, 0.8, 0.9])
     listener = Recorder()
-    loop = trainer(small_net(), listener=listener, epochs=8, warm_start_epochs=1, patience=patience)
+    loop = trainer(small_net(), listener=listener, epochs=8, start_epochs=1, patience=patience)
     loop._validate = lambda slides: Figures(next(losses), None)
     loop.fit(cohort(2), cohort(2))
     assert len(listener.records) == epochs
@@ -249,7 +249,7 @@ def test_a_loss_that_leaps_is_no_error():
 
 def test_figures_of_an_epoch_are_those_of_its_tiles():
     listener = Recorder()
-    trainer(small_net(), listener=listener, epochs=3, warm_start_epochs=1, tile_dropout=0.0).fit(cohort(4), cohort(2))
+    trainer(small_net(), listener=listener, epochs=3, start_epochs=1, tile_dropout=0.0).fit(cohort(4), cohort(2))
     records = listener.records
     warm, first, second = records
     assert warm.cost.tiles_per_s is None

@@ -21,7 +21,7 @@ def test_a_step_teaches_every_part(pooling):
     net = IpsNet(encoder, NetSettings(heads=2, key_width=8, dropout=0.0, pooling=pooling))
     listener = Recorder()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    trainer(net, listener=listener, epochs=2, warm_start_epochs=1).fit(cohort(4), cohort(2))
+    trainer(net, listener=listener, epochs=2, start_epochs=1).fit(cohort(4), cohort(2))
     records = listener.records
     assert all(math.isfinite(record.loss) for record in records)
     assert math.isfinite(records[-1].val_loss)

@@ -21,14 +21,14 @@ from wsi_ips.model.net import IpsNet
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.tracking import EpochRecord
 
-SETTINGS = {"epochs": 4, "warm_start_epochs": 2, "exploration": 0.5, "tile_dropout": 0.2}
+SETTINGS = {"epochs": 4, "start_epochs": 2, "exploration": 0.5, "tile_dropout": 0.2}
 STEPS = 8
 """Two in each epoch: of four slides three at a time."""
 
 
 EVERYTHING = {
     "epochs": 9,
-    "warm_start_epochs": 1,
+    "start_epochs": 1,
     "weight_average": 0.8,
     "patience": 2,
     "select": "auc",

@@ -38,7 +38,7 @@ def trainer(
     torch.manual_seed(0)
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=has_weights))
     settings = Settings(
-        PlannedTraining(epochs=3, warm_start_epochs=1, exploration=exploration, tile_loss=0.7, tile_dropout=0.1),
+        PlannedTraining(epochs=3, start_epochs=1, exploration=exploration, tile_loss=0.7, tile_dropout=0.1),
         ComputeSection(device="cpu", chunk_size=16, **compute),
         memory_size=memory_size,
         seed=3,

@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
 from wsi_ips.registry import registry
 
-WARM_START_TILES = 4  # random tiles of a slide in an epoch of the warm start
-TILES_SEEN, LEAST_WARM_START = 16_000, 10  # tiles that a warm start shows, and its epochs at least
+START_SLIDES, START_TILES = 16, 4  # slides of a step of a start on random tiles, and tiles of each
 EPOCHS_WITH_SELECTION = 20
 
 
@@ -116,25 +115,37 @@ class AugmentSection(Section):
 class TrainingSection(Section):
     """Training of the model."""
 
-    epochs: Count | None = Field(
-        None, description="passes over the training slides, warm start included; empty = 20 after the warm start"
-    )
-    batch_slides: Count = Field(4, description="slides per step (B)")
-    learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
-    weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
-    warmup_epochs: AtLeast0 = Field(2.0, description="linear learning-rate warm-up, epochs")
-    tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
     start: Annotated[str, ListedIn("starts")] = Field(
         "auto", description="what the network learns from before its attention selects tiles"
     )
-    warm_start_epochs: Whole | None = Field(
+    start_steps: Whole | None = Field(
         None,
-        description="epochs of the warm start; empty = enough to show 16 000 tiles, at least 10, at most two thirds of "
-        "`epochs`",
+        description="length of the start in optimiser steps; empty = as the start needs, of random tiles at most two "
+        "thirds of `epochs`",
     )
+    start_views: Count = Field(
+        4,
+        description="`start: features`: how often every training tile is encoded: once as it is, each further time "
+        "with another augmentation",
+    )
+    epochs: Count | None = Field(
+        None,
+        description="passes over the training slides, those of a start on random tiles included; empty = 20 with "
+        "selection",
+    )
+    batch_slides: Count = Field(4, description="slides per step (B)")
+    learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
+    encoder_rate: Positive | None = Field(
+        None,
+        description="learning rate of the encoder divided by `learning_rate`; empty = 1 for an encoder trained from "
+        "scratch, 0.3 for one with weights",
+    )
+    weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
+    warmup_steps: Whole = Field(20, description="linear learning-rate warm-up, optimiser steps; at most a fifth of all")
+    tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
     exploration: Share = Field(
         0.5,
-        description="after the warm start: share of the kept tiles drawn at random instead of by attention; falls "
+        description="after the start: share of the kept tiles drawn at random instead of by attention; falls "
         "linearly to 0 at the last epoch",
     )
     tile_loss: AtLeast0 = Field(
@@ -169,28 +180,28 @@ class TrainingSection(Section):
     max_missing_share: Share = Field(0.1, description="refuse training if more of its slides have no tile")
 
     @model_validator(mode="after")
-    def _start_has_epochs(self) -> Self:
-        if self.warm_start_epochs and not registry("starts")[self.start].has_epochs:
-            raise ValueError(f"`start: {self.start}` has no epochs; leave `warm_start_epochs` out, or change `start`")
+    def _start_has_steps(self) -> Self:
+        if self.start_steps and self.start == "none":
+            raise ValueError("`start: none` has no steps; leave `start_steps` out, or change `start`")
         return self
 
 
 class PlannedTraining(TrainingSection):
-    """The section ``training`` with every value filled in for a number of slides."""
+    """The section ``training`` with every value filled in for one start and a number of slides."""
 
     epochs: Annotated[int, Field(ge=1, description="passes over the training slides")]
-    warm_start_epochs: Annotated[int, Field(ge=0, description="the first of them, without selection")]
+    start_epochs: Annotated[int, Field(ge=0, description="the first of them, without selection")] = 0
 
 
 def planned(section: TrainingSection, slides: int) -> PlannedTraining:
-    """Return the section with missing values filled in for a number of training slides."""
-    epochs, warm_start = section.epochs, section.warm_start_epochs
-    if not registry("starts")[section.start].has_epochs:
-        warm_start = 0
-    elif warm_start is None:
-        warm_start = max(LEAST_WARM_START, math.ceil(TILES_SEEN / (WARM_START_TILES * slides)))
-        if epochs is not None:
-            warm_start = min(warm_start, epochs * 2 // 3)
+    """Return the section with missing values filled in for its start and a number of training slides."""
+    epochs, entry = section.epochs, registry("starts")[section.start]
+    start_epochs = 0
+    if entry.in_epochs:
+        steps = entry.steps if section.start_steps is None else section.start_steps
+        start_epochs = math.ceil(steps / math.ceil(slides / START_SLIDES))
+        if epochs is not None and section.start_steps is None:
+            start_epochs = min(start_epochs, epochs * 2 // 3)
     if epochs is None:
-        epochs = warm_start + EPOCHS_WITH_SELECTION
-    return PlannedTraining(**section.model_dump() | {"epochs": epochs, "warm_start_epochs": warm_start})
+        epochs = start_epochs + EPOCHS_WITH_SELECTION
+    return PlannedTraining(**section.model_dump() | {"epochs": epochs, "start_epochs": start_epochs})

@@ -74,16 +74,23 @@ class IpsNet(nn.Module):
             return TileScores(logits, None)
         return TileScores(logits, self.probabilities(self.classify(self.pooling.alone(embeddings))))  # (n, C)
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Group parameters for the optimiser: norms, biases, queries, tokens, positions have no weight decay."""
+    def parameter_groups(self, weight_decay: float, *, trunk_rate: float = 1.0) -> list[dict[str, object]]:
+        """Group parameters for the optimiser: norms, biases, queries, tokens, positions have no weight decay.
+
+        ``rate`` of a group is its learning rate divided by that of the heads: ``trunk_rate`` for the encoder's trunk, 1
+        for the rest and for the new weights of LoRA.
+        """
         undecayed = {f"encoder.{name}" for name in self.encoder.undecayed()}
-        decayed: list[nn.Parameter] = []
-        free: list[nn.Parameter] = []
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): [], (1.0, True): []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 is_free = parameter.ndim < 2 or name.endswith("pooling.queries") or name in undecayed
-                (free if is_free else decayed).append(parameter)
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+                given = name.startswith("encoder.trunk.") and ".lora_" not in name
+                groups.setdefault((trunk_rate if given else 1.0, is_free), []).append(parameter)
+        return [
+            {"params": parameters, "weight_decay": 0.0 if is_free else weight_decay, "rate": rate}
+            for (rate, is_free), parameters in groups.items()
+        ]
 
 
 def to_float(pixels: Tensor) -> Tensor:

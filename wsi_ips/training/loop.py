@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,7 +73,7 @@ class Trainer:
         weights = self._class_weights(train, val)
         state = self._first_or_stored_state(train, file)
         steps = [self._steps(len(train), epoch) for epoch in range(1, section.epochs + 1)]
-        rate = partial(warmup_cosine, warmup=round(section.warmup_epochs * steps[0]), total=sum(steps))
+        rate = partial(warmup_cosine, warmup=min(section.warmup_steps, sum(steps) // 5), total=sum(steps))
         self.listener.on_slides((state.epoch - 1) * len(train))
         while state.epoch <= section.epochs and not self._is_out_of_patience(state):
             self._run_steps(state, train, weights, rate, file)
@@ -100,7 +99,7 @@ class Trainer:
         self.listener.on_slides(sum(len(batch) for batch in batches[: state.step]))
         for batch in batches[state.step :]:
             for group in state.optimiser.param_groups:
-                group["lr"] = self.settings.section.learning_rate * rate(state.total)
+                group["lr"] = self.settings.section.learning_rate * group["rate"] * rate(state.total)
             with meter.clock("step"):
                 loss, right = self.step.learn(batch, state.epoch, weights, state.optimiser)
             state.finish_step(loss * len(batch), right * len(batch))
@@ -114,7 +113,8 @@ class Trainer:
     def _first_or_stored_state(self, train: Sequence[LabelledSlide], file: StateFile | None) -> TrainingState:
         """Return the state to resume from, the same in all processes: that of the file, else the initial one."""
         section, processes = self.settings.section, self.processes
-        optimiser = torch.optim.AdamW(self.net.parameter_groups(section.weight_decay), lr=section.learning_rate)
+        groups = self.net.parameter_groups(section.weight_decay, trunk_rate=self.settings.trunk_rate)
+        optimiser = torch.optim.AdamW(groups, lr=section.learning_rate)
         others: dict[str, Any] = {"precision": self.step.precision, "selections": self.step.last}
         if self.step.average is not None:
             others["average"] = self.step.average
@@ -169,7 +169,7 @@ class Trainer:
         classes, balanced = [slide.targets[0] for slide in train], self.settings.section.balance == "sampling"
         seed, steps = abs(self.settings.seed), self._steps(len(train), epoch)
         visits = epoch_steps(classes, seed=seed, epoch=epoch, steps=steps, balanced=balanced)
-        return [[replace(train[slide], view=view) for slide, view in step] for step in visits]
+        return [[train[slide].visited(epoch, view) for slide, view in step] for step in visits]
 
     def _is_out_of_patience(self, state: TrainingState) -> bool:
         section = self.settings.section

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from wsi_ips.config import ComputeSection, PlannedTraining
@@ -21,7 +21,13 @@ class LabelledSlide:
 
     tiles: SlideTiles
     targets: tuple[Target, ...]
+    others: tuple[SlideTiles, ...] = ()  # the same tiles as stored features of other augmentations, used in turn
     view: int = 0  # earlier visits in the same epoch; each view has other random tiles and augmentation
+
+    def visited(self, epoch: int, view: int) -> LabelledSlide:
+        """Return the slide as an epoch's visit number ``view`` uses it."""
+        turns = (self.tiles, *self.others)
+        return replace(self, tiles=turns[(epoch + view) % len(turns)], view=view)
 
     @property
     def slide_id(self) -> str:
@@ -37,6 +43,7 @@ class Settings:
     compute: ComputeSection
     memory_size: int  # tiles kept per slide (M)
     seed: int  # of slide order, tile dropout, random tiles and augmentation
+    trunk_rate: float = 1.0  # learning rate of the encoder's trunk divided by that of the heads
     continues: bool = False  # an earlier training's network, whose embeddings are not standardised again
     gradient: Literal["auto", "plain", "two-pass"] = "auto"  # auto: one pass if it fits into `compute.gpu_memory_gb`
     micro_batch: int = 64  # patches at a time of the two-pass gradient; fewer where they do not fit

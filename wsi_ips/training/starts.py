@@ -1,19 +1,22 @@
 """Registry of training starts: what a network learns from before its attention is good enough to select tiles.
 
-An entry's implementation takes :class:`~wsi_ips.training.settings.Settings` and returns a :class:`Start`, or None for
-no start phase. To add one, write it here or in a module of its own, and list it below.
+A start has up to two parts. ``features``: before the training loop, pooling and heads learn on stored features of all
+tiles (:mod:`wsi_ips.pipeline.train_stage`). And the first epochs of the loop: an entry's implementation takes
+:class:`~wsi_ips.training.settings.Settings` and returns a :class:`Start`, or None where the loop selects from its first
+epoch on. To add one, write it here or in a module of its own, and list it below.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config.learning_sections import WARM_START_TILES
+from wsi_ips.config import ModelSection
+from wsi_ips.config.learning_sections import START_SLIDES, START_TILES
 from wsi_ips.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -39,25 +42,27 @@ class Start(Protocol):
 
 
 class RandomTiles:
-    """A few random tiles of many slides: differences between slides (their stain) average out."""
+    """A few random tiles of many slides: differences between slides (their stain) average out.
+
+    Each tile is labelled with the label of its slide, so this fails where a lesion is a small part of the tissue. A
+    step has as many tiles whatever the tiles kept per slide and the slides of a later step: with more, there would be
+    fewer steps in the same number of tiles, and fewer steps learn less.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.epochs = settings.section.warm_start_epochs
-        batch = settings.section.batch_slides
-        # A step learns from about as many tiles as one with selection, of more slides.
-        self._batch_slides = max(batch, batch * settings.memory_size // WARM_START_TILES)
+        self.epochs = settings.section.start_epochs
 
     def steps(self, slides: int) -> int:
         """Return the number of steps of an epoch."""
-        return math.ceil(slides / self._batch_slides)
+        return math.ceil(slides / START_SLIDES)
 
     def tile_count(self, slide: LabelledSlide) -> int:
         """Return the number of tiles to learn from."""
-        return min(WARM_START_TILES, len(slide.tiles.index))
+        return min(START_TILES, len(slide.tiles.index))
 
     def tiles(self, slide: LabelledSlide, rng: np.random.Generator) -> NDArray[np.integer]:
         """Return the ids of random tiles."""
-        return np.sort(rng.permutation(len(slide.tiles.index))[:WARM_START_TILES])
+        return np.sort(rng.permutation(len(slide.tiles.index))[:START_TILES])
 
 
 def no_start(_: Settings) -> Start | None:
@@ -69,24 +74,68 @@ def no_start(_: Settings) -> Start | None:
 class StartEntry(Entry):
     """One training start."""
 
-    has_epochs: bool = True  # whether it has epochs of its own (``training.warm_start_epochs``)
+    steps: int = 0  # optimiser steps where the recipe gives none (``training.start_steps``)
+    in_epochs: bool = False  # whether its steps are the first epochs of the training loop
+    on_features: bool = False  # whether pooling and heads first learn on features of all tiles
 
 
-_EPOCHS = ("training.warm_start_epochs",)
-_RANDOM_TILES = f"{__name__}:RandomTiles"
+_RANDOM_TILES, _NO_START = f"{__name__}:RandomTiles", f"{__name__}:no_start"
+_STEPS = ("training.start_steps",)
 
 STARTS = Registry(
     "training start",
     [
-        StartEntry("auto", _RANDOM_TILES, "the start that fits most cohorts, at present `random-tiles`", keys=_EPOCHS),
+        StartEntry(
+            "auto",
+            _RANDOM_TILES,
+            "`features` where the encoder has weights, `none` where the recipe continues a trained model, else "
+            "`random-tiles`",
+            keys=_STEPS,
+            steps=250,
+            in_epochs=True,
+        ),
+        StartEntry(
+            "features",
+            _NO_START,
+            "the encoder as it is embeds all tiles once; pooling and heads learn on all of them, and training goes on "
+            "end to end from their attention; finds small lesions",
+            keys=(*_STEPS, "training.start_views"),
+            steps=600,
+            on_features=True,
+        ),
         StartEntry(
             "random-tiles",
             _RANDOM_TILES,
-            "a few random tiles of many slides; no scan, so an epoch takes seconds, and selection then starts from "
-            "meaningful attention",
-            keys=_EPOCHS,
+            "a few random tiles of many slides, without a scan; for lesions that cover a tenth of the tissue or more",
+            keys=_STEPS,
+            steps=250,
+            in_epochs=True,
         ),
-        StartEntry("none", f"{__name__}:no_start", "tiles are selected from the first epoch on", has_epochs=False),
+        StartEntry("none", _NO_START, "tiles are selected from the first epoch on, as published"),
     ],
     group="wsi_ips.starts",
 )
+
+
+class StartChoice(NamedTuple):
+    """The start of a training, and why."""
+
+    name: str
+    why: str
+
+
+def choose_start(name: str, model: ModelSection) -> StartChoice:
+    """Return the start that a recipe names; for ``auto`` the one that fits its model."""
+    if name != "auto":
+        return StartChoice(name, "`training.start` says so")
+    if model.start is not None:
+        return StartChoice("none", "`model.start` continues a trained model")
+    if model.pretrained or model.weights is not None:
+        return StartChoice("features", "the encoder has weights, so its features mean something before training")
+    if model.input == "features":
+        return StartChoice("features", "the features are stored, so learning from all tiles is quick")
+    return StartChoice(
+        "random-tiles",
+        "the encoder has no weights; lesions that cover less than about a tenth of the tissue will not be found: set "
+        "`model.pretrained` or `model.weights`",
+    )

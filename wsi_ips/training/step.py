@@ -211,8 +211,8 @@ class Step:
         reduced = "" if is_fp32 else ", or `compute.gradient_precision: fp32`"
         error = DivergedError(
             f"epoch {epoch}: {what}{now}; training has diverged and was stopped. `training.learning_rate` is {rate:g}: "
-            f"try {min(rate / 10, DEFAULT_RATE):.0e}, more `training.warmup_epochs` (now "
-            f"{section.warmup_epochs:g}){reduced}, and train again"
+            f"try {min(rate / 10, DEFAULT_RATE):.0e}, more `training.warmup_steps` (now "
+            f"{section.warmup_steps}){reduced}, and train again"
         )
         error.is_told = not self.processes.is_first
         return error

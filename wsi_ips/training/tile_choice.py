@@ -7,17 +7,20 @@ Shapes: K ≤ M kept tiles of h x w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_ips.config import AugmentSection
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
 from wsi_ips.scanning import ChunkLimit, Prepare, ScanOptions, plain_patches, scan_slides
+from wsi_ips.tiles.feature_store import FeatureTiles
 from wsi_ips.tiles.stream import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.processes import Division, Processes, divide, join_shared, piece_requests
@@ -97,8 +100,8 @@ class TileChoice:
 
     def placed(self, slide: LabelledSlide, epoch: int) -> LabelledSlide:
         """Return the slide with the tile grid of this epoch: moved by up to half a tile, or as it is stored."""
-        if not self.settings.section.grid_shift:
-            return slide
+        if not self.settings.section.grid_shift or isinstance(slide.tiles, FeatureTiles):
+            return slide  # stored features are those of the stored grid
         index = slide.tiles.index
         half_px = np.array(index.plan.patch_size) // 2
         x, y = self._rng(slide, epoch, GRID).integers(-half_px, half_px, endpoint=True).tolist()
@@ -106,18 +109,12 @@ class TileChoice:
 
     def prepare(self, batch: Sequence[LabelledSlide], epoch: int) -> Prepare:
         """Return the augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""
-        strengths, device = self.settings.section.augment, self.processes.device
-        if not any(strengths.model_dump().values()):
-            return plain_patches(device)
 
-        def prepare(pixels: Tensor, slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor:
-            keys = np.empty(len(tile), np.uint64)
-            for s in np.unique(slot):
-                rows = slot == s
-                keys[rows] = self._keys(batch[s], epoch, tile[rows])
-            return augment(to_float(pixels.to(device)), keys, strengths)
 
-        return prepare
+        def keys(slot: int, tiles: NDArray[np.integer]) -> NDArray[np.uint64]:
+            return self._keys(batch[slot], epoch, tiles)
+
+        return augmented_patches(self.settings.section.augment, self.processes.device, keys)
 
     def _scan(self, net: IpsNet, requests: Sequence[SlideTiles], prepare: Prepare) -> list[Selection]:
         if not requests:
@@ -166,3 +163,20 @@ class TileChoice:
         """Return the random numbers of a slide's tiles in an epoch, different ones in each view of it."""
         seed = abs(self.settings.seed)
         return tile_keys(seed=seed, epoch=epoch + slide.view * 2**20, slide_id=slide.slide_id, tiles=tiles)
+
+
+def augmented_patches(
+    strengths: AugmentSection, device: torch.device, keys_of: Callable[[int, NDArray[np.integer]], NDArray[np.uint64]]
+) -> Prepare:
+    """Return a function that augments patches on the device; ``keys_of`` gives the random numbers of a slot's tiles."""
+    if not any(strengths.model_dump().values()):
+        return plain_patches(device)
+
+    def prepare(pixels: Tensor, slot: NDArray[np.integer], tile: NDArray[np.integer]) -> Tensor:
+        keys = np.empty(len(tile), np.uint64)
+        for s in np.unique(slot):
+            rows = slot == s
+            keys[rows] = keys_of(s, tile[rows])
+        return augment(to_float(pixels.to(device)), keys, strengths)
+
+    return prepare
