@@ -110,7 +110,6 @@ class TileChoice:
     def prepare(self, batch: Sequence[LabelledSlide], epoch: int) -> Prepare:
         """Return the augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""
 
-
         def keys(slot: int, tiles: NDArray[np.integer]) -> NDArray[np.uint64]:
             return self._keys(batch[slot], epoch, tiles)
 
