@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from wsi_ips.config import TrainingSection
-from wsi_ips.errors import DivergedError, ScoresError
+from wsi_ips.errors import DivergedError, ScoresError, TrainingError
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.scan_encoders import scan_dtype
 from wsi_ips.model.task_losses import is_known, label_totals, share_right, target_tensors
 from wsi_ips.scanning import ChunkLimit, Winners
-from wsi_ips.training.gradient import RandomState, StepGradient
+from wsi_ips.training.gradient import RandomState, StepGradient, uses_batch_statistics
 from wsi_ips.training.loss import SlideLosses, StepLoss
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StopRequest
@@ -30,7 +30,6 @@ from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.tile_choice import Kept, TileChoice
 from wsi_ips.training.tracking import TILES_COMPARED, LastSelection
 
-GRADIENT_NORM = 1.0
 DEFAULT_RATE = float(TrainingSection.model_fields["learning_rate"].default)
 
 
@@ -80,6 +79,7 @@ class Step:
     def __init__(self, net: IpsNet, settings: Settings, processes: Processes, listener: Listener) -> None:
         section, compute = settings.section, settings.compute
         self.net, self.settings, self.processes = net, settings, processes
+        self._require_whole_steps()
         self.limit = ChunkLimit(compute.chunk_size, listener.note)
         self.choice = TileChoice(settings, processes, self.limit)
         self.last = LastSelection(settings.memory_size)
@@ -90,6 +90,14 @@ class Step:
         dtype = scan_dtype(compute.gradient_precision, processes.device, key="compute.gradient_precision")
         self.precision = MixedPrecision(processes.device, dtype)
         self.stop, self.all_stop = StopRequest(), False  # of this process; whether any was asked, known after a step
+
+    def _require_whole_steps(self) -> None:
+        in_parts = self.settings.compute.slides_at_once is not None or not self.processes.is_alone
+        if in_parts and uses_batch_statistics(self.net.encoder.train()):
+            raise TrainingError(
+                "`model.norm: batch` takes its statistics from all kept tiles of a step: train in one process and "
+                "leave `compute.slides_at_once` out, or set `model.norm: auto`"
+            )
 
     def learn(
         self, batch: Sequence[LabelledSlide], epoch: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer
@@ -180,7 +188,8 @@ class Step:
     def _update(self, epoch: int, optimiser: torch.optim.Optimizer) -> None:
         """Clip the gradient, step the optimiser and the average of the weights."""
         self.precision.unscale_(optimiser)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), GRADIENT_NORM))
+        longest = self.settings.section.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.net.parameters(), longest))
         if math.isfinite(norm):
             self.choice.meter.add("gradient_norm", norm)
         elif not self.precision.is_enabled():  # else this step is skipped
