@@ -126,7 +126,7 @@ def slide_of(pixels: list[Pixels], case: Case) -> SlideTiles:
 def network(case: Case, some: Tensor) -> IpsNet:
     """A network whose embeddings and logits deviate as those of a trained one."""
     torch.manual_seed(0)
-    spec = encoder_spec(case.encoder, norm=case.norm, has_weights=case.norm == "batch")
+    spec = encoder_spec(case.encoder, norm="auto", has_weights=case.norm == "batch")
     net = IpsNet(build_encoder(spec), NetSettings(heads=case.heads, dropout=0.0)).eval()
     net.encoder.start(some)
     deviation = net.pooling.logits(net.encoder(some)).std(0).mean()

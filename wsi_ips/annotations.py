@@ -148,7 +148,8 @@ def _asap_root(path: Path) -> Element:
         raise AnnotationError(f"annotation {path}: not safe XML: {error}; export it from ASAP again") from error
     if root is None or root.tag != "ASAP_Annotations":
         raise AnnotationError(f"annotation {path}: not an ASAP file (root element is not ASAP_Annotations)")
-    return root
+    found: Element = root
+    return found
 
 
 def _asap_areas(root: Element, path: Path) -> Iterator[Area]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_ips.annotations import read_annotation
-from wsi_ips.config import ComputeSection, Recipe, TilesSection, TissueSection, load_recipe
+from wsi_ips.config import ComputeSection, Recipe, SlidesSection, TilesSection, TissueSection, load_recipe
 from wsi_ips.errors import CheckpointError, TileIndexError
 from wsi_ips.evaluation.calibration import Calibration, read_calibration
 from wsi_ips.geometry import Point, Scale
@@ -48,7 +48,7 @@ __all__ = [
     "train",
 ]
 
-DEFAULT_TISSUE, DEFAULT_TILES = TissueSection(), TilesSection()
+DEFAULT_TISSUE, DEFAULT_TILES, DEFAULT_SLIDES = TissueSection(), TilesSection(), SlidesSection()
 
 
 def find_tissue(slide: SlideReader, settings: TissueSection = DEFAULT_TISSUE) -> TissueMask:
@@ -136,7 +136,7 @@ class Model:
         Description: classes, scale, patch size, training.
     calibration
         Temperature and thresholds.
-    tiles, tissue
+    tiles, tissue, slides
         The settings it was trained with; prediction must use the same.
     """
 
@@ -145,6 +145,7 @@ class Model:
     calibration: Calibration
     tiles: TilesSection
     tissue: TissueSection
+    slides: SlidesSection = DEFAULT_SLIDES
 
 
 def load_model(folder: Path | str, *, device: str = "auto") -> Model:
@@ -174,7 +175,7 @@ def load_model(folder: Path | str, *, device: str = "auto") -> Model:
         raise CheckpointError(f"checkpoint {place}: trained on features of another tool, so it cannot take pixels")
     pinned = pinned_sections(card)
     calibration = read_calibration(place, card.tasks, checkpoint_fingerprint(place))
-    sections = TilesSection(**pinned["tiles"]), TissueSection(**pinned["tissue"])
+    sections = TilesSection(**pinned["tiles"]), TissueSection(**pinned["tissue"]), SlidesSection(**pinned["slides"])
     return Model(net.to(choose_device(device)), card, calibration, *sections)
 
 
@@ -274,7 +275,10 @@ def predict_slide(model: Model, slide: Path | str | SlideTiles, compute: Compute
     from wsi_ips.inference.slide_prediction import predict_slide as scored
     from wsi_ips.scanning import ScanOptions
 
-    tiles = slide if isinstance(slide, SlideTiles) else make_tiles(slide, tiles=model.tiles, tissue=model.tissue)
+    if isinstance(slide, SlideTiles):
+        tiles = slide
+    else:
+        tiles = make_tiles(slide, tiles=model.tiles, tissue=model.tissue, mpp_override=model.slides.mpp_override)
     if not len(tiles.index):
         raise TileIndexError(f"slide {tiles.slide_id}: no tile; look at its tissue with `find_tissue`")
     scores = scored(model.net, tiles, ScanOptions(model.card.memory_size, compute or ComputeSection()))

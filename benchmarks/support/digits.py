@@ -1,8 +1,7 @@
-"""Megapixel digits: large canvases with a few handwritten digits among many strokes, written as slides.
+"""Megapixel digits: large canvases with a few handwritten digits among many strokes, plain grey images.
 
 After megapixel MNIST (Katharopoulos and Fleuret, 2019; Bergner et al., 2023), with the digits of scikit-learn
-(8 x 8 px, magnified): five digits, three of one class, and 50 noise strokes on 1500 x 1500 px. A canvas is stained all
-over, so everything on it counts as tissue and every tile has to be looked at.
+(8 x 8 px, magnified): five digits, three of one class, and 50 noise strokes, white on black, on 1500 x 1500 px.
 
     python -m benchmarks.support.digits FOLDER [--canvases 400] [--side 1500] [--noise 50] [--seed 0]
 
@@ -27,11 +26,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from wsi_ips.annotations import write_asap
-from wsi_ips.geometry import Size
 from wsi_ips.provenance import atomic_path
-from wsi_ips.slides.base import RGB
-from wsi_ips.slides.synthetic_slide import EncodedLevel, encode_jpeg, tile_counts, write_aperio
-from wsi_ips.slides.synthetic_textures import TILE_PX
 
 Ink = NDArray[np.float32]
 """Share of ink, 0-1, shape (h, w)."""
@@ -40,10 +35,6 @@ Part = Literal["train", "val", "test"]
 DIGITS, ALIKE = 5, 3
 """Digits on a canvas, and how many of them are of one class."""
 DIGIT_PX = 28
-MPP = 0.5
-GROUND, INK = (230, 160, 200), (70, 30, 110)
-"""Both more saturated than any threshold of the tissue step."""
-LEVEL_STEP, SMALLEST_LEVEL_PX = 4, 1600
 
 
 @dataclass(frozen=True)
@@ -60,6 +51,8 @@ class DigitsPlan:
         Strokes on a canvas.
     split
         Shares of train, val and test, of canvases and of digit images: no image is in two parts.
+    canvas_split
+        Shares of the canvases where they are not those of the images.
     seed
         Seed of everything.
     parts
@@ -70,6 +63,7 @@ class DigitsPlan:
     side_px0: int = 1500
     noise: int = 50
     split: tuple[float, float, float] = (0.7, 0.05, 0.25)
+    canvas_split: tuple[float, float, float] | None = None
     seed: int = 0
     parts: tuple[Part, ...] = ("train", "val", "test")
 
@@ -122,7 +116,8 @@ def plan_canvases(plan: DigitsPlan) -> list[Canvas]:
     """Plans of all canvases; classes of the majority in turn within each part."""
     rng = np.random.default_rng([plan.seed, 11])
     pools = image_pools(plan)
-    counts = np.diff(np.rint(np.cumsum((0, *plan.split)) / sum(plan.split) * plan.canvases).astype(int))
+    shares = plan.canvas_split or plan.split
+    counts = np.diff(np.rint(np.cumsum((0, *shares)) / sum(shares) * plan.canvases).astype(int))
     canvases = []
     for part, count in zip(pools, counts, strict=True):
         majorities = rng.permutation(np.arange(count) % 10)
@@ -169,15 +164,14 @@ def _apart(count: int, side_px0: int, rng: Generator) -> NDArray[np.int64]:
     return places
 
 
-def paint(canvas: Canvas, side_px0: int) -> RGB:
-    """The pixels of a canvas, shape (side, side, 3)."""
-    pixels = np.full((side_px0, side_px0, 3), GROUND, np.uint8)
+def paint(canvas: Canvas, side_px0: int) -> NDArray[np.uint8]:
+    """The pixels of a canvas, grey, shape (side, side)."""
+    pixels = np.zeros((side_px0, side_px0), np.uint8)
     rng = np.random.default_rng([canvas.seed, 13])
     pieces = [(_digits()[0][digit.image], digit.x_px0, digit.y_px0) for digit in canvas.digits]
     pieces += [(noise_stroke(rng), x, y) for x, y in canvas.strokes.tolist()]
     for ink, x, y in pieces:
-        mixed = np.array(GROUND) + _magnified(ink)[..., None] * (np.array(INK) - GROUND)  # (28, 28, 3)
-        pixels[y : y + DIGIT_PX, x : x + DIGIT_PX] = np.rint(mixed)
+        pixels[y : y + DIGIT_PX, x : x + DIGIT_PX] = np.rint(255 * _magnified(ink))
     return pixels
 
 
@@ -206,45 +200,17 @@ def _digits() -> tuple[Ink, NDArray[np.int64]]:
     return (found.images / 16).astype(np.float32), found.target
 
 
-def write_canvas(canvas: Canvas, path: Path, side_px0: int) -> None:
-    """Write a canvas as a tiled JPEG pyramid in Aperio form."""
-    pixels = paint(canvas, side_px0)
-    levels = [_encoded(pixels)]
-    while max(pixels.shape) > SMALLEST_LEVEL_PX:
-        pixels = np.asarray(Image.fromarray(pixels).reduce(LEVEL_STEP))
-        levels.append(_encoded(pixels))
-    thumbnail = Image.fromarray(pixels)
-    thumbnail.thumbnail((512, 512))
-    write_aperio(path, levels, thumbnail=np.asarray(thumbnail), mpp=MPP)
-
-
-def _encoded(pixels: RGB) -> EncodedLevel:
-    """One level; tiles that show nothing but the ground are stored once."""
-    size = Size(pixels.shape[1], pixels.shape[0])
-    ground = np.full((TILE_PX, TILE_PX, 3), GROUND, np.uint8)
-    place, streams = np.zeros(tile_counts(size), np.int32), [encode_jpeg(ground)]
-    for row, column in np.ndindex(place.shape):
-        shown = pixels[row * TILE_PX : (row + 1) * TILE_PX, column * TILE_PX : (column + 1) * TILE_PX]
-        if (shown == GROUND).all():
-            continue
-        tile = ground.copy()
-        tile[: shown.shape[0], : shown.shape[1]] = shown
-        place[row, column] = len(streams)
-        streams.append(encode_jpeg(tile))
-    return EncodedLevel(size, place, streams)
-
-
 def make_digits(folder: Path, plan: DigitsPlan) -> Path:
     """Write all canvases, their outlines and the manifest; the manifest's path."""
     rows = []
     for canvas in (canvas for canvas in plan_canvases(plan) if canvas.part in plan.parts):
-        slide, outline = f"slides/{canvas.slide_id}.svs", f"annotations/{canvas.slide_id}.xml"
-        for name in (slide, outline):
+        image, outline = f"images/{canvas.slide_id}.png", f"annotations/{canvas.slide_id}.xml"
+        for name in (image, outline):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        write_canvas(canvas, folder / slide, plan.side_px0)
+        Image.fromarray(paint(canvas, plan.side_px0)).save(folder / image)
         write_asap(folder / outline, list(outlines(canvas.digits)))
         rows.append(
-            {"slide_id": canvas.slide_id, "path": slide, "split": canvas.part, "annotation": outline} | canvas.tasks
+            {"slide_id": canvas.slide_id, "path": image, "split": canvas.part, "annotation": outline} | canvas.tasks
         )
     manifest = folder / "manifest.csv"
     with atomic_path(manifest) as temporary:

@@ -232,11 +232,11 @@ def test_files_of_a_registered_reader_are_found(tmp_path, monkeypatch):
     from wsi_ips.manifest import folder_files
     from wsi_ips.slides.readers import READERS, ReaderEntry
 
-    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.own").write_bytes(b"x")
     with pytest.raises(ManifestError, match="no slide in it"):
         discover_slides(tmp_path)
-    entry = ReaderEntry("png", "wsi_ips.slides.readers:open_auto", "plain pictures", suffixes=(".png",))
-    monkeypatch.setitem(READERS._entries, "png", entry)
+    entry = ReaderEntry("own", "wsi_ips.slides.readers:open_auto", "a test's", suffixes=(".own",))
+    monkeypatch.setitem(READERS._entries, "own", entry)
     folder_files.slide_suffixes.cache_clear()
     assert list(discover_slides(tmp_path)["slide_id"]) == ["a"]
     monkeypatch.undo()

@@ -41,7 +41,7 @@ def patches_of(count: int, seed: int) -> torch.Tensor:
 def net() -> IpsNet:
     torch.manual_seed(0)
     net = IpsNet(
-        build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True)), NetSettings(heads=2, key_width=16)
+        build_encoder(encoder_spec("resnet18-2", norm="auto", has_weights=True)), NetSettings(heads=2, key_width=16)
     )
     for part in net.encoder.modules():  # statistics as after training, so that activations have their usual range
         if isinstance(part, nn.BatchNorm2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -17,50 +18,51 @@ from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.selection import selection_score
 
-HEADS, KEY_WIDTH, WIDTH, QUERIES = 4, 6, 128, 2
+HEADS, KEY_WIDTH, WIDTH = 4, 6, 128
 TASKS = (Task("grade", ("low", "mid", "high")), Task("tumour", ("yes",), "multi"))
 
 
 class Paper(nn.Module):
-    """The block of the paper written from its description, with the names of the published state dict."""
+    """The network of the paper written from its description, with the names of the published state dict."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Sequence[Task] = TASKS, *, heads: int = HEADS, key_width: int = KEY_WIDTH) -> None:
         super().__init__()
+        self.tasks, self.heads, self.key_width = tasks, heads, key_width
         trunk = resnet18()
         self.encoder = nn.Sequential(
             trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool, trunk.layer1, trunk.layer2, trunk.avgpool
         )
         attention, mlp = nn.Module(), nn.Module()
-        attention.q = nn.Parameter(torch.randn(1, QUERIES, WIDTH))
+        attention.q = nn.Parameter(torch.randn(1, len(tasks), WIDTH))
         for name in ("q_w", "k_w", "v_w"):
-            setattr(attention, name, nn.Linear(WIDTH, HEADS * KEY_WIDTH, bias=False))
-        attention.fc = nn.Linear(HEADS * KEY_WIDTH, WIDTH, bias=False)
+            setattr(attention, name, nn.Linear(WIDTH, heads * key_width, bias=False))
+        attention.fc = nn.Linear(heads * key_width, WIDTH, bias=False)
         attention.layer_norm, mlp.layer_norm = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
         mlp.w_1, mlp.w_2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
         self.transf = nn.ModuleDict({"crs_attn": attention, "mlp": mlp})
         self.output_layers = nn.ModuleDict(
-            {t.name: nn.Sequential(nn.Linear(WIDTH, t.width), nn.Identity()) for t in TASKS}
+            {t.name: nn.Sequential(nn.Linear(WIDTH, t.width), nn.Identity()) for t in tasks}
         )
 
     def attention(self, embeddings: Tensor) -> Tensor:
         """(n, D) to softmax attention (T, H, n)."""
         block = self.transf["crs_attn"]
-        query = block.q_w(block.q[0]).view(QUERIES, HEADS, KEY_WIDTH)
-        key = block.k_w(embeddings).view(-1, HEADS, KEY_WIDTH)
-        return torch.einsum("the,khe->thk", query / math.sqrt(KEY_WIDTH), key).softmax(-1)
+        query = block.q_w(block.q[0]).view(len(self.tasks), self.heads, self.key_width)
+        key = block.k_w(embeddings).view(-1, self.heads, self.key_width)
+        return torch.einsum("the,khe->thk", query / math.sqrt(self.key_width), key).softmax(-1)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of all tasks of one slide from its tiles, (n, D) to (C,)."""
         block, mlp = self.transf["crs_attn"], self.transf["mlp"]
-        value = block.v_w(embeddings).view(-1, HEADS, KEY_WIDTH)
+        value = block.v_w(embeddings).view(-1, self.heads, self.key_width)
         pooled = torch.einsum("thk,khe->the", self.attention(embeddings), value).flatten(1)
         x = block.layer_norm(block.fc(pooled) + block.q[0])
         x = mlp.layer_norm(mlp.w_2(torch.relu(mlp.w_1(x))) + x)
-        return torch.cat([self.output_layers[t.name](x[i]) for i, t in enumerate(TASKS)])
+        return torch.cat([self.output_layers[t.name](x[i]) for i, t in enumerate(self.tasks)])
 
 
 def ours() -> IpsNet:
-    encoder = build_encoder(encoder_spec("resnet18-2", norm="batch", has_weights=True))
+    encoder = build_encoder(encoder_spec("resnet18-2", norm="auto", has_weights=True))
     return IpsNet(encoder, NetSettings(tasks=TASKS, heads=HEADS, key_width=KEY_WIDTH))
 
 

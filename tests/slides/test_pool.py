@@ -65,6 +65,22 @@ def test_the_least_recently_used_is_closed():
     assert len(pool) == 2
 
 
+def test_slides_that_hold_their_pixels_are_closed_before_memory_is_full(monkeypatch):
+    monkeypatch.setattr("wsi_ips.slides.pool.MAX_HELD", 100)
+
+    def large(cache: TileCache) -> ArrayReader:
+        reader = ArrayReader([np.zeros((4, 4, 3), np.uint8)], Scale(1, 1))
+        reader.bytes_held = 48
+        return reader
+
+    pool, opener = SlidePool(), Opener()
+    for name in ("free", "a", "b", "c"):
+        with pool.lease(name, opener if name == "free" else large):
+            pass
+    assert opener.open == 0  # the least recently used goes first, whatever it holds
+    assert list(pool._entries) == ["b", "c"]
+
+
 def test_a_slide_in_use_is_never_closed():
     pool, one, other = SlidePool(max_open=1), Opener(), Opener()
     with pool.lease("one", one):

@@ -42,6 +42,7 @@ SETTINGS = {
     "exploration": 0.5,
     "tile_dropout": 0.2,
     "weight_average": 0.9,
+    "grid_shift": True,
 }
 STEPS = 7
 """Of the seven slides one step in the warm start, then three in each epoch: of three, two and two slides."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
+from wsi_ips.geometry import Scale
 from wsi_ips.labels import NONE, SEPARATOR, Leak, Task
 
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
@@ -17,6 +18,16 @@ class SlidesSection(Section):
     """Settings for opening slides."""
 
     reader: Annotated[str, ListedIn("readers")] = Field("auto", description="how slides are opened and decoded")
+    unit: Literal["um", "pixels"] = Field(
+        "um",
+        description="what µm and µm/px in recipe and results mean: `um`, by the scale of the file or the manifest; "
+        "`pixels`, for plain images: each level-0 pixel counts as 1 µm, whatever the file states",
+    )
+
+    @property
+    def mpp_override(self) -> Scale | None:
+        """µm per level-0 pixel of every slide; None where files and manifest say it."""
+        return Scale(1.0, 1.0) if self.unit == "pixels" else None
 
 
 class TissueSection(Section):
@@ -26,10 +37,10 @@ class TissueSection(Section):
     min_saturation: Share = Field(0.06, description="lowest saturation of stain (0-1); bounds Otsu's threshold")
     min_area_um2: AtLeast0 = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
     max_hole_um2: AtLeast0 = Field(20_000.0, description="holes up to this area are filled, µm²")
-    method: Literal["auto", "otsu", "adaptive", "stain"] = Field(
+    method: Literal["auto", "otsu", "adaptive", "stain", "all"] = Field(
         "auto",
         description="`otsu`: threshold on saturation; `adaptive`: above the noise of the slide's own glass; `stain`: "
-        "threshold on density; `auto`: the first of them that can be trusted",
+        "threshold on density; `auto`: the first of them that can be trusted; `all`: everything counts as tissue",
     )
 
     def segmentation(self) -> dict[str, Any]:

@@ -46,7 +46,9 @@ class ModelSection(Section):
         0, description="rank of LoRA beside the frozen attention of a transformer (extra `lora`); 0 = none"
     )
     norm: Literal["auto", "batch", "group"] = Field(
-        "auto", description="`auto`: frozen batch norm with pretrained weights, group norm from scratch"
+        "auto",
+        description="`auto`: frozen batch norm with pretrained weights, group norm from scratch; `batch`: batch norm "
+        "that learns, as published: statistics of a step's kept tiles in training, their running mean in the scan",
     )
     memory_size: Count = Field(64, description="tiles kept per slide (M)")
     pooling: Annotated[str, ListedIn("poolings")] = Field("attention", description="how kept tiles are pooled")
@@ -141,6 +143,7 @@ class TrainingSection(Section):
         "scratch, 0.3 for one with weights",
     )
     weight_decay: AtLeast0 = Field(0.1, description="weight decay; norms, biases and queries have none")
+    decay_all: bool = Field(False, description="weight decay also of norms, biases and queries, as published")
     clip: AtLeast0 = Field(1.0, description="largest norm of a step's gradient, longer ones are shortened; 0 = none")
     warmup_steps: Whole = Field(20, description="linear learning-rate warm-up, optimiser steps; at most a fifth of all")
     tile_dropout: Below1 = Field(0.0, description="share of tiles left out of the scan, drawn again each epoch")
@@ -160,6 +163,11 @@ class TrainingSection(Section):
         "find, see `labels.background`), which trains the single-tile probability of the heatmap",
     )
     augment: AugmentSection = AugmentSection()
+    grid_shift: bool = Field(
+        False,
+        description="move the tile grid of each slide by up to half a tile, drawn again each epoch, so that a lesion "
+        "is cut differently; on plain images this is the shift augmentation",
+    )
     balance: Literal["weights", "sampling", "none"] = Field(
         "weights",
         description="for rare classes: `weights` in the loss, inverse to the frequency of a class; `sampling`: visit "

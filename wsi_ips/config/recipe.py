@@ -71,6 +71,8 @@ class Recipe(Section):
             return self
         if "augment" in self.training.model_fields_set:
             raise ValueError("`training.augment` changes pixels, and there are none with `model.input: features`")
+        if self.training.grid_shift:
+            raise ValueError("`training.grid_shift` reads other pixels, and there are none with `input: features`")
         backend = self.compute.scan_backend
         if registry("scan_backends")[backend].is_calibrated:
             raise ValueError(f"`compute.scan_backend: {backend}` needs pixels; leave it out with `input: features`")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest.folder_files import Discovery, all_files, few, slide_suffixes, slide_table
+from wsi_ips.manifest.folder_files import IMAGE_SUFFIXES, Discovery, all_files, few, slide_suffixes, slide_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,9 +48,14 @@ def discover_slides(folder: Path) -> pd.DataFrame:
 
 
 def discover_folder(folder: Path) -> Discovery:
-    """Find every slide file of a folder and its subfolders; the slide_id is the name without its ending."""
+    """Find every slide file of a folder and its subfolders; the slide_id is the name without its ending.
+
+    Beside slides, PNG and JPEG files are previews or masks; in a folder without any slide they are the slides.
+    """
     files = all_files(folder)
-    slides = [file for file in files if file.suffix.lower() in slide_suffixes()]
+    kinds = (slide_suffixes(), IMAGE_SUFFIXES)
+    found = ([file for file in files if file.suffix.lower() in suffixes] for suffixes in kinds)
+    slides: list[Path] = next(filter(None, found), [])
     table = slide_table([{"slide_id": file.stem, "path": file} for file in slides], folder)
     return Discovery(table, tuple(file for file in files if file not in set(slides)))
 

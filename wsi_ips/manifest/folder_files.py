@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
+IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg"])  # of plain images: slides only where a folder has no others
 SHOWN = 10
 DICOM_SERIES = "dicom.SeriesInstanceUID"
 INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
@@ -80,7 +81,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
     """Return the rows as a manifest; each is checked as if it had been read from a file."""
     if not rows:
-        raise ManifestError(f"folder {folder}: no slide in it; known endings: {', '.join(sorted(slide_suffixes()))}")
+        known = ", ".join(sorted(slide_suffixes() | IMAGE_SUFFIXES))
+        raise ManifestError(f"folder {folder}: no slide in it; known endings: {known}")
     first: dict[str, Path] = {}
     for row in rows:
         name, path = row["slide_id"], row["path"]

@@ -108,7 +108,7 @@ class SlideRecord(BaseModel):
         description="`partial`: lesions may lie outside the outlines too, so only what is outlined is known; empty = "
         "`complete`",
     )
-    tissue_method: Literal["auto", "otsu", "adaptive", "stain"] | None = Field(
+    tissue_method: Literal["auto", "otsu", "adaptive", "stain", "all"] | None = Field(
         None, description="How tissue is found on this slide; overrides `tissue.method` of the recipe"
     )
     tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(

@@ -42,6 +42,7 @@ class EncoderSpec:
     std: Sequence[float] = ()
     projector: int = 0  # width of the learned projector behind the trunk; 0: none
     features: int = 0  # width of another tool's features that it takes instead of patches; 0: it takes patches
+    standardised: bool = True  # whether a learned scale and shift follow the trunk
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # JSON gives lists

@@ -51,6 +51,13 @@ class Standardise(nn.Module):
         return embeddings * self.weight + self.bias
 
 
+class Unchanged(nn.Identity):
+    """What stands in the place of :class:`Standardise` where the published code has nothing."""
+
+    def start(self, embeddings: Tensor) -> None:
+        """Do nothing."""
+
+
 class Projector(nn.Module):
     """A learned map to a smaller width: ``relu(standardise(linear(layer_norm(x))))``, F to D.
 
@@ -111,7 +118,11 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = trunk.to(memory_format=torch.channels_last)  # the architecture without its classifier
-        self.standardise = Projector(width, spec.projector) if spec.projector else Standardise(width)
+        self.standardise: Projector | Standardise | Unchanged
+        if spec.projector:
+            self.standardise = Projector(width, spec.projector)
+        else:
+            self.standardise = Standardise(width) if spec.standardised else Unchanged()
         self.spec = spec
         self.width, self.trunk_width = spec.projector or width, width
         self.frozen: tuple[nn.Module, ...] = ()  # parts that stay in evaluation mode in training

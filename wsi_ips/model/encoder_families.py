@@ -33,7 +33,10 @@ _GLOBAL_POOL = {"model": {}, "cls": {"global_pool": "token"}, "cls+mean": {"glob
 
 
 def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weights: bool) -> EncoderSpec:
-    """Check the name of an encoder and resolve `norm: auto`; group norm is refused for given weights."""
+    """Check the name of an encoder and resolve `norm: auto`; group norm is refused for given weights.
+
+    Batch norm that learns follows the published code in all: no :class:`~wsi_ips.model.encoder.Standardise` either.
+    """
     ENCODERS[name]  # raises where there is none
     if norm == "group" and has_weights:
         raise RecipeError(
@@ -41,7 +44,10 @@ def encoder_spec(name: str, *, norm: Literal["auto", "batch", "group"], has_weig
             "weights; use `auto`"
         )
     group = norm == "group" or (norm == "auto" and not has_weights)
-    return EncoderSpec(name, "group" if group else "batch", frozen_statistics=has_weights)
+    is_live = norm == "batch"
+    return EncoderSpec(
+        name, "group" if group else "batch", frozen_statistics=has_weights and not is_live, standardised=not is_live
+    )
 
 
 def build_encoder(spec: EncoderSpec, *, pretrained: bool = False, weights: Path | None = None) -> Encoder:
@@ -72,12 +78,13 @@ def build_resnet(spec: EncoderSpec, *, pretrained: bool, weights: Path | None) -
     assert match is not None
     norm_layer: Any = partial(nn.GroupNorm, GROUPS) if spec.norm == "group" else nn.BatchNorm2d
     try:
-        # Residual branches that start at zero were measured to learn from the first steps on (DECISIONS.md).
+        # Residual branches that start at zero were measured to learn from the first steps on (DECISIONS.md); the
+        # published code starts them as torchvision does.
         full = models.get_model(
             match["name"],
             weights="DEFAULT" if pretrained else None,
             norm_layer=norm_layer,
-            zero_init_residual=not pretrained,
+            zero_init_residual=not pretrained and spec.standardised,
         )
     except OSError as error:
         raise access_explained(spec.name, error) from error

@@ -74,8 +74,12 @@ class IpsNet(nn.Module):
             return TileScores(logits, None)
         return TileScores(logits, self.probabilities(self.classify(self.pooling.alone(embeddings))))  # (n, C)
 
-    def parameter_groups(self, weight_decay: float, *, trunk_rate: float = 1.0) -> list[dict[str, object]]:
+    def parameter_groups(
+        self, weight_decay: float, *, trunk_rate: float = 1.0, decay_all: bool = False
+    ) -> list[dict[str, object]]:
         """Group parameters for the optimiser: norms, biases, queries, tokens, positions have no weight decay.
+
+        With ``decay_all`` they have, as in the published code.
 
         ``rate`` of a group is its learning rate divided by that of the heads: ``trunk_rate`` for the encoder's trunk, 1
         for the rest and for the new weights of LoRA.
@@ -85,6 +89,7 @@ class IpsNet(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 is_free = parameter.ndim < 2 or name.endswith("pooling.queries") or name in undecayed
+                is_free = is_free and not decay_all
                 given = name.startswith("encoder.trunk.") and ".lora_" not in name
                 groups.setdefault((trunk_rate if given else 1.0, is_free), []).append(parameter)
         return [
@@ -110,8 +115,9 @@ LONGEST = 10_000.0
 class SinusoidalPosition(nn.Module):
     """Position of a tile, added to its embedding: fixed 2-D sinusoids; the width must be a multiple of 4.
 
-    Source: the sinusoids of Vaswani et al., 2017, half of the width for x and half for y, as in the published code for
-    grids. Here positions are physical, so that they mean the same at any scale and stride.
+    Source: the sinusoids of Vaswani et al., 2017, half of the width for x and half for y. The published code of
+    Bergner et al., 2023, has one sinusoid over the number of the patch, row by row; with it, neighbours above and below
+    are far apart. Here positions are physical, so that they mean the same at any scale, stride and outline of tissue.
     """
 
     frequency: Tensor

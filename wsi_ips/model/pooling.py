@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,8 @@ class CrossAttentionPooling(Pooling):
         self.attention_dropout = nn.Dropout(dropout)
         self.dropout = nn.Dropout(dropout)
         self.norm_attention = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
-        )
+        layers = {"0": nn.Linear(width, 4 * width), "1": nn.ReLU(), "3": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))  # these are the names in stored checkpoints
         self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
 
     def logits(self, embeddings: Tensor) -> Tensor:

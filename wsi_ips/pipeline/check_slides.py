@@ -16,7 +16,7 @@ from wsi_ips.config import Recipe, TilesSection, load_recipe
 from wsi_ips.errors import Failure, ManifestError, ResolutionError, fenced
 from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
 from wsi_ips.manifest.discovery import discover
-from wsi_ips.manifest.folder_files import DICOM_SERIES, Unlisted, slide_suffixes, unlisted_files
+from wsi_ips.manifest.folder_files import DICOM_SERIES, IMAGE_SUFFIXES, Unlisted, slide_suffixes, unlisted_files
 from wsi_ips.manifest.manifest_csv import read_manifest
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.progress import Progress, Silent
@@ -158,7 +158,7 @@ def find_target(target: str, *, write_to: Path | None = None, folder: Path | Non
         raise ManifestError(f"folder {folder}: no such folder")
     if write_to is not None and not path.is_dir():
         raise ManifestError(f"{target}: --output writes the manifest of a folder; this is not a folder")
-    if is_url(target) or (path.suffix.lower() in slide_suffixes() and not path.is_dir()):
+    if is_url(target) or (path.suffix.lower() in slide_suffixes() | IMAGE_SUFFIXES and not path.is_dir()):
         name = PurePosixPath(slide_name(target if is_url(target) else path)).stem
         return Target([SlideRecord.model_validate({"slide_id": name, "path": target})])
     own = {path.resolve()}

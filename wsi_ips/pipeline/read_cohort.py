@@ -37,6 +37,8 @@ def read_cohort(recipe: Recipe) -> Manifest:
     if section.val_share and not any(r.split == "val" for r in records):
         labels = {r.slide_id: recipe.labels.mapped(r.label) for r in records}
         records = with_validation_share(records, labels, section.val_share, seed=recipe.seed)
+    if (scale := recipe.slides.mpp_override) is not None:
+        records = tuple(r.model_copy(update={"mpp": scale}) for r in records)
     if recipe.tiles.imported is not None:
         files = coordinate_files(recipe.tiles.imported, records)
         records = tuple(r if r.coordinates else _with_coordinates(r, files) for r in records)

@@ -126,7 +126,9 @@ def tile_slide(
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
     found = _Findings(overview, tissue, index, laid, regions, recall, no_tumour)
-    index = replace(index, look=look_of(overview.thumbnail))
+    source = "pixels" if tiling.slides.unit == "pixels" else index.mpp_source
+    look = "" if tissue.rung == "all" else look_of(overview.thumbnail)  # it recognises stain on glass
+    index = replace(index, look=look, mpp_source=source)
     return index, _row(found, tiles), _files(found, found.remarks(), origin)
 
 

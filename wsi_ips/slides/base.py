@@ -62,6 +62,7 @@ class SlideReader:
 
     info: SlideInfo
     owns_source = False  # whether it keeps reading from the `ByteSource` it was opened with, and closes it
+    bytes_held = 0  # decoded pixels that stay in memory while it is open
     _closed = False
 
     def read_region(self, location_px0: Point, level: int, size_px: Size) -> RGB:

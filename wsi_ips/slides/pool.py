@@ -17,6 +17,7 @@ from wsi_ips.errors import SlideError
 from wsi_ips.slides.base import RGB, SlideReader
 
 MAX_OPEN = 32  # slides kept open between reads
+MAX_HELD = 2**28  # bytes of decoded pixels in slides kept open between reads: plain images are in memory as a whole
 CACHE_MB = 64  # size of the tile cache, MiB: a band of 256 px tiles across 85 000 px of tissue
 SPARE_BYTES = 8 * 2**20  # memory of dropped tiles that is kept for new tiles
 
@@ -149,9 +150,19 @@ class SlidePool:
                     del self._entries[key]
                 if entry.users == 0:
                     closing.append(entry)
-            surplus = max(0, len(self._entries) - self._max_open)
-            closing += [self._entries.pop(other) for other in self._idle()[:surplus]]
+            closing += [self._entries.pop(other) for other in self._surplus()]
         _close(closing)
+
+    def _surplus(self) -> list[Hashable]:
+        """Return the idle slides to close, the least recently used first."""
+        held = {key: entry.reader.bytes_held if entry.reader else 0 for key, entry in self._entries.items()}
+        surplus: list[Hashable] = []
+        for key in self._idle():
+            if len(held) <= self._max_open and sum(held.values()) <= MAX_HELD:
+                break
+            del held[key]
+            surplus.append(key)
+        return surplus
 
 
 def _close(entries: list[_Entry]) -> None:

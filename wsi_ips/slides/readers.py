@@ -58,6 +58,13 @@ READERS: Registry[ReaderEntry] = Registry(
         ),
         ReaderEntry("openslide", f"{LIBRARIES}:open_openslide", "OpenSlide decodes all", tried=True),
         ReaderEntry("tiffslide", f"{LIBRARIES}:open_tiffslide", "TiffSlide decodes all", opens_urls=True, tried=True),
+        ReaderEntry(
+            "image",
+            "wsi_ips.slides.image_reader:open_image",
+            "a plain image (PNG, JPEG, TIFF of one page, colour or grey), decoded whole",
+            opens_urls=True,
+            tried=True,
+        ),
     ),
     group="wsi_ips.readers",
 )

@@ -121,6 +121,19 @@ class TileIndex:
         columns = self.columns() | {"flags": flags}
         return replace(self, **{name: values[keep] for name, values in columns.items()})
 
+    def moved(self, offset_px: tuple[int, int]) -> Self:
+        """Return the index with every tile moved by (x, y) patch pixels, except where it would leave the scanned part.
+
+        Such tiles stop at its edge. Ids and fractions of tissue and tumour stay those of the grid.
+        """
+        sides = zip((self.x, self.y), offset_px, self.plan.px0_per_patch_px, self.plan.footprint_px0, strict=True)
+        ends = zip(self.bounds[:2], (self.bounds.right, self.bounds.bottom), strict=True)
+        x, y = (
+            _moved(starts, round(by * px0), low=low, high=math.floor(high - footprint + 1e-6))
+            for (starts, by, px0, footprint), (low, high) in zip(sides, ends, strict=True)
+        )
+        return replace(self, x=x, y=y)
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the stored columns by name."""
         return {name: value for name in COLUMNS if (value := getattr(self, name)) is not None}
@@ -212,6 +225,14 @@ def _starts(length: int, footprint: float, stride: float) -> NDArray[np.int64]:
     count = max(0, math.floor((length - footprint) / stride) + 2)
     starts = np.rint(np.arange(count) * stride).astype(np.int64)
     return np.asarray(starts[starts + footprint <= length + 1e-6])
+
+
+def _moved(starts: NDArray[np.int32], by_px0: int, *, low: int, high: int) -> NDArray[np.int32]:
+    """Move the starts of tiles along one axis, each as far as the limits allow (imported tiles may lie beyond them)."""
+    if not len(starts):
+        return starts
+    moved = np.clip(starts + by_px0, min(low, int(starts.min())), max(high, int(starts.max())))
+    return np.asarray(moved, np.int32)
 
 
 def geometry_mismatches(index: TileIndex) -> Iterator[str]:

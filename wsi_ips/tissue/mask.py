@@ -169,6 +169,8 @@ def _even_odd(loops: list[shapely.Polygon]) -> BaseGeometry:
 
 def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
     """Return remarks on an odd mask, worst first; ``mpp`` is µm per level-0 pixel."""
+    if tissue.rung == "all":
+        return []  # as the recipe asks
     mask, area_mm2 = tissue.mask, tissue.area_um2(mpp) / 1e6
     share = float(mask.mean())
     texts: list[str] = []

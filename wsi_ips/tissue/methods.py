@@ -36,7 +36,7 @@ SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on 
 DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
 
 Rung = Literal["otsu", "adaptive", "stain", "bounded"]
-Method = Literal["auto", "otsu", "adaptive", "stain"]
+Method = Literal["auto", "otsu", "adaptive", "stain", "all"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 
 MOST_SATURATION = 0.2  # with little glass, Otsu can only split the tissue, and splits it higher

@@ -27,12 +27,17 @@ class TissueRules:
     min_saturation: float = 0.06
     min_area_um2: float = 40_000.0  # smaller pieces are dropped
     max_hole_um2: float = 20_000.0  # holes up to this area are filled
-    method: Method = "auto"  # `auto`: the first of `wsi_ips.tissue.methods` that can be trusted; else the named one
+    # `auto`: the first of `wsi_ips.tissue.methods` that can be trusted; `all`: everything is tissue; else the named one
+    method: Method = "auto"
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
     """Separate tissue from glass on the thumbnail (of scale ``mpp``) of a whole slide; the mask may be all False."""
     rules = rules or TissueRules()
+    if rules.method == "all":  # a plain image has neither glass nor ink, so artefacts are not looked for either
+        height, width = thumbnail.shape[:2]
+        scale = Scale(px0_size.width / width, px0_size.height / height)
+        return TissueMask(np.ones((height, width), bool), scale, 0.0, "all of the image", rung="all")
     step_um = math.sqrt(mpp.x * mpp.y)
     view, seen = _look(thumbnail, mpp)
     best, passed = _first_trusted(view, rules, step_um)

@@ -115,7 +115,9 @@ class Trainer:
     def _first_or_stored_state(self, train: Sequence[LabelledSlide], file: StateFile | None) -> TrainingState:
         """Return the state to resume from, the same in all processes: that of the file, else the initial one."""
         section, processes = self.settings.section, self.processes
-        groups = self.net.parameter_groups(section.weight_decay, trunk_rate=self.settings.trunk_rate)
+        groups = self.net.parameter_groups(
+            section.weight_decay, trunk_rate=self.settings.trunk_rate, decay_all=section.decay_all
+        )
         optimiser = torch.optim.AdamW(groups, lr=section.learning_rate)
         others: dict[str, Any] = {"precision": self.step.precision, "selections": self.step.last}
         if self.step.average is not None:
@@ -144,8 +146,12 @@ class Trainer:
             tiles = slides[number].tiles
             drawn = np.sort(rng.permutation(len(tiles.index))[:each])
             pixels.append(read_tiles(tiles.only(drawn.astype(np.int32))))
-        self.net.eval()
-        self.net.encoder.start(to_float(torch.from_numpy(np.concatenate(pixels)).to(self.processes.device)))
+        together, encoder = torch.from_numpy(np.concatenate(pixels)), self.net.encoder.eval()
+
+        def embed(part: slice) -> Tensor:
+            return encoder.embed_raw(to_float(together[part].to(self.processes.device)))
+
+        encoder.start(torch.cat(self.step.limit.run(len(together), embed)))
 
     def _class_weights(self, train: Sequence[LabelledSlide], val: Sequence[LabelledSlide]) -> list[Tensor]:
         """Check the labels; return the weights of the classes, per task."""
@@ -220,10 +226,13 @@ class Trainer:
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
-    """Return the factor of the learning rate: linear to 1 over ``warmup`` steps, then cosine to 0.001 at ``total``."""
+    """Return the factor of the learning rate: linear to 1 over ``warmup`` steps, then cosine to 0.001 at the last.
+
+    ``step`` counts from 0, the published code from 1; the factors of a training of ``total`` steps are the same.
+    """
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
+    progress = (step + 1 - warmup) / max(1, total - warmup)
     return 0.001 + 0.999 * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from wsi_ips.config import TrainingSection
-from wsi_ips.errors import DivergedError, ScoresError
+from wsi_ips.errors import DivergedError, ScoresError, TrainingError
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.model.net import IpsNet
 from wsi_ips.model.scan_encoders import scan_dtype
 from wsi_ips.model.task_losses import is_known, share_right, target_tensors, task_loss
 from wsi_ips.scanning import ChunkLimit, Winners
-from wsi_ips.training.gradient import RandomState, StepGradient
+from wsi_ips.training.gradient import RandomState, StepGradient, uses_batch_statistics
 from wsi_ips.training.loss import SlideLosses, StepLoss
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StopRequest
@@ -81,6 +81,7 @@ class Step:
     def __init__(self, net: IpsNet, settings: Settings, processes: Processes, listener: Listener) -> None:
         section, compute = settings.section, settings.compute
         self.net, self.settings, self.processes = net, settings, processes
+        self._require_whole_steps()
         self.limit = ChunkLimit(compute.chunk_size, listener.note)
         self.choice = TileChoice(settings, processes, self.limit)
         self.last = LastSelection(settings.memory_size)
@@ -93,6 +94,14 @@ class Step:
         self.guess: Tensor | None = None  # logits of guessing, (C,), whose loss is recorded beside that of the network
         self.stop, self.all_stop = StopRequest(), False  # of this process; whether any was asked, known after a step
 
+    def _require_whole_steps(self) -> None:
+        in_parts = self.settings.compute.slides_at_once is not None or not self.processes.is_alone
+        if in_parts and uses_batch_statistics(self.net.encoder.train()):
+            raise TrainingError(
+                "`model.norm: batch` takes its statistics from all kept tiles of a step: train in one process and "
+                "leave `compute.slides_at_once` out, or set `model.norm: auto`"
+            )
+
     def learn(
         self, batch: Sequence[LabelledSlide], epoch: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer
     ) -> tuple[float, float]:
@@ -101,6 +110,7 @@ class Step:
         Raises :class:`DivergedError` where a loss, gradient or score is not finite; the weights are those before.
         """
         tasks, processes = self.net.tasks, self.processes
+        batch = [self.choice.placed(slide, epoch) for slide in batch]
         at_once = self.settings.compute.slides_at_once or len(batch)
         parts = [slice(start, min(start + at_once, len(batch))) for start in range(0, len(batch), at_once)]
         targets = [truth.to(processes.device) for truth in target_tensors([slide.targets for slide in batch], tasks)]

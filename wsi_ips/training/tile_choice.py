@@ -8,7 +8,7 @@ Shapes: K ≤ M kept tiles of h x w pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from wsi_ips.config import AugmentSection
 from wsi_ips.model.net import IpsNet, to_float
 from wsi_ips.model.selection import Selection
 from wsi_ips.scanning import ChunkLimit, Prepare, ScanOptions, plain_patches, scan_slides
+from wsi_ips.tiles.feature_store import FeatureTiles
 from wsi_ips.tiles.stream import SlideTiles, read_tiles
 from wsi_ips.training.augment import augment, tile_keys
 from wsi_ips.training.known_tiles import with_missed
@@ -28,7 +29,7 @@ from wsi_ips.training.settings import LabelledSlide, Settings
 from wsi_ips.training.starts import STARTS, Start
 from wsi_ips.training.tracking import Meter
 
-DROPOUT, RANDOM_TILES, EXPLORATION, MISSED = 0, 1, 2, 3  # streams of random numbers of a slide in an epoch
+DROPOUT, RANDOM_TILES, EXPLORATION, MISSED, GRID = range(5)  # streams of random numbers of a slide in an epoch
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,15 @@ class TileChoice:
         if start is not None:
             return start.tile_count(slide)
         return min(self.settings.memory_size, self.scanned_count(slide))
+
+    def placed(self, slide: LabelledSlide, epoch: int) -> LabelledSlide:
+        """Return the slide with the tile grid of this epoch: moved by up to half a tile, or as it is stored."""
+        if not self.settings.section.grid_shift or isinstance(slide.tiles, FeatureTiles):
+            return slide  # stored features are those of the stored grid
+        index = slide.tiles.index
+        half_px = np.array(index.plan.patch_size) // 2
+        x, y = self._rng(slide, epoch, GRID).integers(-half_px, half_px, endpoint=True).tolist()
+        return replace(slide, tiles=replace(slide.tiles, index=index.moved((x, y))))
 
     def prepare(self, batch: Sequence[LabelledSlide], epoch: int) -> Prepare:
         """Return the augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""

@@ -67,7 +67,7 @@ class TileTruth:
         """Return the number of tiles that show a kind, at least in part."""
         is_rest = _weight(self.rest[None], kind, self.tasks)[0] > 0
         touched = int(np.count_nonzero(_weight(self.shares, kind, self.tasks)))
-        return touched + is_rest * (self.count - len(self.tiles))
+        return touched + (self.count - len(self.tiles) if is_rest else 0)
 
     def draw(self, kind: Kind, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw different tiles that show a kind, at most ``count``; those that show more of it more often."""
@@ -106,7 +106,7 @@ def _weight(shares: Shares, kind: Kind, tasks: Sequence[Task]) -> NDArray[np.flo
     if kind.shown is not None:
         return np.nan_to_num(part[:, kind.shown])
     shown = part[:, 0] == 1 if tasks[kind.task].kind == "single" else (part == 0).all(1)
-    return shown.astype(np.float64)
+    return np.asarray(shown, np.float64)
 
 
 def tile_truth(
