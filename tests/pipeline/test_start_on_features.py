@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe with encoder weights whose training is done, with default `training.start`; `said`: its output."""
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(3)
-    encoder = build_encoder(encoder_spec("resnet18-1", norm="batch", has_weights=True))
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=True))
     weights = {name: value.contiguous() for name, value in encoder.trunk.state_dict().items()}
     save_file(weights, folder / "weights.safetensors")
     (folder / "said").write_text(train(folder))
@@ -42,7 +42,7 @@ def train(folder: Path, **training: object) -> str:
     """Write the recipe, run `wsi-ips train`, and return what it printed, on one line."""
     slides = replace(SLIDES, split=(0.5, 0.25, 0.25))
     recipe = write_recipe(folder, slides=slides, training=TRAINING | training)
-    set_weights = ["--set", f"model.weights={folder / 'weights.safetensors'}", "--set", "model.norm=batch"]
+    set_weights = ["--set", f"model.weights={folder / 'weights.safetensors'}"]
     result = CliRunner().invoke(app, ["train", str(recipe), *set_weights])
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
@@ -128,7 +128,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_with_their_size_before
     slides = replace(SLIDES, split=(0.5, 0.25, 0.25))
     recipe = write_recipe(folder, slides=slides, training=TRAINING)
     weights = f"model.weights={folder / 'weights.safetensors'}"
-    result = CliRunner().invoke(app, ["train", str(recipe), "--set", weights, "--set", "model.norm=batch"])
+    result = CliRunner().invoke(app, ["train", str(recipe), "--set", weights])
     assert result.exit_code == 2
     said = " ".join(result.output.split())
     assert "features of " in said
@@ -137,7 +137,7 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_with_their_size_before
 
 
 def test_the_fingerprint_of_an_encoder_is_that_of_the_file(trained):
-    spec = encoder_spec("resnet18-1", norm="batch", has_weights=True)
+    spec = encoder_spec("resnet18-1", norm="auto", has_weights=True)
     encoder = build_encoder(spec, weights=trained / "weights.safetensors")
     plain = min(slides_in(trained / "out" / "features.zarr"), key=len)
     assert plain.endswith(encoder_fingerprint(encoder)[:8])
