@@ -39,13 +39,14 @@ def train_encoder_file(
     path: Path,
     *,
     splits: Sequence[str] = ("train",),
-    steps: int = STEPS,
+    steps: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Train an encoder on the slides of some splits, labelled or not, and write its weights for ``model.weights``.
 
-    Tiles the slides first. Resumes where an earlier call was stopped. A slide whose tiles cannot be read is marked as
-    failed, and training starts again without it. Processes that `torchrun` started share out the work.
+    Without ``steps``, :data:`STEPS` optimiser steps. Tiles the slides first. Resumes where an earlier call was stopped.
+    A slide whose tiles cannot be read is marked as failed, and training starts again without it. Processes that
+    `torchrun` started share out the work.
     """
     if path.suffix != SUFFIX:
         raise RecipeError(f"{path}: the encoder's weights are written as {SUFFIX}; name such a file")
@@ -58,7 +59,7 @@ def train_encoder_file(
             while True:
                 slides = _tiles_of(run, splits)
                 try:
-                    encoder_weights(recipe, slides, path, steps=steps, progress=progress, processes=processes)
+                    encoder_weights(recipe, slides, path, steps=steps or STEPS, progress=progress, processes=processes)
                 except RegionReadError as error:
                     _leave_out(run, error, processes)
                 else:
