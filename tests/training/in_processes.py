@@ -28,6 +28,7 @@ from wsi_ips.tiles.stream import SlideTiles
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
+from wsi_ips.training.self_supervision import EncoderTrainer, SelfSupervision
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.tile_truth import tile_truth
 from wsi_ips.training.tracking import EpochRecord
@@ -119,6 +120,15 @@ def keep(path: Path, learner: Trainer, records: list[EpochRecord]) -> None:
     path.with_suffix(".json").write_text(json.dumps([asdict(replace(r, seconds=0.0)) for r in records]))
 
 
+def encoder_alone(processes: Processes | None) -> dict[str, torch.Tensor]:
+    """Weights of an encoder after two steps of self-supervision, of three groups each."""
+    torch.manual_seed(5 + (processes.rank if processes else 0))
+    encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
+    given = SelfSupervision(2, 3, COMPUTE, groups=3, group_tiles=12)
+    EncoderTrainer(encoder, given, processes=processes).fit([slide.tiles for slide in cohort()])
+    return encoder.state_dict()
+
+
 class Unreadable:
     """A slide whose pixels are gone."""
 
@@ -152,6 +162,8 @@ def scenario(name: str, processes: Processes, folder: Path) -> None:
         except WsiIpsError as error:
             told = {"type": type(error).__name__, "slide_id": getattr(error, "slide_id", None), "told": error.is_told}
             path.with_suffix(".said").write_text(json.dumps(told))
+    elif name == "encoder":
+        save_file(encoder_alone(processes), path)
     elif name == "unlike":
         try:
             processes.same(f"plan {processes.rank}", "plan")

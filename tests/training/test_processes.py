@@ -14,12 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.training.in_processes import fit, keep
+from tests.training.in_processes import encoder_alone, fit, keep
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.errors import RecipeError
 from wsi_ips.training.processes import Processes, device_of
 
-SCENARIOS = ("equal", "parts", "outlines", "resumed", "stopped", "unreadable", "unlike")
+SCENARIOS = ("equal", "parts", "outlines", "resumed", "stopped", "unreadable", "unlike", "encoder")
 STOPPED_AFTER = 5
 
 
@@ -109,6 +109,14 @@ def test_known_tiles_of_outlines_are_shared_too(together, tmp_path):
     keep(path, *fit(None, in_parts=True, start="outlines"))
     assert_equal(together / "outlines-0.safetensors", path)
     assert_same_figures(together / "outlines-0.safetensors", path)
+
+
+def test_two_processes_share_the_self_supervision_of_an_encoder(together):
+    """Their encoders begin with other weights: those of the first count. AdamW's first steps are of size 0.001."""
+    first, second = (load_file(together / f"encoder-{rank}.safetensors") for rank in range(2))
+    for name, tensor in encoder_alone(None).items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_what_one_began_two_finish(together, alone):

@@ -88,12 +88,33 @@ def run_stages(
 @command(
     MODEL,
     "wsi-ips train recipe.yaml --set training.epochs=30",
+    "wsi-ips train recipe.yaml --encoder-only encoder.safetensors",
     "torchrun --nproc-per-node 4 -m wsi_ips train recipe.yaml",
 )
-def train(recipe: RecipeFile, settings: Overrides = None) -> None:
+def train(
+    recipe: RecipeFile,
+    encoder_only: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Only train the encoder, on tiles without labels (self-supervision), and write its weights to this "
+            "file for model.weights.",
+        ),
+    ] = None,
+    splits: Annotated[
+        list[str] | None, Option("--split", help="With --encoder-only: split to learn from, repeatable; default train.")
+    ] = None,
+    settings: Overrides = None,
+) -> None:
     """Train on the slides of split `train`, end to end on pixels; slides that are not tiled yet are tiled first."""
     loaded = read_recipe(recipe, settings)
-    if Launch.of().is_first:
+    if splits and encoder_only is None:
+        raise RecipeError("--split: only with --encoder-only")
+    if encoder_only is not None:
+        from wsi_ips.pipeline.stages import train_encoder_file
+
+        train_encoder_file(loaded, encoder_only, splits=splits or ("train",), progress=Bars())
+    elif Launch.of().is_first:
         _run_stages(loaded, ("train",), [])
     else:
         from wsi_ips.pipeline.stages import train_along

@@ -59,6 +59,7 @@ class EncoderOrigin:
     file: str = ""
     # Model ids of the checkpoints that a training started from (`model.start`), the first one first
     through: tuple[str, ...] = ()
+    self_supervised: bool = False  # whether the encoder then learned from the training slides' tiles without labels
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "through", tuple(self.through))
@@ -152,7 +153,8 @@ def origin_text(card: ModelCard) -> str:
         "file": f"initial weights from {origin.file}",
         "imported": "run by another tool",
     }[origin.source]
-    return f"{began}, trained further from {' and then '.join(origin.through)}" if origin.through else began
+    through = f", trained further from {' and then '.join(origin.through)}" if origin.through else ""
+    return began + through + (", then self-supervised on the training slides' tiles" if origin.self_supervised else "")
 
 
 def training_text(card: ModelCard) -> str:

@@ -40,6 +40,7 @@ class RunFolder:
     features = InRoot("features.zarr")  # features of the tiles, a folder per encoder
     training = InRoot("training")  # state of a running training and its best checkpoint; removed when it is done
     metrics = InRoot("metrics.jsonl")  # metrics per epoch, one JSON object a line
+    encoder = InRoot("encoder.safetensors")  # weights of an encoder that learned without labels
     start_metrics = InRoot("start_metrics.jsonl")  # the same of a start on features
     tensorboard = InRoot("tensorboard")  # the same metrics for TensorBoard
     model = InRoot("model")  # checkpoint of the best epoch

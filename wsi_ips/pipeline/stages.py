@@ -25,6 +25,7 @@ from wsi_ips.pipeline.run_folder import write_facts
 from wsi_ips.pipeline.slide_states import STATES, SlideState
 from wsi_ips.pipeline.tile_stage import Retried, restore_failed, tile_stage
 from wsi_ips.pipeline.tissue_sheet import sheet_stage
+from wsi_ips.training.starts import STARTS as TRAINING_STARTS
 
 if TYPE_CHECKING:
     from wsi_ips.pipeline.slide_predictions import PredictedSlide
@@ -110,6 +111,26 @@ def predict_slides(
         calibration = run.predictions.calibration()
         found = predicted_slides(run.predictions, records, calibration, run.recipe.heatmap.maps[0])
         return Predictions(run, calibration, found)
+
+
+def train_encoder_file(
+    recipe: Recipe, path: Path, *, splits: Sequence[str] = ("train",), progress: Progress | None = None
+) -> None:
+    """Train an encoder without labels on the slides of some splits, and write its weights for ``model.weights``.
+
+    Tiles the slides first. Resumes where an earlier call was stopped. Processes that `torchrun` started share out the
+    work.
+    """
+    from wsi_ips.pipeline.encoder_stage import EncoderJob, encoder_stage
+    from wsi_ips.pipeline.train_stage import joined
+
+    job = EncoderJob(path, splits, recipe.training.start_steps or TRAINING_STARTS["self-supervised"].steps)
+    with joined(recipe.compute.device) as processes:
+        with processes.ahead() as is_first:
+            if is_first:
+                run_stage(recipe, "tile", progress)
+        with Run.open(recipe, progress) as run:
+            encoder_stage(run.recipe, run.slides, run.states, run.progress, processes, job)
 
 
 def train_along(recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from wsi_ips.config import LabelsSection, ModelSection, PlannedTraining, Recipe, planned
-from wsi_ips.errors import TrainingError
+from wsi_ips.errors import FeaturesError, RegionReadError, TrainingError
 from wsi_ips.evaluation.slide_evaluation import SITE_COLUMNS
 from wsi_ips.inference.preparation import preparation_of
 from wsi_ips.labels import Task
@@ -183,3 +183,18 @@ def _counted(labels: LabelsSection, slides: RunSlides, records: Sequence[SlideRe
         texts = [task.format(slides.targets[r.slide_id][number]) or "(not known)" for r in records]
         classes[task.name] = dict(sorted(Counter(texts).items()))
     return {"slides": len(records), "patients": len(patients) or None, "classes": classes}
+
+
+def leave_out(
+    error: RegionReadError | FeaturesError, states: StateTable, progress: Progress, processes: Processes
+) -> None:
+    """Mark the slide that cannot be read as failed, in all processes, so that training can start again without it."""
+    if error.slide_id is None:
+        raise error
+    with processes.ahead() as is_first:
+        if is_first:
+            states.fail(error.slide_id, "train", error)
+            states.save()
+    if not is_first:
+        states.reload()
+    progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")

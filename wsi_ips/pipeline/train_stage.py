@@ -18,6 +18,7 @@ from wsi_ips.model.checkpoint_card import CARD_NAME, read_card
 from wsi_ips.model.encoders import encoder_remarks
 from wsi_ips.model.net import IpsNet
 from wsi_ips.pipeline.checkpoint_keeper import CheckpointKeeper
+from wsi_ips.pipeline.encoder_stage import encoder_weights
 from wsi_ips.pipeline.feature_source import FeaturePlan, feature_source
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_folder import RunFolder
@@ -25,7 +26,7 @@ from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.pipeline.split_cohort import require_no_leak
 from wsi_ips.pipeline.start_on_features import start_on_features
-from wsi_ips.pipeline.train_cohort import TrainingCohort, training_cohort
+from wsi_ips.pipeline.train_cohort import TrainingCohort, leave_out, training_cohort
 from wsi_ips.provenance import atomic_folder
 from wsi_ips.scanning import choose_device
 from wsi_ips.training.guessing import early_warning, final_warning
@@ -76,15 +77,7 @@ def train_stage(
         try:
             _fit(recipe, cohort, states, progress, processes)
         except (RegionReadError, FeaturesError) as error:
-            if error.slide_id is None:
-                raise
-            with processes.ahead() as is_first:
-                if is_first:
-                    states.fail(error.slide_id, "train", error)
-                    states.save()
-            if not is_first:
-                states.reload()
-            progress.note(f"slide {error.slide_id} cannot be read; training starts again without it: {error}")
+            leave_out(error, states, progress, processes)
         else:
             return True
 
@@ -97,8 +90,16 @@ def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: P
     remarks = encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px)
     for text in (*remarks, *recipe.labels.assumed):
         progress.note(text)
-    start = model.start
-    if STARTS[recipe.training.start].on_features:
+    start, entry = model.start, STARTS[recipe.training.start]
+    if entry.trains_encoder:
+        steps = entry.steps if recipe.training.start_steps is None else recipe.training.start_steps
+        tiles = [cohort.slides.tiles(record) for record in cohort.train]
+        weights = encoder_weights(recipe, tiles, folder.encoder, steps=steps, progress=progress, processes=processes)
+        origin = plan.origin and replace(plan.origin, self_supervised=True)
+        model = model.model_copy(update={"weights": weights, "pretrained": False, "start": None})
+        recipe = recipe.model_copy(update={"model": model})
+        start, plan = None, replace(cohort.encoder_plan(model), origin=origin)
+    if entry.on_features:
         start = start_on_features(recipe, cohort, states, progress, processes)
     manual_seed(recipe.seed)
     net, trunk = build_network(

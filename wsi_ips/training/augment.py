@@ -25,7 +25,7 @@ HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green and blue (ITU-R BT.601), as in torchvision (0.2989 there)
 
 DARKEST = 1 / 255
-STAINS, COLOURS = 1, 2  # streams of random numbers of a tile; the key itself is the first
+STAINS, COLOURS, CROP = 1, 2, 3  # streams of random numbers of a tile; the key itself is the first
 Floats = NDArray[np.float64]
 
 
@@ -56,14 +56,14 @@ def augment(patches: Tensor, keys: NDArray[np.uint64], strengths: AugmentSection
 
 def stain_map(keys: NDArray[np.uint64], strengths: AugmentSection) -> tuple[Floats, Floats]:
     """Return the change of a tile's optical density, ``density @ matrix + shift``: (n, 3, 3) and (n, 3)."""
-    spread = strengths.hed * (2 * _uniform(keys, STAINS, 6) - 1)  # (n, 6)
+    spread = strengths.hed * (2 * uniform_numbers(keys, STAINS, 6) - 1)  # (n, 6)
     scale, shift = 1 + spread[:, :3], spread[:, 3:]
     return np.linalg.inv(HED) @ (scale[:, :, None] * HED), (shift[:, None, :] @ HED)[:, 0]
 
 
 def colour_map(keys: NDArray[np.uint64], strengths: AugmentSection) -> Floats:
     """Return saturation and brightness of each tile as ``colour @ matrix``, (n, 3, 3)."""
-    uniform = 2 * _uniform(keys, COLOURS, 3) - 1  # (n, 3); the one between is not used
+    uniform = 2 * uniform_numbers(keys, COLOURS, 3) - 1  # (n, 3); the one between is not used
     brightness, saturation = 1 + strengths.brightness * uniform[:, 0], 1 + strengths.saturation * uniform[:, 2]
     grey = np.outer(GREY, np.ones(3))  # colour @ grey is its luma, three times
     saturated = saturation[:, None, None] * np.eye(3) + (1 - saturation)[:, None, None] * grey
@@ -78,7 +78,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)
 
 
-def _uniform(keys: NDArray[np.uint64], stream: int, count: int) -> Floats:
+def uniform_numbers(keys: NDArray[np.uint64], stream: int, count: int) -> Floats:
     """Return numbers in [0, 1) for each tile, shape (n, count), different in each stream."""
     counter = np.arange(count, dtype=np.uint64) + np.uint64(stream << 32)
     with np.errstate(over="ignore"):

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from typing import Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,26 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_ips.errors import TrainingError
-from wsi_ips.model.net import IpsNet
+from wsi_ips.model.encoder import Encoder
 from wsi_ips.scanning import Prepare, Winners
 
 MEASURED_TILES = 2  # winners from which the memory of one winner's activations is measured
 SPARE = 1.5  # times the saved activations, for what else the backward pass needs (their gradients, workspaces)
+
+
+class HasEncoder(Protocol):
+    """A network whose encoder learns."""
+
+    encoder: Encoder
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """All parameters, those of the encoder included."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+
+
 LossOf = Callable[[Tensor, Tensor], Tensor]  # (embeddings (B, K, D), mask (B, K)) -> scalar loss
 
 
@@ -119,7 +134,7 @@ class StepGradient:
         self._last: Literal["plain", "two-pass"] = "plain"
         self._told = self._fell_back = False
 
-    def __call__(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
+    def __call__(self, net: HasEncoder, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         """Add to the gradient of all parameters of ``net``; return the loss, detached.
 
         ``loss_of`` is called again where memory runs out; a :class:`TrainingError` says that it ran out twice.
@@ -131,7 +146,7 @@ class StepGradient:
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return loss
 
-    def _with_fallback(self, net: IpsNet, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
+    def _with_fallback(self, net: HasEncoder, winners: Winners, prepare: Prepare, loss_of: LossOf) -> Tensor:
         before = RandomState(next(net.parameters()).device)
         try:
             self._last = self._choose(net.encoder, winners, prepare)

@@ -19,6 +19,7 @@ from wsi_ips.model.checkpoint import build_net, load_trunk, start_from_checkpoin
 from wsi_ips.model.checkpoint_card import EncoderOrigin, EncoderSpec, ModelCard, read_card
 from wsi_ips.model.encoder import Encoder
 from wsi_ips.model.encoder_families import build_encoder, encoder_spec
+from wsi_ips.model.encoder_file import spec_for_file
 from wsi_ips.model.freezing import add_lora, freeze
 from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import fingerprint
@@ -66,7 +67,7 @@ def plan_encoder(section: ModelSection) -> EncoderPlan:
     )
     origin = EncoderOrigin("published" if section.pretrained else "random")
     if section.weights is not None:
-        origin = EncoderOrigin("file", section.weights.name)
+        spec, origin = spec_for_file(spec, section.weights), EncoderOrigin("file", section.weights.name)
     return EncoderPlan(replace(spec, projector=projector), section.pretrained, section.weights, origin)
 
 

@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from wsi_ips.model.net import IpsNet
 from wsi_ips.provenance import atomic_path
 from wsi_ips.training.tracking import EpochRecord
 
@@ -38,7 +37,8 @@ COUNTERS = ("epoch", "step", "total", "loss", "right", "sums", "seconds")
 class TrainingState:
     """Everything that a training needs to resume from this point."""
 
-    net: IpsNet
+    record: ClassVar[Any] = EpochRecord
+    net: nn.Module
     optimiser: torch.optim.Optimizer
     others: Mapping[str, Any] = field(default_factory=dict)  # other objects with a `state_dict`, by name
     epoch: int = 1  # the running one
@@ -47,7 +47,7 @@ class TrainingState:
     loss: float = 0.0  # sum over the slides of the epoch so far
     right: float = 0.0  # the same of correct answers
     sums: dict[str, list[float]] = field(default_factory=dict)  # other figures of the epoch, see Meter
-    history: list[EpochRecord] = field(default_factory=list)  # the epochs that are done
+    history: list[Any] = field(default_factory=list)  # records of the epochs that are done, of type `record`
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -62,7 +62,7 @@ class TrainingState:
         self.step += 1
         self.total += 1
 
-    def finish_epoch(self, record: EpochRecord) -> None:
+    def finish_epoch(self, record: Any) -> None:
         """Go to the beginning of the next epoch."""
         self.history.append(record)
         self.epoch, self.step, self.loss, self.right, self.sums = self.epoch + 1, 0, 0.0, 0.0, {}
@@ -88,7 +88,7 @@ class TrainingState:
         """Restore a stored state, including the random number generators."""
         stored: dict[str, Any] = json.loads(counters)
         self._began = time.monotonic() - stored.pop("seconds")
-        self.history = [EpochRecord.from_dict(record) for record in stored.pop("history")]
+        self.history = [self.record.from_dict(record) for record in stored.pop("history")]
         for name, value in stored.items():
             setattr(self, name, value)
         self.net.load_state_dict(_below(tensors, "net."))

@@ -87,6 +87,7 @@ class StartEntry(Entry):
 
     steps: int = 0  # optimiser steps where the recipe gives none (``training.start_steps``)
     in_epochs: bool = False  # whether its steps are the first epochs of the training loop
+    trains_encoder: bool = False  # whether the encoder learns from the tiles without labels before all else
     on_features: bool = False  # whether pooling and heads first learn on features of all tiles
 
 
@@ -132,6 +133,16 @@ STARTS = Registry(
             steps=250,
             in_epochs=True,
         ),
+        StartEntry(
+            "self-supervised",
+            _NO_START,
+            "the encoder learns from the training slides' own tiles without labels, then as `features`; for cohorts "
+            "that no published weights fit",
+            keys=(*_STEPS, "training.start_views"),
+            steps=1000,
+            trains_encoder=True,
+            on_features=True,
+        ),
         StartEntry("none", _NO_START, "tiles are selected from the first epoch on, as published"),
     ],
     group="wsi_ips.starts",
@@ -160,13 +171,15 @@ def choose_start(section: TrainingSection, model: ModelSection, outlined: int) -
     return StartChoice(
         "random-tiles",
         "the encoder has no weights; lesions that cover less than about a tenth of the tissue will not be found: set "
-        "`model.pretrained` or `model.weights`, or outline the lesions of some training slides",
+        "`model.pretrained` or `model.weights`, or `training.start: self-supervised`, or outline the lesions of some "
+        "training slides",
     )
 
 
 def head_section(section: TrainingSection, slides: int) -> PlannedTraining:
     """Return the settings of the start for a number of training slides: all tiles of a slide, nothing random."""
-    steps = STARTS["features"].steps if section.start_steps is None else section.start_steps
+    given = section.start_steps if section.start == "features" else None  # else those of the encoder's own training
+    steps = STARTS["features"].steps if given is None else given
     epochs = max(1, math.ceil(steps / math.ceil(slides / section.batch_slides)))
     changed = {
         "start": "none",
