@@ -40,7 +40,7 @@ GOALS = {
     "lines": 28_000,
     "lines of code": 17_000,
     **dict.fromkeys(LIMITS, 0),
-    "recipe keys": 90,
+    "recipe keys": 100,
     "commands": 15,
     "core dependencies": 25,
 }

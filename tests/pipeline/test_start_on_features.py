@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tests.pipeline.test_run import SLIDES, write_recipe
+from tests.small_cohort import SLIDES, write_recipe
 from wsi_ips.cli import app
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.model.encoder_families import build_encoder, encoder_spec

@@ -17,7 +17,8 @@ from torch import manual_seed, nn
 from wsi_ips.config import Recipe
 from wsi_ips.errors import FeaturesError
 from wsi_ips.model.checkpoint import add_trunk
-from wsi_ips.model.checkpoint_card import CARD_NAME, read_card
+from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, read_card
+from wsi_ips.model.net import IpsNet
 from wsi_ips.pipeline.checkpoint_keeper import CheckpointKeeper
 from wsi_ips.pipeline.feature_source import FeaturePlan, FeatureSource, FeatureView, feature_source
 from wsi_ips.pipeline.features_stage import compute_features
@@ -91,19 +92,14 @@ def start_on_features(
     FeaturesError
         The features do not fit on the disk, with their size; or those of a slide are missing.
     """
-    places = states.folder
-    start = HeadStart.of(places, cohort.fingerprint)
+    start = HeadStart.of(states.folder, cohort.fingerprint)
     if processes.from_first(start.is_finished):
         return start.checkpoint
-    sources = _sources(recipe, cohort, places)
+    sources = _sources(recipe, cohort, states.folder)
     with processes.ahead() as is_first:
         if is_first and cohort.features is None:
             _store(sources, recipe, cohort, states, progress)
-    plan = cohort.encoder_plan(recipe.model)
-    manual_seed(recipe.seed)
-    model = recipe.model.model_copy(update={"freeze": "none", "lora_rank": 0})
-    card = replace(cohort.card(recipe, plan), fingerprint=start.fingerprint)
-    net, trunk = build_network(model, card, plan, processes=processes, on_features=True)
+    card, net, trunk = _network(recipe, cohort, processes, start.fingerprint)
     section = head_section(recipe.training, len(cohort.train))
     train = cohort.to_learn_from(section, recipe.labels.tasks, progress.note, processes, *sources)
     val = cohort.labelled(cohort.val, sources[0])
@@ -111,12 +107,12 @@ def start_on_features(
     compute = recipe.compute.model_copy(update={"slides_at_once": recipe.compute.slides_at_once or 1})
     settings = Settings(section, compute, most, recipe.seed, continues=recipe.model.start is not None)
     stop = StopRequest(insistent=processes.is_alone)
+    metrics = [MetricsFile(states.folder.start_metrics)] if processes.is_first else []
     with (
-        Tracking([MetricsFile(places.start_metrics)] if processes.is_first else [], progress.note) as tracking,
+        Tracking(metrics, progress.note) as tracking,
         stop.on_signals(),
         progress.stage("start on features", section.epochs * len(train), "slides") as advance,
     ):
-        card = replace(card, encoder=net.encoder.spec)
         keeper = CheckpointKeeper(start.best, card, tracking, advance, select=section.select, phase="start on features")
         if processes.is_first:
             keeper.begin()
@@ -126,6 +122,17 @@ def start_on_features(
         if is_first:
             start.finish(trunk)
     return start.checkpoint
+
+
+def _network(
+    recipe: Recipe, cohort: TrainingCohort, processes: Processes, wanted: str
+) -> tuple[ModelCard, IpsNet, nn.Module | None]:
+    """Build the network without its trunk, nothing of it frozen; return also its card and the trunk."""
+    manual_seed(recipe.seed)
+    model, plan = recipe.model.model_copy(update={"freeze": "none", "lora_rank": 0}), cohort.encoder_plan(recipe.model)
+    card = replace(cohort.card(recipe, plan), fingerprint=wanted)
+    net, trunk = build_network(model, card, plan, processes=processes, on_features=True)
+    return replace(card, encoder=net.encoder.spec), net, trunk
 
 
 def _sources(recipe: Recipe, cohort: TrainingCohort, places: RunFolder) -> list[FeatureSource]:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 from torch import manual_seed, nn
 
 from wsi_ips.cluster.machine import Launch
-from wsi_ips.config import AugmentSection, PlannedTraining, Recipe, planned
+from wsi_ips.config import AugmentSection, ModelSection, PlannedTraining, Recipe, planned
 from wsi_ips.errors import DivergedError, FeaturesError, RegionReadError
 from wsi_ips.model.checkpoint import add_trunk, save_checkpoint
 from wsi_ips.model.checkpoint_card import CARD_NAME, read_card
@@ -31,7 +33,7 @@ from wsi_ips.provenance import atomic_folder
 from wsi_ips.scanning import choose_device
 from wsi_ips.training.guessing import early_warning, final_warning
 from wsi_ips.training.loop import Trainer
-from wsi_ips.training.model_building import build_network
+from wsi_ips.training.model_building import EncoderPlan, build_network
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import Settings
@@ -82,36 +84,48 @@ def train_stage(
             return True
 
 
-def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress, processes: Processes) -> None:
-    is_first, model, folder = processes.is_first, recipe.model, states.folder
-    for old in (folder.model, folder.last_model) if is_first else ():
-        (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
-    plan = cohort.encoder_plan(model)
+class _Started(NamedTuple):
+    """A training whose start before the training loop is done."""
+
+    model: ModelSection  # that of the recipe, with the weights that self-supervision made
+    plan: EncoderPlan
+    checkpoint: Path | None  # to go on from
+
+
+def _start(
+    recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress, processes: Processes
+) -> _Started:
+    """Do what comes before the training loop: self-supervision, and the start on features."""
+    model, plan, entry = recipe.model, cohort.encoder_plan(recipe.model), STARTS[recipe.training.start]
     remarks = encoder_remarks(plan.spec.name, mpp=recipe.tiles.mpp, patch_px=recipe.tiles.patch_px)
     for text in (*remarks, *recipe.labels.assumed):
         progress.note(text)
-    start, entry = model.start, STARTS[recipe.training.start]
     if entry.trains_encoder:
         steps = entry.steps if recipe.training.start_steps is None else recipe.training.start_steps
-        tiles = [cohort.slides.tiles(record) for record in cohort.train]
-        weights = encoder_weights(recipe, tiles, folder.encoder, steps=steps, progress=progress, processes=processes)
+        tiles, path = [cohort.slides.tiles(record) for record in cohort.train], states.folder.encoder
+        weights = encoder_weights(recipe, tiles, path, steps=steps, progress=progress, processes=processes)
         origin = plan.origin and replace(plan.origin, self_supervised=True)
         model = model.model_copy(update={"weights": weights, "pretrained": False, "start": None})
-        recipe = recipe.model_copy(update={"model": model})
-        start, plan = None, replace(cohort.encoder_plan(model), origin=origin)
+        plan = replace(cohort.encoder_plan(model), origin=origin)
+    checkpoint = model.start
     if entry.on_features:
-        start = start_on_features(recipe, cohort, states, progress, processes)
+        recipe = recipe.model_copy(update={"model": model})
+        checkpoint = start_on_features(recipe, cohort, states, progress, processes)
+    return _Started(model, plan, checkpoint)
+
+
+def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress, processes: Processes) -> None:
+    is_first, folder = processes.is_first, states.folder
+    for old in (folder.model, folder.last_model) if is_first else ():
+        (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
+    model, plan, start = _start(recipe, cohort, states, progress, processes)
     manual_seed(recipe.seed)
-    net, trunk = build_network(
-        model.model_copy(update={"start": start}),
-        cohort.card(recipe, plan),
-        plan,
-        processes=processes,
-        on_features=cohort.features is not None,
-    )
-    card = replace(cohort.card(recipe, plan), encoder=net.encoder.spec)
+    card, on_features = cohort.card(recipe, plan), cohort.features is not None
+    section = model.model_copy(update={"start": start})
+    net, trunk = build_network(section, card, plan, processes=processes, on_features=on_features)
+    card = replace(card, encoder=net.encoder.spec)
     training = planned(recipe.training, len(cohort.train))
-    if cohort.features is not None:  # there are no pixels to change
+    if on_features:  # there are no pixels to change
         training = training.model_copy(update={"augment": AugmentSection.nothing()})
     rate = training.encoder_rate or (RATE_OF_GIVEN_WEIGHTS if plan.has_weights else 1.0)
     settings = Settings(training, recipe.compute, model.memory_size, recipe.seed, rate, continues=start is not None)

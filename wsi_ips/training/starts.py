@@ -113,7 +113,7 @@ STARTS = Registry(
             "the encoder as it is embeds all tiles once; pooling and heads learn on all of them, and training goes on "
             "end to end from their attention; finds small lesions",
             keys=(*_STEPS, "training.start_views"),
-            steps=600,
+            steps=400,
             on_features=True,
         ),
         StartEntry(
