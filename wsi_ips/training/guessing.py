@@ -15,7 +15,7 @@ from typing import Any
 from wsi_ips.config import ModelSection, TrainingSection
 from wsi_ips.registry import registry
 
-STILL_GUESSING = 0.95  # times the loss of guessing: what a loss must fall below; noise of an epoch is about 2 %
+STILL_GUESSING = 0.95  # times the loss of guessing: a loss below it counts as having learned something
 EARLY = 0.1  # share of the steps with selection after which an epoch is judged for the first time
 LEAST_EPOCHS = 2  # with selection; the mean of the first one includes its own beginning
 Figures = Mapping[str, Any]  # of an epoch, as in ``metrics.jsonl``
