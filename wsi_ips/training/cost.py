@@ -71,11 +71,11 @@ def _encoder_speed(recipe: Recipe) -> tuple[str, float]:
     device = choose_device(recipe.compute.device)
     encoder = build_encoder(replace(plan.spec, projector=0)).eval().to(device)
     patches = torch.rand(TIMED_PATCHES, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    done, began = 0, 0.0
+    quickest, began = math.inf, time.monotonic()
     with torch.inference_mode():
         encoder(patches)
-        began = time.monotonic()
-        while time.monotonic() - began < TIMED_S:
+        while time.monotonic() - began < TIMED_S or quickest == math.inf:
+            start = time.monotonic()
             float(encoder(patches).sum())  # waits for the device
-            done += len(patches)
-    return device.type, done / (time.monotonic() - began)
+            quickest = min(quickest, time.monotonic() - start)  # other programs only make it slower
+    return device.type, len(patches) / quickest
