@@ -228,7 +228,7 @@ def test_augmentation_is_switched_off_by_one_word(tmp_path: Path) -> None:
         (28, {"epochs": 1}, 0, 1),
         (28, {"start_steps": 10}, 5, 25),
         (28, {"epochs": 4, "start_steps": 18}, 9, 4),
-        (28, {"start": "features"}, 0, 20),  # its steps come before the epochs
+        (28, {"start": "features"}, 0, 6),  # its steps come before the epochs
         (28, {"start": "none"}, 0, 20),
     ],
 )

@@ -11,7 +11,6 @@ from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive
 from wsi_ips.registry import registry
 
 START_SLIDES, START_TILES = 16, 4  # slides of a step of a start on random tiles, and tiles of each
-EPOCHS_WITH_SELECTION = 20
 
 
 class ModelSection(Section):
@@ -126,14 +125,14 @@ class TrainingSection(Section):
         "thirds of `epochs`",
     )
     start_views: Count = Field(
-        4,
+        2,
         description="`start: features`: how often every training tile is encoded: once as it is, each further time "
         "with another augmentation",
     )
     epochs: Count | None = Field(
         None,
         description="passes over the training slides, those of a start on random tiles included; empty = 20 with "
-        "selection",
+        "selection, 6 after a start on features",
     )
     batch_slides: Count = Field(4, description="slides per step (B)")
     learning_rate: Positive = Field(3e-4, description="peak learning rate of AdamW")
@@ -212,5 +211,5 @@ def planned(section: TrainingSection, slides: int) -> PlannedTraining:
         if epochs is not None and section.start_steps is None:
             start_epochs = min(start_epochs, epochs * 2 // 3)
     if epochs is None:
-        epochs = start_epochs + EPOCHS_WITH_SELECTION
+        epochs = start_epochs + entry.epochs
     return PlannedTraining(**section.model_dump() | {"epochs": epochs, "start_epochs": start_epochs})

@@ -86,6 +86,7 @@ class StartEntry(Entry):
     """One training start."""
 
     steps: int = 0  # optimiser steps where the recipe gives none (``training.start_steps``)
+    epochs: int = 20  # with selection, where the recipe gives none (``training.epochs``)
     in_epochs: bool = False  # whether its steps are the first epochs of the training loop
     trains_encoder: bool = False  # whether the encoder learns from the tiles without labels before all else
     on_features: bool = False  # whether pooling and heads first learn on features of all tiles
@@ -114,6 +115,7 @@ STARTS = Registry(
             "end to end from their attention; finds small lesions",
             keys=(*_STEPS, "training.start_views"),
             steps=400,
+            epochs=6,
             on_features=True,
         ),
         StartEntry(
@@ -140,6 +142,7 @@ STARTS = Registry(
             "that no published weights fit",
             keys=(*_STEPS, "training.start_views"),
             steps=1000,
+            epochs=6,
             trains_encoder=True,
             on_features=True,
         ),
