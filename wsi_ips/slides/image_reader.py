@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from wsi_ips.errors import UnsupportedSlideError
 from wsi_ips.slides.base import RGB, ArrayReader
@@ -45,7 +45,7 @@ def open_image(file: SlideFile) -> ImageReader:
     except UnsupportedSlideError:
         raise
     except (*FOREIGN_ERRORS, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
-        found = "no plain image" if isinstance(error, Image.UnidentifiedImageError) else f"as a plain image: {error}"
+        found = "no plain image" if isinstance(error, UnidentifiedImageError) else f"as a plain image: {error}"
         raise UnsupportedSlideError(f"slide {file.name}: {found}") from error
 
 
