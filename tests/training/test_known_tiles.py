@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import shapely
 import torch
 from sklearn.metrics import roc_auc_score
 
 from tests.cohort import outlines_of, textured_slide
 from tests.training import test_resume
 from tests.training.test_loop import COMPUTE, small_net, trainer
+from wsi_ips.annotations import tumour_fraction
 from wsi_ips.errors import TrainingError
 from wsi_ips.labels import Task
 from wsi_ips.model.net import IpsNet
@@ -123,6 +125,17 @@ def test_after_the_start_outlined_tiles_are_always_kept_and_no_others_change():
     assert set(train[1].truth.tiles.tolist()) <= set(kept[0.6][1].tiles.tolist())
     assert len(kept[0.6][1].tiles) == len(set(kept[0.6][1].tiles.tolist())) == 5
     np.testing.assert_array_equal(kept[0.6][0].tiles, kept[0.0][0].tiles)
+
+
+def test_tiles_of_a_moved_grid_are_taught_what_they_show_there():
+    one = slide(1, outlined=True)
+    loop = trainer(small_net(), epochs=3, grid_shift=True)
+    (placed,) = (loop.step.choice.placed(one, epoch) for epoch in (2,))
+    index, outlines = placed.tiles.index, shapely.union_all([area.region for area in outlines_of(seed=1)])
+    assert not np.array_equal(index.x, one.tiles.index.x)
+    expected = tumour_fraction(outlines, index.boxes_px0)
+    np.testing.assert_allclose(placed.truth.of(np.arange(28))[:, 1], expected, atol=1e-6)
+    assert placed.truth.shares[:, 1].min() < 1
 
 
 def test_known_tiles_share_half_and_half_and_the_unknown_keep_their_order():

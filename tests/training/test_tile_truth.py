@@ -116,3 +116,19 @@ def test_tiles_with_more_of_a_lesion_are_drawn_more_often_and_each_once():
     assert counts[:2].min() > 4 * counts[2] > 0
     assert sorted(truth.draw(TUMOUR, 9, np.random.default_rng(0)).tolist()) == [0, 1, 2]
     assert len(set(truth.draw(NOTHING, 99, np.random.default_rng(0)).tolist())) == 25
+
+
+def test_partial_outlines_of_one_task_leave_the_other_unknown():
+    sites = Task("site", ("none", "cortex"))
+    areas = [area("tumor", 0, 0, 1, 1), area("cortex", 3, 0, 4, 1)]
+    truth = truth_of(areas, 1, 1, tasks=(LABEL, sites), complete=False)
+    np.testing.assert_allclose(truth.of(np.array([0, 3, 5])), [[0, 1, NAN, NAN], [NAN, NAN, 0, 1], [NAN] * 4])
+    negative = truth_of(areas[:1], 1, 0, tasks=(LABEL, sites), complete=False)
+    np.testing.assert_allclose(negative.of(np.array([0, 5])), [[0, 1, 1, 0], [NAN, NAN, 1, 0]])
+
+
+def test_the_truth_moves_with_the_grid():
+    truth = truth_of([area("tumor", 1, 1, 2, 2)], 1)
+    moved = truth.at(INDEX.moved((PATCH_PX // 4, 0)))  # a quarter of a tile to the right
+    np.testing.assert_allclose(moved.of(np.array([row(0, 1), row(1, 1), row(2, 1)]))[:, 1], [0.25, 0.75, 0])
+    assert moved.at(INDEX).of(np.arange(28)).tolist() == truth.of(np.arange(28)).tolist()

@@ -106,7 +106,12 @@ class TileChoice:
         index = slide.tiles.index
         half_px = np.array(index.plan.patch_size) // 2
         x, y = self._rng(slide, epoch, GRID).integers(-half_px, half_px, endpoint=True).tolist()
-        return replace(slide, tiles=replace(slide.tiles, index=index.moved((x, y))))
+        moved = replace(slide, tiles=replace(slide.tiles, index=index.moved((x, y))))
+        if slide.truth is None:
+            return moved
+        truth = slide.truth.at(moved.tiles.index)
+        is_lost = slide.draws is not None and not truth.candidates(slide.draws)  # a lesion at the edge of the tissue
+        return slide if is_lost else replace(moved, truth=truth)
 
     def prepare(self, batch: Sequence[LabelledSlide], epoch: int) -> Prepare:
         """Return the augmentation by (seed, epoch, slide, tile): scan and gradient see the same pixels."""

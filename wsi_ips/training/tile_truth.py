@@ -13,7 +13,7 @@ Shapes: N tiles of a slide, K of them touched by an outline, n some of them, C c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,13 @@ class Kind(NamedTuple):
     shown: int | None
 
 
+class Outlines(NamedTuple):
+    """The outlines of one slide, in level-0 pixels."""
+
+    regions: Mapping[Kind, BaseGeometry]
+    contradicted: frozenset[int]  # tasks whose label says that the slide shows nothing: inside nothing is known
+
+
 @dataclass(frozen=True)
 class TileTruth:
     """What is known of each tile of one slide."""
@@ -47,6 +54,26 @@ class TileTruth:
     tiles: NDArray[np.int64]  # (K,), ids, ascending
     shares: Shares  # (K, C), of each class in them; NaN where unknown
     rest: Shares  # (C,), the same of every other tile
+    outlines: Outlines
+
+    def at(self, index: TileIndex) -> TileTruth:
+        """Return the truth of the same tiles at the places that an index gives them."""
+        shares, touched = np.tile(self.rest, (len(index), 1)), np.zeros(len(index), bool)
+        for number, task in enumerate(self.tasks):
+            regions = {kind.shown: region for kind, region in self.outlines.regions.items() if kind.task == number}
+            if not regions:
+                continue
+            covered = {shown: tumour_fraction(region, index.boxes_px0) for shown, region in regions.items()}
+            rows = covered.get(None, np.zeros(len(index))) >= WHOLE
+            for shown, part in covered.items():
+                rows |= (part > 0) & (shown is not None)
+            columns = part_of(self.tasks, number)
+            inside = {shown: part[rows] for shown, part in covered.items()}
+            known = _task_shares(inside, task, shares[rows, columns])
+            shares[rows, columns] = np.nan if number in self.outlines.contradicted else known
+            touched |= rows
+        tiles = np.flatnonzero(touched)
+        return replace(self, tiles=tiles, shares=shares[tiles])
 
     def of(self, tiles: NDArray[np.integer]) -> Shares:
         """Return the share of each class in some tiles, (n, C); NaN where unknown."""
@@ -119,30 +146,22 @@ def tile_truth(
     AnnotationClassError
         No area is of a class of the recipe, or it is not clear of which.
     """
-    width = sum(task.width for task in tasks)
-    shares, rest = np.full((len(index), width), np.nan, np.float32), np.full(width, np.nan, np.float32)
     regions = {} if areas is None else _regions(areas, targets, tasks, index.slide_id)
-    touched = np.zeros(len(index), bool)
+    rest = np.full(sum(task.width for task in tasks), np.nan, np.float32)
+    negative = [number for number, task in enumerate(tasks) if task.is_negative(targets[number])]
     for number, task in enumerate(tasks):
+        shown = {kind.shown: regions[kind] for kind in regions if kind.task == number and kind.shown is not None}
         columns = part_of(tasks, number)
-        own = {kind.shown: region for kind, region in regions.items() if kind.task == number}
-        if own:
-            covered = {shown: tumour_fraction(region, index.boxes_px0) for shown, region in own.items()}
-            shares[:, columns] = _task_shares(covered, task, len(index))
-            inside = np.sum([part for shown, part in covered.items() if shown is not None], axis=0) > 0
-            touched |= inside | (covered.get(None, np.zeros(len(index))) >= WHOLE)
-        if task.has_background:
-            if task.is_negative(targets[number]):
+        if number in negative:
+            rest[columns] = _nothing(task)
+        elif complete and any(tumour_fraction(region, index.boxes_px0).any() for region in shown.values()):
+            if task.kind == "multi":  # outlines say nothing of the classes that none names
+                rest[columns] = [0 if number in shown else np.nan for number in range(task.width)]
+            elif task.has_background:
                 rest[columns] = _nothing(task)
-                shares[:, columns] = np.nan  # outlines of a lesion contradict the label: inside nothing is known
-            elif own.keys() - {None} and complete and touched.any():
-                rest[columns] = _nothing(task)
-                if task.kind == "multi":  # an outline says nothing of the classes that none names
-                    rest[columns] = [0 if shown in own else np.nan for shown in range(task.width)]
-    tiles = np.flatnonzero(touched)
-    if not len(tiles) and np.isnan(rest).all():
-        return None
-    return TileTruth(tuple(tasks), len(index), tiles, shares[tiles], rest)
+    none, outlines = np.empty((0, len(rest)), np.float32), Outlines(regions, frozenset(negative))
+    truth = TileTruth(tuple(tasks), len(index), np.empty(0, np.int64), none, rest, outlines).at(index)
+    return truth if len(truth.tiles) or not np.isnan(rest).all() else None
 
 
 def _nothing(task: Task) -> Shares:
@@ -152,15 +171,18 @@ def _nothing(task: Task) -> Shares:
     return row
 
 
-def _task_shares(covered: Mapping[int | None, Shares], task: Task, count: int) -> Shares:
-    """Return the share of each class of a task in every tile, (N, C_t), from how much of the tile is outlined."""
-    shares = np.full((count, task.width), np.nan if task.kind == "multi" else 0, np.float32)
+def _task_shares(covered: Mapping[int | None, Shares], task: Task, rest: Shares) -> Shares:
+    """Return the share of each class of a task in n tiles, (n, C_t), from how much of each is outlined.
+
+    ``rest`` is what would be known of them without outlines, (n, C_t).
+    """
+    shares = rest.copy() if task.kind == "multi" else np.zeros_like(rest)
     for shown, part in covered.items():
         if shown is not None:
             shares[:, shown] = part
     if task.kind == "multi":
         return shares
-    outlined = shares.sum(1, keepdims=True)  # (N, 1); over 1 where outlines of two classes overlap
+    outlined = shares.sum(1, keepdims=True)  # (n, 1); over 1 where outlines of two classes overlap
     if task.has_background:
         shares /= np.maximum(outlined, 1)
         shares[:, 0] = 1 - shares[:, 1:].sum(1)
