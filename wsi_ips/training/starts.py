@@ -86,6 +86,12 @@ STARTS = Registry(
             "meaningful attention",
             keys=_EPOCHS,
         ),
+        StartEntry(
+            "self-supervised",
+            f"{__name__}:no_start",
+            "the encoder first learns from the training tiles without labels; for cohorts that no published weights fit",
+            has_epochs=False,
+        ),
         StartEntry("none", f"{__name__}:no_start", "tiles are selected from the first epoch on", has_epochs=False),
     ],
     group="wsi_ips.starts",
