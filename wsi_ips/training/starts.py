@@ -89,7 +89,7 @@ STARTS = Registry(
         StartEntry(
             "self-supervised",
             f"{__name__}:no_start",
-            "the encoder first learns from the training tiles without labels; for cohorts that no published weights fit",
+            "the encoder first learns from the training tiles without labels; where no published weights fit",
             has_epochs=False,
         ),
         StartEntry("none", f"{__name__}:no_start", "tiles are selected from the first epoch on", has_epochs=False),
