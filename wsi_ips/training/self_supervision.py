@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -191,10 +191,7 @@ class EncoderTrainer:
         rate = partial(warmup_cosine, warmup=math.ceil(WARMUP * settings.steps), total=settings.steps)
         steps = range(state.total, min(settings.steps, state.epoch * EPOCH_STEPS))
         requests = [request for step in steps for group in self._own(step) for request in batches.requests(group)]
-        compute = settings.compute.model_copy(update={"chunk_size": settings.group_tiles})
-        # Without requests, this process has no group to learn from, or it was stopped after the last step.
-        with open_stream(requests, compute, self.processes.device) if requests else nullcontext([]) as stream:
-            chunks: Iterator[PatchChunk] = iter(stream)
+        with self._stream(requests) as chunks:
             for step in steps:
                 for group in state.optimiser.param_groups:
                     group["lr"] = settings.learning_rate * rate(step)
@@ -205,6 +202,16 @@ class EncoderTrainer:
                 if stopping:
                     self.processes.gather()  # no process leaves before the state is saved
                     raise KeyboardInterrupt
+
+    @contextmanager
+    def _stream(self, requests: Sequence[SlideTiles]) -> Iterator[Iterator[PatchChunk]]:
+        """Yield the groups of tiles; none where this process has no group, or was stopped after the last step."""
+        if not requests:
+            yield iter(())
+            return
+        compute = self.settings.compute.model_copy(update={"chunk_size": self.settings.group_tiles})
+        with open_stream(requests, compute, self.processes.device) as stream:
+            yield iter(stream)
 
     def _learn(self, state: TrainingState, batches: TileBatches, chunks: Iterator[PatchChunk], meter: Meter) -> bool:
         """Learn from the groups of a step; return whether any process was asked to stop."""
