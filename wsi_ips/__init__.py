@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         predict_slide,
         run,
         train,
+        train_encoder,
     )
     from wsi_ips.config import load_recipe
     from wsi_ips.patch_dataset import PatchDataset
@@ -47,6 +48,7 @@ __all__ = [
     "predict_slide",
     "run",
     "train",
+    "train_encoder",
 ]
 
 _ELSEWHERE = {

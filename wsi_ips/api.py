@@ -46,6 +46,7 @@ __all__ = [
     "predict_slide",
     "run",
     "train",
+    "train_encoder",
 ]
 
 DEFAULT_TISSUE, DEFAULT_TILES, DEFAULT_SLIDES = TissueSection(), TilesSection(), SlidesSection()
@@ -317,6 +318,36 @@ def train(
 
     done = run_stage(_loaded(recipe, settings), "train", progress)
     return load_model(done.folder.model, device=done.recipe.compute.device)
+
+
+def train_encoder(
+    recipe: Recipe | Path | str,
+    path: Path | str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    splits: Sequence[str] = ("train",),
+    progress: Progress | None = None,
+) -> Path:
+    """Train the encoder of a recipe on tiles without labels; return the file of its weights, for ``model.weights``.
+
+    Parameters
+    ----------
+    recipe, settings, progress
+        As in :func:`run`.
+    path
+        File to write, .safetensors.
+    splits
+        Splits whose slides to learn from, labelled or not.
+
+    Raises
+    ------
+    WsiIpsError
+        The recipe or manifest cannot be used, the encoder is frozen, there are too few tiles, or nothing was learned.
+    """
+    from wsi_ips.pipeline.stages import train_encoder_file
+
+    train_encoder_file(_loaded(recipe, settings), Path(path), splits=splits, progress=progress)
+    return Path(path)
 
 
 def evaluate(

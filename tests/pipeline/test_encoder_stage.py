@@ -11,17 +11,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.pipeline.test_run import SLIDES, write_recipe
+import wsi_ips
+from tests.small_cohort import SLIDES, write_recipe
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.model.encoder_families import build_encoder
 from wsi_ips.pipeline import encoder_stage
 from wsi_ips.training.model_building import plan_encoder
-
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_stage, "STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +70,8 @@ def test_it_learns_from_training_slides_only_and_the_weights_are_those_of_the_re
 
 def test_other_splits_are_used_when_they_are_named(folder, tmp_path, monkeypatch):
     seen, path = learned_from(monkeypatch), tmp_path / "encoder.safetensors"
-    code, said = run("train", folder / "recipe.yaml", "--encoder-only", path, "--split", "train", "--split", "val")
-    assert code == 0, said
+    wsi_ips.train_encoder(folder / "recipe.yaml", path, splits=("train", "val"))
+    assert path.exists()
     rows = pd.read_csv(folder / "cohort" / "manifest.csv", dtype=str)
     assert seen == set(rows["slide_id"][rows["split"] != "test"])
 

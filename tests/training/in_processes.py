@@ -126,7 +126,7 @@ def encoder_alone(processes: Processes | None) -> dict[str, torch.Tensor]:
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
     given = SelfSupervision(2, 3, COMPUTE, groups=3, group_tiles=12)
     EncoderTrainer(encoder, given, processes=processes).fit([slide.tiles for slide in cohort()])
-    return encoder.state_dict()
+    return {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
 
 
 class Unreadable:

@@ -44,11 +44,12 @@ class Killed(BaseException):
 
 
 class Recorder(EncoderListener):
-    """Keeps what it hears; dies after so many steps."""
+    """Keeps what it hears."""
 
-    def __init__(self, die_after: int | None = None) -> None:
+    def __init__(self) -> None:
         self.records: list[EncoderRecord] = []
-        self.steps, self._left = 0, die_after
+        self.steps = 0
+        self.notes: list[str] = []
 
     def on_steps(self, count: int) -> None:
         self.steps += count
@@ -58,6 +59,9 @@ class Recorder(EncoderListener):
 
     def on_resume(self, history) -> None:
         self.records.extend(history)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -144,12 +148,20 @@ def test_epochs_are_reported_with_their_steps_and_the_encoder_is_ready_to_use(un
     assert not encoder.training
 
 
-def test_asked_to_stop_it_saves_the_state_of_this_step(tmp_path, undisturbed):
-    stop = StopRequest()
-    trainer = EncoderTrainer(new_encoder(), SMALL)
-    trainer.listener.on_steps = lambda count: setattr(stop, "asked", True)
+@pytest.mark.parametrize("steps", [1, 2], ids=["within-an-epoch", "after-its-last-step"])
+def test_asked_to_stop_it_saves_the_state_of_this_step(tmp_path, undisturbed, steps):
+    stop, listener = StopRequest(), Recorder()
+    trainer = EncoderTrainer(new_encoder(), SMALL, listener=listener)
+    plain = trainer._learn
+
+    def learn(*arguments):
+        stop.asked = listener.steps == steps - 1
+        return plain(*arguments)
+
+    trainer._learn = learn
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(slides(), file=StateFile(tmp_path / "state", "this", every_s=1e9), stop=stop)
+    assert listener.steps == steps
     assert_equal(fit(path=tmp_path / "state")[0], undisturbed[0])
 
 
@@ -179,6 +191,15 @@ def test_a_loss_that_only_asks_for_agreement_collapses_and_is_stopped(monkeypatc
     trainer = EncoderTrainer(new_encoder(), replace(SMALL, steps=60, learning_rate=0.03))
     with pytest.raises(TrainingError, match=r"maps all tiles to nearly the same.*another `training.start`"):
         trainer.fit(slides())
+
+
+def test_tiles_that_are_all_alike_teach_nothing_and_that_is_said():
+    slide = textured_slide("s", label=0, seed=0)
+    white = np.full((4 * PATCH_PX, 7 * PATCH_PX, 3), 240, np.uint8)
+    slide = replace(slide, open=lambda: ArrayReader([white], Scale(0.5, 0.5), name="s"))
+    listener = Recorder()
+    EncoderTrainer(new_encoder(), replace(SMALL, augment=AugmentSection.nothing()), listener=listener).fit([slide])
+    assert ["learned next to nothing" in note for note in listener.notes] == [True]
 
 
 def test_a_loss_that_is_not_finite_is_told(monkeypatch):

@@ -30,7 +30,6 @@ from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.self_supervision import EncoderListener, EncoderRecord, EncoderTrainer, SelfSupervision
 
-STEPS = 1000  # optimiser steps where the recipe gives none
 GENTLE_RATE = 1e-4  # learning rate where the encoder has weights already
 SUFFIX = ".safetensors"
 
@@ -40,8 +39,8 @@ class EncoderJob:
     """A self-supervision on its own: the file to write, and the slides to learn from."""
 
     path: Path
-    splits: Sequence[str] = ("train",)
-    steps: int = STEPS  # optimiser steps
+    splits: Sequence[str]
+    steps: int  # optimiser steps
 
     def __post_init__(self) -> None:
         if self.path.suffix != SUFFIX:

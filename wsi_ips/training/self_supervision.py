@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -42,6 +43,7 @@ EPOCH_STEPS = 100  # steps between two reports
 HIDDEN, PROJECTED = 512, 128  # widths of the head
 TEMPERATURE = 0.2  # of the similarities in the loss
 WARMUP = 0.05  # share of the steps in which the learning rate rises
+CHANCE = 0.95  # of the loss of a guess; above it nothing was learned
 COLLAPSED = 0.1  # a spread below this means that all tiles look the same
 
 
@@ -167,9 +169,10 @@ class EncoderTrainer:
             record = self._record(state)
             if self.processes.is_first:
                 self.listener.on_epoch(record)
+            self._require_spread(record)
             state.finish_epoch(record)
             self._save(state, file, at_once=state.total == self.settings.steps)
-            self._require_spread(record)
+        self._warn_of_chance(state.history[-1])
         self.learner.encoder.eval()
         return list(state.history)
 
@@ -188,9 +191,7 @@ class EncoderTrainer:
         rate = partial(warmup_cosine, warmup=math.ceil(WARMUP * settings.steps), total=settings.steps)
         steps = range(state.total, min(settings.steps, state.epoch * EPOCH_STEPS))
         requests = [request for step in steps for group in self._own(step) for request in batches.requests(group)]
-        compute = settings.compute.model_copy(update={"chunk_size": settings.group_tiles})
-        with open_stream(requests, compute, self.processes.device) as stream:
-            chunks = iter(stream)
+        with self._stream(requests) as chunks:
             for step in steps:
                 for group in state.optimiser.param_groups:
                     group["lr"] = settings.learning_rate * rate(step)
@@ -201,6 +202,16 @@ class EncoderTrainer:
                 if stopping:
                     self.processes.gather()  # no process leaves before the state is saved
                     raise KeyboardInterrupt
+
+    @contextmanager
+    def _stream(self, requests: Sequence[SlideTiles]) -> Iterator[Iterator[PatchChunk]]:
+        """Yield the groups of tiles; none where this process has no group, or was stopped after the last step."""
+        if not requests:
+            yield iter(())
+            return
+        compute = self.settings.compute.model_copy(update={"chunk_size": self.settings.group_tiles})
+        with open_stream(requests, compute, self.processes.device) as stream:
+            yield iter(stream)
 
     def _learn(self, state: TrainingState, batches: TileBatches, chunks: Iterator[PatchChunk], meter: Meter) -> bool:
         """Learn from the groups of a step; return whether any process was asked to stop."""
@@ -216,7 +227,7 @@ class EncoderTrainer:
         figures, stopping = self.processes.sum_step(
             parameters, torch.zeros(2) if own is None else own, stop=self.stop.asked
         )
-        loss, spread = figures.tolist()
+        loss, width = figures.tolist()
         if not math.isfinite(loss):
             raise self._told(
                 DivergedError(
@@ -227,7 +238,7 @@ class EncoderTrainer:
         self.precision.step(state.optimiser)
         self.precision.update()
         meter.add("loss", loss)
-        meter.add("spread", spread)
+        meter.add("spread", width)
         return stopping
 
     def _add_gradient(self, chunk: PatchChunk, group: int, batches: TileBatches) -> tuple[float, float]:
@@ -300,6 +311,14 @@ class EncoderTrainer:
                     "that the tiles differ (contact sheets of `wsi-ips tile`); if they do, try another `seed`, "
                     "stronger `training.augment`, or another `training.start`"
                 )
+            )
+
+    def _warn_of_chance(self, record: EncoderRecord) -> None:
+        guess = math.log(2 * self.settings.group_tiles - 1)
+        if record.loss > CHANCE * guess and self.processes.is_first:
+            self.listener.note(
+                f"self-supervision learned next to nothing: its loss is {record.loss:.2f}, and {guess:.2f} is that of "
+                "a guess. Take more steps, look whether the tiles differ, or choose another `training.start`"
             )
 
     def _told(self, error: TrainingError) -> TrainingError:
