@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.cohort import PATCH_PX, textured_slide
+from tests.cohort import PATCH_PX, outlines_of, textured_slide
 from tests.training.test_loop import Recorder
+from wsi_ips.annotations import Area
 from wsi_ips.config import ComputeSection, PlannedTraining
 from wsi_ips.labels import Target, Task
 from wsi_ips.model.checkpoint_card import NetSettings
@@ -20,7 +23,9 @@ from wsi_ips.training.gradient import SavedBytes, uses_batch_statistics
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.loss import StepLoss, in_parts
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
+from wsi_ips.training.tile_truth import TileTruth, tile_truth
 
+TASKS = (Task("label", ("0", "1", "2")),)
 WARM_START, SELECTING = 1, 2
 """Epochs of the trainer below."""
 
@@ -45,12 +50,19 @@ def trainer(
         gradient=gradient,
         micro_batch=micro_batch,
     )
-    net = IpsNet(encoder, NetSettings(tasks=(Task("label", ("0", "1", "2")),), heads=2, key_width=8, dropout=0.3))
+    net = IpsNet(encoder, NetSettings(tasks=TASKS, heads=2, key_width=8, dropout=0.3))
     return Trainer(net, settings, listener=listener)
 
 
 def slides(count: int) -> list[LabelledSlide]:
-    return [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), (i % 3,)) for i in range(count)]
+    """Slides, of which every second one has outlines of tiles of the second class."""
+    found = [LabelledSlide(textured_slide(f"s{i}", label=i % 2, seed=i), (i % 3,)) for i in range(count)]
+    areas = [outlines_of(seed=i, group="1") if i % 2 else None for i in range(count)]
+    return [replace(one, truth=truth_of(one, outlines)) for one, outlines in zip(found, areas, strict=True)]
+
+
+def truth_of(slide: LabelledSlide, areas: list[Area] | None) -> TileTruth | None:
+    return tile_truth(slide.tiles.index, slide.targets, TASKS, areas, complete=True)
 
 
 def step(learner: Trainer, batch: list[LabelledSlide], epoch: int) -> tuple[float, dict[str, Tensor]]:
