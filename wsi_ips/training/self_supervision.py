@@ -161,7 +161,9 @@ class EncoderTrainer:
         process was asked to ``stop``, and a :class:`TrainingError` where all tiles come to look the same.
         """
         self.stop = stop or StopRequest()
-        batches = self._batches(slides)
+        batches = self.processes.attempt(lambda: self._batches(slides))
+        self.processes.gather()  # raises in all processes what was wrong in one
+        assert batches is not None
         state = self._first_or_stored_state(batches, file)
         self.listener.on_steps(state.total)
         while state.total < self.settings.steps:
