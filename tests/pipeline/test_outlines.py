@@ -12,7 +12,7 @@ import pytest
 from tests.pipeline.test_run import edit_manifest, recipe_of, write_recipe
 from wsi_ips.annotations import write_asap
 from wsi_ips.errors import TrainingError
-from wsi_ips.pipeline import Run, run_until
+from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.pipeline.slide_outlines import with_truth
 from wsi_ips.training.settings import LabelledSlide
 
@@ -38,7 +38,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that starts on outlines, and the tiles of its eight slides, half of them for training."""
     folder = tmp_path_factory.mktemp("outlines")
     write_recipe(folder, training=OUTLINES)
-    run_until(recipe_of(folder), "tile")
+    run_stage(recipe_of(folder), "tile")
     return folder
 
 
@@ -56,7 +56,7 @@ def tumours(folder: Path, split: str = "train") -> list[str]:
 def trained(folder: Path) -> list[str]:
     """Train; the messages."""
     notes = Notes()
-    run_until(recipe_of(folder), "train", notes)
+    run_stage(recipe_of(folder), "train", notes)
     return notes.lines
 
 
@@ -83,7 +83,7 @@ def test_training_learns_from_the_outlines_of_one_slide_and_says_so(folder):
 
 
 def test_partial_outlines_are_known_inside_only_and_train_another_model(folder):
-    run_until(recipe_of(folder), "train")
+    run_stage(recipe_of(folder), "train")
     before = (folder / "out" / "model" / "model.json").read_text()
     name, _ = tumours(folder)
     edit_manifest(folder, outlines=dict.fromkeys(tumours(folder), ""))
@@ -91,7 +91,7 @@ def test_partial_outlines_are_known_inside_only_and_train_another_model(folder):
     slides, _ = truths(folder)
     known = ~np.isnan(slides[name].truth.of(np.arange(len(slides[name].tiles.index)))).any(1)
     np.testing.assert_array_equal(known, slides[name].tiles.index.tumour_fraction > 0)
-    run_until(recipe_of(folder), "train")
+    run_stage(recipe_of(folder), "train")
     assert (folder / "out" / "model" / "model.json").read_text() != before
 
 
@@ -123,7 +123,7 @@ def test_a_slide_without_a_finding_that_has_outlines_is_named(folder):
 def test_a_missing_outline_file_fails_its_slide_with_the_column_to_correct(folder):
     name, _ = tumours(folder)
     (folder / "cohort" / "annotations" / f"{name}.xml").unlink()
-    run_until(recipe_of(folder), "tile")
+    run_stage(recipe_of(folder), "tile")
     with Run.open(recipe_of(folder)) as run:
         state = run.states[name]
     assert state.state == "failed"

@@ -12,7 +12,7 @@ from PIL import Image
 import wsi_ips
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError
-from wsi_ips.pipeline import Run, run_pipeline, run_until
+from wsi_ips.pipeline import Run, run_pipeline, run_stage
 from wsi_ips.pipeline.check_slides import check_cohort, find_target
 from wsi_ips.pipeline.run_viewer import RunCollection
 from wsi_ips.tiles.store import read_index
@@ -110,4 +110,4 @@ def test_the_model_alone_predicts_an_image_and_refuses_units_of_micrometres(fold
     frame = pd.read_csv(folder / "manifest.csv").assign(mpp=1.0)
     frame.to_csv(folder / "scaled.csv", index=False)
     with pytest.raises(CheckpointError, match=r"`slides\.unit` pixels \(the recipe: um\)"):
-        run_until(recipe.model_copy(update={"manifest": folder / "scaled.csv"}), "predict")
+        run_stage(recipe.model_copy(update={"manifest": folder / "scaled.csv"}), "predict")

@@ -66,7 +66,7 @@ def test_gradients_of_an_epoch_of_small_steps_add_up_to_that_of_one_large_step(b
     slides = [slide for slide in cohort(20) if slide.targets == (0,)][:8] + cohort(4)[1::2]
 
     def gradients(size: int) -> dict[str, torch.Tensor]:
-        loop = trainer(small_net(), batch_slides=size, warm_start_epochs=1, clip=0.0)
+        loop = trainer(small_net(), batch_slides=size, start_epochs=1, clip=0.0)
         weights = loop._class_weights(slides, [])
         optimiser = torch.optim.SGD(loop.net.parameters(), lr=0.0)
         total: dict[str, torch.Tensor] = {}
@@ -106,7 +106,7 @@ def test_a_network_that_guesses_has_the_loss_of_guessing_in_every_epoch(balance)
         net.head.weight.zero_()
         net.head.bias.zero_()
     slides = [slide for slide in cohort(9) if slide.targets == (0,)][:4] + cohort(2)[1:]
-    loop = trainer(net, listener=listener, epochs=3, warm_start_epochs=1, learning_rate=1e-12, balance=balance)
+    loop = trainer(net, listener=listener, epochs=3, start_epochs=1, learning_rate=1e-12, balance=balance)
     loop.fit(slides, [])
     for record in listener.records:
         assert record.loss == pytest.approx(record.guess_loss, rel=1e-4)

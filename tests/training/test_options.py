@@ -273,7 +273,7 @@ def test_the_share_of_kept_tiles_inside_outlines_is_that_of_slides_with_outlines
     for number, inside in ((0, [0.6] * 28), (1, [0.4] * 28), (2, [1.0] * 10 + [0.5] * 18)):
         index = replace(slides[number].tiles.index, tumour_fraction=np.array(inside, np.float32))
         slides[number] = replace(slides[number], tiles=replace(slides[number].tiles, index=index))
-    loop = trainer(small_net(), listener=listener, epochs=2, warm_start_epochs=1, batch_slides=2)
+    loop = trainer(small_net(), listener=listener, epochs=2, start_epochs=1, batch_slides=2)
     best: dict[str, np.ndarray] = {}
     plain = loop.step.last.overlap
 
