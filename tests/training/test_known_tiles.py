@@ -198,6 +198,21 @@ def test_slides_of_one_label_lose_the_same_with_the_truth_that_it_implies():
     torch.testing.assert_close(loss_of(net, 0, background, embeddings), loss_of(net, 0, None, embeddings))
 
 
+def test_attention_is_drawn_to_known_lesions_where_the_rest_of_the_slide_is_known_too():
+    attention = torch.tensor([[0.1, 0.6, 0.3], [0.1, 0.6, 0.3], [0.1, 0.6, 0.3]])[:, :, None].requires_grad_()
+    lesion_and_rest = [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]
+    truth = torch.tensor([lesion_and_rest, [[1.0, 0.0]] * 3, [[0.0, 1.0], [NAN, NAN], [NAN, NAN]]])
+    loss = StepLoss([None], known=torch.tensor([3]), truth=truth)
+    found = loss.of_attention(attention, truth, TASKS)
+    torch.testing.assert_close(found, -torch.tensor(0.1 + 0.5 * 0.3).log() / 3)
+    found.backward()
+    gradient = attention.grad[..., 0]
+    assert gradient[0, 0] < gradient[0, 2] < gradient[0, 1]
+    assert not gradient[1:].any()  # nothing to tell apart on the others
+    others = [loss.of_attention(attention, truth, TASKS, own) for own in ([0], [1, 2])]
+    torch.testing.assert_close(sum(others), found)
+
+
 def test_the_table_of_a_step_holds_the_truth_of_the_own_slides():
     train = cohort(3, outlined=[1])
     loop = trainer(small_net(), epochs=3)

@@ -111,9 +111,26 @@ class StepLoss:
         loss = task_loss(*counted, net.tasks, weights=self.weights, known=self.known)
         if self.tile_weight:
             loss = loss + self.tile_weight * self.of_tiles(net, targets, embeddings, mask, own)
-        with torch.no_grad():
-            attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
-        return SlideLosses(loss, logits, attention_entropy(attention, mask))
+        attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
+        if self.tile_weight and self.truth is not None:
+            loss = loss + self.tile_weight * self.of_attention(attention, self.truth, net.tasks, own)
+        return SlideLosses(loss, logits, attention_entropy(attention.detach(), mask))
+
+    def of_attention(
+        self, attention: Tensor, truth: Tensor, tasks: Sequence[Task], own: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the loss of attention, (B, K, T), on slides where lesions and background are known among kept tiles.
+
+        It is minus the logarithm of the share of attention that lies in lesions, mean over tasks and known slides:
+        tiles that are told apart alone would otherwise be of no use to the selection, which goes by attention.
+        """
+        known, lesion = known_shares(truth, tasks)  # (B, K, T)
+        tiny = torch.finfo(attention.dtype).tiny
+        sums = [(part * known).sum(1) for part in (lesion, 1 - lesion, attention * lesion, attention * (1 - lesion))]
+        has_lesion, has_rest, inside, outside = sums  # (B, T)
+        each = -(inside.clamp_min(tiny) / (inside + outside).clamp_min(tiny)).log()
+        each = torch.where((has_lesion > 0) & (has_rest > 0), each, 0.0)
+        return (each if own is None else each[own]).sum(0).div(self.known * len(tasks)).sum()
 
     def of_tiles(
         self, net: IpsNet, targets: Sequence[Tensor], embeddings: Tensor, mask: Tensor, own: Sequence[int] | None = None
