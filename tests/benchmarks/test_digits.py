@@ -107,7 +107,8 @@ def test_what_the_product_reads_is_what_was_painted(tmp_path, side):
         assert outlined.covers(shapely.box(digit.x_px0, digit.y_px0, digit.x_px0 + 28, digit.y_px0 + 28))
 
 
-def test_the_recipe_runs_from_manifest_to_predictions(tmp_path):
+@pytest.mark.parametrize(("name", "tiles"), [("megapixel_digits", 36), ("as_published", 64)])
+def test_the_recipe_runs_from_manifest_to_predictions(tmp_path, name, tiles):
     manifest = make_digits(tmp_path, SMALL)
     changes = {
         "manifest": str(manifest),
@@ -115,11 +116,11 @@ def test_the_recipe_runs_from_manifest_to_predictions(tmp_path):
         "training.epochs": 1,
         "model.memory_size": 8,
     }
-    outcome = run_pipeline(load_recipe(RECIPE, changes))
+    outcome = run_pipeline(load_recipe(RECIPE.with_stem(name), changes))
     assert outcome.failed == 0
     found = pd.read_csv(tmp_path / "run" / "predictions.csv", dtype={"label": str})
     assert len(found) == 10
-    assert (found["tiles"] == 36).all()
+    assert (found["tiles"] == tiles).all()
     for task in ("", "max_", "top_"):
         columns = [f"{task}probability_{value}" for value in range(10)]
         assert found[columns].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
