@@ -86,7 +86,7 @@ REASONS = {
     "default scale": "not the scale of a slide",
     "text": "no reader opens it",
     "nothing": "0 bytes",
-    "grey": "not 8-bit RGB",
+    "grey": "a plain image states none",
     "missing": "no such file",
 }
 

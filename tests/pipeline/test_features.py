@@ -84,7 +84,7 @@ def test_a_run_on_features_comes_to_labels_maps_and_a_report(cohort):
     shutil.rmtree(cohort / "out" / "scores.zarr")
     run_stage(load_recipe(cohort / "recipe.yaml", {"predict.checkpoint": "out/model"}), "predict")
     on_pixels = pd.read_csv(cohort / "out" / "predictions.csv")
-    np.testing.assert_allclose(on_features["probability_tumor"], on_pixels["probability_tumor"], atol=5e-3)
+    np.testing.assert_allclose(on_features["probability_tumor"], on_pixels["probability_tumor"], atol=2e-2)
 
 
 def test_features_are_those_of_the_encoder_and_in_the_order_of_the_tiles(cohort):

@@ -63,8 +63,8 @@ def trained(folder: Path) -> list[str]:
 def truths(folder: Path) -> tuple[dict[str, LabelledSlide], list[str]]:
     notes: list[str] = []
     with Run.open(recipe_of(folder)) as run:
-        records = [r for r in run.records if r.split == "train"]
-        slides = [LabelledSlide(run.tiles(r), run.targets[r.slide_id]) for r in records]
+        records = [r for r in run.slides.records if r.split == "train"]
+        slides = [LabelledSlide(run.slides.tiles(r), run.slides.targets[r.slide_id]) for r in records]
         found = with_truth(slides, records, run.recipe.labels.tasks, notes.append)
     return {slide.slide_id: slide for slide in found}, notes
 
@@ -143,4 +143,4 @@ def test_outlines_may_be_of_classes_of_the_recipe_that_are_no_tumour(folder):
     with Run.open(recipe_of(folder)) as run:
         assert run.states[name].state == "ok"
         assert "atypia" in run.states[name].remarks
-        assert run.index(next(r for r in run.records if r.slide_id == name)).tumour_fraction is None
+        assert run.slides.index(next(r for r in run.slides.records if r.slide_id == name)).tumour_fraction is None

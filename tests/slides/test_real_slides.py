@@ -45,9 +45,10 @@ def test_a_scale_that_is_none_is_not_believed(real_data, name):
         assert reader.info.pyramid.mpp == (0.25, 0.25)
 
 
-def test_grey_is_refused(real_data):
-    with pytest.raises(UnsupportedSlideError, match="not 8-bit RGB"):
-        open_slide(real_data / "slides" / "large_image" / "grey10kx5k.tif")
+def test_grey_is_a_plain_image(real_data):
+    with open_slide(real_data / "slides" / "large_image" / "grey10kx5k.tif") as reader:
+        assert reader.info.reader == "image"
+        assert reader.info.mpp is None
 
 
 def test_both_readers_agree_on_a_real_slide(real_data):

@@ -22,8 +22,8 @@ from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.tracking import EpochRecord
 
 SETTINGS = {"epochs": 4, "start_epochs": 2, "exploration": 0.5, "tile_dropout": 0.2}
-STEPS = 8
-"""Two in each epoch: of four slides three at a time."""
+STEPS = 6
+"""One in each epoch of the start; then two: of four slides three at a time."""
 
 
 EVERYTHING = {

@@ -37,7 +37,7 @@ from wsi_ips.training.model_building import EncoderPlan, build_network
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import Settings
-from wsi_ips.training.starts import STARTS, choose_start
+from wsi_ips.training.starts import STARTS, choose_start, started
 from wsi_ips.training.tracking import MetricsFile, Tracker, Tracking, mlflow, tensorboard
 
 STATE_NAME, BEST_NAME = "state.safetensors", "best"  # in the folder of a running training
@@ -66,7 +66,7 @@ def train_stage(
             require_no_leak(slides, states, recipe.split.allow)
     outlined = [r for r in slides.records if r.split == "train" and r.annotation is not None]
     choice = choose_start(recipe.training, recipe.model, len(outlined))
-    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"start": choice.name})})
+    recipe = recipe.model_copy(update={"training": started(recipe.training, choice)})
     on_features = recipe.model.input == "features"
     features = feature_source(FeaturePlan.of(recipe, folder), slides) if on_features else None
     while True:

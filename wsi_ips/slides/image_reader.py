@@ -44,7 +44,8 @@ def open_image(file: SlideFile) -> ImageReader:
             return ImageReader(_rgb(image), file, str(image.format))
     except UnsupportedSlideError:
         raise
-    except (*FOREIGN_ERRORS, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
+    except (*FOREIGN_ERRORS, SyntaxError, Image.DecompressionBombError, Warning) as error:
+        # SyntaxError: a damaged PNG. Pillow warns of damaged headers; where warnings are errors, that is one.
         found = "no plain image" if isinstance(error, UnidentifiedImageError) else f"as a plain image: {error}"
         raise UnsupportedSlideError(f"slide {file.name}: {found}") from error
 

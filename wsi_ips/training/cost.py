@@ -14,7 +14,7 @@ from wsi_ips.config.learning_sections import START_SLIDES, START_TILES
 from wsi_ips.model.encoder_families import build_encoder
 from wsi_ips.scanning import choose_device
 from wsi_ips.training.model_building import plan_encoder
-from wsi_ips.training.starts import STARTS, StartChoice, choose_start, head_section
+from wsi_ips.training.starts import STARTS, StartChoice, choose_start, head_section, started
 
 GRADIENT_COST = 3  # forward passes that learning from a tile costs: forward, and a backward pass of two
 TIMED_S, TIMED_PATCHES = 2.0, 32
@@ -46,7 +46,7 @@ def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int], outl
     """
     section, memory_size = recipe.training, recipe.model.memory_size
     choice = choose_start(section, recipe.model, outlined)
-    training = planned(section.model_copy(update={"start": choice.name}), len(train))
+    training = planned(started(section, choice), len(train))
     on_pixels = recipe.model.input == "pixels"
     selecting = training.epochs - training.start_epochs
     start_steps, embedded, learned = 0, 0, 0

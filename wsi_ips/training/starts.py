@@ -179,6 +179,12 @@ def choose_start(section: TrainingSection, model: ModelSection, outlined: int) -
     )
 
 
+def started(section: TrainingSection, choice: StartChoice) -> TrainingSection:
+    """Return the section with the chosen start; `none` has no steps, whatever the recipe says for `auto`."""
+    steps = None if choice.name == "none" else section.start_steps
+    return section.model_copy(update={"start": choice.name, "start_steps": steps})
+
+
 def head_section(section: TrainingSection, slides: int) -> PlannedTraining:
     """Return the settings of the start for a number of training slides: all tiles of a slide, nothing random."""
     given = section.start_steps if section.start == "features" else None  # else those of the encoder's own training
