@@ -31,7 +31,7 @@ format: $(STAMP) ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 
 schema: $(STAMP) ## Write slides_manifest/manifest.schema.json anew
-	$(BIN)/python -c "from wsi_ips.manifest import write_schema; write_schema('slides_manifest/manifest.schema.json')"
+	$(BIN)/python -c "from wsi_ips.manifest.slide_record import write_schema; write_schema('slides_manifest/manifest.schema.json')"
 
 bench: $(STAMP) ## Run every benchmark, short
 	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done

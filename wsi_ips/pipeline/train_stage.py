@@ -64,8 +64,7 @@ def train_stage(
     with processes.ahead() as is_first:
         if is_first:
             require_no_leak(slides, states, recipe.split.allow)
-    outlined = [r for r in slides.records if r.split == "train" and r.annotation is not None]
-    choice = choose_start(recipe.training, recipe.model, len(outlined))
+    choice = choose_start(recipe.training, recipe.model, _outlined(slides, states))
     recipe = recipe.model_copy(update={"training": started(recipe.training, choice)})
     on_features = recipe.model.input == "features"
     features = feature_source(FeaturePlan.of(recipe, folder), slides) if on_features else None
@@ -82,6 +81,13 @@ def train_stage(
             leave_out(error, states, progress, processes)
         else:
             return True
+
+
+def _outlined(slides: RunSlides, states: StateTable) -> int:
+    """Return the number of training slides with outlined tumour in their tiles."""
+    annotated = [r for r in slides.records if r.split == "train" and r.annotation is not None]
+    fractions = [slides.index(record).tumour_fraction for record in states.with_tiles(annotated)]
+    return sum(fraction is not None and bool((fraction > 0).any()) for fraction in fractions)
 
 
 class _Started(NamedTuple):
