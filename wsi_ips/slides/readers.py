@@ -151,7 +151,7 @@ def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry] | None = N
             refusals.append(_reason(error, file.name))
     found = "; ".join(dict.fromkeys(refusals))
     if is_url(file.path):
-        able = ", ".join(f"`{entry.name}`" for entry in tried if entry.opens_urls)
+        able = " or ".join(f"`{entry.name}`" for entry in tried if entry.opens_urls)
         raise UnsupportedSlideError(
             f"slide {file.name}: behind a URL only slides that {able} opens can be read "
             f"({found or 'the recipe asks for another reader'}); copy the slide to a disk"
