@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +74,25 @@ def test_an_image_states_no_scale(tmp_path):
             _ = slide.info.pyramid
 
 
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG of 16-bit RGB, which Pillow cannot write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def test_what_is_no_plain_image_is_refused(tmp_path, monkeypatch):
     deep = tmp_path / "deep.png"
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(deep)
+    deep_colour = tmp_path / "colour.png"
+    deep_colour.write_bytes(png_of_16_bits(RGB))
+    deep_tiff = tmp_path / "colour.tif"
+    tifffile.imwrite(deep_tiff, RGB.astype(np.uint16), photometric="rgb")
     pages = tmp_path / "pages.tif"
     with tifffile.TiffWriter(pages) as tif:
         for _ in range(2):
@@ -84,13 +102,15 @@ def test_what_is_no_plain_image_is_refused(tmp_path, monkeypatch):
     cut = save(tmp_path / "cut.png", RGB)
     cut.write_bytes(cut.read_bytes()[:300])
     for path, message in (
-        (deep, r"its pixels are I;16, not 8-bit grey or RGB"),
-        (pages, "a TIFF of 2 pages is no plain image"),
+        (deep, r"its pixels are (I;16|16-bit), not 8-bit grey or RGB"),
+        (deep_colour, "its pixels are 16-bit, not 8-bit grey or RGB"),
+        (deep_tiff, "its pixels are 16-bit, not 8-bit grey or RGB"),
+        (pages, "a TIFF of tiles or several pages is no plain image"),
         (text, r"no plain image\)"),
         (cut, "as a plain image: "),
     ):
         with pytest.raises(UnsupportedSlideError, match=message):
             open_slide(path, mpp_override=1.0)
     monkeypatch.setattr(image_reader, "MOST_PIXELS", 10_000)
-    with pytest.raises(UnsupportedSlideError, match=r"too large to be decoded whole.*`vips tiffsave"):
+    with pytest.raises(UnsupportedSlideError, match=r"too large to be decoded whole.*`vips colourspace"):
         open_slide(save(tmp_path / "large.png", RGB), mpp_override=1.0)

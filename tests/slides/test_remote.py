@@ -140,7 +140,7 @@ def test_a_secret_in_the_url_is_not_shown(server):
 def test_what_only_openslide_reads_must_be_here(server, files):
     url, _ = server
     (files / "other.mrxs").write_bytes(b"not a TIFF" * 20)
-    with pytest.raises(UnsupportedSlideError, match="behind a URL only slides that `tiffslide`, `image` opens"):
+    with pytest.raises(UnsupportedSlideError, match="behind a URL only slides that `tiffslide` or `image` opens"):
         open_slide(f"{url}/other.mrxs", remote=SOON)
     with pytest.raises(UnsupportedSlideError, match="copy the slide to a disk"):
         open_slide(f"{url}/a slide.svs", reader="openslide")

@@ -64,7 +64,7 @@ def cohort() -> list[LabelledSlide]:
 
 
 def net() -> IpsNet:
-    torch.manual_seed(1)  # with others, gradients near 0 are rounding, of which Adam makes whole steps
+    torch.manual_seed(2)  # with others, gradients near 0 are rounding, of which Adam makes whole steps
     encoder = build_encoder(encoder_spec("resnet18-1", norm="auto", has_weights=False))
     return IpsNet(encoder, NetSettings(tasks=TASKS, heads=2, key_width=8, dropout=0.3))
 

@@ -1,4 +1,4 @@
-"""Reader of plain images (PNG, JPEG, TIFF of one page, colour or grey), which are decoded whole."""
+"""Reader of plain images (PNG, JPEG, TIFF of one page without tiles, colour or grey), which are decoded whole."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "TIFF")
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # Pillow's modes
+TILE_WIDTH = 322  # tag of a TIFF
 MOST_PIXELS = 2**26  # of an image: 200 MB once decoded
 WHITE = (255, 255, 255, 255)
 
@@ -37,7 +38,7 @@ class ImageReader(ArrayReader):
 
 
 def open_image(file: SlideFile) -> ImageReader:
-    """Decode a plain image; refuse images of several pages, of more than 8 bits, and too large ones."""
+    """Decode a plain image; refuse TIFFs of several pages or of tiles, more than 8 bits, and too large images."""
     try:
         with closing(as_file(file.source, file.name)) as stored, Image.open(stored, formats=FORMATS) as image:
             _require_plain(image, file.name)
@@ -52,16 +53,18 @@ def open_image(file: SlideFile) -> ImageReader:
 
 def _require_plain(image: Image.Image, name: str) -> None:
     pages, pixels = getattr(image, "n_frames", 1), image.width * image.height
-    if pages > 1:
-        raise UnsupportedSlideError(f"slide {name}: a {image.format} of {pages} pages is no plain image")
-    if image.mode not in EIGHT_BIT:
-        raise UnsupportedSlideError(
-            f"slide {name}: its pixels are {image.mode}, not 8-bit grey or RGB; convert the image"
-        )
+    is_tiled = TILE_WIDTH in getattr(image, "tag_v2", {})
+    if pages > 1 or is_tiled:
+        raise UnsupportedSlideError(f"slide {name}: a {image.format} of tiles or several pages is no plain image")
+    is_deep = any(";16" in str(tile[3]) for tile in image.tile)  # Pillow reads 16-bit RGB as RGB, without a word
+    if image.mode not in EIGHT_BIT or is_deep:
+        kind = "16-bit" if is_deep else image.mode
+        raise UnsupportedSlideError(f"slide {name}: its pixels are {kind}, not 8-bit grey or RGB; convert the image")
     if pixels > MOST_PIXELS:
         raise UnsupportedSlideError(
             f"slide {name}: a plain image of {pixels / 1e6:.0f} million pixels is too large to be decoded whole (at "
-            f"most {MOST_PIXELS / 1e6:.0f}); convert it to a tiled TIFF: `vips tiffsave IN OUT.tif --tile --pyramid`"
+            f"most {MOST_PIXELS / 1e6:.0f}); convert it to a tiled TIFF: "
+            "`vips colourspace IN 'OUT.tif[tile,pyramid]' srgb`"
         )
 
 

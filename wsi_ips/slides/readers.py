@@ -121,6 +121,8 @@ def open_slide(
 def open_auto(file: SlideFile) -> SlideReader:
     """Open a slide with the first library that can, and read its JPEG tiles directly where it has them."""
     base = _first_that_opens(file)
+    if base.bytes_held:  # a plain image, which is decoded already; a damaged one may send a search for tiles in circles
+        return base
     try:
         return DirectReader(base, file.source, cache=file.cache)
     except UnsupportedSlideError as error:
@@ -151,7 +153,7 @@ def _first_that_opens(file: SlideFile, entries: Iterable[ReaderEntry] | None = N
             refusals.append(_reason(error, file.name))
     found = "; ".join(dict.fromkeys(refusals))
     if is_url(file.path):
-        able = ", ".join(f"`{entry.name}`" for entry in tried if entry.opens_urls)
+        able = " or ".join(f"`{entry.name}`" for entry in tried if entry.opens_urls)
         raise UnsupportedSlideError(
             f"slide {file.name}: behind a URL only slides that {able} opens can be read "
             f"({found or 'the recipe asks for another reader'}); copy the slide to a disk"
