@@ -56,7 +56,8 @@ def _require_plain(image: Image.Image, name: str) -> None:
     is_tiled = TILE_WIDTH in getattr(image, "tag_v2", {})
     if pages > 1 or is_tiled:
         raise UnsupportedSlideError(f"slide {name}: a {image.format} of tiles or several pages is no plain image")
-    is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # Pillow reads 16-bit RGB as RGB, without a word
+    # Pillow reads 16-bit RGB as RGB, without a word.
+    is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode not in EIGHT_BIT or is_deep:
         kind = "16-bit" if is_deep else image.mode
         raise UnsupportedSlideError(f"slide {name}: its pixels are {kind}, not 8-bit grey or RGB; convert the image")
