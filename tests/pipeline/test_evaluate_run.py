@@ -146,7 +146,7 @@ def test_the_command_prints_and_writes_what_it_found(done, tmp_path):  # noqa: F
 def test_without_a_background_class_only_outlines_of_the_shown_class_are_measured(done):  # noqa: F811
     """A slide of the other class is not free of tumour, so it has no false alarms."""
     with Run.open(recipe_of(done, **{"labels.background": False})) as run:
-        found = evaluate_run(run)
+        found = evaluate_run(run.predictions)
     assert (found.localisation.tumour_slides, found.localisation.other_slides) == (2, 0)
     assert found.localisation.false_alarm_mm2 is None
     assert any("2 slides without outlines of `tumor` are not in the lesion and tile metrics" in n for n in found.notes)

@@ -96,7 +96,7 @@ def test_figures_of_a_step_are_the_sum_of_what_each_process_filled_in():
     parts = [StepFigures.empty(3, classes=2, width=4) for _ in range(2)]
     logits, entropy = torch.arange(6.0).view(3, 2), torch.tensor([0.1, float("nan"), 0.3])
     for part, own in zip(parts, ([1], [0, 2]), strict=True):
-        found = SlideLosses(torch.tensor(float(len(own))), logits, entropy)
+        found = SlideLosses(torch.tensor(float(len(own))), logits, entropy, torch.tensor(float(len(own))))
         part.add(own, found, {own[0]: np.array([0, 70_001, 3])})
     whole = StepFigures(parts[0].table + parts[1].table, classes=2)
     assert whole.loss == 3

@@ -122,14 +122,14 @@ def _start(
 
 def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress, processes: Processes) -> None:
     is_first, folder = processes.is_first, states.folder
-    for old in (folder.model, folder.last_model) if is_first else ():
-        (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     model, plan, start = _start(recipe, cohort, states, progress, processes)
     manual_seed(recipe.seed)
     card, on_features = cohort.card(recipe, plan), cohort.features is not None
     section = model.model_copy(update={"start": start})
     net, trunk = build_network(section, card, plan, processes=processes, on_features=on_features)
     card = replace(card, encoder=net.encoder.spec)
+    for old in (folder.model, folder.last_model) if is_first else ():
+        (old / CARD_NAME).unlink(missing_ok=True)  # no card of another training while this one runs
     training = planned(recipe.training, len(cohort.train))
     if on_features:  # there are no pixels to change
         training = training.model_copy(update={"augment": AugmentSection.nothing()})

@@ -86,6 +86,7 @@ class SlideLosses(NamedTuple):
     loss: Tensor  # scalar
     logits: Tensor  # (B, C), of classes
     entropy: Tensor  # (B,), of attention
+    of_answers: Tensor  # scalar without gradient: the loss without that of attention, to compare with that of guessing
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ class StepLoss:
         if self.tile_weight:
             loss = loss + self.tile_weight * self.of_tiles(net, targets, embeddings, mask, own)
         attention = selection_weights(net.pooling.logits(embeddings), mask)  # (B, K, T)
+        of_answers = loss.detach()
         if self.tile_weight and self.truth is not None:
             loss = loss + self.tile_weight * self.of_attention(attention, self.truth, net.tasks, own)
-        return SlideLosses(loss, logits, attention_entropy(attention.detach(), mask))
+        return SlideLosses(loss, logits, attention_entropy(attention.detach(), mask), of_answers)
 
     def of_attention(
         self, attention: Tensor, truth: Tensor, tasks: Sequence[Task], own: Sequence[int] | None = None

@@ -62,7 +62,7 @@ class StepFigures:
         """Fill the rows of the own slides; logits and entropy in ``found`` are those of all slides."""
         if own:
             rows = torch.tensor(own)
-            self._loss[own[0], 0] += float(found.loss.detach())
+            self._loss[own[0], 0] += float(found.of_answers)
             self.logits[rows] = found.logits.detach().float().cpu()[rows]
             self.entropy[rows] = found.entropy.detach().float().cpu()[rows]
         for slide, tiles in best.items():
