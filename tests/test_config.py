@@ -291,3 +291,8 @@ def test_a_registry_gives_a_key_its_choices_and_their_help(monkeypatch):
         Painting(shade="drak")
     with pytest.raises(ValidationError, match=r"no shade `x`; choose one of dark, bright"):
         Painting(others=("x",))
+
+
+def test_self_supervision_on_stored_features_is_refused(tmp_path: Path) -> None:
+    said = complaint(tmp_path, {"model": {"input": "features"}, "training": {"start": "self-supervised"}})
+    assert "`training.start: self-supervised` needs pixels; set `model.input: pixels`" in said

@@ -20,7 +20,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.learning.runs import VARIANTS, common_options, header, line, run_all, training
+from benchmarks.learning.runs import VARIANTS, common_options, header, line, print_table, run_all, training
 
 
 def main() -> None:
@@ -48,9 +48,7 @@ def main() -> None:
     ]
     found = dict(zip(pairs, run_all(trainings, jobs=options.jobs), strict=True))
     by_variant = {name: [found[name, seed] for seed in options.seeds] for name in options.variants}
-    print(header("training"))
-    for name, entries in by_variant.items():
-        print(line(name, entries))
+    print_table(by_variant)
     groups = sorted({group for entry in found.values() if entry for group in entry.get("by", {})})
     for group in groups:
         print(f"\n{options.by} {group}\n\n{header('training')}")

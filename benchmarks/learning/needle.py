@@ -16,7 +16,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.learning.runs import common_options, header, line, run_all, training
+from benchmarks.learning.runs import common_options, print_table, run_all, training
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
 
 RECIPE = Path(__file__).with_name("needle.yaml")
@@ -41,9 +41,7 @@ def main() -> None:
     ]
     found = dict(zip(pairs, run_all(trainings, jobs=options.jobs), strict=True))
     by_variant = {name: [found[name, seed] for seed in options.seeds] for name in options.variants}
-    print(header("training"))
-    for name, entries in by_variant.items():
-        print(line(name, entries))
+    print_table(by_variant)
     if options.json:
         options.json.write_text(json.dumps(by_variant, indent=1) + "\n", encoding="utf-8")
 

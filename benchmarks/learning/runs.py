@@ -243,6 +243,13 @@ def cell(found: Sequence[Mapping[str, Any] | None], key: str, digits: int) -> st
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
+def print_table(found: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> None:
+    """Print the figures of trainings, a line per variant."""
+    print(header("training"))
+    for name, entries in found.items():
+        print(line(name, entries))
+
+
 def common_options(parser: argparse.ArgumentParser, variants: Sequence[str]) -> None:
     """Options that all comparisons have."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

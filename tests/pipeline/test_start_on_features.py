@@ -8,6 +8,7 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,12 +16,14 @@ from typer.testing import CliRunner
 
 from tests.small_cohort import SLIDES, write_recipe
 from wsi_ips.cli import app
-from wsi_ips.model.checkpoint_card import read_card
+from wsi_ips.model.checkpoint_card import EncoderOrigin, origin_text, read_card
 from wsi_ips.model.encoder_families import build_encoder, encoder_spec
 from wsi_ips.pipeline.start_on_features import HeadStart
+from wsi_ips.tiles.feature_store import FeatureTiles, open_features
 from wsi_ips.training.loop import Trainer
 from wsi_ips.training.model_building import encoder_fingerprint
 from wsi_ips.training.resume import StateFile
+from wsi_ips.training.settings import LabelledSlide
 
 TRAINING = {"start_steps": 6, "start_views": 2, "epochs": 1, "batch_slides": 2}
 Usage = namedtuple("Usage", "total used free")
@@ -141,3 +144,42 @@ def test_the_fingerprint_of_an_encoder_is_that_of_the_file(trained):
     encoder = build_encoder(spec, weights=trained / "weights.safetensors")
     plain = min(slides_in(trained / "out" / "features.zarr"), key=len)
     assert plain.endswith(encoder_fingerprint(encoder)[:8])
+
+
+def test_a_view_shows_other_features_and_epochs_use_the_views_in_turn(trained):
+    plain, view = sorted((trained / "out" / "features.zarr").iterdir(), key=lambda folder: len(folder.name))
+    name = min(slides_in(view))
+    features = [open_features(folder, name) for folder in (plain, view)]
+    tiles = np.arange(features[0].tiles)
+    assert np.abs(features[0].rows(tiles) - features[1].rows(tiles)).mean() > 0.01
+    one, other = (FeatureTiles(0, name, None, None, None, stored) for stored in features)  # type: ignore[arg-type]
+    slide = LabelledSlide(one, (0,), others=(other,))
+    assert [slide.visited(epoch, 0).tiles for epoch in (2, 3, 4)] == [one, other, one]
+    assert slide.visited(2, 1).tiles is other
+
+
+def test_without_augmentation_tiles_are_embedded_once(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    shutil.rmtree(folder / "out" / "features.zarr")
+    train(folder, augment=False)
+    assert len(list((folder / "out" / "features.zarr").iterdir())) == 1
+
+
+def test_self_supervision_comes_first_and_the_model_says_so(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    shutil.rmtree(folder / "out" / "features.zarr")
+    said = train(folder, start="self-supervised", start_steps=2)
+    assert said.index("self-supervision, step 2: loss") < said.index("start on features, epoch 1: loss")
+    learned, given = (load_file(folder / name) for name in ("out/encoder.safetensors", "weights.safetensors"))
+    assert any(not torch.equal(learned[name], given[name]) for name in given)
+    card = read_card(folder / "out" / "model")
+    assert card.origin == EncoderOrigin("file", "weights.safetensors", self_supervised=True)
+    assert origin_text(card) == (
+        "initial weights from weights.safetensors, then self-supervised on the training slides' tiles"
+    )
+    plain = min(slides_in(folder / "out" / "features.zarr"), key=len)
+    spec = encoder_spec("resnet18-1", norm="auto", has_weights=True)
+    encoder = build_encoder(spec, weights=folder / "out" / "encoder.safetensors")
+    assert plain.endswith(encoder_fingerprint(encoder)[:8])  # the features are those of the encoder that learned

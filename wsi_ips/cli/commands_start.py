@@ -116,14 +116,15 @@ def _check(target: str | None, output: Path | None, folder: Path | None, *, as_j
     recipe = found.recipe if found else None
     machine = check_machine(recipe.output if recipe else Path.cwd(), recipe) if recipe or not found else []
     report = check_cohort(found, Silent() if as_json else Bars()) if found else None
-    cost = _training_cost(found, report) if found and report else None
     if as_json:
+        cost = _training_cost(found, report) if found and report else None
         values = {"machine": [asdict(finding) for finding in machine], **(report.to_dict() if report else {})}
         values |= {"training": asdict(cost)} if cost else {}
         out.print(json.dumps(values, indent=2, ensure_ascii=False), soft_wrap=True, markup=False)
     else:
         if report:
             print_report(report)
+        cost = _training_cost(found, report) if found and report else None  # may fail where an encoder cannot be built
         if cost:
             print_cost(cost)
         print_findings(machine, only_problems=report is not None)

@@ -69,6 +69,8 @@ class Recipe(Section):
             if self.features.imported is not None:
                 raise ValueError("`features.imported` is for `model.input: features`; set it, or leave the folder out")
             return self
+        if registry("starts")[self.training.start].trains_encoder:
+            raise ValueError(f"`training.start: {self.training.start}` needs pixels; set `model.input: pixels`")
         if "augment" in self.training.model_fields_set:
             raise ValueError("`training.augment` changes pixels, and there are none with `model.input: features`")
         if self.training.grid_shift:

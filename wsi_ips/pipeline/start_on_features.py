@@ -16,6 +16,7 @@ from torch import manual_seed, nn
 
 from wsi_ips.config import Recipe
 from wsi_ips.errors import FeaturesError
+from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint import add_trunk
 from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, read_card
 from wsi_ips.model.net import IpsNet
@@ -32,11 +33,11 @@ from wsi_ips.training.model_building import build_network
 from wsi_ips.training.processes import Processes
 from wsi_ips.training.resume import StateFile, StopRequest
 from wsi_ips.training.settings import Settings
-from wsi_ips.training.starts import head_section
+from wsi_ips.training.starts import feature_views, head_section
 from wsi_ips.training.tracking import MetricsFile, Tracking
 
 MOST_TILES = 50_000  # of a slide in a step; the best by attention where there are more
-BYTES_PER_FEATURE = 2 * 1280  # of a tile: float16, as wide as most encoders are at most
+BYTES_PER_VALUE = 2  # float16
 MOST_OF_THE_DISK = 0.95  # share of the free space that features may take
 
 
@@ -96,10 +97,14 @@ def start_on_features(
     if processes.from_first(start.is_finished):
         return start.checkpoint
     sources = _sources(recipe, cohort, states.folder)
+    card, net, trunk = _network(recipe, cohort, processes, start.fingerprint)
     with processes.ahead() as is_first:
         if is_first and cohort.features is None:
-            _store(sources, recipe, cohort, states, progress)
-    card, net, trunk = _network(recipe, cohort, processes, start.fingerprint)
+            due = _due(sources, cohort)
+            _require_room(due, net.encoder.trunk_width, states, progress)
+            for source, records in due:
+                compute_features(source, records, states, recipe.compute, progress)
+            states.save()
     section = head_section(recipe.training, len(cohort.train))
     train = cohort.to_learn_from(section, recipe.labels.tasks, progress.note, processes, *sources)
     val = cohort.labelled(cohort.val, sources[0])
@@ -140,34 +145,31 @@ def _sources(recipe: Recipe, cohort: TrainingCohort, places: RunFolder) -> list[
     if cohort.features is not None:
         return [cohort.features]
     plain = feature_source(replace(FeaturePlan.of(recipe, places), imported=None), cohort.slides)
-    strengths, views = recipe.training.augment, range(1, recipe.training.start_views)
+    strengths, views = recipe.training.augment, range(1, feature_views(recipe))
     return [plain, *(plain.seen_in(FeatureView(number, strengths, recipe.seed)) for number in views)]
 
 
-def _store(
-    sources: Sequence[FeatureSource], recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: Progress
-) -> None:
-    """Compute the features that are missing: all views of training slides, plain ones of validation slides."""
+def _due(sources: Sequence[FeatureSource], cohort: TrainingCohort) -> list[tuple[FeatureSource, list[SlideRecord]]]:
+    """Return the slides whose features are missing: training slides in all views, validation slides as they are."""
     wanted = [(source, [*cohort.train, *(cohort.val if source.view is None else ())]) for source in sources]
     due = [(source, [r for r in records if not source.has(r)]) for source, records in wanted]
-    tiles = sum(states[record.slide_id].tiles or 0 for _, records in due for record in records)
-    if not tiles:
+    return [(source, records) for source, records in due if records]
+
+
+def _require_room(
+    due: Sequence[tuple[FeatureSource, list[SlideRecord]]], width: int, states: StateTable, progress: Progress
+) -> None:
+    """Say how large the features will be; refuse what does not fit on the disk."""
+    if not due:
         return
-    root = sources[0].plan.root
-    size, free = tiles * BYTES_PER_FEATURE, shutil.disk_usage(_existing(root)).free
-    progress.note(
-        f"the start embeds {tiles:,} tiles ({len(sources)} views of {len(cohort.train)} training slides, one of "
-        f"{len(cohort.val)} validation slides), about {size / 1e9:.2g} GB in {root}"
-    )
+    tiles, root = sum(states[r.slide_id].tiles or 0 for _, records in due for r in records), due[0][0].plan.root
+    size, free = tiles * width * BYTES_PER_VALUE, shutil.disk_usage(_existing(root)).free
+    progress.note(f"the start embeds {tiles:,} tiles, all views counted; {size / 1e9:.2g} GB in {root}")
     if size > MOST_OF_THE_DISK * free:
         raise FeaturesError(
-            f"features of {tiles:,} tiles take about {size / 1e9:.3g} GB, and {root} has {free / 1e9:.3g} GB "
-            "free: set `features.location` to a larger disk, fewer `training.start_views`, or another `training.start`"
+            f"features of {tiles:,} tiles take {size / 1e9:.3g} GB, and {root} has {free / 1e9:.3g} GB free: set "
+            "`features.location` to a larger disk, fewer `training.start_views`, or another `training.start`"
         )
-    for source, records in due:
-        if records:
-            compute_features(source, records, states, recipe.compute, progress)
-    states.save()
 
 
 def _existing(folder: Path) -> Path:

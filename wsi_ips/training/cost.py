@@ -14,7 +14,8 @@ from wsi_ips.config.learning_sections import START_SLIDES, START_TILES
 from wsi_ips.model.encoder_families import build_encoder
 from wsi_ips.scanning import choose_device
 from wsi_ips.training.model_building import plan_encoder
-from wsi_ips.training.starts import STARTS, StartChoice, choose_start, head_section, started
+from wsi_ips.training.self_supervision import TILES_PER_STEP
+from wsi_ips.training.starts import STARTS, StartChoice, choose_start, feature_views, head_section, started
 
 GRADIENT_COST = 3  # forward passes that learning from a tile costs: forward, and a backward pass of two
 TIMED_S, TIMED_PATCHES = 2.0, 32
@@ -25,7 +26,7 @@ class TrainingCost:
     """What a training will do."""
 
     start: StartChoice
-    start_steps: int  # optimiser steps of the start
+    start_steps: int  # optimiser steps of the start, those of self-supervision included
     steps: int  # optimiser steps with selection
     embedded: int  # tiles that the encoder embeds once for the start
     scanned: int  # tiles scored for selection and validation, over all epochs
@@ -44,15 +45,17 @@ def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int], outl
 
     The speed of the encoder is measured for two seconds.
     """
-    section, memory_size = recipe.training, recipe.model.memory_size
-    choice = choose_start(section, recipe.model, outlined)
-    training = planned(started(section, choice), len(train))
-    on_pixels = recipe.model.input == "pixels"
+    choice, memory_size = choose_start(recipe.training, recipe.model, outlined), recipe.model.memory_size
+    section, entry = started(recipe.training, choice), STARTS[choice.name]
+    training = planned(section, len(train))
     selecting = training.epochs - training.start_epochs
     start_steps, embedded, learned = 0, 0, 0
-    if STARTS[choice.name].on_features:
-        start_steps = head_section(section, len(train)).epochs * math.ceil(len(train) / section.batch_slides)
-        embedded = sum(train) * section.start_views + sum(val)
+    if entry.trains_encoder:
+        start_steps = entry.steps if section.start_steps is None else section.start_steps
+        learned = start_steps * TILES_PER_STEP
+    if entry.on_features:
+        start_steps += head_section(section, len(train)).epochs * math.ceil(len(train) / section.batch_slides)
+        embedded = sum(train) * feature_views(recipe) + sum(val)
     if training.start_epochs:
         tiles = [min(START_TILES, count) for count in train]
         start_steps = training.start_epochs * math.ceil(len(train) / START_SLIDES)
@@ -60,8 +63,8 @@ def training_cost(recipe: Recipe, train: Sequence[int], val: Sequence[int], outl
     scanned = selecting * (round(sum(train) * (1 - section.tile_dropout)) + sum(val))
     learned += selecting * sum(min(memory_size, count) for count in train)
     steps = selecting * math.ceil(len(train) / section.batch_slides)
-    if not on_pixels:
-        scanned = learned = 0
+    if recipe.model.input == "features":
+        scanned = learned = 0  # the encoder is not needed again
     return TrainingCost(choice, start_steps, steps, embedded, scanned, learned, *_encoder_speed(recipe))
 
 

@@ -25,7 +25,7 @@ from wsi_ips.model.task_losses import target_tensors
 from wsi_ips.tiles.stream import read_tiles
 from wsi_ips.training.loss import class_weights, guess
 from wsi_ips.training.processes import Processes
-from wsi_ips.training.resume import StateFile, StopRequest, TrainingState
+from wsi_ips.training.resume import StateFile, StopRequest, TrainingState, restore_stored
 from wsi_ips.training.settings import LabelledSlide, Listener, Settings
 from wsi_ips.training.step import Step
 from wsi_ips.training.tracking import EpochRecord, Meter
@@ -123,10 +123,7 @@ class Trainer:
         if self.step.average is not None:
             others["average"] = self.step.average
         state = TrainingState(self.net, optimiser, others)
-        counters, tensors = (file.read() if file and processes.is_first else None) or (None, {})
-        counters = processes.from_first(counters)
-        if counters is not None:
-            state.restore(counters, processes.tensors_from_first(tensors))
+        if restore_stored(state, file, processes):
             if processes.is_first:
                 self.listener.on_resume(state.history)
         elif not self.settings.continues:

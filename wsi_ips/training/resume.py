@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi_ips.provenance import atomic_path
+from wsi_ips.training.processes import Processes
 from wsi_ips.training.tracking import EpochRecord
 
 SCHEMA_VERSION = 3
@@ -103,6 +104,16 @@ class TrainingState:
         for name, tensor in _below(tensors, "random.cuda.").items():
             if torch.cuda.is_available() and int(name) < torch.cuda.device_count():
                 torch.cuda.set_rng_state(tensor, int(name))
+
+
+def restore_stored(state: TrainingState, file: StateFile | None, processes: Processes) -> bool:
+    """Restore the state that the first process finds in ``file``, in all processes; return whether there is one."""
+    counters, tensors = (file.read() if file and processes.is_first else None) or (None, {})
+    counters = processes.from_first(counters)
+    if counters is None:
+        return False
+    state.restore(counters, processes.tensors_from_first(tensors))
+    return True
 
 
 class StateFile:

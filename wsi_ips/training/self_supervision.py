@@ -32,12 +32,14 @@ from wsi_ips.tiles.stream import PatchChunk, SlideTiles, read_tiles
 from wsi_ips.training.gradient import StepGradient
 from wsi_ips.training.loop import warmup_cosine
 from wsi_ips.training.processes import Processes
-from wsi_ips.training.resume import StateFile, StopRequest, TrainingState
+from wsi_ips.training.resume import StateFile, StopRequest, TrainingState, restore_stored
 from wsi_ips.training.step import MixedPrecision
 from wsi_ips.training.tile_batches import TileBatches
-from wsi_ips.training.tile_views import two_views, view_pixels
+from wsi_ips.training.tile_views import VIEWS, two_views, view_pixels
 from wsi_ips.training.tracking import Meter
 
+GROUPS, GROUP_TILES = 2, 64  # groups of a step, and tiles of each
+TILES_PER_STEP = GROUPS * GROUP_TILES * VIEWS  # patches that the encoder learns from in a step
 SLIDE_TILES = 8  # tiles of one slide in a row
 EPOCH_STEPS = 100  # steps between two reports
 HIDDEN, PROJECTED = 512, 128  # widths of the head
@@ -55,8 +57,8 @@ class SelfSupervision:
     seed: int  # of tiles, views and the initial weights of the head
     compute: ComputeSection
     augment: AugmentSection = field(default_factory=AugmentSection)
-    groups: int = 2  # of a step
-    group_tiles: int = 64
+    groups: int = GROUPS  # of a step
+    group_tiles: int = GROUP_TILES
     smallest_view: float = 0.4  # smallest share of a tile's area that a view shows
     learning_rate: float = 1e-3  # peak, of AdamW
     micro_batch: int = 64  # patches at a time where the activations of all exceed `compute.gpu_memory_gb`
@@ -272,10 +274,7 @@ class EncoderTrainer:
         learned = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(learned, lr=self.settings.learning_rate, weight_decay=0.0)
         state = EncoderState(learner, optimiser, {"precision": self.precision})
-        counters, tensors = (file.read() if file and processes.is_first else None) or (None, {})
-        counters = processes.from_first(counters)
-        if counters is not None:
-            state.restore(counters, processes.tensors_from_first(tensors))
+        if restore_stored(state, file, processes):
             if processes.is_first:
                 self.listener.on_resume(state.history)
         else:
@@ -310,7 +309,7 @@ class EncoderTrainer:
                 TrainingError(
                     f"self-supervision: after {record.steps} steps the encoder maps all tiles to nearly the same "
                     f"embedding (spread {record.spread:.3f}, at most about 1), so it cannot tell them apart. Check "
-                    "that the tiles differ (contact sheets of `wsi-ips tile`); if they do, try another `seed`, "
+                    "that the tiles differ (`wsi-ips status --sheet`); if they do, try another `seed`, "
                     "stronger `training.augment`, or another `training.start`"
                 )
             )

@@ -1,9 +1,11 @@
 """Registry of training starts: what a network learns from before its attention is good enough to select tiles.
 
-A start has up to two parts. ``features``: before the training loop, pooling and heads learn on stored features of all
-tiles (:mod:`wsi_ips.pipeline.train_stage`). And the first epochs of the loop: an entry's implementation takes
-:class:`~wsi_ips.training.settings.Settings` and returns a :class:`Start`, or None where the loop selects from its first
-epoch on. To add one, write it here or in a module of its own, and list it below.
+A start has up to three parts. Before the training loop, the encoder learns from tiles without labels
+(``trains_encoder``, :mod:`wsi_ips.pipeline.encoder_stage`), and pooling and heads learn on stored features of all tiles
+(``on_features``, :mod:`wsi_ips.pipeline.start_on_features`). The first epochs of the loop (``in_epochs``) learn from
+given tiles: an entry's implementation takes :class:`~wsi_ips.training.settings.Settings` and returns a :class:`Start`,
+or None where the loop selects from its first epoch on. To add one, write it here or in a module of its own, and list it
+below.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.config import AugmentSection, ModelSection, PlannedTraining, TrainingSection
+from wsi_ips.config import AugmentSection, ModelSection, PlannedTraining, Recipe, TrainingSection
 from wsi_ips.config.learning_sections import START_SLIDES, START_TILES
 from wsi_ips.registry import Entry, Registry
 
@@ -183,6 +185,12 @@ def started(section: TrainingSection, choice: StartChoice) -> TrainingSection:
     """Return the section with the chosen start; `none` has no steps, whatever the recipe says for `auto`."""
     steps = None if choice.name == "none" else section.start_steps
     return section.model_copy(update={"start": choice.name, "start_steps": steps})
+
+
+def feature_views(recipe: Recipe) -> int:
+    """Return how often a start on features embeds a training tile: once where nothing would differ, or it is stored."""
+    changes = any(recipe.training.augment.model_dump().values()) and recipe.model.input == "pixels"
+    return recipe.training.start_views if changes else 1
 
 
 def head_section(section: TrainingSection, slides: int) -> PlannedTraining:

@@ -59,9 +59,8 @@ class TileBatches:
     def _tiles(self, slide: int, number: int) -> NDArray[np.int32]:
         """Return the tiles that a slide gives in a round, ascending: near tiles are read together."""
         wanted, given = self._slides[slide].wanted, self._given[slide]
-        turn, part = divmod(
-            number, len(wanted) // given
-        )  # a few tiles are left over in each turn, other ones each time
+        # A few tiles are left over in each turn, other ones each time.
+        turn, part = divmod(number, len(wanted) // given)
         rng = np.random.default_rng([self._seed, TILE_ORDER, slide, turn])
         drawn = rng.permutation(len(wanted))[part * given : (part + 1) * given]
         return np.sort(wanted[drawn])
