@@ -65,6 +65,18 @@ def test_an_encoder_with_weights_starts_on_features_and_the_output_says_why(trai
     assert not (trained / "out" / "training").exists()
 
 
+def test_check_tells_the_start_and_its_cost_before(trained):
+    weights = f"weights: {trained / 'weights.safetensors'}"
+    recipe = trained / "check.yaml"
+    text = (trained / "recipe.yaml").read_text().replace("encoder: resnet18-1", f"encoder: resnet18-1\n  {weights}")
+    recipe.write_text(text)
+    said = " ".join(CliRunner().invoke(app, ["check", str(recipe)]).output.split())
+    assert "training starts on `features` (the encoder has weights" in said
+    assert "steps: 6 of the start, 2 with selection; tiles: " in said
+    cost = json.loads(CliRunner().invoke(app, ["check", str(recipe), "--json"]).output)["training"]
+    assert cost["learned"] == 4 * 4  # four tiles of four slides
+
+
 def test_views_are_stored_of_training_slides_and_plain_features_of_validation_slides_and_none_of_test_slides(trained):
     plain, view = sorted((trained / "out" / "features.zarr").iterdir(), key=lambda folder: len(folder.name))
     assert view.name == f"{plain.name}-view1"

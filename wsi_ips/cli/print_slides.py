@@ -84,12 +84,11 @@ def print_report(report: CheckReport) -> None:
 def print_cost(cost: TrainingCost) -> None:
     """Print the start of a training and why, its steps and tiles, and the hours on this machine."""
     start = cost.start
-    embedded = f" on {cost.embedded:,} embedded tiles" if cost.embedded else ""
-    before = f", {cost.start_steps} steps{embedded}" if cost.start_steps else ""
-    out.print(f"training starts on `{start.name}`{before} [dim]({escape(start.why)})[/]")
+    out.print(f"training starts on `{start.name}` [dim]({escape(start.why)})[/]")
     out.print(
-        f"with selection: {cost.steps} steps; {cost.scanned:,} tiles scored, {cost.learned:,} learned from in all; "
-        f"about {cost.hours:.2g} hours on {cost.device} ({cost.tiles_per_s:.0f} tiles/s)"
+        f"steps: {cost.start_steps} of the start, {cost.steps} with selection; tiles: {cost.embedded:,} embedded for "
+        f"the start, {cost.scanned:,} scored, {cost.learned:,} learned from; about {cost.hours:.2g} hours on "
+        f"{cost.device} ({cost.tiles_per_s:.0f} tiles/s)"
     )
 
 

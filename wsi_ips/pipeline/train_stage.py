@@ -22,7 +22,7 @@ from wsi_ips.model.net import IpsNet
 from wsi_ips.pipeline.checkpoint_keeper import CheckpointKeeper
 from wsi_ips.pipeline.encoder_stage import encoder_weights
 from wsi_ips.pipeline.feature_source import FeaturePlan, feature_source
-from wsi_ips.pipeline.progress import Progress
+from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_states import StateTable
@@ -135,7 +135,8 @@ def _fit(recipe: Recipe, cohort: TrainingCohort, states: StateTable, progress: P
         training = training.model_copy(update={"augment": AugmentSection.nothing()})
     rate = training.encoder_rate or (RATE_OF_GIVEN_WEIGHTS if plan.has_weights else 1.0)
     settings = Settings(training, recipe.compute, model.memory_size, recipe.seed, rate, continues=start is not None)
-    train = cohort.to_learn_from(training, recipe.labels.tasks, progress.note, processes)
+    said = start is not None and STARTS[training.start].on_features  # the start said what outlines teach
+    train = cohort.to_learn_from(training, recipe.labels.tasks, Silent().note if said else progress.note, processes)
     val = cohort.labelled(cohort.val)
     stop = StopRequest(insistent=processes.is_alone)
     trackers = _trackers(recipe, folder, cohort.fingerprint, progress.note) if is_first else []

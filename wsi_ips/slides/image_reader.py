@@ -32,7 +32,7 @@ class ImageReader(ArrayReader):
 
     def __init__(self, pixels: RGB, file: SlideFile, kind: str) -> None:
         super().__init__([pixels], file.mpp_override, name=file.name)
-        source = "override" if file.mpp_override else "a plain image states none"
+        source = "override" if file.mpp_override else "a plain image states none, and `slides.unit: pixels` needs none"
         self.info = replace(self.info, reader="image", mpp_source=source, pixels_by=f"image: {kind}, decoded whole")
         self.bytes_held = pixels.nbytes
 
