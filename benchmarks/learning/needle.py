@@ -3,9 +3,11 @@
 48 slides of 40 960 x 28 672 px with 28 to 36 mm² of tissue, about 1 900 tiles of 128 µm; lesions of 0.4 to 0.8 mm
 (1.3 % of the tiles of a slide at most), or 0.2 to 0.4 mm with ``--small``. Each seed has slides of its own.
 
-    python -m benchmarks.learning.needle WORK --weights FILE [--small] [--seeds 0 1 2] [--variants NAME ...] [--jobs N]
+    python -m benchmarks.learning.needle WORK --weights FILE [--small] [--outlined] [--seeds 0 1 2]
+        [--variants NAME ...] [--jobs N]
 
-``--weights``: ImageNet weights of EfficientNet-Lite0 (benchmarks/support/imagenet.py). Prints the table of
+``--weights``: ImageNet weights of EfficientNet-Lite0 (benchmarks/support/imagenet.py). ``--outlined``: a quarter of the
+training tumour slides have outlines, which teach; without it, labels of slides alone. Prints the table of
 ``compare.py``; finished runs stand in WORK and are not done again.
 """
 
@@ -13,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+
+import pandas as pd
 
 from benchmarks.learning.runs import common_options, print_table, run_all, training
 from wsi_ips.pipeline.demo_slides import DEMO, make_slides
@@ -29,11 +34,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--small", action="store_true", help="lesions of 0.2 to 0.4 mm")
-    common_options(parser, ["default, ImageNet weights"])
+    parser.add_argument("--outlined", action="store_true", help="a quarter of the training tumour slides has outlines")
+    common_options(parser, ["IPS from ImageNet"])
     options = parser.parse_args()
+    if options.outlined and options.variants == ["IPS from ImageNet"]:
+        options.variants = ["IPS from ImageNet, outlines"]
     work = options.work / ("small" if options.small else "needle")
     plan = replace(SLIDES, lesion_mm=SMALL_MM if options.small else LESIONS_MM)
     manifests = {seed: make_slides(work / f"cohort_{seed}", plan, seed) for seed in options.seeds}
+    if options.outlined:
+        manifests = {seed: few_outlines(manifest) for seed, manifest in manifests.items()}
+        work = work / "outlined"
     pairs = [(variant, seed) for variant in options.variants for seed in options.seeds]
     trainings = [
         training(RECIPE, manifests[seed], work, variant, seed, own=True, weights=options.weights)
@@ -44,6 +55,17 @@ def main() -> None:
     print_table(by_variant)
     if options.json:
         options.json.write_text(json.dumps(by_variant, indent=1) + "\n", encoding="utf-8")
+
+
+def few_outlines(manifest: Path) -> Path:
+    """Write a manifest in which a quarter of the training tumour slides keep their outlines, and test slides do."""
+    rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    tumour = rows.index[(rows["split"] == "train") & (rows["annotation"] != "")]
+    kept = tumour[: math.ceil(len(tumour) / 4)]
+    rows.loc[(rows["split"] != "test") & ~rows.index.isin(kept), "annotation"] = ""
+    path = manifest.with_name("few_outlines.csv")
+    rows.to_csv(path, index=False)
+    return path
 
 
 if __name__ == "__main__":

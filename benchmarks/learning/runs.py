@@ -25,6 +25,7 @@ from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.localisation import TUMOUR_TILE
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_stage
+from wsi_ips.pipeline.evaluate_run import evaluate_run
 
 Figures = dict[str, Any]
 NO_SELECTION = {EVEN: True, "training.exploration": 0.0}
@@ -38,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "features, gated attention": {**FEATURES, "model.pooling": "abmil", "model.memory_size": 4096},
     "features, IPS": FEATURES,
     "IPS from ImageNet": IMAGENET,
+    "IPS from ImageNet, outlines": {**IMAGENET, "training.known_tiles": 0.25},
     "IPS from ImageNet, encoder frozen": {**IMAGENET, "model.freeze": "all"},
     "IPS, no warm start": {"training.start": "none"},
     "IPS, no tile loss": {"training.tile_loss": 0.0},
@@ -166,6 +168,8 @@ def measured(run: Run, by: str = "") -> Figures:
     records = [record for record in run.predictions.predicted() if record.split == "test"]
     rows = [_row(run, record) for record in records]
     found = figures_of(rows)
+    where = evaluate_run(run.predictions).localisation
+    found["froc"] = where.lesions_by_peaks.score if where and where.lesions_by_peaks else None
     if by:
         column = pd.read_csv(run.recipe.manifest, dtype=str, keep_default_na=False).set_index("slide_id")[by]
         groups: dict[str, list[Figures]] = {}
@@ -216,6 +220,7 @@ COLUMNS = {
     "auc_by_tiles": ("slide AUC, `predict.decision: tiles`", 3),
     "tile_auc": ("tile AUC", 3),
     "tile_pr_auc": ("tile PR-AUC", 3),
+    "froc": ("FROC", 3),
     "selection_recall": ("selection recall", 3),
     "pointing": ("highest tile is tumour", 2),
     "cpu_minutes": ("CPU min", 1),

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from benchmarks.learning.needle import few_outlines
 from benchmarks.learning.runs import cell, figures_of, in_own_process
 from benchmarks.support.digit_encoder import DigitEncoder
 
@@ -66,3 +67,11 @@ def test_the_encoder_of_the_digits_is_known_to_timm_and_sees_no_ground():
     assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.num_features)
     with pytest.raises(RuntimeError, match="no published weights"):
         timm.create_model("digit_encoder", pretrained=True)
+
+
+def test_few_outlines_are_a_quarter_of_the_tumour_slides_that_teach_and_all_that_are_tested(tmp_path):
+    manifest = tmp_path / "manifest.csv"
+    rows = [f"t{n},{split},t{n}.xml" for n, split in enumerate(["train"] * 8 + ["val"] * 2 + ["test"] * 3)]
+    manifest.write_text("\n".join(["slide_id,split,annotation", *rows, "n0,train,"]) + "\n", encoding="utf-8")
+    written = few_outlines(manifest).read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in written[1:] if line.split(",")[2]] == ["t0", "t1", "t10", "t11", "t12"]
