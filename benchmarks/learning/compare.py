@@ -8,10 +8,11 @@ MANIFEST stands for the seed: each then has a cohort of its own.
         [--weights FILE] [--by COLUMN] [--jobs N] [--json FILE]
 
 Finished runs stand in WORK and are not done again. Prints a table, mean over seeds, least and most in brackets, of the
-test slides: slide AUC; slide AUC of the mean of the 16 highest single-tile probabilities; tile AUC and PR-AUC of the
-single-tile probability; FROC score as in CAMELYON16; selection recall (of the tumour tiles, or of M where there are
-more, the share that is kept; mean over tumour slides); share of tumour slides whose highest tile is tumour; CPU minutes
-of the training (a features' encoder once, in whichever training came first).
+test slides: slide AUC; sensitivity and specificity at the model's own threshold; slide AUC of the mean of the 16
+highest single-tile probabilities; tile AUC and PR-AUC of the single-tile probability; FROC score as in CAMELYON16;
+selection recall (of the tumour tiles, or of M where there are more, the share that is kept; mean over tumour slides);
+share of tumour slides whose highest tile is tumour; CPU minutes of the training (a features' encoder once, in whichever
+training came first).
 """
 
 from __future__ import annotations

@@ -168,8 +168,10 @@ def measured(run: Run, by: str = "") -> Figures:
     records = [record for record in run.predictions.predicted() if record.split == "test"]
     rows = [_row(run, record) for record in records]
     found = figures_of(rows)
-    where = evaluate_run(run.predictions).localisation
-    found["froc"] = where.lesions_by_peaks.score if where and where.lesions_by_peaks else None
+    summary = evaluate_run(run.predictions).summary()
+    found |= {
+        name.removeprefix("test_"): summary.get(name) for name in ("froc", "test_sensitivity", "test_specificity")
+    }
     if by:
         column = pd.read_csv(run.recipe.manifest, dtype=str, keep_default_na=False).set_index("slide_id")[by]
         groups: dict[str, list[Figures]] = {}
@@ -217,6 +219,8 @@ def figures_of(rows: Sequence[Figures]) -> Figures:
 
 COLUMNS = {
     "auc": ("slide AUC", 3),
+    "sensitivity": ("sensitivity", 2),
+    "specificity": ("specificity", 2),
     "auc_by_tiles": ("slide AUC, `predict.decision: tiles`", 3),
     "tile_auc": ("tile AUC", 3),
     "tile_pr_auc": ("tile PR-AUC", 3),
