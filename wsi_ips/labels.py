@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -19,6 +21,22 @@ BACKGROUND_NAMES = frozenset(("normal", "negative", "neg", "benign", "healthy", 
 
 Split = Literal["train", "val", "test"]
 Leak = Literal["patient", "content", "thumbnail"]  # why two slides must be in the same split
+
+
+def matched(text: str, known: Collection[str]) -> str:
+    """Return the known word that a cell means: the same word, else the only one that differs in case or Unicode form.
+
+    Blanks around the text do not count. A text that means no known word, or two of them, is returned stripped.
+    """
+    word = text.strip()
+    if word in known:
+        return word
+    alike = [name for name in known if _folded(name) == _folded(word)]
+    return alike[0] if len(alike) == 1 else word
+
+
+def _folded(word: str) -> str:
+    return unicodedata.normalize("NFC", word).casefold()
 
 
 @dataclass(frozen=True)
@@ -58,13 +76,15 @@ class Task:
         """
         if not text:
             return None
-        named = [text] if self.kind == "single" else [part.strip() for part in text.split(SEPARATOR)]
-        if self.kind == "multi" and named == [NONE]:
+        multi = self.kind == "multi"
+        known = (*self.classes, NONE) if multi else self.classes
+        named = [matched(part, known) for part in (text.split(SEPARATOR) if multi else [text])]
+        if multi and named == [NONE]:
             return (False,) * self.width
         odd = [name for name in named if name not in self.classes]
         if odd:
             raise ValueError(f"`{odd[0]}` is not a class of the recipe ({', '.join(self.classes)})")
-        return self.classes.index(text) if self.kind == "single" else tuple(c in named for c in self.classes)
+        return tuple(c in named for c in self.classes) if multi else self.classes.index(named[0])
 
     def format(self, truth: Target) -> str | None:
         """Return the manifest cell for a known label; the inverse of :meth:`parse`."""

@@ -126,6 +126,17 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return the object in a JSON text; raises ValueError where it is anything else, or nested too deeply."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"an object `{{...}}` is expected, not {type(value).__name__}")
+    return value
+
+
 def run_facts() -> dict[str, Any]:
     """Return time, platform and versions of a run; no user name, no machine name, no path."""
     return {

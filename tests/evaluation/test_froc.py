@@ -105,11 +105,21 @@ def test_false_positives_are_averaged_over_slides_without_detections_too():
     assert curve.score == pytest.approx(5 / 6)
 
 
-def test_a_cohort_without_lesions_and_detections_off_the_slide_are_refused():
+@pytest.mark.parametrize("place", [(640, 0), (-1, 5), (0, 1e12), (-1e300, 0)])
+def test_a_detection_off_the_slide_is_a_false_positive_and_the_lesions_stay(place):
+    off = (*place, 0.2)
+    found = match_detections(detections((40, 40, 0.9), off), lesions_at(LEFT, RIGHT))
+    assert (found.false.tolist(), found.best.tolist()) == ([0.2], [0.9, -np.inf])
+    assert (found.detections, found.outside) == (2, 1)
+    assert froc([(detections(off), lesions_at(LEFT, RIGHT))]).lesions == 2
+
+
+def test_a_cohort_without_lesions_and_detections_without_a_place_are_refused():
     with pytest.raises(EvaluationError, match="200 µm"):
         froc([(detections((40, 40, 0.9)), lesions_at())])
-    with pytest.raises(EvaluationError, match="1 of 2 detections"):
-        froc([(detections((40, 40, 0.9), (640, 0, 0.2)), lesions_at(LEFT))])
+    for odd in ((np.nan, 0, 0.2), (0, np.inf, 0.2), (0, 0, np.nan)):
+        with pytest.raises(EvaluationError, match="no finite score or position"):
+            froc([(detections((40, 40, 0.9), odd), lesions_at(LEFT))])
     with pytest.raises(EvaluationError, match="no slide"):
         froc([])
 

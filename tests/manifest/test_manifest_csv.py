@@ -114,7 +114,7 @@ def test_other_files_are_refused_with_the_way_out(tmp_path: Path, data: bytes) -
 def test_a_missing_file_and_an_empty_one_are_said(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"none\.csv: cannot be read"):
         read_manifest(tmp_path / "none.csv")
-    assert "column `slide_id` is missing" in complaint(tmp_path, "")
+    assert "empty; the first row of a table names its columns" in complaint(tmp_path, "")
     assert "add one row per slide" in complaint(tmp_path, "slide_id,path\n")
     assert "quotation mark" in complaint(tmp_path, 'slide_id,path\n"a,b.svs\n')
 
@@ -127,7 +127,7 @@ def test_every_problem_is_told_at_once_with_row_column_and_remedy(tmp_path: Path
         "\n"
         "b/c,b.svs,,,\n"
         ",c.svs,,,\n"
-        "d,,Train,about 0.25,\n"
+        "d,,training,about 0.25,\n"
         "a,e.svs,test,,p1\n"
         "f,slides\\f.svs,,\n",
     )
@@ -160,7 +160,7 @@ def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
 def test_cells_beyond_the_header_are_never_shifted_into_other_columns(tmp_path: Path) -> None:
     """pandas would take `a` for the row's name and `a.svs` for the slide_id."""
     text = complaint(tmp_path, "slide_id,path,mpp\na,a.svs,0.25,0.26\nb,b.svs,0.5,0.5\n")
-    assert "row 2: 4 cells where the header has 3; put a text that holds `,` into quotation marks" in text
+    assert "row 2: 4 cells where the header has 3; put a text that holds the separator into quotation marks" in text
     assert "row 3" in text
 
 
@@ -191,13 +191,22 @@ def test_a_decimal_comma_is_not_taken_for_two_axes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a/b", "..", ".hidden", "a\\b", "a:b", "a\tb", "__a", "a.", "a" * 121, "é" * 61, "a?"]
+    "name",
+    [
+        *("a/b", "..", ".hidden", "a\\b", "a:b", "a\tb", "__a", "a.", "a" * 121, "é" * 61, "a?"),
+        *("CON", "nul", "Com1", "lpt³.x", "aux .tif", "CONIN$"),
+        *("=1+1", "@a", "-2+3", "+a", "\uff1d1"),
+        *("a\u202eb", "a\u200bb", "a\ufeffb", "a\u00adb", "a\u2066b", "\u3164a"),
+    ],
 )
 def test_names_that_make_no_folder(tmp_path: Path, name: str) -> None:
     assert "row 2, column `slide_id`" in complaint(tmp_path, f'slide_id,path\n"{name}",a.svs\n')
 
 
-@pytest.mark.parametrize("name", ["TCGA-CR-7395-01A", "test3-DAPI-2-(387)", "😐", "a.b", "_a", "007", "a b", "a" * 120])
+@pytest.mark.parametrize(
+    "name",
+    ["TCGA-CR-7395-01A", "test3-DAPI-2-(387)", "😐", "a.b", "_a", "007", "a b", "a" * 120, "console", "com10", "1+1"],
+)
 def test_names_that_do(tmp_path: Path, name: str) -> None:
     (record,) = records(tmp_path, f"slide_id,path\n{name},a.svs\n")
     assert record.slide_id == name

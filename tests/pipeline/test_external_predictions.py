@@ -57,7 +57,7 @@ def test_a_table_from_elsewhere_is_measured_on_its_test_slides(tmp_path):
         ({"probability": "high"}, r"column `probability`: 1 cells are not probabilities.*s0"),
         ({"probability": 1.2}, r"not probabilities.*s0"),
         ({"label": None}, "no column `label`"),
-        ({"slide_id": "s5"}, "s5 has two rows"),
+        ({"slide_id": "s5"}, "row 7, column `slide_id`: `s5` is already in row 2"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why(tmp_path, changes, says):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from wsi_ips.config.key_types import AtLeast0, Below1, Count, ListedIn, Positive, RecipePath, Section, Share, Whole
 from wsi_ips.geometry import Scale
-from wsi_ips.labels import NONE, SEPARATOR, Leak, Task
+from wsi_ips.labels import NONE, SEPARATOR, Leak, Task, matched
 
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
@@ -152,9 +152,14 @@ class LabelsSection(TaskSettings):
         """Manifest column of each task."""
         return (self.column, *(task.column or name for name, task in self.further.items()))
 
+    def spelled(self, label: str | None) -> str | None:
+        """Return a label of the manifest as the recipe spells it, where it does."""
+        return label if label is None else matched(label, (*self.map, *self.classes))
+
     def mapped(self, label: str | None) -> str | None:
         """Return the class that a label of the manifest counts as, by `map`."""
-        return label if label is None else self.map.get(label, label)
+        known = self.spelled(label)
+        return known if known is None else self.map.get(known, known)
 
     @model_validator(mode="after")
     def _mapped_to_classes(self) -> Self:

@@ -59,6 +59,8 @@ class Matched:
 
     false: Floats  # scores of the false positives
     best: Floats  # highest score within each lesion that counts, -inf where it was missed, shape (L,)
+    detections: int = 0  # number of all detections
+    outside: int = 0  # number of those off the slide, which are false positives too
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,19 @@ def find_lesions(mask: NDArray[np.bool_], *, mpp: float, downsample: float) -> L
 def match_detections(detections: Detections, lesions: Lesions) -> Matched:
     """Match the detections of a slide to its lesions.
 
-    A detection within a lesion finds it; the lesion takes the highest score within it. A detection outside all lesions
-    is a false positive. Detections within isolated tumour cells are neither. Detections off the slide are an error.
+    A detection within a lesion finds it; the lesion takes the highest score within it. A detection outside all lesions,
+    or off the slide, is a false positive. Detections within isolated tumour cells are neither.
     """
-    column = np.floor(detections.x_px0 / lesions.downsample).astype(int)
-    row = np.floor(detections.y_px0 / lesions.downsample).astype(int)
+    if not all(np.isfinite(values).all() for values in (detections.x_px0, detections.y_px0, detections.score)):
+        raise EvaluationError("a detection has no finite score or position; positions are level-0 pixels")
+    column, row = np.floor(np.stack([detections.x_px0, detections.y_px0]) / lesions.downsample)
     rows, columns = lesions.labels.shape
-    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns) & np.isfinite(detections.score)
-    if not inside.all():
-        raise EvaluationError(
-            f"{int((~inside).sum())} of {len(inside)} detections are off their slide or have no finite score; "
-            "positions are level-0 pixels"
-        )
-    hit = lesions.labels[row, column]  # number of the lesion that each detection lies in, (D,)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    hit = np.zeros(len(inside), np.int32)  # number of the lesion that each detection lies in, (D,)
+    hit[inside] = lesions.labels[row[inside].astype(int), column[inside].astype(int)]
     best = [detections.score[hit == n].max(initial=-np.inf) for n in lesions.counted]
-    return Matched(detections.score[hit == 0], np.array(best, np.float64))
+    outside = int((~inside).sum())
+    return Matched(detections.score[hit == 0], np.array(best, np.float64), len(inside), outside)
 
 
 def froc(slides: Sequence[Matched]) -> Froc:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.folder_files import IMAGE_SUFFIXES, Discovery, all_files, few, slide_suffixes, slide_table
+from wsi_ips.tables import read_cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,12 +198,12 @@ def _label_file(files: Sequence[Path], names: Sequence[str]) -> tuple[Path | Non
     path = next((f for f in files if f.name.lower() in names), None)
     if path is None:
         return None, {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text; fetch it again or save it as `CSV UTF-8`") from error
-    cells = [[cell.strip(' "').lower() for cell in re.split("[,;]", line)] for line in lines]
-    return path, {re.sub(r"\.(tif|zip)$", "", row[0]): tuple(row[1:]) for row in cells if len(row) > 1}
+    labels: dict[str, tuple[str, ...]] = {}
+    for number, row in read_cells(path, "labels", ManifestError):
+        name, *cells = (cell.lower() for cell in row)
+        if cells and labels.setdefault(re.sub(r"\.(tif|zip)$", "", name), tuple(cells)) != tuple(cells):
+            raise ManifestError(f"labels {path}, row {number}: `{name}` has another label in a row above; keep one")
+    return path, labels
 
 
 def _found(rows: Sequence[dict[str, Any]], files: Sequence[Path], folder: Path, labels: Path | None) -> Discovery:

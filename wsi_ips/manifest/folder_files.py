@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import openslide
-from pydantic import ValidationError
 
 from wsi_ips.errors import ManifestError
-from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord, named_slide
 from wsi_ips.registry import registry
 
 if TYPE_CHECKING:
@@ -92,11 +91,7 @@ def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
                 f"folder {folder}: {other} and {path} would both be slide `{name}`; rename one, or write a manifest "
                 "with your own names"
             )
-        try:
-            SlideRecord.model_validate(row)
-        except ValidationError as error:
-            text = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ManifestError(f"folder {folder}: the name of {path} {text}") from error
+        named_slide(name, path)
     import pandas as pd
 
     table = pd.DataFrame(rows, dtype=object)

@@ -1,20 +1,11 @@
-"""Read a manifest: the CSV file, its rows, and checks that report all problems at once with row and column.
-
-Rows are counted as a spreadsheet counts them: the header is row 1, and an empty row is a row. The file is read by the
-standard library and not by pandas: pandas takes the first column for row names where rows have one cell more than the
-header, so an unquoted ``0.25,0.26`` would silently shift every column.
-"""
+"""Read a manifest: its rows, and checks that report all problems at once with row and column."""
 
 from __future__ import annotations
 
-import csv
-import difflib
 import os
-import re
 import unicodedata
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +13,8 @@ from pydantic import ValidationError
 
 from wsi_ips.errors import ManifestError
 from wsi_ips.manifest.slide_record import REQUIRED, SlideRecord
+from wsi_ips.tables import Row, listing, read_table
 
-MAX_PROBLEMS = 20
 # Column, name and remedy of what must not be in two splits
 ONE_SPLIT = {
     "patient": ("patient_id", "patient `{}`", "put all slides of a patient into one split"),
@@ -41,15 +32,6 @@ class Manifest:
     further: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # unchecked cells of further columns, by slide
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a manifest file that is not empty."""
-
-    number: int  # as a spreadsheet counts; the header is 1
-    cells: dict[str, str]  # stripped text by column
-    surplus: str  # message about cells beyond the header; empty without such cells
-
-
 def read_manifest(
     path: Path, *, label_column: str = "label", further_columns: Sequence[str] = (), leaks: Container[str] = ()
 ) -> Manifest:
@@ -61,12 +43,9 @@ def read_manifest(
             records.append((row.number, _record(row, label_column, path.resolve().parent)))
         except ValidationError as error:
             problems += [(row.number, _explain(row.number, p, label_column)) for p in error.errors()]
-    problems += [(row.number, row.surplus) for row in rows if row.surplus]
     problems += [*_doubled_names(rows), *_in_two_splits(records, leaks)]
     if problems:
-        lines = [text for _, text in sorted(problems)]
-        more = [f"and {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
-        raise ManifestError(f"manifest {path}:\n  " + "\n  ".join(lines[:MAX_PROBLEMS] + more))
+        raise ManifestError(listing(f"manifest {path}", [text for _, text in sorted(problems)]))
     if not records:
         raise ManifestError(f"manifest {path}: no slide in it; add one row per slide")
     further = {row.cells["slide_id"]: tuple(row.cells.get(name, "") for name in further_columns) for row in rows}
@@ -75,74 +54,10 @@ def read_manifest(
 
 def read_rows(path: Path, *, label_column: str, further_columns: Sequence[str] = ()) -> list[Row]:
     """Read the rows of a manifest file and check its header; parameters as in :func:`read_manifest`."""
-    text = _text(path)
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    try:
-        table = list(csv.reader(StringIO(text), delimiter=separator, strict=True))
-    except csv.Error as error:
-        raise ManifestError(f"manifest {path}: not a CSV table ({error}); is a quotation mark missing?") from error
-    header = [name.strip() for name in table[0]] if table else []
-    problems = list(_header_problems(header, label_column, further_columns))
-    if problems:
-        found = ", ".join(name for name in header if name) or "nothing"
-        raise ManifestError(f"manifest {path}, row 1: {'; '.join(problems)}. The file has: {found}")
-    rows = (_row(number, header, cells, separator) for number, cells in enumerate(table[1:], start=2))
-    return [row for row in rows if row.surplus or any(row.cells.values())]
-
-
-def _text(path: Path) -> str:
-    advice = "save it as `CSV UTF-8`"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(f"manifest {path}: cannot be read ({error.strerror})") from error
-    if data.startswith(b"PK"):
-        raise ManifestError(f"manifest {path}: a workbook or an archive, not a CSV file; {advice}")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"manifest {path}: not UTF-8 text; {advice}") from error
-    if "\0" in text:
-        raise ManifestError(f"manifest {path}: not UTF-8 text; {advice}")
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    # Excel writes the line `sep=;` and hides it.
-    return re.sub(r"\Asep=.\n", "", lines, flags=re.IGNORECASE)
-
-
-def _header_problems(header: Sequence[str], label_column: str, further_columns: Sequence[str]) -> Iterator[str]:
     known = [label_column if name == "label" else name for name in SlideRecord.model_fields]
-    known += [name for name in further_columns if name not in known]
-    required = {*REQUIRED, *further_columns, *([label_column] if label_column != "label" else [])}
-    others = [name for name in header if name and name not in known]
-    for name in known:
-        if header.count(name) > 1:
-            yield f"column `{name}` appears {header.count(name)} times; keep one"
-        if name in header:
-            continue
-        near = _nearest(name, others, 0.5 if name in required else 0.8)
-        if name in required:
-            yield f"column `{name}` is missing" + (f"; is it `{near}`? Rename it" if near else "; add it")
-        elif near:
-            # Silently ignored, a misspelt `patient_id` would switch the leakage check off.
-            yield f"column `{near}`: is it `{name}`? Rename it, or add an empty column `{name}` to have it ignored"
-
-
-def _nearest(name: str, others: Sequence[str], cutoff: float) -> str | None:
-    spelled = {re.sub(r"[\W_]", "", other.lower()): other for other in others}
-    near = difflib.get_close_matches(re.sub(r"[\W_]", "", name.lower()), spelled, n=1, cutoff=cutoff)
-    return spelled[near[0]] if near else None
-
-
-def _row(number: int, header: Sequence[str], cells: Sequence[str], separator: str) -> Row:
-    texts = [cell.strip() for cell in cells]
-    surplus = ""
-    if any(texts[len(header) :]):
-        shown = "tab" if separator == "\t" else separator
-        surplus = (
-            f"row {number}: {len(texts)} cells where the header has {len(header)}; put a text that holds `{shown}` "
-            "into quotation marks"
-        )
-    return Row(number, dict(zip(header, texts, strict=False)), surplus)
+    required = [*REQUIRED, *further_columns, *([label_column] if label_column != "label" else [])]
+    columns = list(dict.fromkeys([*known, *further_columns]))
+    return read_table(path, "manifest", ManifestError, known=columns, required=required).rows
 
 
 def _record(row: Row, label_column: str, folder: Path) -> SlideRecord:

@@ -7,15 +7,43 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
+from wsi_ips.errors import ManifestError
 from wsi_ips.geometry import Scale
-from wsi_ips.labels import Split
+from wsi_ips.labels import Split, matched
 from wsi_ips.provenance import atomic_write_json
+from wsi_ips.tables import SIGN
 
 MAX_NAME_BYTES = 120  # longest slide_id in UTF-8. File systems allow 255 bytes, and the package appends to the name.
 FORBIDDEN = r'[/\\:*?"<>|\x00-\x1f\x7f]'  # characters that some file systems do not allow in a name
+# Characters without width, and those that turn the direction of text: two names that look the same would differ
+INVISIBLE = (
+    r"[\x80-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]"
+)
+DEVICES = (
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    "conin[$]",
+    "conout[$]",
+    "com[0-9\u00b9\u00b2\u00b3]",
+    "lpt[0-9\u00b9\u00b2\u00b3]",
+)
+# Names that Windows keeps for devices, with any ending, in any case (JSON schemas know no flag for it)
+RESERVED = "(?:" + "|".join(re.sub("[a-z]", lambda c: f"[{c[0]}{c[0].upper()}]", d) for d in DEVICES) + ") *(?:[.]|$)"
 SMALLEST_MPP, LARGEST_MPP = 0.01, 100.0
 NUMBER = r"[0-9]*\.?[0-9]+"
 PAIR = rf"(?![0-9]+,[0-9]+$){NUMBER}[,;]{NUMBER}"
@@ -24,7 +52,8 @@ CELL_PATTERNS: dict[str, dict[str, Any]] = {
     "slide_id": {
         "minLength": 1,
         "maxLength": MAX_NAME_BYTES,
-        "pattern": r"^(?![.]|__)[^" + FORBIDDEN[1:-1] + r"]*[^. " + FORBIDDEN[1:-1] + r"]$",
+        "pattern": rf"^(?![.]|__|{SIGN}|{RESERVED}|.*{INVISIBLE})"
+        rf"[^{FORBIDDEN[1:-1]}]*[^. {FORBIDDEN[1:-1]}]$",
     },
     "path": {"minLength": 1},
     "tissue_min_saturation": {"pattern": r"^(0(\.[0-9]+)?|1(\.0+)?|\.[0-9]+)?$"},
@@ -35,8 +64,18 @@ CELL_PATTERNS: dict[str, dict[str, Any]] = {
 def _folder_name(value: str) -> str:
     if not value or value.startswith((".", "__")) or value.endswith((".", " ")) or re.search(FORBIDDEN, value):
         raise ValueError("cannot be a folder name; use letters, digits, spaces, - and _")
+    if re.match(RESERVED, value):
+        raise ValueError("is the name of a device on Windows, which cannot store it; use another name")
+    if re.match(SIGN, value):
+        raise ValueError("begins like a formula of a spreadsheet; begin with a letter or a digit")
     if len(value.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"longer than {MAX_NAME_BYTES} bytes; shorten it")
+    return value
+
+
+def _visible(value: str) -> str:
+    if re.search(INVISIBLE, value):
+        raise ValueError(f"holds characters that nobody sees ({value!a}); remove them")
     return value
 
 
@@ -85,7 +124,7 @@ class SlideRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    slide_id: Annotated[str, AfterValidator(_folder_name)] = Field(
+    slide_id: Annotated[str, AfterValidator(_folder_name), AfterValidator(_visible)] = Field(
         description="Name of the slide, unique in the file; becomes a folder name"
     )
     path: Annotated[Path | str, BeforeValidator(_forward_slashes), AfterValidator(_path_unless_url)] = Field(
@@ -95,7 +134,9 @@ class SlideRecord(BaseModel):
         None,
         description="Slide label, one of the recipe's classes; empty = unknown. The recipe may name another column",
     )
-    patient_id: str | None = Field(None, description="Slides of one patient stay in one split")
+    patient_id: Annotated[str, AfterValidator(_visible)] | None = Field(
+        None, description="Slides of one patient stay in one split"
+    )
     split: Split | None = Field(None, description="Part of the cohort; empty = predict only")
     mpp: Annotated[Scale, BeforeValidator(_scale), AfterValidator(_plausible)] | None = Field(
         None, description="µm per level-0 pixel; overrides the value in the file; one number or `x,y`"
@@ -123,10 +164,26 @@ class SlideRecord(BaseModel):
         "relative to the manifest or absolute",
     )
 
+    @field_validator("split", "outlines", "tissue_method", mode="before")
+    @classmethod
+    def _as_spelled_here(cls, value: object, info: ValidationInfo) -> object:
+        """Match a word in another case with the known one."""
+        known = _choices(cls.model_fields[str(info.field_name)]).get("enum", [])
+        return matched(value, known) if isinstance(value, str) else value
+
     @property
     def is_fully_outlined(self) -> bool:
         """Whether an annotation outlines every lesion of the slide."""
         return self.annotation is not None and self.outlines != "partial"
+
+
+def named_slide(slide_id: str, path: Path | str) -> SlideRecord:
+    """Return the record of a slide that is named after its file; raises ManifestError where the name cannot be used."""
+    try:
+        return SlideRecord.model_validate({"slide_id": slide_id, "path": path})
+    except ValidationError as error:
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ManifestError(f"the name of {path} {text}, or write a manifest with your own names") from error
 
 
 # Columns that every manifest has and every row fills in

@@ -7,23 +7,22 @@ a slide is tiled, so these are compared before training.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
 from wsi_ips.errors import ManifestError, RecipeError
-from wsi_ips.labels import Leak, Split
+from wsi_ips.labels import Leak, Split, matched
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint
+from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint, parse_object
+from wsi_ips.tables import read_table, table_text
 
 SCHEMA_VERSION = 1
 SHOWN = 10
+SPLITS: tuple[Split, ...] = get_args(Split)
 REASONS: Mapping[Leak, str] = {
     "patient": "are of one patient",
     "content": "have the same content",
@@ -69,29 +68,17 @@ def write_splits(path: Path, splits: Splits) -> None:
         document = {"schema_version": SCHEMA_VERSION, "hash": splits.hash, "settings": dict(splits.settings)}
         atomic_write_json(path, document | {"folds": [dict(fold) for fold in splits.folds]})
     elif path.suffix == ".csv":
-        text, count = StringIO(), len(splits.folds)
-        writer = csv.writer(text, lineterminator="\n")
-        columns = ["split"] if count == 1 else [f"fold_{k}" for k in range(count)]
-        writer.writerow(["slide_id", *columns, "hash"])
-        for slide_id in dict.fromkeys(name for fold in splits.folds for name in fold):
-            writer.writerow([slide_id, *(fold.get(slide_id, "") for fold in splits.folds), splits.hash])
-        atomic_write_text(path, text.getvalue())
+        names = ["split"] if len(splits.folds) == 1 else [f"fold_{k}" for k in range(len(splits.folds))]
+        slides = dict.fromkeys(name for fold in splits.folds for name in fold)
+        rows = ([name, *(fold.get(name) for fold in splits.folds), splits.hash] for name in slides)
+        atomic_write_text(path, table_text(["slide_id", *names, "hash"], rows))
     else:
         raise ManifestError(f"{path}: splits are saved as .json or .csv")
 
 
 def read_splits(path: Path) -> Splits:
     """Read splits from a file; if it holds a hash (a file from another source needs none), check that it still fits."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        splits, stored = (_from_json if path.suffix == ".json" else _from_csv)(text)
-    except OSError as error:
-        raise ManifestError(f"splits {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ManifestError(f"splits {path}: not made by `wsi-ips split` ({error}); make them again") from error
-    odd = {split for fold in splits.folds for split in fold.values()} - set(get_args(Split))
-    if odd:
-        raise ManifestError(f"splits {path}: `{sorted(odd)[0]}` is not a split; write train, val or test")
+    splits, stored = (_from_json if path.suffix == ".json" else _from_table)(path)
     if stored and stored != splits.hash:
         raise ManifestError(
             f"splits {path}: changed since they were saved (hash {stored}, now {splits.hash}); make them again, "
@@ -100,27 +87,39 @@ def read_splits(path: Path) -> Splits:
     return splits
 
 
-def _from_json(text: str) -> tuple[Splits, str]:
-    document = json.loads(text)
-    folds = tuple({str(k): v for k, v in fold.items()} for fold in document["folds"])
-    if not folds:
-        raise ValueError("no fold in it")
-    return Splits(folds, document.get("settings", {})), document.get("hash", "")
+def _from_json(path: Path) -> tuple[Splits, str]:
+    try:
+        document = parse_object(path.read_text(encoding="utf-8-sig"))
+        given: list[dict[str, Any]] = [
+            {name: matched(split, SPLITS) for name, split in fold.items()} for fold in document["folds"]
+        ]
+        if not given:
+            raise ValueError("no fold in it")
+        splits, stored = Splits(tuple(given), dict(document.get("settings", {}))), str(document.get("hash", ""))
+    except OSError as error:
+        raise ManifestError(f"splits {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"splits {path}: not made by `wsi-ips split` ({error}); make them again") from error
+    odd = [(name, split) for fold in given for name, split in fold.items() if split not in SPLITS]
+    if odd:
+        raise ManifestError(
+            f"splits {path}: slide `{odd[0][0]}`: {odd[0][1]!r} is not a split; write {', '.join(SPLITS)}"
+        )
+    return splits, stored
 
 
-def _from_csv(text: str) -> tuple[Splits, str]:
-    rows = list(csv.DictReader(StringIO(text), strict=True))
-    header = list(rows[0]) if rows else []
-    columns = [name for name in header if name == "split" or name.startswith("fold_")]
-    if "slide_id" not in header or not columns:
-        raise ValueError("columns `slide_id` and `split` or `fold_0` ... are expected")
-    names = [row["slide_id"] for row in rows]
-    if len(set(names)) < len(names):
-        raise ValueError(f"slide `{Counter(names).most_common(1)[0][0]}` appears twice")
-    folds: list[dict[str, Any]] = [{row["slide_id"]: row[column] for row in rows if row[column]} for column in columns]
-    hashes = {row.get("hash") or "" for row in rows}
+def _from_table(path: Path) -> tuple[Splits, str]:
+    table = read_table(path, "splits", ManifestError, known=["slide_id", "hash"], required=["slide_id"])
+    columns = [name for name in table.columns if name == "split" or name.startswith("fold_")]
+    if not columns or not table.cells:
+        raise ManifestError(f"splits {path}: columns `slide_id` and `split` or `fold_0` ... are expected, and rows")
+    rows = table.rows
+    names = table.names("slide_id")
+    hashes = {row.cells.get("hash", "") for row in rows}
     if len(hashes) > 1:
-        raise ValueError("rows with different hashes")
+        raise ManifestError(f"splits {path}: rows with different hashes; make them again, or remove column `hash`")
+    assigned = (zip(names, table.words(column, SPLITS), strict=True) for column in columns)
+    folds: list[dict[str, Any]] = [{name: split for name, split in fold if split} for fold in assigned]
     return Splits(tuple(folds)), hashes.pop()
 
 

@@ -18,9 +18,10 @@ from wsi_ips.geometry import MPP_TOLERANCE, Point, Size, plan_read
 from wsi_ips.manifest.discovery import discover
 from wsi_ips.manifest.folder_files import DICOM_SERIES, IMAGE_SUFFIXES, Unlisted, slide_suffixes, unlisted_files
 from wsi_ips.manifest.manifest_csv import read_manifest
-from wsi_ips.manifest.slide_record import SlideRecord
+from wsi_ips.manifest.slide_record import SlideRecord, named_slide
 from wsi_ips.pipeline.progress import Progress, Silent
 from wsi_ips.pipeline.read_cohort import read_cohort
+from wsi_ips.provenance import atomic_write_text
 from wsi_ips.slides import (
     PATIENT,
     Remote,
@@ -32,6 +33,7 @@ from wsi_ips.slides import (
     trusted_mpp,
 )
 from wsi_ips.slides.source import is_url, slide_name
+from wsi_ips.tables import table_text
 from wsi_ips.tiles.index import tile_grid
 
 THREADS = 8  # slides opened in parallel: reading headers waits for disks, not for cores
@@ -160,12 +162,12 @@ def find_target(target: str, *, write_to: Path | None = None, folder: Path | Non
         raise ManifestError(f"{target}: --output writes the manifest of a folder; this is not a folder")
     if is_url(target) or (path.suffix.lower() in slide_suffixes() | IMAGE_SUFFIXES and not path.is_dir()):
         name = PurePosixPath(slide_name(target if is_url(target) else path)).stem
-        return Target([SlideRecord.model_validate({"slide_id": name, "path": target})])
+        return Target([named_slide(name, target)])
     own = {path.resolve()}
     if path.is_dir():
         table = discover(path).table
         if write_to is not None:
-            table.to_csv(write_to, index=False, lineterminator="\n")
+            atomic_write_text(write_to, table_text(list(table), table.itertuples(index=False)))
             own.add(write_to.resolve())
         records = [SlideRecord.model_validate(row) for row in table.to_dict("records")]
         return Target(records, folders=(folder or path,), deep=True, own=frozenset(own))

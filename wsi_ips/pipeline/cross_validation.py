@@ -22,7 +22,8 @@ from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.split_cohort import SplitPlan, split_cohort
 from wsi_ips.pipeline.stages import run_stage, tile
-from wsi_ips.provenance import atomic_path, atomic_write_json
+from wsi_ips.provenance import atomic_write_json, atomic_write_text
+from wsi_ips.tables import read_table, table_text
 
 FOLDS_NAME, FIGURES_NAME = "folds.json", "cross_validation.json"
 OUT_OF_FOLD_NAME, ENSEMBLE_NAME = "out_of_fold.csv", "ensemble.csv"
@@ -106,7 +107,7 @@ def cross_validate(
     tables = []
     for fold in range(count):
         with Run.open(fold_recipe(recipe, fold)) as run:
-            table = pd.read_csv(run.folder.predictions, dtype={"slide_id": str, "label": str, "split": str})
+            table = read_table(run.folder.predictions, "predictions", EvaluationError).frame()
         table.insert(1, "fold", fold)
         tables.append(table)
     tested, averaged = pd.concat([t[t["split"] == "test"] for t in tables]), _ensemble(tables)
@@ -178,18 +179,18 @@ def _run_fold(recipe: Recipe, fold: int, progress: Progress) -> FoldFigures:
 
 def _ensemble(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return mean and sample standard deviation of each probability over models, for slides in no part of any fold."""
-    rows = pd.concat([table[table["split"].isna()] for table in tables])
+    rows = pd.concat([table[table["split"] == ""] for table in tables])
     if rows.empty:
         return rows
     columns = [name for name in map(str, rows) if name.startswith("probability_") or "_probability_" in name]
-    grouped = rows.groupby("slide_id", sort=False)[columns]
+    grouped = rows.astype(dict.fromkeys(columns, float)).groupby("slide_id", sort=False)[columns]
     spread = grouped.std().fillna(0.0).add_prefix("sd_")
     return grouped.mean().join(spread).round(6).assign(models=grouped.size()).reset_index()
 
 
 def _pooled(recipe: Recipe, rows: pd.DataFrame) -> dict[str, Interval] | None:
     task = recipe.labels.tasks[0]
-    known = rows[rows["label"].notna()]
+    known = rows[rows["label"] != ""]
     truth = [task.is_positive(task.parse(text)) for text in known["label"]]
     if len(set(truth)) < 2:
         return None
@@ -198,8 +199,7 @@ def _pooled(recipe: Recipe, rows: pd.DataFrame) -> dict[str, Interval] | None:
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    atomic_write_text(path, table_text(list(table), table.itertuples(index=False)))
 
 
 def figures_of(folds: Sequence[FoldFigures]) -> Iterator[tuple[str, str, str]]:

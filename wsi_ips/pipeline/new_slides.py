@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from wsi_ips.config import Recipe, load_recipe
@@ -21,9 +20,11 @@ from wsi_ips.labels import Task
 from wsi_ips.manifest.discovery import discover_slides
 from wsi_ips.manifest.folder_files import dicom_series
 from wsi_ips.manifest.manifest_csv import FILE_COLUMNS, read_manifest, read_rows
+from wsi_ips.manifest.slide_record import named_slide
 from wsi_ips.model.checkpoint_card import CARD_NAME, ModelCard, read_card
-from wsi_ips.provenance import atomic_path, atomic_write_text
+from wsi_ips.provenance import atomic_write_text
 from wsi_ips.slides.source import is_url, slide_name
+from wsi_ips.tables import table_text
 
 MANIFEST_NAME = "manifest.csv"
 MARK = "# Written by `wsi-ips predict`: the settings are the model's. Every command takes this file, or its folder."
@@ -85,7 +86,7 @@ def new_slides(
 def _rows(target: str, notes: list[str]) -> list[Row]:
     """Return the rows of one target."""
     if is_url(target):
-        return [{"slide_id": PurePosixPath(slide_name(target)).stem, "path": target}]
+        return [{"slide_id": named_slide(PurePosixPath(slide_name(target)).stem, target).slide_id, "path": target}]
     path = Path(target).expanduser()
     if path.is_dir():
         rows = discover_slides(path).to_dict("records")
@@ -95,7 +96,7 @@ def _rows(target: str, notes: list[str]) -> list[Row]:
         raise SlideNotFoundError(f"{target}: no such slide, folder or manifest")
     if path.suffix.lower() == ".csv":
         return _manifest_rows(path)
-    return [{"slide_id": path.stem, "path": str(path.resolve())}]
+    return [{"slide_id": named_slide(path.stem, path).slide_id, "path": str(path.resolve())}]
 
 
 def _one_per_series(rows: Sequence[Row], notes: list[str]) -> list[Row]:
@@ -216,7 +217,7 @@ def _write(output: Path, content: Mapping[str, Any], rows: Sequence[Row], tasks:
     first = ["slide_id", "path", *(task.name for task in tasks), "split"]
     columns = dict.fromkeys([*first, *(name for row in rows for name in row)])
     output.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output / MANIFEST_NAME) as temporary:
-        pd.DataFrame(rows, columns=list(columns)).to_csv(temporary, index=False, lineterminator="\n")
+    cells = ([row.get(name) for name in columns] for row in rows)
+    atomic_write_text(output / MANIFEST_NAME, table_text(list(columns), cells))
     dumped = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
     atomic_write_text(output / RECIPE_NAME, f"{MARK}\n{dumped}")

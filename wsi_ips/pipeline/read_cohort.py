@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from wsi_ips.config import LabelsSection, Recipe
@@ -18,6 +17,7 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.manifest.splits import require_no_leaks, with_splits
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.slides.source import slide_name
+from wsi_ips.tables import table_text
 from wsi_ips.tiles.interop.coordinate_import import CoordinateFiles, find_coordinates
 
 SHOWN = 5
@@ -31,6 +31,8 @@ def read_cohort(recipe: Recipe) -> Manifest:
     path = _discovered(recipe) if recipe.manifest.is_dir() else recipe.manifest
     manifest = read_manifest(path, label_column=column, further_columns=further, leaks=leaks)
     records = manifest.records
+    spelled = {r.slide_id: recipe.labels.spelled(r.label) for r in records}
+    records = tuple(r.model_copy(update={"label": spelled[r.slide_id]}) for r in records)
     if section.file is not None:
         records = with_splits(records, section.file, section.fold)
         require_no_leaks(records, {}, (), section.allow)  # patients; content is compared once slides are tiled
@@ -47,11 +49,10 @@ def read_cohort(recipe: Recipe) -> Manifest:
 
 def _discovered(recipe: Recipe) -> Path:
     """Write the manifest of a folder of slides into the run folder and return its path."""
-    found = StringIO()
-    discover(recipe.manifest).table.to_csv(found, index=False, lineterminator="\n")
-    path = recipe.output / "manifest.csv"
-    if not path.exists() or path.read_text(encoding="utf-8") != found.getvalue():
-        atomic_write_text(path, found.getvalue())
+    found = discover(recipe.manifest).table
+    text, path = table_text(list(found), found.itertuples(index=False)), recipe.output / "manifest.csv"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write_text(path, text)
     return path
 
 

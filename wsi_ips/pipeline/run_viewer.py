@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
@@ -22,6 +21,7 @@ from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import (
     AnnotationError,
     CheckpointError,
+    EvaluationError,
     RecipeError,
     ScoresError,
     SlideError,
@@ -42,6 +42,7 @@ from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
 from wsi_ips.results.score_raster import index_raster
 from wsi_ips.slides import RGB, SlideReader, read_patch
 from wsi_ips.slides.source import is_url
+from wsi_ips.tables import number_of, read_table
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.store import read_index, stored_fingerprint
 from wsi_ips.viewer.collection import (
@@ -283,12 +284,10 @@ def _or_note(notes: list[str], read: Callable[[], Any]) -> Any:
 def _predictions(path: Path, column: str) -> dict[str, tuple[float, str]]:
     """Probability of the positive class and predicted class by slide_id; empty if nothing was predicted."""
     try:
-        table = pd.read_csv(path, dtype={"slide_id": str, "predicted": str}, keep_default_na=False)
-    except (OSError, ValueError):
+        rows = read_table(path, "predictions", EvaluationError).rows
+        return {r.cells["slide_id"]: (number_of(r.cells[column]), r.cells["predicted"]) for r in rows}
+    except (KeyError, ValueError):
         return {}
-    if column not in table:
-        return {}
-    return {str(r["slide_id"]): (float(r[column]), str(r["predicted"])) for r in table.to_dict("records")}
 
 
 def _picture(path: Path, title: str, slide_id: str) -> Download:

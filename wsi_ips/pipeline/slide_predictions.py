@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
 from wsi_ips.config import LabelsSection, PredictSection
 from wsi_ips.errors import CheckpointError
 from wsi_ips.evaluation.calibration import Calibration, fit_task, read_calibration, write_calibration
@@ -20,7 +18,8 @@ from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_states import StateTable
-from wsi_ips.provenance import atomic_path, fingerprint
+from wsi_ips.provenance import atomic_write_text, fingerprint
+from wsi_ips.tables import table_text
 from wsi_ips.tiles.feature_store import features_fingerprint
 
 DIGITS = 6
@@ -161,8 +160,8 @@ def write_predictions(predictions: RunPredictions, calibration: Calibration) -> 
         columns += [*(f"{prefix}probability_{c}" for c in task.classes), f"{prefix}predicted", f"{prefix}label"]
     columns += ["split", "tiles", "seconds", "highest_tiles"]
     columns += [f"{prefix}raw_probability_{c}" for prefix, task in tasks for c in task.classes]
-    with atomic_path(predictions.folder.predictions) as temporary:
-        pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False, lineterminator="\n")
+    cells = ([row[name] for name in columns] for row in rows)
+    atomic_write_text(predictions.folder.predictions, table_text(columns, cells))
 
 
 def _row(record: SlideRecord, scores: SlideScores, targets: Sequence[Target]) -> dict[str, object]:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +20,7 @@ from wsi_ips.errors import Failure, fenced
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
+from wsi_ips.tables import table_text
 
 Stage = Literal["tile", "features", "train", "predict", "heatmap", "handoff"]
 State = Literal["pending", "ok", "empty", "failed"]
@@ -179,11 +178,7 @@ class StateTable:
             database.executemany(REPLACE, map(values_of, rows))
 
     def _export(self) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(map(values_of, self._rows.values()))
-        atomic_write_text(self.folder.states, text.getvalue())
+        atomic_write_text(self.folder.states, table_text(COLUMNS, map(values_of, self._rows.values())))
         self._exported = time.monotonic()
 
     def _export_parquet(self) -> None:

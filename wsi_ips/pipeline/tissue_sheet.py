@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results.contact_sheet import SheetEntry, page_name, recall_figures, render_sheet
+from wsi_ips.tables import table_text
 
 LESION_COLUMNS = [
     "slide_id",
@@ -73,4 +72,4 @@ def _lesion_table(entries: Sequence[SheetEntry]) -> str:
         for entry in entries
         for lesion in entry.lesions
     ]
-    return pd.DataFrame(rows, columns=LESION_COLUMNS, dtype=object).to_csv(index=False, lineterminator="\n")
+    return table_text(LESION_COLUMNS, ([row.get(name) for name in LESION_COLUMNS] for row in rows))

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import shapely
 from shapely.geometry.base import BaseGeometry
 
@@ -20,13 +19,15 @@ from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results.handoff_package import PackageContent, PackageFile, require_agreement
 from wsi_ips.results.lesions import Lesion
 from wsi_ips.results.score_raster import ScoreMaps
+from wsi_ips.tables import table_text
 
 TUMOUR, HOLE = "Tumor", "Exclusion"
 MOST_AREA_OFF = 1e-3  # largest share of the lesions' area by which an XML may differ: coordinates have two digits
-HEADER = (
-    "slide_id,lesion,area_mm2,longest_diameter_mm,mean_score,highest_score,x_px0,y_px0,width_px0,height_px0,"
-    "centroid_x_px0,centroid_y_px0,threshold,model_id\n"
+COLUMNS = (
+    *("slide_id", "lesion", "area_mm2", "longest_diameter_mm", "mean_score", "highest_score"),
+    *("x_px0", "y_px0", "width_px0", "height_px0", "centroid_x_px0", "centroid_y_px0", "threshold", "model_id"),
 )
+HEADER = ",".join(COLUMNS) + "\n"
 
 
 def write_asap(folder: Path, content: PackageContent) -> list[PackageFile]:
@@ -86,7 +87,7 @@ def lesion_table(maps: ScoreMaps, lesions: Sequence[Lesion]) -> str:
         )
         for lesion in lesions
     ]
-    return HEADER + (pd.DataFrame(rows).to_csv(index=False, header=False, lineterminator="\n") if rows else "")
+    return table_text(COLUMNS, rows)
 
 
 def joined(tables: Sequence[str]) -> str:

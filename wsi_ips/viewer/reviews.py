@@ -5,13 +5,12 @@ Every change adds a row and the newest row of a slide counts, so no review is ev
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wsi_ips.database import read_rows, transaction
+from wsi_ips.tables import table_text
 
 VERDICTS = ("", "agree", "disagree")
 MAX_NOTE, MAX_REVIEWER = 4000, 80
@@ -28,7 +27,6 @@ CREATE TABLE IF NOT EXISTS reviews (
     model_id TEXT NOT NULL
 )
 """
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets treat a cell that begins with one as a formula
 
 
 @dataclass(frozen=True)
@@ -78,15 +76,4 @@ class ReviewStore:
 
     def csv(self) -> str:
         """Return the newest review of every slide as CSV; text that looks like a formula begins with an apostrophe."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for review in self.latest().values():
-            writer.writerow([_plain(getattr(review, name)) for name in COLUMNS])
-        return text.getvalue()
-
-
-def _plain(value: object) -> object:
-    if value is None:
-        return ""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+        return table_text(COLUMNS, ([getattr(review, name) for name in COLUMNS] for review in self.latest().values()))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import ReadPlan, Scale, Size
 from wsi_ips.slides import SlideInfo
+from wsi_ips.tables import NUMBER, number_of, read_table
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, index_at
 from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, common_stride_px, read_foreign, states_tile_size
 from wsi_ips.tiles.interop.tile_formats import whole_corners
@@ -29,6 +30,7 @@ SIZE_NAMES = (("width", "height"), ("tile_px0", "tile_px0"), ("patch_size_level0
 SLIDE_NAMES = ("slide_id", "slide", "slide_name")
 # Columns of numbers that are not scores
 NO_SCORES = frozenset({"id", "index", "tile", "tile_id", "patch_id", "level", "row", "column", "col", "maxx", "maxy"})
+UNNAMED = "unnamed:"  # pandas gives this name to an index that it wrote and read back
 MOST_COLUMNS = 20  # with more columns they are features, not scores
 
 
@@ -120,42 +122,42 @@ def place_scores(scored: ScoredTiles, info: SlideInfo, *, slide_id: str, fingerp
 
 
 def _read_table(path: Path, wanted: Sequence[str], slide_names: Sequence[str]) -> ScoredTiles:
-    try:
-        table = pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else ",", skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise ScoresError(f"{path}: cannot be read as a table ({error})") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas would shift all columns by one
-        raise ScoresError(f"{path}: rows have more fields than the header has names")
-    by_name = {str(name).strip().lower(): name for name in table.columns}
-    table = _rows_of_slide(path, table, by_name, slide_names)
+    table = read_table(path, "scores", ScoresError)
+    by_name = {name.lower(): name for name in table.columns}
+    if len(by_name) < len(table.columns):
+        raise ScoresError(f"{path}: two columns differ only in case; it has {', '.join(table.columns)}")
     pair = next((pair for pair in CORNER_NAMES if set(pair) <= by_name.keys()), None)
     if pair is None:
         known = "; ".join(", ".join(pair) for pair in CORNER_NAMES)
         raise ScoresError(f"{path}: no columns for the corner of a tile; known are {known} (level-0 pixels)")
-    if not len(table):
+    frame = _rows_of_slide(path, table.frame(), by_name, slide_names)
+    if frame.empty:
         raise ScoresError(f"{path}: no rows; there is nothing to draw")
-    corners = np.stack([_numbers(path, table, by_name[name]) for name in pair], axis=1)
+    corners = np.stack([_numbers(path, frame[by_name[name]]) for name in pair], axis=1)
     sides = next((pair for pair in SIZE_NAMES if set(pair) <= by_name.keys()), None)
-    positions = {*pair, *(sides or ()), *SLIDE_NAMES}
-    names = _chosen(path, table, wanted, positions)
+    names = _chosen(path, frame, wanted, {*pair, *(sides or ()), *SLIDE_NAMES})
     return ScoredTiles(
         path=path,
         corners_px0=whole_corners(path, corners, 2),
-        footprint_px0=_one_size(path, table, by_name, sides),
+        footprint_px0=_one_size(path, frame, by_name, sides),
         size_px0=None,
-        columns={name: _numbers(path, table, name, missing=True) for name in names},
-        rows=table.index.to_numpy(np.int64) + 2,
+        columns={name: _numbers(path, frame[name], missing=True) for name in names},
+        rows=frame.index.to_numpy(np.int64),
     )
 
 
 def _rows_of_slide(
-    path: Path, table: pd.DataFrame, by_name: Mapping[str, Any], slide_names: Sequence[str]
+    path: Path, table: pd.DataFrame, by_name: Mapping[str, str], slide_names: Sequence[str]
 ) -> pd.DataFrame:
     """Return the rows of the slide, if a column names the slide; row numbers stay those of the file."""
     column = next((by_name[name] for name in SLIDE_NAMES if name in by_name), None)
     if column is None:
         return table
-    found = table[column].astype(str)
+    found = table[column]
+    if (found == "").any():
+        raise ScoresError(
+            f"{path}: row {(found == '').idxmax()}, column `{column}`: empty; name the slide of each tile"
+        )
     mine: pd.DataFrame = table[found.isin(list(slide_names))]
     if mine.empty:
         raise ScoresError(
@@ -166,14 +168,13 @@ def _rows_of_slide(
 
 
 def _chosen(path: Path, table: pd.DataFrame, wanted: Sequence[str], positions: set[str]) -> list[str]:
-    others = [str(c) for c in table.columns if str(c).strip().lower() not in positions]
+    """Return the columns of scores: those asked for, else every other column that holds numbers."""
+    others = [str(name) for name in table if str(name).lower() not in positions]
     missing = [name for name in wanted if name not in others]
     if missing:
         raise ScoresError(f"{path}: no column `{missing[0]}`; it has {', '.join(others) or 'no further columns'}")
-    numeric = [
-        name for name in others if pd.api.types.is_numeric_dtype(table[name]) and name.strip().lower() not in NO_SCORES
-    ]
-    return _some(path, list(wanted) or numeric, others)
+    scores = [name for name in others if name.lower() not in NO_SCORES and not name.lower().startswith(UNNAMED)]
+    return _some(path, list(wanted) or [name for name in scores if any(map(NUMBER.fullmatch, table[name]))], others)
 
 
 def _some(path: Path, names: list[str], others: Sequence[str]) -> list[str]:
@@ -184,23 +185,25 @@ def _some(path: Path, names: list[str], others: Sequence[str]) -> list[str]:
     return names
 
 
-def _numbers(path: Path, table: pd.DataFrame, name: str, *, missing: bool = False) -> NDArray[np.float64]:
-    values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
-    odd = np.isnan(values) & (table[name].notna().to_numpy() if missing else True)
-    if odd.any():
-        row = int(np.flatnonzero(odd)[0])
-        raise ScoresError(
-            f"{path}: row {int(table.index[row]) + 2}, column `{name}`: {table[name].iloc[row]} is not a number"
-        )
-    return values
+def _numbers(path: Path, cells: pd.Series[str], *, missing: bool = False) -> NDArray[np.float64]:
+    """Return the numbers of a column; where ``missing`` allows it, NaN for an empty cell."""
+    found = np.empty(len(cells))
+    for place, (row, text) in enumerate(cells.items()):
+        try:
+            found[place] = number_of(text)
+            if not (missing or np.isfinite(found[place])):
+                raise ValueError("empty, or not finite; a position is a number")
+        except ValueError as error:
+            raise ScoresError(f"{path}: row {row}, column `{cells.name}`: {error}") from error
+    return found
 
 
 def _one_size(
-    path: Path, table: pd.DataFrame, by_name: Mapping[str, Any], names: tuple[str, str] | None
+    path: Path, table: pd.DataFrame, by_name: Mapping[str, str], names: tuple[str, str] | None
 ) -> Scale | None:
     if names is None:
         return None
-    sides = [np.unique(_numbers(path, table, by_name[name])) for name in names]
+    sides = [np.unique(_numbers(path, table[by_name[name]])) for name in names]
     if any(len(side) > 1 or not side[0] > 0 for side in sides):
         raise TileIndexError(f"{path}: tiles of several sizes, or of none ({names[0]}, {names[1]}); one is expected")
     return Scale(float(sides[0][0]), float(sides[1][0]))
