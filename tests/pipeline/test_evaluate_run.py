@@ -163,15 +163,32 @@ def test_slides_that_are_in_no_figure_are_named_with_their_state(done, tmp_path)
     assert "1 of 4 slides of split `test` are not measured: 1 failed" in found.notes
 
 
-def test_an_annotation_that_cannot_be_read_costs_its_slide_alone(done, tmp_path):  # noqa: F811
+def test_an_annotation_that_cannot_be_read_makes_no_figure_better(done, tmp_path):  # noqa: F811
     folder = tmp_path / "copy"
     shutil.copytree(done, folder)
     with Run.open(recipe_of(folder)) as run:
         broken = next(r for r in run.slides.records if r.split == "test" and r.annotation)
         broken.annotation.write_text("<ASAP", encoding="utf-8")
         found = evaluate_run(run.predictions)
-    assert (found.localisation.tumour_slides, found.localisation.other_slides) == (1, 2)
-    assert any(broken.slide_id in note and "not in the lesion and tile metrics" in note for note in found.notes)
+    assert found.localisation is None
+    assert found.slides is not None
+    assert any(f"without slide {broken.slide_id} its lesions would not count" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("state", ["empty", "failed"])
+def test_lesions_of_a_slide_without_a_map_count_as_missed(done, run, tmp_path, state):  # noqa: F811
+    folder = tmp_path / "copy"
+    shutil.copytree(done, folder)
+    whole = evaluate_run(run.predictions).localisation.lesions_by_peaks
+    with Run.open(recipe_of(folder)) as copied:
+        lost = next(r for r in copied.slides.records if r.split == "test" and r.annotation)
+        copied.states.update(lost.slide_id, state=state, stage="predict")
+        shutil.rmtree(folder / "out" / "scores.zarr" / lost.slide_id)
+        found = evaluate_run(copied.predictions)
+    curve = found.localisation.lesions_by_peaks
+    assert (curve.lesions, curve.slides) == (whole.lesions, whole.slides)
+    assert curve.sensitivity[-1] < whole.sensitivity[-1]
+    assert any("lesions of slides without a map count as missed" in note for note in found.notes)
 
 
 def write_detections(run: Run, folder: Path, *, header: bool) -> None:
@@ -219,6 +236,35 @@ def test_slides_without_detections_count_and_are_told(done, run, tmp_path):  # n
         evaluate_files(TUMOR, detections=tmp_path / "found")
     with pytest.raises(EvaluationError, match="no folder"):
         evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "nowhere")
+
+
+def test_a_detection_off_its_slide_costs_no_lesion(done, run, tmp_path):  # noqa: F811
+    write_detections(run, tmp_path / "found", header=True)
+    manifest = done / "cohort" / "manifest.csv"
+    before = evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "found").localisation.lesions_given
+    annotated = next(r for r in run.slides.records if r.split == "test" and r.annotation)
+    with (tmp_path / "found" / f"{annotated.slide_id}.csv").open("a", encoding="utf-8") as file:
+        file.write("\n0.01,9000000,1\n")
+    found = evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "found")
+    after = found.localisation.lesions_given
+    assert (after.lesions, after.slides, after.score) == (before.lesions, before.slides, before.score)
+    assert after.false_positives[-1] == before.false_positives[-1] + 1 / after.slides
+    assert any(f"{annotated.slide_id} (1 of " in note and "off the slide" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("damage", ["no slide", "a mask as annotation"])
+def test_a_slide_that_cannot_be_measured_is_refused_with_its_lesions(done, run, tmp_path, damage):  # noqa: F811
+    write_detections(run, tmp_path / "found", header=True)
+    annotated = next(r for r in run.slides.records if r.split == "test" and r.annotation)
+    shutil.copytree(done / "cohort", tmp_path / "cohort")
+    if damage == "no slide":
+        (tmp_path / "cohort" / "slides" / Path(annotated.path).name).unlink()
+    else:
+        outlines = tmp_path / "cohort" / "annotations" / Path(annotated.annotation).name
+        shutil.copy(annotated.path, outlines)
+    manifest = tmp_path / "cohort" / "manifest.csv"
+    with pytest.raises(EvaluationError, match=rf"1 of 4 slides cannot be measured(.|\n)*slide {annotated.slide_id}: "):
+        evaluate_files(TUMOR, manifest=manifest, detections=tmp_path / "found")
 
 
 def test_stages_come_from_the_maps_where_a_column_says_what_nodes_hold(done, tmp_path, monkeypatch):  # noqa: F811

@@ -127,12 +127,17 @@ def localise_slide(slide: SlideMap, threshold: float) -> SlideLocalisation:
     )
 
 
-def localise(slides: Sequence[SlideLocalisation], notes: list[str]) -> Localisation | None:
-    """Combine the slides of a cohort; what cannot be computed is added to ``notes``."""
+def localise(
+    slides: Sequence[SlideLocalisation], notes: list[str], *, unmapped: Sequence[Matched] = ()
+) -> Localisation | None:
+    """Combine the slides of a cohort; what cannot be computed is added to ``notes``.
+
+    ``unmapped`` are the lesions of slides that have no map; the lesion figures count them, as missed.
+    """
     if not slides:
         notes.append("no localisation: no slide is annotated or known to be without tumour")
         return None
-    by_peaks = froc_with_interval([s.peaks for s in slides], notes)
+    by_peaks = froc_with_interval([*(s.peaks for s in slides), *unmapped], notes)
     truth = np.concatenate([s.tumour_fraction for s in slides])
     probability, attention = None, None
     try:
@@ -144,7 +149,7 @@ def localise(slides: Sequence[SlideLocalisation], notes: list[str]) -> Localisat
     alarms = [s.false_alarm_mm2 for s in slides if s.false_alarm_mm2 is not None]
     return Localisation(
         lesions_by_peaks=by_peaks,
-        lesions_by_components=froc_with_interval([s.components for s in slides], []),
+        lesions_by_components=froc_with_interval([*(s.components for s in slides), *unmapped], []),
         tile_probability=probability,
         tile_attention=attention,
         pointing=_mean(bool(s.pointed) for s in tumour),

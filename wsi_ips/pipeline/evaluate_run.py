@@ -9,10 +9,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wsi_ips.annotations import read_annotation, region_mask
-from wsi_ips.errors import AnnotationError, EvaluationError
+from wsi_ips.errors import AnnotationError, EvaluationError, TileIndexError
 from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
 from wsi_ips.evaluation.classification import auc_with_interval
-from wsi_ips.evaluation.froc import LEGACY_MPP, MASK_DOWNSAMPLE, Lesions, find_lesions
+from wsi_ips.evaluation.froc import (
+    LEGACY_MPP,
+    MASK_DOWNSAMPLE,
+    Detections,
+    Lesions,
+    Matched,
+    find_lesions,
+    match_detections,
+)
 from wsi_ips.evaluation.localisation import SIZES, Localisation, SlideMap, localise, localise_slide, tile_threshold
 from wsi_ips.evaluation.slide_evaluation import (
     LARGEST_LESION,
@@ -29,7 +37,7 @@ from wsi_ips.evaluation.staging import NODE_LABELS, Node, Patients, largest_part
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.inference.slide_scores import HIGHEST_TILES, SlideScores, read_scores
-from wsi_ips.labels import Target, Task
+from wsi_ips.labels import Target, Task, matched
 from wsi_ips.manifest.manifest_csv import read_rows
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.slide_predictions import RunPredictions, calibrate
@@ -91,6 +99,7 @@ class _Slides:
 
     predictions: RunPredictions  # also of other splits
     records: Sequence[SlideRecord]
+    unmapped: Sequence[SlideRecord]  # slides of the split in which tiling or prediction found nothing to score
     scores: Mapping[str, SlideScores]  # calibrated, by slide_id
     frozen: TaskCalibration  # calibration of the label
     given: float | None  # requested threshold; None takes the stored one
@@ -130,7 +139,10 @@ def _predicted_slides(predictions: RunPredictions, split: str, threshold: float 
         raise EvaluationError(f"no predicted slide of split `{split}`; run `wsi-ips predict` first")
     calibration, stored = calibrate(predictions), predictions.folder.scores
     scores = {r.slide_id: replace(read_scores(stored, r.slide_id), calibration=calibration) for r in chosen}
-    return _Slides(predictions, chosen, scores, calibration.tasks[0], threshold)
+    rows, names = predictions.states, {r.slide_id for r in chosen}
+    others = [r for r in predictions.slides.records if r.split == split and r.slide_id not in names]
+    unmapped = [r for r in others if rows[r.slide_id].is_tiled and rows[r.slide_id].state != "ok"]
+    return _Slides(predictions, chosen, unmapped, scores, calibration.tasks[0], threshold)
 
 
 def _not_predicted(predictions: RunPredictions, chosen: Sequence[SlideRecord], split: str) -> list[str]:
@@ -197,10 +209,11 @@ def _localisation(
     """Measure the slides whose tumour is known: annotated ones, and those without tumour.
 
     Without a background class, outlines show tumour of each slide's own class, and only those of the class that the
-    map shows are measured.
+    map shows are measured. Slides without a map (no tissue, or failed) count with all their lesions missed. Where an
+    annotation cannot be read there are no figures at all: without its lesions they would be too good.
     """
-    found, left_out, task = [], [], slides.task
-    for record in slides.records:
+    found, unmapped, left_out, task = [], list[Matched](), [], slides.task
+    for record in (*slides.records, *slides.unmapped):
         is_negative = task.is_negative(slides.target(record))
         is_shown = task.has_background or task.is_positive(slides.target(record))
         if not is_shown or not (record.is_fully_outlined or is_negative):
@@ -209,8 +222,14 @@ def _localisation(
         try:
             index = slides.predictions.slides.index(record)
             lesions = read_lesions(record, index.size_px0, index.bounds, mpp or index.mpp)
-        except (AnnotationError, OSError) as error:
-            notes.append(f"slide {record.slide_id} is not in the lesion and tile metrics: {error}")
+        except (AnnotationError, TileIndexError, OSError) as error:
+            notes.append(
+                f"no lesion and tile metrics, as without slide {record.slide_id} its lesions would not count as "
+                f"missed: {error}"
+            )
+            return None
+        if record in slides.unmapped:
+            unmapped.append(match_detections(Detections(*np.zeros((3, 0))), lesions))
             continue
         entry, fraction = slides.scores[record.slide_id], index.tumour_fraction
         raster = score_raster(entry, index)
@@ -233,7 +252,9 @@ def _localisation(
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
         why = "without complete outlines" if task.has_background else f"without outlines of `{task.classes[-1]}`"
         notes.append(f"{len(left_out)} slides {why} are not in the lesion and tile metrics: {shown}")
-    return localise(found, notes)
+    if missed := sum(len(slide.best) for slide in unmapped):
+        notes.append(f"{missed} lesions of slides without a map count as missed")
+    return localise(found, notes, unmapped=unmapped)
 
 
 def score_raster(entry: SlideScores, index: TileIndex) -> Raster:
@@ -301,6 +322,7 @@ def _patients_by_map(slides: _Slides, column: str, notes: list[str]) -> Patients
         text = cells[record.slide_id].get(column, "")
         if not text or not record.patient_id:
             continue
+        text = matched(text, NODE_LABELS)
         if text not in NODE_LABELS:
             raise EvaluationError(
                 f"manifest {run_slides.manifest}, slide {record.slide_id}, column `{column}`: `{text}` is none of "
