@@ -17,6 +17,7 @@ from wsi_ips import __version__
 from wsi_ips.cli.console import explained, out
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.config import Recipe, load_recipe
+from wsi_ips.config.recipe import parse_yaml, shown
 from wsi_ips.errors import RecipeError
 
 START, COHORT, MODEL, RESULTS, OTHER_TOOLS = "Start", "Cohort", "Model", "Results", "Other tools"  # panels of the help
@@ -127,7 +128,7 @@ def parse_overrides(settings: Sequence[str] | None) -> dict[str, Any]:
         if not equals:
             raise RecipeError(f"--set {text}: expected KEY=VALUE, e.g. training.epochs=3")
         try:
-            parsed[key.strip()] = yaml.safe_load(value)
+            parsed[key.strip()] = parse_yaml(value)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {text}: the value is not valid YAML: {error}") from error
+            raise RecipeError(f"--set {shown(text)}: the value is not valid YAML: {shown(str(error))}") from error
     return parsed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, core_schema
 
 from wsi_ips.registry import registry
@@ -16,7 +17,12 @@ FOLDER = "folder"  # entry of the validation context: the folder of the recipe f
 
 def _from_recipe_folder(path: Path, info: ValidationInfo) -> Path:
     context = info.context or {}
-    return context[FOLDER] / path.expanduser() if FOLDER in context else path
+    if "\0" in str(path):
+        raise ValueError("a path has no character of code 0")
+    try:
+        return context[FOLDER] / path.expanduser() if FOLDER in context else path
+    except RuntimeError as error:  # `~name` of nobody
+        raise ValueError(str(error)) from error
 
 
 RecipePath: TypeAlias = Annotated[Path, AfterValidator(_from_recipe_folder)]
@@ -50,3 +56,19 @@ class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true for a number, where pydantic takes 1; YAML reads `yes` and `on` as true."""
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        given = value if isinstance(value, list | tuple) else [value]
+        if kinds & {int, float} and bool not in kinds and any(isinstance(part, bool) for part in given):
+            raise ValueError("true and false are no numbers; write a number")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation is made of."""
+    inner = get_args(annotation)
+    yield from (kind for part in inner for kind in _kinds(part)) if inner else [annotation]

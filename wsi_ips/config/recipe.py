@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_origin
 
@@ -22,6 +23,8 @@ from wsi_ips.config.output_sections import (
 from wsi_ips.errors import RecipeError
 from wsi_ips.registry import registry
 
+MOST_BYTES, MOST_VALUES = 200_000, 20_000  # of a recipe; the longest in pipelines/ have 4 000 bytes and 200 values
+MOST_PROBLEMS, MOST_CHARACTERS = 20, 400  # in a message: problems, and characters of each part
 RECIPE_NAME = "recipe.yaml"  # in a run folder that `wsi-ips predict` made
 
 
@@ -104,13 +107,17 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     if (path / RECIPE_NAME).is_file():
         path = path / RECIPE_NAME
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise RecipeError(f"recipe {path}: larger than {MOST_BYTES:,} bytes; a recipe is a short YAML file")
+        values = parse_yaml(data.decode("utf-8-sig"))
     except OSError as error:
         raise RecipeError(f"recipe {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path}: not UTF-8 text; a recipe is a YAML file") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {path}: not valid YAML: {error}") from error
+        raise RecipeError(f"recipe {path}: not valid YAML: {shown(str(error))}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path}: expected sections such as `tiles:` and `model:`, see pipelines/")
     for key, value in (overrides or {}).items():
@@ -121,15 +128,67 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         raise RecipeError(f"recipe {path}: {_explain(error)}") from error
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML with the numbers of YAML 1.2; raises yaml.YAMLError, also where it is nested or expands too far.
+
+    YAML 1.1 reads ``1:30`` as 90, ``010`` as 8 and ``2024-01-01`` as a date. Here they stay text, like integers of more
+    digits than anything needs, so that the message about them names their key.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # a tag such as `!!int` on another text
+        raise yaml.YAMLError(f"a value does not fit its tag ({error})") from error
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice; YAML would silently drop the first."""
+    """Safe loader that refuses a key given twice (YAML would silently drop the first) and aliases that explode."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document, whose values are few even if each alias is replaced by what it stands for."""
+        root = super().get_single_node()
+        whole = [] if root is None else [(root, root)]
+        pairs = root.value if isinstance(root, yaml.MappingNode) else whole
+        for key, node in pairs:
+            count, waiting = 0, [node]
+            while waiting:
+                value = waiting.pop().value
+                count += 1
+                if count > MOST_VALUES:
+                    name = f"key `{key.value}`" if isinstance(key, yaml.ScalarNode) else "it"
+                    reason = f"{name} holds more than {MOST_VALUES:,} values, aliases replaced by what they stand for"
+                    raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+                if isinstance(value, list):
+                    waiting += [part for item in value for part in (item if isinstance(item, tuple) else (item,))]
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen = set[str]()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` appears twice", key.start_mark)
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{name}` appears twice", key.start_mark)
+            seen.update([name] if name else [])
         return super().construct_mapping(node, deep)
+
+
+NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]{0,30})$",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
+# Others, such as `!!set` whose order is that of chance, have no place in a recipe.
+_Loader.yaml_constructors = {
+    tag: build
+    for tag, build in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in (*NUMBERS, "map", "seq", "str", "bool", "null")
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in (*NUMBERS, "timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _rule in NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_rule), list("-+.0123456789"))
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
@@ -144,9 +203,9 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _explain(error: ValidationError) -> str:
     """Describe each problem: the dotted key, what is wrong, and the nearest known key."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+    lines, problems = [], error.errors(include_url=False)
+    for problem in problems[:MOST_PROBLEMS]:
+        where = shown(".".join(str(part) for part in problem["loc"]))
         text = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = _keys_at(problem["loc"][:-1])
@@ -156,8 +215,14 @@ def _explain(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             lines.append(f"key `{where}` is missing; add it")
         else:
-            lines.append(f"key `{where}`: {text} (got {problem['input']!r})" if where else text)
-    return "; ".join(lines)
+            lines.append(f"key `{where}`: {shown(text)} (got {shown(repr(problem['input']))})" if where else text)
+    more = [f"and {len(problems) - MOST_PROBLEMS} more problems"] if len(problems) > MOST_PROBLEMS else []
+    return "; ".join(lines + more)
+
+
+def shown(text: str) -> str:
+    """Return the first characters of a text for a message."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ..."
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

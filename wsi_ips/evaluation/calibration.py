@@ -8,7 +8,6 @@ Shapes: N slides, C classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from wsi_ips.errors import CheckpointError, EvaluationError
 from wsi_ips.evaluation.classification import Floats, both_classes, one_hot, split_scores
 from wsi_ips.labels import Target, Task
-from wsi_ips.provenance import atomic_write_json, fingerprint
+from wsi_ips.provenance import atomic_write_json, fingerprint, parse_object
 
 SCHEMA_VERSION = 1
 CALIBRATION_NAME = "calibration.json"
@@ -243,7 +242,7 @@ def read_calibration(folder: Path, tasks: Sequence[Task], checkpoint: str) -> Ca
     path = folder / CALIBRATION_NAME
     advice = "delete it; `wsi-ips evaluate` of the run that trained the model makes it again"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_object(path.read_bytes())
     except FileNotFoundError:
         return Calibration.default(tasks, "the model has no calibration: temperature 1, threshold 0.5")
     except (OSError, ValueError) as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from wsi_ips.errors import CheckpointError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.labels import Task
 from wsi_ips.model.encoders import find_preset
 from wsi_ips.model.poolings import POOLINGS
-from wsi_ips.provenance import atomic_write_json, fingerprint
+from wsi_ips.provenance import atomic_write_json, fingerprint, parse_object
 
 PositionName = Literal["none", "sinusoidal"]
 InputName = Literal["pixels", "features"]
@@ -23,11 +24,14 @@ SCHEMA_VERSION = 4
 WEIGHTS_SCHEMA = 2  # version of the meaning of the weights; stored scores stay valid as long as it does not change
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
+NO_OTHERS = ConfigDict(extra="forbid")  # a stored key that this version does not know may change the network
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """Everything needed to build an encoder again, without its weights."""
+
+    __pydantic_config__: ClassVar = NO_OTHERS
 
     name: str  # name as in `model.encoder`, or `imported:NAME` for an encoder that another tool ran
     # `group` replaces all batch norm of the architecture by group norm; `batch` leaves it
@@ -53,6 +57,8 @@ class EncoderSpec:
 class EncoderOrigin:
     """Origin of the encoder's weights; their licence depends on it."""
 
+    __pydantic_config__: ClassVar = NO_OTHERS
+
     # `random`: no weights were given; `published`: the weights published under the encoder's name; `file`: a local
     # file; `imported`: another tool ran the encoder and only its features are known
     source: WeightsSource
@@ -68,6 +74,8 @@ class EncoderOrigin:
 @dataclass(frozen=True, kw_only=True)
 class NetSettings:
     """Settings of the network behind its encoder."""
+
+    __pydantic_config__: ClassVar = NO_OTHERS
 
     # Each has one query of the pooling and one linear head; the first is the slide label of heatmaps
     tasks: tuple[Task, ...] = (Task("label", ("normal", "tumor")),)
@@ -100,11 +108,14 @@ class ModelCard(NetSettings):
     freeze: str | int = "none"
 
 
+_CARD = TypeAdapter(ModelCard)
+
+
 def read_card(folder: Path) -> ModelCard:
     """Read a checkpoint's card."""
     path = folder / CARD_NAME
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_object(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {folder}: there is none; run `wsi-ips train` first") from error
     except (OSError, ValueError) as error:
@@ -112,16 +123,15 @@ def read_card(folder: Path) -> ModelCard:
     if stored.pop("schema_version", None) != SCHEMA_VERSION:
         raise CheckpointError(f"checkpoint {path}: written by another version of wsi-ips; train again")
     try:
-        encoder = EncoderSpec(**stored.pop("encoder"))
-        origin = EncoderOrigin(**found) if (found := stored.pop("origin")) else None
-        tasks = tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in stored.pop("tasks"))
-        card = ModelCard(encoder=encoder, tasks=tasks, origin=origin, **stored)
+        card = _CARD.validate_python(stored)
         POOLINGS[card.pooling]
-        if card.position not in get_args(PositionName):
-            raise ValueError(f"there is no position `{card.position}`")
-        return card
-    except (KeyError, TypeError, ValueError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"checkpoint {path}: damaged (`{key}`: {first['msg']}); train again") from error
+    except RecipeError as error:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); train again") from error
+    return card
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

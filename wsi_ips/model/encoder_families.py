@@ -5,7 +5,6 @@ A pickle is loaded only if it contains only tensors, and no code of a repository
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from collections.abc import Collection, Mapping
@@ -23,6 +22,7 @@ from wsi_ips.errors import CheckpointError, RecipeError
 from wsi_ips.model.checkpoint_card import EncoderSpec
 from wsi_ips.model.encoder import Encoder, StoredTrunk
 from wsi_ips.model.encoders import ENCODERS, RESNET, TIMM, find_preset
+from wsi_ips.provenance import parse_object
 
 GROUPS = 32  # groups of group norm, fewer where the channels do not divide by it
 _OUTSIDE_TIMM = ("hf-hub", "hf_hub", "local-dir")  # prefixes of models that bring their own configuration
@@ -175,7 +175,7 @@ def _with_hub_config(spec: EncoderSpec, name: str, weights: Path | None) -> Enco
 
 def _stored_config(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """Read preprocessing, architecture and arguments from a ``config.json``."""
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = parse_object((folder / "config.json").read_bytes())
     return stored.get("pretrained_cfg", stored), stored["architecture"], stored.get("model_args", {})
 
 

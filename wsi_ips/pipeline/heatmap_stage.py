@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import read_card
 from wsi_ips.pipeline.slide_predictions import RunPredictions
 from wsi_ips.pipeline.slide_states import Stage
-from wsi_ips.provenance import fingerprint
+from wsi_ips.provenance import fingerprint, parse_object
 from wsi_ips.results import handoff_package
 from wsi_ips.results.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.handoff_package import Material, stored_package, write_package
@@ -191,7 +190,7 @@ def _pack(maps: RunMaps, source: MapSource) -> None:
 def _drawn_from(picture: Path) -> str | None:
     """Return the fingerprint of a stored picture, None where the picture or its sidecar is missing."""
     try:
-        stored = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+        stored = parse_object(picture.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
         return None
     return str(stored.get("fingerprint")) if picture.exists() else None

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from wsi_ips.config import Recipe, load_recipe
-from wsi_ips.config.recipe import RECIPE_NAME
+from wsi_ips.config.recipe import RECIPE_NAME, parse_yaml
 from wsi_ips.errors import ManifestError, RecipeError, SlideNotFoundError
 from wsi_ips.inference.preparation import pinned_sections
 from wsi_ips.labels import Task
@@ -189,7 +189,11 @@ def _require_own_folder(output: Path, content: Mapping[str, Any]) -> None:
     text = path.read_text(encoding="utf-8")
     if not text.startswith(MARK):
         raise RecipeError(f"--output {output}: is the folder of another run; name a new one")
-    known = yaml.safe_load(text)
+    try:
+        known = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {path}: not valid YAML: {error}; name a new --output folder") from error
+    known = known if isinstance(known, dict) else {}
     # The name holds the model's fingerprint, so section `predict` with its path may differ: the folder may have moved.
     other = [name for name in content if name != "predict" and known.get(name) != content[name]]
     if other:

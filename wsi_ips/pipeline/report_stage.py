@@ -25,7 +25,7 @@ from wsi_ips.pipeline.run_folder import write_facts
 from wsi_ips.pipeline.slide_predictions import RunPredictions
 from wsi_ips.pipeline.slide_states import STATES
 from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
-from wsi_ips.provenance import atomic_write_json, peak_rss_mb
+from wsi_ips.provenance import atomic_write_json, parse_object, peak_rss_mb
 from wsi_ips.results.handoff_pictures import GALLERY_TILES
 from wsi_ips.results.model_card import CardFacts, model_card
 from wsi_ips.results.report import (
@@ -96,7 +96,7 @@ def _cost(stored_summary: Path, seconds: float | None) -> dict[str, float]:
     """Return time and memory of this call, or those of the stored summary."""
     if seconds is None:
         try:
-            stored = json.loads(stored_summary.read_text(encoding="utf-8"))
+            stored = parse_object(stored_summary.read_bytes())
             return {name: float(stored[name]) for name in ("seconds", "peak_rss_mb")}
         except (OSError, ValueError, KeyError):
             seconds = 0.0

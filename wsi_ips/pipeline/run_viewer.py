@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections import OrderedDict
@@ -37,6 +36,7 @@ from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.slide_states import SlideState, read_states
+from wsi_ips.provenance import parse_object
 from wsi_ips.results.overlay import palette
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
 from wsi_ips.results.score_raster import index_raster
@@ -100,7 +100,7 @@ def view_recipe(target: Path) -> Recipe:
         return load_recipe(target)
     facts = RunFolder(target).facts
     try:
-        stored = json.loads(facts.read_text(encoding="utf-8"))["recipe"]
+        stored = parse_object(facts.read_bytes())["recipe"]
         recipe = Recipe.model_validate(stored)
     except OSError as error:
         raise RecipeError(

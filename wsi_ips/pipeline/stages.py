@@ -6,7 +6,6 @@ they run: tiling works where torch is not installed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from wsi_ips.pipeline.run_folder import write_facts
 from wsi_ips.pipeline.slide_states import STATES, SlideState
 from wsi_ips.pipeline.tile_stage import Retried, restore_failed, tile_stage
 from wsi_ips.pipeline.tissue_sheet import sheet_stage
+from wsi_ips.provenance import parse_object
 from wsi_ips.training.starts import STARTS as TRAINING_STARTS
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _stages_done(recipe: Recipe, progress: Progress, names: Sequence[str]) -> It
 def _stored_summary(run: Run) -> dict[str, Any] | None:
     """Return the stored summary; None where it or the page is missing or older than the states."""
     try:
-        stored: dict[str, Any] = json.loads(run.folder.summary.read_text(encoding="utf-8"))
+        stored = parse_object(run.folder.summary.read_bytes())
     except (OSError, ValueError):
         return None
     counted = all(stored.get(f"slides_{s}") == run.states.count(s) for s in STATES)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from wsi_ips.errors import HandoffError
-from wsi_ips.provenance import atomic_folder, atomic_write_json
+from wsi_ips.provenance import atomic_folder, atomic_write_json, parse_object
 from wsi_ips.results.handoff_formats import HANDOFF_FORMATS
 from wsi_ips.results.lesions import Lesion, covered_region, find_lesions
 from wsi_ips.results.overlay import RESEARCH
@@ -83,7 +82,7 @@ def write_package(folder: Path, maps: ScoreMaps, material: Material, *, formats:
 def stored_package(folder: Path) -> dict[str, Any] | None:
     """Return ``package.json`` of a folder, None where it or a file of it is missing or has another size."""
     try:
-        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        facts = parse_object((folder / MANIFEST).read_bytes())
         whole = all((folder / entry["name"]).stat().st_size == entry["bytes"] for entry in facts["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
