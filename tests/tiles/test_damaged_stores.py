@@ -125,7 +125,17 @@ CASES += [("tiles.h5", "file", damage) for damage in DAMAGES]
 
 
 def same(found: list[Any], wanted: list[Any]) -> bool:
-    return all(np.array_equal(a, b) if isinstance(b, np.ndarray) else a == b for a, b in zip(found, wanted, strict=True))
+    return all(
+        np.array_equal(a, b) if isinstance(b, np.ndarray) else a == b for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def outcome(read: Callable[[], list[Any]]) -> Any:
+    """What is read, or the error; any other than the store's own makes the test fail."""
+    try:
+        return read()
+    except WsiIpsError as error:
+        return error
 
 
 def part_of(root: Path, kind: str, part: str) -> Path:
@@ -149,17 +159,16 @@ def test_a_damaged_entry_is_an_error_that_says_what_to_do_and_never_a_value(tmp_
     assert store.done(root) == wanted[0]["fingerprint"] if store is STORES["tiles.zarr"] else "made"
     changed = DAMAGES[damage](path.read_bytes())
     path.unlink() if changed is None else path.write_bytes(changed)
-    try:
-        found = store.read(root)
-    except store.error as error:
-        assert f"of slide {SLIDE}" in str(error)
-        assert store.command in str(error)
-        assert len(str(error)) < 600
-        if not (kind == "features.zarr" and part == "values" and "bit" in damage):  # noticed where it is read
-            assert damage in ("zeros", "zeros in the middle", "text") or store.done(root) is None
+    found = outcome(lambda: store.read(root))
+    if isinstance(found, store.error):
+        assert f"of slide {SLIDE}" in str(found)
+        assert store.command in str(found)
+        assert len(str(found)) < 600
+        # A changed block of features is noticed where it is read, all else where the entry is looked for.
+        late = kind == "features.zarr" and part == "values" and damage not in ("lost", "empty", "half")
+        assert late or store.done(root) is None
     else:  # the damage hit a byte that no reader needs
         assert part != "values"
-        assert damage in ("a bit in the middle", "zeros in the middle", "last byte lost")
         assert same(found, wanted)
     store.write(root)
     assert same(store.read(root), wanted)
@@ -175,10 +184,9 @@ def test_no_flipped_bit_anywhere_changes_a_value_unnoticed(tmp_path, kind):
         path = files[number % len(files)]
         whole = path.read_bytes()
         path.write_bytes(flipped(whole, random.random(), int(random.integers(8))))
-        try:
-            assert same(store.read(root), wanted), path
-        except store.error:
-            noticed += 1
+        found = outcome(lambda: store.read(root))
+        noticed += isinstance(found, store.error)
+        assert isinstance(found, store.error) or same(found, wanted), path
         path.write_bytes(whole)
     assert noticed > 9  # most bytes of a small HDF5 file are not used
     assert same(store.read(root), wanted)

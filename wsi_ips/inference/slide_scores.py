@@ -4,8 +4,8 @@
 ``tile_probability``, float32 (N, C), is row i of the slide's tile index. ``kept``, int32 (K,), holds the ids of the
 selected tiles, best first, and ``kept_embeddings``, float32 (K, D), their embeddings, from which the slide's
 probabilities are pooled. Attributes: schema version, slide id, tasks, class probabilities of the slide per task, time,
-fingerprint, check of a calibrated scan backend, checksums (:mod:`wsi_ips.tiles.store`). Attention is computed from these. All values are those of the network;
-a calibration is applied when they are shown.
+fingerprint, check of a calibrated scan backend, checksums (:mod:`wsi_ips.tiles.store`). Attention is computed from
+these. All values are those of the network; a calibration is applied when they are shown.
 
 A slide can be classified from the probabilities of its single tiles (:func:`by_tiles`) instead of from the pooled ones
 it kept: the cross-attention keeps tiles like those that mattered in training. On slides of other donors it may keep
@@ -201,7 +201,9 @@ def _header(root: Path, slide_id: str) -> dict[str, Any]:
     with _named(root, slide_id):
         stored = zarr_attributes(root / slide_id)
         if stored.get("schema_version") != SCHEMA_VERSION:
-            raise ScoresError(f"scores of slide {slide_id} in {root}: written by another version; run `wsi-ips predict`")
+            raise ScoresError(
+                f"scores of slide {slide_id} in {root}: written by another version; run `wsi-ips predict`"
+            )
         require_seal(stored)
         if stored["slide_id"] != slide_id:
             raise ValueError(f"they are those of slide {stored['slide_id']}")

@@ -91,7 +91,7 @@ class RunSlides:
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:
-        """Return whether the slide's stored tile index is up to date and whole; False where the slide cannot be read."""
+        """Return whether the slide's stored tile index is whole and up to date; False where it cannot be read."""
         try:
             wanted = self.tiles_fingerprint(record)
         except (OSError, SlideError):

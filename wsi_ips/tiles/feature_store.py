@@ -135,7 +135,8 @@ def open_features(root: Path, slide_id: str) -> StoredFeatures:
         facts = zarr_attributes(folder)
         if facts.get("schema_version") != SCHEMA_VERSION:
             raise FeaturesError(
-                f"features of slide {slide_id} in {root}: written by another version; run `{COMMAND}`", slide_id=slide_id
+                f"features of slide {slide_id} in {root}: written by another version; run `{COMMAND}`",
+                slide_id=slide_id,
             )
         require_seal(facts)
         array = zarr.open_group(folder, mode="r", zarr_format=3)["features"]

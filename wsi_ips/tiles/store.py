@@ -196,7 +196,9 @@ def _attributes(root: Path | str, slide_id: str) -> dict[str, Any]:
         if attributes.get("slide_id", slide_id) != slide_id:
             raise ValueError(f"its tiles are those of slide {attributes['slide_id']}")
     if not attributes:  # still being written, or its writer was killed
-        raise TileIndexError(f"tile index of slide {slide_id}: none in {root}; run `{COMMAND}` first", slide_id=slide_id)
+        raise TileIndexError(
+            f"tile index of slide {slide_id}: none in {root}; run `{COMMAND}` first", slide_id=slide_id
+        )
     return attributes
 
 
