@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from wsi_ips.errors import RunDatabaseError
+from wsi_ips.provenance import storage_named
 
 BUSY_TIMEOUT_S = 30.0  # how long a transaction waits for the lock of another process
 
@@ -27,11 +28,13 @@ def transaction(path: Path, *, creates: str = "") -> Iterator[sqlite3.Connection
     ------
     RunDatabaseError
         The file cannot be opened, is not a database, or stays locked.
+    StorageError
+        The disk is full or read-only.
     """
     # A reader opens the file for writing too: it may have to roll back what a killed writer left.
     address = f"{path.absolute().as_uri()}?mode={'rwc' if creates else 'rw'}"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
+        with storage_named(path), closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S)) as database:
             if creates:
                 database.execute("PRAGMA journal_mode = DELETE")
                 database.execute("PRAGMA synchronous = FULL")

@@ -21,6 +21,8 @@
     ├── TrainingError              training cannot start or continue (only one class, for example)
     │   └── DivergedError          loss, gradient or scores are no longer finite
     ├── RunDatabaseError           ``run.sqlite`` of a run folder cannot be read or written
+    ├── RunLockedError             another command writes into the run folder
+    ├── StorageError               a disk is full, read-only, or its quota is used up; stops the command, not a slide
     ├── ClusterError               the Dask cluster cannot be reached, has gone, or cannot run this program
     ├── ViewerError                the viewer cannot start (page library missing, port in use) or cannot store a review
     └── EvaluationError            metrics that cannot be computed from the given numbers
@@ -28,7 +30,8 @@
 Each is also a built-in exception, so code that does not know this package can catch it. A message names the slide, row
 or key, says what is wrong, and says what to do.
 
-:func:`fenced` alone catches everything: a bad slide affects only that slide, never the cohort.
+:func:`fenced` alone catches everything: a bad slide affects only that slide, never the cohort. A full disk is no fault
+of a slide and passes through.
 """
 
 from __future__ import annotations
@@ -135,6 +138,14 @@ class RunDatabaseError(WsiIpsError, OSError):
     """The database of a run folder cannot be read or written."""
 
 
+class RunLockedError(WsiIpsError, RuntimeError):
+    """Another command writes into the run folder."""
+
+
+class StorageError(WsiIpsError, OSError):
+    """A file cannot be written: the disk is full or read-only, or a quota is used up."""
+
+
 class EvaluationError(WsiIpsError, ValueError):
     """Metrics cannot be computed from the given numbers."""
 
@@ -158,8 +169,10 @@ class Failure:
 
 
 def fenced(work: Callable[[], T]) -> T | Failure:
-    """Return the result of ``work``, or why it failed: one bad slide never stops a cohort."""
+    """Return the result of ``work``, or why it failed: one bad slide never stops a cohort, a `StorageError` does."""
     try:
         return work()
+    except StorageError:
+        raise
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         return Failure.of(error)

@@ -6,18 +6,21 @@ write goes to a temporary sibling, which is then renamed in one step.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,24 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from wsi_ips.errors import StorageError
+
 FINGERPRINT_DIGITS = 16
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# What libraries say that raise errors of their own: safetensors, SQLite, and those that only pass the text on
+STORAGE_TEXTS = {
+    "code: 28,": errno.ENOSPC,
+    "No space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "code: 122,": errno.EDQUOT,
+    "Disk quota exceeded": errno.EDQUOT,
+    "code: 30,": errno.EROFS,
+    "Read-only file system": errno.EROFS,
+    "attempt to write a readonly database": errno.EROFS,
+    "code: 27,": errno.EFBIG,
+}
+# Names of temporary siblings; those of earlier versions tell no process
+LEFTOVER = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)-)?[0-9a-f]{8}(?:\.[A-Za-z0-9]+)?")
 CHECKOUT = Path(__file__).parents[1]  # a git checkout during development, else the installed packages
 LIBRARIES = (
     *("torch", "torchvision", "timm", "numpy", "scikit-image", "openslide-python", "openslide-bin", "tiffslide"),
@@ -68,16 +88,78 @@ def _canonical(value: Any) -> Any:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to, which becomes ``path`` if the block succeeds, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def storage_named(path: Path | None = None, temporary: Path | None = None, *, needs: int = 0) -> Iterator[None]:
+    """Turn a full or read-only disk into a `StorageError` that names path and space.
+
+    ``temporary`` is what the block writes to, which tells how much was needed so far; ``needs`` the bytes, where known.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        reason = _storage_trouble(error, path)
+        if not reason:
+            raise
+        where = path or Path(str(getattr(error, "filename", None) or "."))
+        needs = max(needs, _bytes_in(temporary))
+        needed = f" It needs at least {needs / 1e6:.1f} MB;" if needs else ""
+        raise StorageError(
+            f"{where}: cannot be written ({reason}).{needed} {_free_mb(where):.1f} MB are free there. Free some space, "
+            "or make the folder writable, and run the same command again: finished work is kept"
+        ) from error
+
+
+def _storage_trouble(error: BaseException | None, path: Path | None) -> str:
+    """Return why the disk refused to write, in the words of the system; empty where an error is about another thing."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        denied = number in (errno.EACCES, errno.EPERM) and path is not None
+        if denied and path is not None and str(getattr(error, "filename", "")).startswith(str(path.parent)):
+            return os.strerror(number or 0)
+        if number in STORAGE_ERRORS:
+            return os.strerror(number or 0)
+        text = str(error)
+        found = next((said for said, number in STORAGE_TEXTS.items() if said in text), None)
+        if found is not None:
+            return os.strerror(STORAGE_TEXTS[found])
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ""
+
+
+def _bytes_in(path: Path | None) -> int:
+    """Return the size of a file, or of all files in a folder."""
+    total = 0
+    with suppress(OSError):
+        files = [] if path is None else [path] if path.is_file() else path.rglob("*")
+        total = sum(file.stat().st_size for file in files if file.is_file())
+    return total
+
+
+def _free_mb(path: Path) -> float:
+    """Return the free space where a path is or would be, MB (10⁶ bytes)."""
+    for place in (path, *path.absolute().parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free / 1e6
+    return 0.0
+
+
+@contextmanager
+def atomic_path(path: Path, *, needs: int = 0) -> Iterator[Path]:
+    """Yield a temporary sibling to write to, which becomes ``path`` if the block succeeds, and is removed otherwise.
+
+    ``needs`` is the number of bytes to come, where it is known, for the message of a `StorageError`.
+    """
     temporary = _sibling(path)
     try:
-        temporary.touch(exist_ok=False)
-        yield temporary
-        temporary.replace(path)
+        with storage_named(path, temporary, needs=needs):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
+            yield temporary
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,32 +169,70 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     An older folder at ``path`` is moved aside first and deleted last, so a reader finds the old one, the new one, or
     for an instant none; never a mixture.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _sibling(path), _sibling(path)
     try:
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            path.replace(old)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if old.exists() and not path.exists():
-                old.replace(path)
-            raise
+        with storage_named(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                path.replace(old)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if old.exists() and not path.exists():
+                    old.replace(path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _sibling(path: Path) -> Path:
-    """Return a free hidden name beside ``path`` with the same suffix."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    """Return a free hidden name beside ``path`` with the same suffix; it tells which process made it."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+@cache
+def _machine() -> str:
+    """Return a name of this machine; of this container, where process ids are counted on their own."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:6]
+
+
+def remove_leftovers(folder: Path, *, of_the_dead: bool = False) -> None:
+    """Remove temporary files and folders that killed processes left in a folder; the caller is its only writer.
+
+    ``of_the_dead`` only removes those of processes of this machine that are gone, for folders with other writers.
+    """
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            made = LEFTOVER.fullmatch(entry.name)
+            if made is None or (of_the_dead and not (made["machine"] == _machine() and is_dead(int(made["pid"])))):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def is_dead(pid: int) -> bool:
+    """Return whether no process of this machine has an id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        return False
+    return False
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write a file, which appears whole or not at all."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, needs=len(data)) as temporary:
         temporary.write_bytes(data)
 
 

@@ -65,12 +65,6 @@ def test_an_unannotated_slide_has_no_tumour_column(root, index):
     assert read_index(root, index.slide_id).tumour_fraction is None
 
 
-def test_rows_can_be_read_alone(root, index):
-    write_index(root, index)
-    part = read_index(root, index.slide_id, rows=slice(3, 8))
-    np.testing.assert_array_equal(part.x, index.x[3:8])
-
-
 def test_a_slide_without_tiles_is_stored_too(root, index):
     empty = replace(index, **{name: values[:0] for name, values in index.columns().items()})
     write_index(root, empty)
@@ -106,20 +100,6 @@ def test_the_row_of_the_table_of_states_is_kept_beside(root, index):
     assert stored_row(root, index.slide_id) == {"state": "ok", "tissue_mm2": 1.25}
     with pytest.raises(TileIndexError, match="none in"):
         stored_row(root, "nobody")
-
-
-def test_a_reader_of_rows_notices_that_they_were_replaced(root, index, monkeypatch):
-    write_index(root, index)
-    read = store._columns
-
-    def replaced_meanwhile(*arguments):
-        columns = read(*arguments)
-        write_index(root, replace(index, fingerprint="new"))
-        return columns
-
-    monkeypatch.setattr(store, "_columns", replaced_meanwhile)
-    with pytest.raises(TileIndexError, match="replaced while it was read"):
-        read_index(root, index.slide_id, rows=slice(0, 3))
 
 
 def test_a_lost_chunk_is_damage_and_no_zeros(root, index):

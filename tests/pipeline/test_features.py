@@ -20,7 +20,8 @@ from tests.pyramids import write_pyramid
 from tests.small_cohort import SMALL
 from tests.tissue.test_perceptual_hash import node
 from wsi_ips.config import load_recipe
-from wsi_ips.errors import CheckpointError, RecipeError
+from wsi_ips.errors import CheckpointError, FeaturesError, RecipeError, ScoresError
+from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_pipeline, run_stage
 from wsi_ips.pipeline.feature_source import feature_source
 from wsi_ips.pipeline.stages import store_features, train
@@ -67,6 +68,40 @@ def of(cohort: Path, **overrides: object):
 
 def written(cohort: Path) -> dict[str, int]:
     return {p.name: (p / "zarr.json").stat().st_mtime_ns for p in (cohort / "out" / "features.zarr").glob("*/s*")}
+
+
+def blocks(entry: Path) -> list[Path]:
+    return sorted(path for path in entry.rglob("*") if path.is_file() and path.name != "zarr.json")
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 4]) + path.read_bytes()[-8:])
+
+
+def test_damaged_scores_and_features_are_refused_and_made_again(cohort):
+    run = run_pipeline(of(cohort)).states
+    out = cohort / "out"
+    (encoder,) = (out / "features.zarr").iterdir()
+    before = read_scores(out / "scores.zarr", "s5"), (out / "predictions.csv").read_text().split(",seconds")[0]
+    for damage in (Path.unlink, flip):
+        damage(blocks(out / "scores.zarr" / "s5" / "tile_probability")[0])
+        with pytest.raises(ScoresError, match=r"scores of slide s5 .*damaged.*run `wsi-ips predict`"):
+            run_stage(of(cohort), "heatmap")
+        assert run_stage(of(cohort), "predict").states["s5"].state == "ok"
+        again = read_scores(out / "scores.zarr", "s5")
+        np.testing.assert_array_equal(again.tile_probability, before[0].tile_probability)
+        assert again.probabilities == before[0].probabilities
+    values = open_features(encoder, "s1").rows(np.arange(5))
+    for number, damage in enumerate((Path.unlink, flip)):
+        damage(blocks(encoder / "s1")[0])
+        with pytest.raises(FeaturesError, match=r"features of slide s1 .*damaged.*run `wsi-ips run --until features`"):
+            open_features(encoder, "s1").rows(np.arange(5))
+        if number:  # noticed where it is read: training goes on without the slide, and the next call has it again
+            states = run_stage(of(cohort, training__epochs=1, training__max_missing_share=0.5), "train").states
+            assert (states["s1"].state, states["s1"].stage) == ("failed", "train")
+        run_stage(of(cohort), "features")
+        np.testing.assert_array_equal(open_features(encoder, "s1").rows(np.arange(5)), values)
+    assert {row.state for row in run} == {"ok"}
 
 
 def test_a_run_on_features_comes_to_labels_maps_and_a_report(cohort):

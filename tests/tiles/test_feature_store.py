@@ -122,7 +122,7 @@ def test_a_damaged_block_names_its_slide(tmp_path):
     block = next(path for path in (tmp_path / "s2" / "features").rglob("*") if path.is_file() and path.suffix == "")
     block.write_bytes(block.read_bytes()[:7])
     with (
-        pytest.raises(FeaturesError, match="features of slide s2: cannot be read") as caught,
+        pytest.raises(FeaturesError, match=r"features of slide s2 in .*damaged") as caught,
         FeatureStream(slides, chunk_size=8, readers=2, prefetch_chunks=1) as stream,
     ):
         list(stream)

@@ -204,7 +204,7 @@ def _retry(recipe: Recipe, slides: Sequence[str], reason: str) -> None:
     from wsi_ips.pipeline import Run
     from wsi_ips.pipeline.stages import retry
 
-    with Run.open(recipe, Bars()) as run:
+    with Run.open(recipe, Bars(), writes=True) as run:
         done = retry(run, reason, slides)
     out.print(f"{len(done.tiled)} slides tiled again, {len(done.restored)} ready for the stage that failed")
     print_status(run.states, only_problems=True)

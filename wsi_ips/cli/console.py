@@ -21,6 +21,7 @@ from rich.table import Table
 
 from wsi_ips.cluster.machine import Launch
 from wsi_ips.errors import WsiIpsError
+from wsi_ips.provenance import storage_named
 
 EXIT_UNEXPECTED, EXIT_CONFIGURATION, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -87,12 +88,13 @@ class Bars:
 def explained(*, debug: bool) -> Iterator[None]:
     """Turn any error into one clear message and an exit code.
 
-    2: recipe, manifest, checkpoint or training cannot be used; 1: a bug in the program; 130: Ctrl-C. If several
+    2: recipe, manifest, checkpoint, training or disk cannot be used; 1: a bug in the program; 130: Ctrl-C. If several
     processes train together, the first reports the error of all and the others exit with 0, so that ``torchrun`` does
     not kill the first while it does.
     """
     try:
-        yield
+        with storage_named():
+            yield
     except WsiIpsError as error:
         if error.is_told:
             raise typer.Exit from None

@@ -18,7 +18,7 @@ from typing import Any, cast
 from wsi_ips.cluster.machine import local_workers
 from wsi_ips.cluster.process import Job, JobProcess, JobResult, Limits, do_job
 from wsi_ips.config import ComputeSection
-from wsi_ips.errors import Failure
+from wsi_ips.errors import Failure, StorageError
 
 TICK_S = 1.0
 ATTEMPTS = 2  # a job whose process dies is retried: another program may have been the cause
@@ -86,7 +86,7 @@ def spread(compute: ComputeSection, jobs: Sequence[Job]) -> Iterator[Iterator[Jo
         with open_pool(compute.scheduler, compute.workers, Limits(compute.slide_timeout_s, memory_mb)) as pool:
             yield run_jobs(pool, jobs)
     elif compute.workers == 0:  # in this process, without protection from crashes and hangs
-        yield (JobOutcome(job, do_job(job)) for job in jobs)
+        yield (JobOutcome(job, _stored(do_job(job))) for job in jobs)
     else:
         workers, memory_gb = local_workers(compute.workers, compute.worker_memory_gb)
         with _local_pool(min(workers, len(jobs)), Limits(compute.slide_timeout_s, memory_gb * 1000)) as local:
@@ -115,10 +115,18 @@ def run_jobs(pool: JobPool, jobs: Sequence[Job]) -> Iterator[JobOutcome | None]:
             yield None
             continue
         job, result = ended
+        _stored(result)
         if result.ending not in ("done", "error") and tried[job.name] < ATTEMPTS:
             waiting.append(job)
         else:
             yield JobOutcome(job, result, tried[job.name])
+
+
+def _stored(result: JobResult) -> JobResult:
+    """Return a result; raise StorageError where the disk was full: no other job can be stored either."""
+    if result.ending == "storage" and result.failure:
+        raise StorageError(result.failure.reason)
+    return result
 
 
 class JobProcesses:

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any, Literal
 
 from wsi_ips.cluster.machine import resident_mb
-from wsi_ips.errors import Failure, fenced
+from wsi_ips.errors import Failure, StorageError, fenced
 from wsi_ips.provenance import peak_rss_mb
 
 CHECK_EVERY_S = 0.1  # how often the memory and the time of a running job are checked
@@ -34,8 +34,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 NUMBER = "WSI_IPS_PROCESS"  # variable with the number of the process among its siblings, from 0; it selects the GPU
 CHILD = f"from {__name__} import run_child; run_child({{}})"
 
-Ending = Literal["done", "error", "crash", "timeout", "memory", "lost"]
-"""Outcome of a job. ``done`` and ``error``: it ended; otherwise its process died or was stopped."""
+Ending = Literal["done", "error", "storage", "crash", "timeout", "memory", "lost"]
+"""Outcome of a job. ``done`` and ``error``: it ended; ``storage``: the disk is full; else its process died or was
+stopped."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,10 @@ def do_job(job: Job, on_begin: Callable[[], object] = bool) -> JobResult:
     function = fenced(lambda: getattr(import_module(module), name))
     on_begin()
     began, cpu = time.monotonic(), time.process_time()
-    result = function if isinstance(function, Failure) else fenced(partial(function, job.argument))
+    try:
+        result = function if isinstance(function, Failure) else fenced(partial(function, job.argument))
+    except StorageError as error:
+        return JobResult("storage", failure=Failure.of(error))
     usage = Usage(time.monotonic() - began, time.process_time() - cpu, peak_rss_mb())
     if isinstance(result, Failure):
         memory = "MemoryError" in result.reason.partition(":")[0]

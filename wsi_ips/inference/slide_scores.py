@@ -4,8 +4,8 @@
 ``tile_probability``, float32 (N, C), is row i of the slide's tile index. ``kept``, int32 (K,), holds the ids of the
 selected tiles, best first, and ``kept_embeddings``, float32 (K, D), their embeddings, from which the slide's
 probabilities are pooled. Attributes: schema version, slide id, tasks, class probabilities of the slide per task, time,
-fingerprint, check of a calibrated scan backend. Attention is computed from these. All values are those of the network;
-a calibration is applied when they are shown.
+fingerprint, check of a calibrated scan backend, checksums (:mod:`wsi_ips.tiles.store`). Attention is computed from
+these. All values are those of the network; a calibration is applied when they are shown.
 
 A slide can be classified from the probabilities of its single tiles (:func:`by_tiles`) instead of from the pooled ones
 it kept: the cross-attention keeps tiles like those that mattered in training. On slides of other donors it may keep
@@ -15,25 +15,31 @@ top-k mean of multiple-instance learning.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from scipy import special
-from zarr.errors import GroupNotFoundError
 
 from wsi_ips.errors import ScoresError
 from wsi_ips.evaluation.calibration import Calibration, DecisionName, TaskCalibration, calibrated
 from wsi_ips.labels import Task
 from wsi_ips.model.scan_backends import ScanCheck
 from wsi_ips.model.selection import selection_score
-from wsi_ips.provenance import atomic_folder
+from wsi_ips.tiles.store import (
+    damage_named,
+    require_seal,
+    require_whole,
+    sealed,
+    write_zarr,
+    zarr_arrays,
+    zarr_attributes,
+)
 
-SCHEMA_VERSION = 4
-ROWS_PER_CHUNK = 65_536
+SCHEMA_VERSION = 5
 HIGHEST_TILES = 16  # tiles averaged in `SlideScores.highest_tiles`
 ARRAYS = ("attention_logits", "tile_probability", "kept", "kept_embeddings")
 DECIDING_TILES = 8  # over 19 trainings, 8 and 16 separate slides equally well, 4 a little worse (DECISIONS D84)
@@ -149,32 +155,25 @@ class SlideScores:
 
 def write_scores(root: Path, scores: SlideScores) -> None:
     """Write one slide's scores atomically."""
-    with atomic_folder(root / scores.slide_id) as folder:
-        group = zarr.create_group(
-            store=folder,
-            zarr_format=3,
-            attributes={
-                "schema_version": SCHEMA_VERSION,
-                "slide_id": scores.slide_id,
-                "tasks": [asdict(task) for task in scores.tasks],
-                "probabilities": scores.probabilities,
-                "seconds": scores.seconds,
-                "fingerprint": scores.fingerprint,
-                "check": asdict(scores.check) if scores.check else None,
-            },
-        )
-        for name in ARRAYS:
-            values = getattr(scores, name)
-            rows = max(1, min(ROWS_PER_CHUNK, len(values)))
-            group.create_array(name, data=values, chunks=(rows, *values.shape[1:]))
+    arrays = {name: getattr(scores, name) for name in ARRAYS}
+    attributes = {
+        "schema_version": SCHEMA_VERSION,
+        "slide_id": scores.slide_id,
+        "tasks": [asdict(task) for task in scores.tasks],
+        "probabilities": scores.probabilities,
+        "seconds": scores.seconds,
+        "fingerprint": scores.fingerprint,
+        "check": asdict(scores.check) if scores.check else None,
+    }
+    write_zarr(root / scores.slide_id, arrays, sealed(attributes, arrays))
 
 
 def read_scores(root: Path, slide_id: str) -> SlideScores:
-    """Read one slide's scores."""
-    group = _open(root, slide_id)
-    try:
-        arrays: dict[str, Any] = {name: np.asarray(group[name][:]) for name in ARRAYS}  # type: ignore[index]
-        stored: dict[str, Any] = dict(group.attrs)
+    """Read one slide's scores; raises ScoresError where they are not exactly those that were written."""
+    stored = _header(root, slide_id)
+    with _named(root, slide_id):
+        arrays: dict[str, Any] = zarr_arrays(root / slide_id, ARRAYS)
+        require_whole(stored, arrays)
         return SlideScores(
             slide_id=slide_id,
             tasks=tuple(Task(**{**task, "classes": tuple(task["classes"])}) for task in stored["tasks"]),
@@ -184,27 +183,32 @@ def read_scores(root: Path, slide_id: str) -> SlideScores:
             check=ScanCheck(**stored["check"]) if stored["check"] else None,
             **arrays,
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ScoresError(
-            f"scores of slide {slide_id} in {root}: damaged ({error}); delete them and run `wsi-ips predict`"
-        ) from error
 
 
-def stored_fingerprint(root: Path, slide_id: str) -> str | None:
-    """Return the fingerprint of a slide's stored scores, None where none can be read."""
+def stored_fingerprint(root: Path, slide_id: str, *, whole: bool = False) -> str | None:
+    """Return the fingerprint of a slide's stored scores, None where none can be read.
+
+    ``whole`` also reads the scores: a table with a damaged value then has none.
+    """
     try:
-        return str(_open(root, slide_id).attrs["fingerprint"])
-    except (ScoresError, KeyError):
+        return read_scores(root, slide_id).fingerprint if whole else str(_header(root, slide_id)["fingerprint"])
+    except ScoresError:
         return None
 
 
-def _open(root: Path, slide_id: str) -> zarr.Group:
-    try:
-        group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
-    except (FileNotFoundError, GroupNotFoundError) as error:
-        raise ScoresError(f"scores of slide {slide_id}: none in {root}; run `wsi-ips predict` first") from error
-    if group.attrs.get("schema_version") != SCHEMA_VERSION:
-        raise ScoresError(
-            f"scores of slide {slide_id} in {root}: written by another version; run `wsi-ips predict` again"
-        )
-    return group
+def _header(root: Path, slide_id: str) -> dict[str, Any]:
+    """Read the attributes of stored scores, without the scores."""
+    with _named(root, slide_id):
+        stored = zarr_attributes(root / slide_id)
+        if stored.get("schema_version") != SCHEMA_VERSION:
+            raise ScoresError(
+                f"scores of slide {slide_id} in {root}: written by another version; run `wsi-ips predict`"
+            )
+        require_seal(stored)
+        if stored["slide_id"] != slide_id:
+            raise ValueError(f"they are those of slide {stored['slide_id']}")
+        return stored
+
+
+def _named(root: Path, slide_id: str) -> AbstractContextManager[None]:
+    return damage_named(ScoresError, "scores", root, slide_id, command="wsi-ips predict")

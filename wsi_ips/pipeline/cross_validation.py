@@ -101,9 +101,9 @@ def cross_validate(
     recipe = _with_folds(recipe, folds, by, watcher)
     assert recipe.split.file is not None
     count = len(read_splits(recipe.split.file).folds)
-    with Run.open(recipe, watcher) as run:
+    with Run.open(recipe, watcher, writes=True) as run:
         tile(run)
-    found = [_run_fold(recipe, k, watcher) for k in range(count)]
+        found = [_run_fold(recipe, k, watcher) for k in range(count)]
     tables = []
     for fold in range(count):
         with Run.open(fold_recipe(recipe, fold)) as run:

@@ -18,7 +18,7 @@ from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import content_identity
-from wsi_ips.tiles.feature_store import SCHEMA_VERSION, FeatureTiles, features_fingerprint, open_features
+from wsi_ips.tiles.feature_store import VALUES_VERSION, FeatureTiles, features_fingerprint, open_features
 from wsi_ips.tiles.interop.feature_tables import find_features
 from wsi_ips.tiles.store import stored_fingerprint
 
@@ -89,8 +89,8 @@ class FeatureSource:
         tiles = stored_fingerprint(self.slides.store, record.slide_id)
         if self.files is None:
             view = [] if self.view is None else [asdict(self.view) | {"strengths": self.view.strengths.model_dump()}]
-            return fingerprint("features", SCHEMA_VERSION, self.encoder, tiles, *view)
-        return fingerprint("imported features", SCHEMA_VERSION, content_identity(self.file(record)), tiles)
+            return fingerprint("features", VALUES_VERSION, self.encoder, tiles, *view)
+        return fingerprint("imported features", VALUES_VERSION, content_identity(self.file(record)), tiles)
 
     def seen_in(self, view: FeatureView) -> Self:
         """Return the features of augmented tiles."""
@@ -113,6 +113,14 @@ class FeatureSource:
             return features_fingerprint(self.folder, record.slide_id) == self.wanted(record)
         except (FeaturesError, OSError):
             return False
+
+    def is_damaged(self, record: SlideRecord) -> bool:
+        """Return whether a value of a slide's features is not the one that was written; reads all of them."""
+        try:
+            open_features(self.folder, record.slide_id).require_values()
+        except FeaturesError:
+            return True
+        return False
 
     def tiles(self, record: SlideRecord) -> FeatureTiles:
         """Return the slide's tiles at slot 0, with features in place of pixels."""

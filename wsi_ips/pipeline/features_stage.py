@@ -57,7 +57,12 @@ def features_stage(
     """Store the features of all slides with tiles (or of some) that are not up to date; return the number worked on."""
     records = slides.named(names) or slides.records
     source = feature_source(plan, slides)
-    due = [record for record in states.with_tiles(records) if not source.has(record)]
+    records = states.with_tiles(records)
+    for record in records:
+        # A block with other bytes is noticed when it is read: by a stage that then failed on the slide.
+        if states[record.slide_id].state == "failed" and source.has(record) and source.is_damaged(record):
+            shutil.rmtree(source.folder / record.slide_id)
+    due = [record for record in records if not source.has(record)]
     if due and source.files is not None:
         _import_files(source, due, states, progress)
     elif due:

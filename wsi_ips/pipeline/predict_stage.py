@@ -65,7 +65,7 @@ def predict_stage(
     if card.encoder.features:  # leave out slides whose features were refused; the reason is in the table of states
         of = {record.slide_id: states[record.slide_id] for record in slides}
         slides = [r for r in slides if (of[r.slide_id].state, of[r.slide_id].stage) != ("failed", "features")]
-    due = [record for record in slides if not predictions.has(record, model)]
+    due = [record for record in slides if not predictions.has(record, model, whole=True)]
     if due:
         for text in encoder_remarks(card.encoder.name):
             predictions.progress.note(text)

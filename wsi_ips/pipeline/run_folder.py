@@ -33,6 +33,7 @@ class RunFolder:
     shared: Path | None = None
 
     database = InRoot("run.sqlite")  # state of every slide, and the reviews
+    lock = InRoot("run.lock")  # who writes into the folder; only while somebody does
     states = InRoot("slides.csv")  # the states as a table, exported from the database
     states_typed = InRoot("slides.parquet")  # the same with types, where pyarrow is installed
     tissue = InRoot("tissue")  # picture, mask and figures of the tissue of each slide, and the contact sheet

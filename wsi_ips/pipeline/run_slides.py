@@ -91,12 +91,12 @@ class RunSlides:
         )
 
     def is_tiled(self, record: SlideRecord) -> bool:
-        """Return whether the slide's stored tile index is up to date; False where the slide cannot be read."""
+        """Return whether the slide's stored tile index is whole and up to date; False where it cannot be read."""
         try:
             wanted = self.tiles_fingerprint(record)
         except (OSError, SlideError):
             return False
-        return stored_fingerprint(self.store, record.slide_id) == wanted
+        return stored_fingerprint(self.store, record.slide_id, whole=True) == wanted
 
     def index(self, record: SlideRecord) -> TileIndex:
         """Read the stored tile index of the slide."""

@@ -169,13 +169,13 @@ class RunCollection:
         """See :class:`wsi_ips.viewer.collection.Collection`."""
         record = self._records[slide_id]
         try:
-            index = read_index(self._run.folder.tiles, slide_id, slice(tile, tile + 1))
+            index = read_index(self._run.folder.tiles, slide_id)
         except TileIndexError as error:
             raise IndexError(tile) from error
-        if len(index) == 0:
+        if tile >= len(index):
             raise IndexError(tile)
         with self._run.slides.opener(record)() as reader:
-            return read_patch(reader, Point(int(index.x[0]), int(index.y[0])), index.plan)
+            return read_patch(reader, Point(int(index.x[tile]), int(index.y[tile])), index.plan)
 
     def downloads(self, slide_id: str | None = None) -> list[Download]:
         """See :class:`wsi_ips.viewer.collection.Collection`."""

@@ -72,9 +72,9 @@ class RunPredictions:
             how.append(features_fingerprint(self.features, record.slide_id))
         return fingerprint("scores", model, self.slides.header(record).fingerprint, *how)
 
-    def has(self, record: SlideRecord, model: str) -> bool:
-        """Return whether a slide's scores by a ``model`` are stored and up to date."""
-        found = stored_fingerprint(self.folder.scores, record.slide_id)
+    def has(self, record: SlideRecord, model: str, *, whole: bool = False) -> bool:
+        """Return whether a slide's scores by a ``model`` are stored and up to date; ``whole``: and undamaged."""
+        found = stored_fingerprint(self.folder.scores, record.slide_id, whole=whole)
         return found is not None and found == self.fingerprint(record, model)
 
     def predicted(self) -> list[SlideRecord]:

@@ -91,7 +91,7 @@ def run_stage(recipe: Recipe, name: str, progress: Progress | None = None, *, sl
     if of_slides is None:
         with _stages_done(recipe, progress or Silent(), _up_to(name)) as (run, _):
             return run
-    with Run.open(recipe, progress) as run:
+    with Run.open(recipe, progress, writes=True) as run:
         of_slides(run, slides)
     return run
 
@@ -102,7 +102,7 @@ def predict_slides(
     """Tile and predict slides, or those of `predict.splits` and without a split; draw their maps on request."""
     from wsi_ips.pipeline.slide_predictions import predicted_slides
 
-    with Run.open(recipe, progress) as run:
+    with Run.open(recipe, progress, writes=True) as run:
         records = _tile_and_predict(run, slides)
         if heatmaps and records:
             draw(run, [record.slide_id for record in records])
@@ -129,7 +129,7 @@ def train_encoder_file(
         with processes.ahead() as is_first:
             if is_first:
                 run_stage(recipe, "tile", progress)
-        with Run.open(recipe, progress) as run:
+        with Run.open(recipe, progress, writes=processes.is_first) as run:
             encoder_stage(run.recipe, run.slides, run.states, run.progress, processes, job)
 
 
@@ -260,7 +260,7 @@ def _stages_done(recipe: Recipe, progress: Progress, names: Sequence[str]) -> It
 
             world = opened.enter_context(joined(recipe.compute.device))
         with world.ahead() if world else nullcontext():
-            run = opened.enter_context(Run.open(recipe, progress))
+            run = opened.enter_context(Run.open(recipe, progress, writes=True))
             worked = [STAGES[name].work(run) for name in stages[:at]]
         if world:
             worked.append(train(run, world))

@@ -51,7 +51,7 @@ def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
     with task.slides as slides:
         (record,) = slides.records
         store, wanted = slides.store, slides.tiles_fingerprint(record)
-        if stored_fingerprint(store, record.slide_id) == wanted:
+        if stored_fingerprint(store, record.slide_id, whole=True) == wanted:
             return False, stored_row(store, record.slide_id)
         identity = content_identity(record.path, slides.remote)
         with slides.opener(record)() as reader:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wsi_ips.cluster.jobs import spread
 from wsi_ips.cluster.process import Job
 from wsi_ips.config import ComputeSection
-from wsi_ips.errors import ManifestError, TileIndexError
+from wsi_ips.errors import ManifestError, StorageError, TileIndexError
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_slides import RunSlides
@@ -57,8 +57,12 @@ def tile_stage(
                     advance(1)
                 if pace.is_note_due():
                     progress.note(pace.line())
-    finally:
+    except StorageError:
+        raise  # the states are stored at every change; their exports would fail too
+    except BaseException:
         states.save()
+        raise
+    states.save()
     progress.note(pace.line())
     return len(jobs)
 

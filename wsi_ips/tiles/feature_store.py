@@ -1,9 +1,12 @@
 """Stored features: one vector per tile of a slide, computed once by an encoder, and how they are streamed.
 
 ``features.zarr/<encoder>/<slide_id>`` is a Zarr v3 group: ``features`` float16 (N, F), not compressed (features hardly
-compress), in blocks of 1024 rows. Attributes: schema version, slide id, encoder, fingerprint of encoder and tile index.
-Row i belongs to row i of the slide's tile index. An entry is written to a temporary folder and renamed, so it is
-complete or absent.
+compress), in blocks of 1024 rows. Attributes: schema version, slide id, encoder, fingerprint of encoder and tile index,
+N, F, and a checksum of these. Row i belongs to row i of the slide's tile index. An entry is written to a temporary
+folder and renamed, so it is complete or absent.
+
+Rows are read on demand, so every block has a checksum of its own (CRC-32C), which Zarr checks whenever it reads the
+block. A missing block is read as NaN, which no stored feature is.
 
 Shapes: N tiles of a slide, n some of them, F width.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,16 +24,19 @@ from typing import Any, Self
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import GroupNotFoundError
+from zarr.codecs import Crc32cCodec
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.provenance import atomic_folder
+from wsi_ips.tiles.store import damage_named, require_seal, sealed, zarr_attributes
 from wsi_ips.tiles.stream import PatchChunk, SlideTiles
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+VALUES_VERSION = 1  # of what the numbers mean; a new layout of the files makes no training out of date
+CHECKSUM_BYTES = 4  # behind every block
 ROWS_PER_CHUNK = 1024
 Features = NDArray[np.float16]
-REMEDY = "run `wsi-ips run --until features`"
+COMMAND = "wsi-ips run --until features"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class StoredFeatures:
     fingerprint: str  # of encoder and tile index
     tiles: int  # N
     width: int  # F
+    folder: Path  # where they are stored
     array: Any  # the stored array
 
     def rows(self, tiles: NDArray[np.integer]) -> Features:
@@ -48,15 +56,28 @@ class StoredFeatures:
         if not len(tiles):
             return np.empty((0, self.width), np.float16)
         first, last = int(tiles[0]), int(tiles[-1])
-        try:
+        with _named(self.folder.parent, self.slide_id):
             if last - first == len(tiles) - 1 and (np.diff(tiles) == 1).all():
-                return np.asarray(self.array[first : last + 1], np.float16)
-            return np.asarray(self.array.oindex[np.asarray(tiles, np.int64)], np.float16)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise FeaturesError(
-                f"features of slide {self.slide_id}: cannot be read ({error}); delete them and {REMEDY}",
-                slide_id=self.slide_id,
-            ) from error
+                found = np.asarray(self.array[first : last + 1], np.float16)
+            else:
+                found = np.asarray(self.array.oindex[np.asarray(tiles, np.int64)], np.float16)
+            if not np.isfinite(found).all():
+                raise ValueError("a block is missing")
+            return found
+
+    def require_blocks(self) -> None:
+        """Raise FeaturesError where a block is missing or was cut off; reads none."""
+        rows, width = self.array.chunks
+        size = rows * width * np.dtype(np.float16).itemsize + CHECKSUM_BYTES
+        with _named(self.folder.parent, self.slide_id):
+            for number in range(-(-self.tiles // rows)):
+                if (self.folder / "features" / "c" / str(number) / "0").stat().st_size != size:
+                    raise ValueError(f"block {number} was cut off")
+
+    def require_values(self) -> None:
+        """Raise FeaturesError where a value is not the one that was written; reads all of them, block by block."""
+        for start in range(0, self.tiles, ROWS_PER_CHUNK):
+            self.rows(np.arange(start, min(start + ROWS_PER_CHUNK, self.tiles)))
 
 
 @dataclass(frozen=True)
@@ -89,45 +110,59 @@ def write_features(
             if array is None:
                 shape = (tiles, values.shape[1])
                 chunks = (max(1, min(ROWS_PER_CHUNK, tiles)), values.shape[1])
-                array = group.create_array("features", shape=shape, dtype="float16", chunks=chunks, compressors=None)
+                array = group.create_array(
+                    "features",
+                    shape=shape,
+                    dtype="float16",
+                    chunks=chunks,
+                    compressors=(Crc32cCodec(),),
+                    fill_value=np.nan,
+                )
             if done + len(values) <= tiles:
                 array[done : done + len(values)] = values
             done += len(values)
         if done != tiles:
             raise FeaturesError(f"features of slide {slide_id}: {done} for {tiles} tiles", slide_id=slide_id)
-        group.update_attributes(
-            {"schema_version": SCHEMA_VERSION, "slide_id": slide_id, "encoder": encoder, "fingerprint": fingerprint}
-        )
+        width = 0 if array is None else array.shape[1]
+        facts = {"slide_id": slide_id, "encoder": encoder, "fingerprint": fingerprint, "tiles": tiles, "width": width}
+        group.update_attributes(sealed({"schema_version": SCHEMA_VERSION} | facts))
 
 
 def open_features(root: Path, slide_id: str) -> StoredFeatures:
     """Open one slide's features; no row is read yet."""
-    try:
-        group = zarr.open_group(root / slide_id, mode="r", zarr_format=3)
-        attributes, array = dict(group.attrs), group["features"]
-        if attributes.get("schema_version") != SCHEMA_VERSION:
+    folder = root / slide_id
+    with _named(root, slide_id):
+        facts = zarr_attributes(folder)
+        if facts.get("schema_version") != SCHEMA_VERSION:
             raise FeaturesError(
-                f"features of slide {slide_id} in {root}: written by another version; {REMEDY} again", slide_id=slide_id
+                f"features of slide {slide_id} in {root}: written by another version; run `{COMMAND}`",
+                slide_id=slide_id,
             )
-        if not isinstance(array, zarr.Array) or array.ndim != 2:
-            raise ValueError("no table of features")
-        encoder, fingerprint = str(attributes["encoder"]), str(attributes["fingerprint"])
-        tiles, width = array.shape
-        return StoredFeatures(slide_id, encoder, fingerprint, tiles, width, array)
-    except (FileNotFoundError, GroupNotFoundError) as error:
-        raise FeaturesError(f"features of slide {slide_id}: none in {root}; {REMEDY}", slide_id=slide_id) from error
-    except (KeyError, ValueError, OSError) as error:
-        raise FeaturesError(
-            f"features of slide {slide_id} in {root}: damaged ({error}); delete them and {REMEDY}", slide_id=slide_id
-        ) from error
+        require_seal(facts)
+        array = zarr.open_group(folder, mode="r", zarr_format=3)["features"]
+        tiles, width = facts["tiles"], facts["width"]
+        if not isinstance(array, zarr.Array) or array.shape != (tiles, width) or array.dtype != np.float16:
+            raise ValueError("its table has another shape or type than was written")
+        if facts["slide_id"] != slide_id:
+            raise ValueError(f"they are those of slide {facts['slide_id']}")
+        return StoredFeatures(slide_id, facts["encoder"], facts["fingerprint"], tiles, width, folder, array)
 
 
 def features_fingerprint(root: Path, slide_id: str) -> str | None:
-    """Return the fingerprint of a slide's stored features, None where there are none that can be read."""
+    """Return the fingerprint of a slide's stored features, None where there are none that can be read.
+
+    A missing or cut-off block is noticed here; a block with other bytes only when it is read.
+    """
     try:
-        return open_features(root, slide_id).fingerprint
+        found = open_features(root, slide_id)
+        found.require_blocks()
     except FeaturesError:
         return None
+    return found.fingerprint
+
+
+def _named(root: Path, slide_id: str) -> AbstractContextManager[None]:
+    return damage_named(FeaturesError, "features", root, slide_id, command=COMMAND)
 
 
 class FeatureStream:

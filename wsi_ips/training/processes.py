@@ -19,7 +19,10 @@ raise the same error. Gradients go by NCCL where they are on GPUs; everything el
 
 from __future__ import annotations
 
+import os
 import pickle
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +46,8 @@ from wsi_ips.tiles.stream import SlideTiles, read_tiles
 T = TypeVar("T")
 
 TIMEOUT_S = 3600.0  # a process gives up when the others have not answered for this long
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # environment variable that it sets
+LOOK_FOR_PARENT_S = 1.0
 TILING_TIMEOUT = timedelta(days=30)  # while the first tiles the slides; a lost connection is noticed at once
 UNEVEN = 1.1  # slides stay whole while the busiest process has at most this many times the mean number of tiles
 
@@ -139,6 +144,8 @@ class Processes:
         if not launch.together:
             yield processes
             return
+        if STARTED_BY_TORCHRUN in os.environ:
+            threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="wsi-ips-parent", daemon=True).start()
         wait = timedelta(seconds=timeout_s)
         with processes._translated_errors():
             if chosen.type == "cuda":
@@ -342,6 +349,13 @@ def join_shared(
             shards = [part for number, part in [*own, *others] if number == slide]
             joined[slide] = merge(shards, memory_size=memory_size, read_again=read_again)
     return joined
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when `torchrun` was killed, which then could not end it; what was saved last is kept."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_FOR_PARENT_S)
+    os._exit(1)
 
 
 def _portable(error: Exception, rank: int) -> Exception:

@@ -28,13 +28,12 @@ from wsi_ips.provenance import atomic_write_text, peak_rss_mb
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
 
 TILES_COMPARED = 256  # best tiles of a slide that are remembered until its next visit
 RUN_TAG = "wsi_ips.training"
 # For a server that does not answer; MLflow's own values would delay each epoch by minutes.
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-ENDLESS = 0  # TensorBoard's queue without limit: its thread ends where the disk is full, and a full queue would block
 
 
 @dataclass(frozen=True)
@@ -202,25 +201,34 @@ class MetricsFile(Tracker):
 
 
 class TensorBoard(Tracker):
-    """Event files in a folder. Each call of the program writes all epochs and makes TensorBoard drop earlier ones."""
+    """Event files in a folder. Each call of the program writes all epochs and makes TensorBoard drop earlier ones.
+
+    tensorboardX's `SummaryWriter` writes in a thread of its own, which prints a traceback where the disk is full and
+    ends; its `EventsWriter` writes at once and raises here.
+    """
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._done = folder, 0
-        self._writer: SummaryWriter | None = None
+        self._writer: EventsWriter | None = None
 
     def write(self, history: Sequence[EpochRecord]) -> None:
         """Add the epochs that are missing."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
         try:
             if self._writer is None:
-                from tensorboardX import SummaryWriter
-
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._writer, self._done = SummaryWriter(str(self._folder), purge_step=1, max_queue=ENDLESS), 0
+                self._writer, self._done = EventsWriter(str(self._folder / "events")), 0
+                restart = SessionLog(status=SessionLog.START)  # drops the steps of earlier files from this one on
+                self._writer.write_event(Event(wall_time=time.time(), step=1, session_log=restart))
             for record in history[self._done :]:
                 for name, value in flat_figures(record).items():
-                    self._writer.add_scalar(name, value, record.epoch, _time_of(record, history))
+                    when, summary = _time_of(record, history), scalar(name, value)
+                    self._writer.write_event(Event(wall_time=when, step=record.epoch, summary=summary))
                 self._done += 1
             self._writer.flush()
         except BaseException:
