@@ -121,8 +121,8 @@ class SlideReader:
 def trusted_mpp(properties: Mapping[str, str], *, prefix: str, size: Size) -> tuple[Scale | None, str]:
     """Return the scale a file states for level 0 of a ``size`` and where, or None and the reason.
 
-    ``PhysicalSizeX`` and ``Y`` of OME-XML come first, then ``PREFIX.mpp-x`` and ``mpp-y``, which may be resolution tags:
-    programs that write the former often leave a print resolution in the latter.
+    ``PhysicalSizeX`` and ``Y`` of OME-XML come first, then ``PREFIX.mpp-x`` and ``mpp-y``, which may be resolution
+    tags: programs that write the former often leave a print resolution in the latter.
     """
     found, name = _ome_scale(properties.get("tiff.ImageDescription", ""), size), "OME-XML PhysicalSize"
     if found is None:
@@ -144,7 +144,7 @@ def trusted_mpp(properties: Mapping[str, str], *, prefix: str, size: Size) -> tu
 
 
 def _ome_scale(description: str, size: Size) -> Scale | None:
-    """Return the scale that OME-XML states for the image of a size, or for its only image; None where it states none."""
+    """Return the scale that OME-XML states for the image of a size, or for its only image, else None."""
     if "<OME" not in description and ":OME" not in description:
         return None
     try:
@@ -187,8 +187,8 @@ def damaged(
 
 def said(error: Exception) -> str:
     """Return the text of a library's error, with its kind where the text alone says little (``KeyError: 'x'``)."""
-    speaks = isinstance(error, OSError | RuntimeError | ValueError) and not isinstance(error, UnicodeError)
-    return str(error) if speaks and str(error) else f"{type(error).__name__}: {error}"
+    is_terse = isinstance(error, ArithmeticError | AssertionError | AttributeError | LookupError | TypeError)
+    return f"{type(error).__name__}: {error}" if is_terse or not str(error) else str(error)
 
 
 def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size) -> Point:

@@ -174,7 +174,7 @@ class TiffSlideReader(SlideReader):
                 pixels = self._slide.read_region(there, level, size, as_array=True, padding=False)
             if pixels.shape[:2] != (size_px.height, size_px.width):
                 raise ValueError(f"got {pixels.shape[1]} x {pixels.shape[0]} px")
-            rgb = _over_white(pixels, is_multiplied=self._is_multiplied)
+            rgb = _over_white(pixels.astype(np.uint8, copy=False), is_multiplied=self._is_multiplied)
             self._fill_gaps(rgb, level, Point(x, y))
         except SlideError:
             raise
@@ -225,7 +225,7 @@ def _over_white(pixels: NDArray[np.uint8], *, is_multiplied: bool) -> RGB:
         return np.ascontiguousarray(rgb)
     alpha = pixels[..., 3:].astype(np.float32) / OPAQUE
     over = (rgb if is_multiplied else rgb * alpha) + OPAQUE * (1 - alpha)
-    return np.rint(over.clip(0, OPAQUE)).astype(np.uint8)
+    return np.asarray(np.rint(over.clip(0, OPAQUE)).astype(np.uint8))
 
 
 def _gaps(tiff: TiffHeader, size: Size) -> list[Box]:
@@ -265,9 +265,9 @@ def require_rgb(name: str, tiff: TiffHeader, *, planes_are_read: bool) -> None:
     names = CHANNEL.findall(first.data(DESCRIPTION).decode("utf-8", "replace"))
     if [channel.lower() for channel in names] not in (["red", "green", "blue"], ["r", "g", "b"]):
         raise UnsupportedPixelsError(
-            f"slide {name}: its pixels are {len(planes)} planes of {kind} (channels: {', '.join(names) or 'no names'}), "
-            "not 8-bit RGB; they are read as a brightfield slide where OME-XML names them Red, Green and Blue: write "
-            "the slide as RGB (`raw2ometiff --rgb`), or leave it out if it is fluorescence"
+            f"slide {name}: its pixels are {len(planes)} planes of {kind} (channels: {', '.join(names) or 'no names'}"
+            "), not 8-bit RGB; they are read as a brightfield slide where OME-XML names them Red, Green and Blue: "
+            "write the slide as RGB (`raw2ometiff --rgb`), or leave it out if it is fluorescence"
         )
     if not planes_are_read:
         raise UnsupportedPixelsError(f"slide {name}: red, green and blue are planes of their own, of {kind}")

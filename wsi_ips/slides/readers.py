@@ -7,6 +7,7 @@ To add a reader, write a class on :class:`wsi_ips.slides.base.SlideReader` and a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,20 +48,20 @@ class ReaderEntry(Entry):
     suffixes: tuple[str, ...] = ()  # endings, such as `.png`, of files that a search of folders shall find for it
 
 
-# transfer syntaxes of DICOM that OpenSlide does not decode; a UID is padded with a zero byte to an even length
-SYNTAXES = {
-    b"1.2.840.10008.1.2.4.80\0": "JPEG-LS",
-    b"1.2.840.10008.1.2.4.81\0": "JPEG-LS",
-    b"1.2.840.10008.1.2.4.57\0": "lossless JPEG",
-    b"1.2.840.10008.1.2.4.70\0": "lossless JPEG",
-    b"1.2.840.10008.1.2.5\0": "run-length coded",
+SYNTAX = re.compile(rb"\x02\x00\x10\x00UI.\x00([0-9.]+)", re.DOTALL)  # DICOM's transfer syntax (0002,0010)
+SYNTAXES = {  # those that OpenSlide does not decode
+    b"1.2.840.10008.1.2.4.57": "lossless JPEG",
+    b"1.2.840.10008.1.2.4.70": "lossless JPEG",
+    b"1.2.840.10008.1.2.4.80": "JPEG-LS",
+    b"1.2.840.10008.1.2.4.81": "JPEG-LS",
     b"1.2.840.10008.1.2.4.201": "high-throughput JPEG 2000",
     b"1.2.840.10008.1.2.4.202": "high-throughput JPEG 2000",
     b"1.2.840.10008.1.2.4.203": "high-throughput JPEG 2000",
+    b"1.2.840.10008.1.2.5": "run-length coded",
 }
 PLUGIN = "; a reader for it can be added, see docs/formats.md"
 FORMS = {  # by the first bytes of the file
-    b"ZISRAWFILE": f"Zeiss CZI{PLUGIN}",
+    b"ZISRAWFILE": f"Zeiss CZI of a kind that OpenSlide does not read{PLUGIN}",
     b"<DataObject ObjectType": f"Philips iSyntax{PLUGIN}",
     b"\0\0\0\x0cjP  ": f"a JPEG 2000 image{PLUGIN}",
     b"\x89HDF": f"HDF5{PLUGIN}",
@@ -243,5 +244,7 @@ def _unread_form(source: ByteSource) -> str:
     """Say what a valid file is that the readers here do not know; empty where that is not recognised."""
     start = source.read_at(0, min(source.size, 4096))
     if start[128:132] == b"DICM":
-        return next((f"DICOM with {form} pixels" for uid, form in SYNTAXES.items() if uid in start), "")
+        found = SYNTAX.search(start)
+        form = SYNTAXES.get(found[1], "") if found else ""
+        return form and f"DICOM with {form} pixels, which OpenSlide does not decode{PLUGIN}"
     return next((form for magic, form in FORMS.items() if start.startswith(magic)), "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -90,8 +89,6 @@ class LocalFile:
     """A local file."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not path.is_file():  # to open a pipe waits for its writer, without end
-            raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")
         self._file: int | None = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._file).st_size
 
@@ -99,7 +96,7 @@ class LocalFile:
         """See :class:`ByteSource`."""
         if self._file is None:
             raise OSError("read after it was closed")
-        inside = 0 <= offset and 0 <= count <= self.size - offset
+        inside = offset >= 0 and 0 <= count <= self.size - offset
         data = os.pread(self._file, count, offset) if inside else b""
         if not inside or len(data) != count:
             raise OSError(f"{count} bytes at {offset} go beyond the end of the file ({self.size} bytes)")
@@ -146,12 +143,13 @@ class _RawFile(io.RawIOBase):
 def content_identity(path: Path | str, remote: Remote = PATIENT) -> str:
     """Return the identity of a slide's content: a hash of its bytes, never of its path.
 
-    A file of at most 16 MiB is hashed whole. Of a larger one, its size, all header bytes (every directory of a TIFF with
-    its values, wherever it lies; the first MiB of other files) and 32 blocks of 64 KiB are hashed, evenly spread and
-    including the first and the last: the byte counts of compressed tiles change with their pixels, so that this tells
-    any two slides apart without reading gigabytes. Pixels of an uncompressed slide that change in place between the
-    blocks are not noticed. The other files of a slide count too: the companion folder of MRXS, the files of the same
-    folder and series of DICOM. Raises as :func:`open_source`, and OSError where the file cannot be read.
+    A file of at most 16 MiB is hashed whole. Of a larger one, its size, all header bytes (every directory of a TIFF
+    with its values, wherever it lies; the first MiB of other files) and 32 blocks of 64 KiB are hashed, evenly spread
+    and including the first and the last. The byte counts of compressed tiles, which change with their pixels, are among
+    the header bytes, so that this tells any two slides apart without reading gigabytes. Pixels of an uncompressed slide
+    that change in place between the blocks are not noticed. The other files of a slide count too: the companion folder
+    of MRXS, the files of the same folder and series of DICOM. Raises as :func:`open_source`, and OSError where the file
+    cannot be read.
     """
     found = sorted(_file_identity(file, remote) for file in _parts(path))
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()

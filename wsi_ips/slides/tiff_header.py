@@ -1,7 +1,7 @@
 """Directories of a TIFF, BigTIFF or NDPI file, read in bounded time whatever the file says.
 
-Two things need more than the libraries give: a chain of directories that points back at itself keeps tifffile busy until
-memory runs out, and the identity of a slide's content must cover all directories, wherever they lie in the file.
+Two things need more than the libraries give: a chain of directories that points back at itself keeps tifffile busy
+until memory runs out, and the identity of a slide's content must cover all directories, wherever they lie in the file.
 
 Sources: TIFF 6.0, Technical Note 1 (SubIFDs), the BigTIFF note; NDPI is a TIFF with 64-bit offsets whose upper halves
 follow each directory (as OpenSlide and tifffile read it).
@@ -56,7 +56,7 @@ class Tag(NamedTuple):
     """Where the values of a tag lie."""
 
     kind: int  # TIFF's number of the type
-    count: int
+    values: int
     offset: int
     high: int = 0  # upper half of a single NDPI value
 
@@ -74,7 +74,7 @@ class Directory:
     def data(self, tag: int) -> bytes:
         """Return the bytes of a tag, none where the directory lacks it."""
         found = self.tags.get(tag)
-        return b"" if found is None else self.source.read_at(found.offset, found.count * TYPE_BYTES[found.kind])
+        return b"" if found is None else self.source.read_at(found.offset, found.values * TYPE_BYTES[found.kind])
 
     def numbers(self, tag: int) -> NDArray[np.int64]:
         """Return the whole numbers of a tag, none where the directory lacks it."""
