@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from tests.pyramids import TILE_WIDTH, textured_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.errors import RegionReadError, SlideError, UnsupportedPixelsError, UnsupportedSlideError
@@ -132,6 +134,31 @@ def test_dicom_with_jpeg_ls_is_valid_and_not_called_damaged(tmp_path, real_data)
     with pytest.raises(UnsupportedPixelsError, match=r"a valid file, but .*DICOM with JPEG-LS pixels") as caught:
         open_slide(path)
     assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("compression", "is_ycbcr"), [(33003, True), (33005, False)])
+def test_jpeg_2000_of_aperio_has_the_colours_of_openslide_or_is_refused(tmp_path, compression, is_ycbcr):
+    """Neither the codestream nor TiffSlide says that the components of 33003 are YCbCr."""
+    part = Image.fromarray(PIXELS[:256, :512])
+    stored = np.asarray(part.convert("YCbCr") if is_ycbcr else part)
+    tiles = (
+        imagecodecs.jpeg2k_encode(stored[:, x : x + 256].copy(), level=0, codecformat="j2k", mct=False)
+        for x in (0, 256)
+    )
+    path = tmp_path / "a.svs"
+    aperio = {"description": "Aperio Image Library\n512x256|MPP = 0.25", "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, tiles, shape=stored.shape, dtype="uint8", tile=(256, 256), compression=34712, **aperio)
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages.first.tags[259].valueoffset
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(compression.to_bytes(2, "little"))
+    assert np.abs(read(path, "auto") - PIXELS[:150, :200]).mean() < 1.5
+    if is_ycbcr:
+        with pytest.raises(UnsupportedPixelsError, match="does not convert YCbCr"):
+            open_slide(path, reader="tiffslide")
+    else:
+        np.testing.assert_array_equal(read(path, "tiffslide"), PIXELS[:150, :200])
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "deflate"])

@@ -118,7 +118,8 @@ def test_an_installed_package_adds_a_format_by_its_entry_point_alone(tmp_path):
     install(installed, "wsi_ips_arrays", ARRAYS, "npy")
     np.save(slides / "a.npy", np.full((300, 500, 3), 240, np.uint8))
     text = checked(slides, installed)
-    assert "1 of 1 slides usable" in text or "1 slides, all usable" in text or "500 x 300" in text, text
+    assert "a array 500 x 300 1 0.5" in text
+    assert "1 slides: 1 usable" in text
 
 
 def czi_reader() -> str:

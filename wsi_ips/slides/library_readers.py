@@ -34,11 +34,12 @@ from wsi_ips.slides.jpeg_tiles import contradiction
 from wsi_ips.slides.pool import TileCache
 from wsi_ips.slides.source import as_file
 from wsi_ips.slides.tiff_header import (
+    APERIO_YCBCR,
     ASSOCIATED,
     COMPRESSION,
     DESCRIPTION,
     EXTRA_SAMPLES,
-    JPEG_KINDS,
+    JPEG,
     PHOTOMETRIC,
     RGB_COMPONENTS,
     SAMPLES,
@@ -146,8 +147,9 @@ class TiffSlideReader(SlideReader):
         require_rgb(name, tiff, planes_are_read=True)
         if problem := contradiction(first, jfif_is_ycbcr=True):
             raise _contradicts(name, problem)
-        if first.number(PHOTOMETRIC) == YCBCR_COMPONENTS and first.number(COMPRESSION) not in JPEG_KINDS:
-            raise UnsupportedPixelsError(f"slide {name}: TiffSlide does not convert YCbCr that is not JPEG")
+        compression, is_ycbcr = first.number(COMPRESSION), first.number(PHOTOMETRIC) == YCBCR_COMPONENTS
+        if compression == APERIO_YCBCR or (is_ycbcr and compression != JPEG):
+            raise UnsupportedPixelsError(f"slide {name}: TiffSlide does not convert YCbCr that is not JPEG to RGB")
         slide = tiffslide.TiffSlide(as_file(file.source, name))
         try:
             sizes = tuple(Size(*size) for size in slide.level_dimensions)

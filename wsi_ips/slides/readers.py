@@ -135,10 +135,7 @@ def open_slide(
     file = SlideFile(path, slide_name(path), open_source(path, remote), scale, cache)
     opened: SlideReader
     try:
-        if file.tiff is not None and file.tiff.loops:
-            raise UnsupportedSlideError(
-                f"slide {file.name}: its TIFF directories form a loop; it is damaged: copy it again or leave it out"
-            )
+        _refuse_loops(file)
         opened = _first_that_opens(file, [entry]) if entry.tried else _open(entry, file)
     except BaseException:
         file.source.close()
@@ -187,6 +184,13 @@ def _with_all_levels(file: SlideFile) -> SlideReader:
         except UnsupportedSlideError:
             pass
     return _first_that_opens(file)
+
+
+def _refuse_loops(file: SlideFile) -> None:
+    if file.tiff is not None and file.tiff.loops:
+        raise UnsupportedSlideError(
+            f"slide {file.name}: its TIFF directories form a loop; it is damaged: copy it again or leave it out"
+        )
 
 
 def _open(entry: ReaderEntry, file: SlideFile) -> SlideReader:

@@ -27,7 +27,7 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, SUB_DIRECTORIES = 322, 323, 
 EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, TILE_DEPTH, NDPI = 338, 339, 347, 32997, 65420
 
 JPEG = 7  # compression
-JPEG_KINDS = (6, JPEG, 33003, 33005, 34712)  # whose decoders return RGB for YCbCr
+APERIO_YCBCR = 33003  # compression: JPEG 2000 of YCbCr, which the codestream does not say
 COMPRESSIONS = {
     1: "not compressed",
     5: "LZW",
