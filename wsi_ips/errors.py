@@ -7,7 +7,8 @@
     ├── ManifestError              a manifest: missing column, duplicate slide_id, bad row
     ├── SlideError                 a slide file; the message names the slide
     │   ├── SlideNotFoundError     no file at the path
-    │   ├── UnsupportedSlideError  no reader opens it, or its pixels are not 8-bit RGB
+    │   ├── UnsupportedSlideError  no reader opens it
+    │   │   └── UnsupportedPixelsError  the file is valid, but of a kind that is not read (16-bit, grey, JPEG-LS ...)
     │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
     │   └── RegionReadError        opened, but a region could not be read
     ├── AnnotationError            an annotation file
@@ -79,7 +80,11 @@ class SlideNotFoundError(SlideError, FileNotFoundError):
 
 
 class UnsupportedSlideError(SlideError, ValueError):
-    """No reader opens the file, or its pixels are not 8-bit RGB."""
+    """No reader opens the file."""
+
+
+class UnsupportedPixelsError(UnsupportedSlideError):
+    """The file is valid, but its pixels are not 8-bit RGB, or stored in a form that is not read."""
 
 
 class ResolutionError(SlideError, ValueError):

@@ -16,6 +16,7 @@ import torch
 from tests.faults.slides import ROOT, recipe_of, write_cohort, write_good
 from tests.faults.test_faults import job_processes, until
 from tests.pipeline.bundles import write_bundle
+from tests.pyramids import textured_pyramid, write_pyramid
 from wsi_ips.cluster.process import NUMBER
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline import Run, run_stage
@@ -135,3 +136,16 @@ def test_a_process_takes_the_gpu_of_its_number(monkeypatch):
     if torch.cuda.is_available():
         monkeypatch.setenv(NUMBER, "3")
         assert own_device("auto") == torch.device("cuda", 3 % torch.cuda.device_count())
+
+
+def test_a_slide_that_changed_after_it_was_tiled_is_not_predicted(cohort, tmp_path):
+    """Its stored tiles are those of other pixels; no other slide suffers."""
+    write_cohort(tmp_path, write_good(tmp_path, SLIDES), workers=0)
+    run_stage(recipe_of(tmp_path), "tile")
+    write_pyramid(tmp_path / "good_00.tif", textured_pyramid(77))
+    with Run.open(recipe_of(tmp_path, predict__checkpoint=str(cohort / "bundle"))) as run:
+        predict(run)
+    assert run.states["good_00"].state == "failed"
+    assert "its file changed while it was read, or after it was tiled" in run.states["good_00"].reason
+    assert not (tmp_path / "out" / "scores.zarr" / "good_00").exists()
+    assert run.states.count("ok") == SLIDES - 1

@@ -30,6 +30,7 @@ from wsi_ips.slides import (
     content_bytes,
     content_identity,
     open_slide,
+    scale_remark,
     trusted_mpp,
 )
 from wsi_ips.slides.source import is_url, slide_name
@@ -265,7 +266,9 @@ def _remarks(record: SlideRecord, info: SlideInfo) -> Iterable[str]:
         return
     if abs(mpp.x / mpp.y - 1) > UNEQUAL_AXES:
         yield f"scale differs between the axes: {mpp.x:.4g} and {mpp.y:.4g} µm/px"
-    stated, _ = trusted_mpp(info.properties, prefix=info.reader)
+    if remark := scale_remark(info):
+        yield remark
+    stated, _ = trusted_mpp(info.properties, prefix=info.reader, size=info.size_px0)
     if record.mpp is not None and stated is not None and abs(stated.x / record.mpp.x - 1) > MPP_TOLERANCE:
         yield f"the manifest says {record.mpp.x:.4g} µm/px, the file {stated.x:.4g}"
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import pickle
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wsi_ips.cluster.jobs import spread, timeout_s
 from wsi_ips.cluster.process import Job
@@ -40,6 +41,7 @@ from wsi_ips.tiles.interop.feature_tables import (
     rows_of_tiles,
 )
 from wsi_ips.tiles.interop.tile_formats import write_foreign_features
+from wsi_ips.tiles.stream import SlideTiles
 from wsi_ips.training.model_building import encoder_fingerprint, frozen_encoder
 from wsi_ips.training.tile_choice import augmented_patches
 
@@ -152,15 +154,24 @@ def features_job(task: FeaturesTask) -> int:
         limit, device, prepare = ChunkLimit(task.compute.chunk_size), encoder.mean.device, None
         if (view := source.view) is not None:
             prepare = augmented_patches(view.strengths, device, lambda _, tiles: view.keys(record.slide_id, tiles))
+        embedded = embed_tiles(encoder, tiles, compute=task.compute, limit=limit, prepare=prepare)
         write_features(
             source.folder,
             record.slide_id,
-            embed_tiles(encoder, tiles, compute=task.compute, limit=limit, prepare=prepare),
+            _of_same_content(source.slides, record, tiles, embedded),
             encoder=encoder.spec.name,
             fingerprint=source.wanted(record),
             tiles=len(tiles.index),
         )
         return len(tiles.index)
+
+
+def _of_same_content(
+    slides: RunSlides, record: SlideRecord, tiles: SlideTiles, parts: Iterable[NDArray[np.float32]]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the parts, and refuse the last where the slide's file has changed by then."""
+    yield from parts
+    slides.require_same_content(record, tiles.index.slide_identity)
 
 
 _kept: dict[str, Encoder] = {}  # the encoder of this process by its fingerprint, kept for the next slide; one at most

@@ -29,6 +29,7 @@ from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_predictions import RunPredictions, calibrate, write_predictions
 from wsi_ips.pipeline.slide_states import DONE
 from wsi_ips.scanning import ChunkLimit, ScanOptions, choose_device
+from wsi_ips.tiles.feature_store import FeatureTiles
 from wsi_ips.tiles.stream import SlideTiles
 
 PREDICT_JOB = f"{__name__}:predict_job"
@@ -155,7 +156,10 @@ class Predictor:
         """Predict a slide, store its scores, and return the seconds it took."""
         compute = self.scoring.compute
         options = ScanOptions(self.card.memory_size, compute, self._limit, on_tiles=on_tiles)
-        scores = predict_slide(self.net, self._input(slides, record), options, fingerprint=fingerprint)
+        tiles = self._input(slides, record)
+        scores = predict_slide(self.net, tiles, options, fingerprint=fingerprint)
+        if not isinstance(tiles, FeatureTiles):
+            slides.require_same_content(record, tiles.index.slide_identity)
         if scores.check:
             used = "" if scores.check.holds else "; too far from fp32, which was used instead"
             self.note(f"slide {record.slide_id}: {compute.scan_backend} scan: {scores.check}{used}")

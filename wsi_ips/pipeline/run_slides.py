@@ -90,6 +90,14 @@ class RunSlides:
             _file_hash("tissue_mask", record.tissue_mask) if record.tissue_mask else None,
         )
 
+    def require_same_content(self, record: SlideRecord, identity: str) -> None:
+        """Refuse a slide whose file is not, or no longer, the one of this content identity."""
+        if content_identity(record.path, self.remote) != identity:
+            raise SlideError(
+                f"slide {record.slide_id}: its file changed while it was read, or after it was tiled; once it is "
+                "complete, run `wsi-ips tile` and then this again"
+            )
+
     def is_tiled(self, record: SlideRecord) -> bool:
         """Return whether the slide's stored tile index is whole and up to date; False where it cannot be read."""
         try:

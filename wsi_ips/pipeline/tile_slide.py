@@ -20,7 +20,7 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.provenance import atomic_write_bytes
 from wsi_ips.results.contact_sheet import Tiling, draw_tissue, png_bytes, preview
-from wsi_ips.slides import Overview, SlideReader, content_identity, read_overview
+from wsi_ips.slides import Overview, SlideReader, content_identity, read_overview, scale_remark
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
 from wsi_ips.tiles.recall import Recall, tissue_recall
@@ -56,6 +56,7 @@ def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
         identity = content_identity(record.path, slides.remote)
         with slides.opener(record)() as reader:
             index, row, files = tile_slide(reader, record, slides.tiling, slide_identity=identity, fingerprint=wanted)
+        slides.require_same_content(record, identity)
         for name, content in files.items():
             atomic_write_bytes(task.root / name, content)
         write_index(store, index, row)
@@ -72,6 +73,7 @@ class _Findings:
     tiling: Tiling  # all tiles with their flags
     regions: Regions | None  # the annotation
     recall: Recall | None  # share of the annotation that lies in tissue and tiles
+    scale_remark: str  # how the header contradicts itself; empty where it does not
     no_tumour: str  # why the annotation shows no tumour; empty where it does, or where there is none
 
     @property
@@ -94,6 +96,8 @@ class _Findings:
             remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
         elif recall is not None and recall.lesions and recall.in_tiles < MIN_TUMOUR_SHARE:
             remarks.append(f"{1 - recall.in_tiles:.1%} of the annotated tumour lies in no tile")
+        if self.scale_remark:
+            remarks.append(self.scale_remark)
         return [*([self.no_tumour] if self.no_tumour else []), *remarks]
 
 
@@ -125,7 +129,7 @@ def tile_slide(
     index = every.flagged(flags, exclude=exclude)
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
-    found = _Findings(overview, tissue, index, laid, regions, recall, no_tumour)
+    found = _Findings(overview, tissue, index, laid, regions, recall, scale_remark(reader.info), no_tumour)
     source = "pixels" if tiling.slides.unit == "pixels" else index.mpp_source
     look = "" if tissue.rung == "all" else look_of(overview.thumbnail)  # it recognises stain on glass
     index = replace(index, look=look, mpp_source=source)

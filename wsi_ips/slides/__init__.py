@@ -7,6 +7,7 @@ from wsi_ips.slides.base import (
     SlideReader,
     level0_position,
     level_pixel,
+    scale_remark,
     trusted_mpp,
 )
 from wsi_ips.slides.direct_reader import DirectReader
@@ -36,5 +37,6 @@ __all__ = [
     "read_patch",
     "read_shrunk",
     "read_thumbnail",
+    "scale_remark",
     "trusted_mpp",
 ]

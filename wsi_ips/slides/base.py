@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
 from numpy.typing import NDArray
 
 from wsi_ips.errors import RegionReadError, ResolutionError, UnsupportedSlideError
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
 
 RGB = NDArray[np.uint8]  # pixels, shape (height, width, 3), 0-255
 SLACK = 1e-6  # rounding error allowed when level-0 pixels are divided by a downsample
-MPP_RANGE = (0.01, 100.0)  # plausible µm/px. Common false values: 352.8 is 72 dpi, 264.6 is 96 dpi, 1000 is "no unit"
+MPP_RANGE = (0.1, 20.0)  # plausible µm/px of a slide
+PRINT_DPI = (72, 96, 150, 300, 600, 1200, 2400)  # what software writes that knows no scale: 352.8 µm/px is 72 dpi
+MOST_SIDE = 2**22  # longest side of a slide, pixels: a metre at 0.24 µm/px
+MAGNIFICATION_UM = 10.0  # µm/px times magnification: 0.25 at 40x, 0.5 at 20x
+CONTRADICTS = 1.5  # factor between scale and magnification from which a person should look
+OME_UNITS_UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "\u212b": 1e-4}
+OME_UNITS_UM |= {"\u00c5": 1e-4, "pm": 1e-6, "in": 25_400.0}
 
 
 @dataclass(frozen=True)
@@ -110,20 +118,61 @@ class SlideReader:
         self.close()
 
 
-def trusted_mpp(properties: Mapping[str, str], *, prefix: str) -> tuple[Scale | None, str]:
-    """Return the scale a file states in ``PREFIX.mpp-x`` and ``mpp-y`` and that name, or None and the reason."""
-    names = [f"{prefix}.mpp-x", f"{prefix}.mpp-y"]
-    texts = [properties.get(name, "") for name in names]
-    if not all(texts):
-        return None, "the file states none"
-    try:
-        x, y = (float(text) for text in texts)
-    except ValueError:
-        return None, f"{names[0]} = {texts[0]} is not a number"
+def trusted_mpp(properties: Mapping[str, str], *, prefix: str, size: Size) -> tuple[Scale | None, str]:
+    """Return the scale a file states for level 0 of a ``size`` and where, or None and the reason.
+
+    ``PhysicalSizeX`` and ``Y`` of OME-XML come first, then ``PREFIX.mpp-x`` and ``mpp-y``, which may be resolution
+    tags: programs that write the former often leave a print resolution in the latter.
+    """
+    found, name = _ome_scale(properties.get("tiff.ImageDescription", ""), size), "OME-XML PhysicalSize"
+    if found is None:
+        names = [f"{prefix}.mpp-x", f"{prefix}.mpp-y"]
+        texts = [properties.get(name, "") for name in names]
+        if not all(texts):
+            return None, "the file states none"
+        try:
+            found, name = Scale(*(float(text) for text in texts)), f"{prefix}.mpp"
+        except ValueError:
+            return None, f"{names[0]} = {texts[0]} is not a number"
     low, high = MPP_RANGE
-    if not all(math.isfinite(v) and low <= v <= high for v in (x, y)):
-        return None, f"{names[0]} = {x:.6g} is not the scale of a slide but a default of the software that wrote it"
-    return Scale(x, y), names[0].removesuffix("-x")
+    for dpi in PRINT_DPI:
+        if abs(found.x * dpi / 25_400 - 1) < 1e-3:
+            return None, f"{name} = {found.x:.6g} is {dpi} dpi, a default for print, not the scale of a slide"
+    if not all(math.isfinite(v) and low <= v <= high for v in found):
+        return None, f"{name} = {found.x:.6g} is not plausible for a slide ({low:g} to {high:g} µm/px)"
+    return found, name
+
+
+def _ome_scale(description: str, size: Size) -> Scale | None:
+    """Return the scale that OME-XML states for the image of a size, or for its only image, else None."""
+    if "<OME" not in description and ":OME" not in description:
+        return None
+    try:
+        images = [node for node in fromstring(description).iter() if node.tag.rpartition("}")[2] == "Pixels"]
+        same = [node for node in images if (node.get("SizeX"), node.get("SizeY")) == tuple(map(str, size))]
+        node = same[0] if same or len(images) != 1 else images[0]
+        x, y = (
+            float(node.attrib[f"PhysicalSize{axis}"]) * OME_UNITS_UM[node.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        )
+    except (ParseError, DefusedXmlException, LookupError, ValueError):
+        return None
+    return Scale(x, y) if min(x, y) > 0 else None
+
+
+def scale_remark(info: SlideInfo) -> str:
+    """Say that the scale in the header contradicts its magnification (Aperio's ``AppMag``); empty where it does not."""
+    try:
+        magnification = float(info.properties.get("aperio.AppMag", ""))
+        ratio = info.mpp.x * magnification / MAGNIFICATION_UM if info.mpp else 1.0
+    except ValueError:
+        return ""
+    if magnification <= 0 or info.mpp_source == "override" or 1 / CONTRADICTS < ratio < CONTRADICTS or info.mpp is None:
+        return ""
+    return (
+        f"the header says {info.mpp.x:.4g} µm/px and {magnification:g}x, which is about "
+        f"{MAGNIFICATION_UM / magnification:.2g} µm/px: check the scale, and give the right one in column `mpp`"
+    )
 
 
 def damaged(
@@ -132,8 +181,14 @@ def damaged(
     """Return the error for a region that cannot be read from the file."""
     return RegionReadError(
         f"slide {info.name}: cannot read {size_px.width} x {size_px.height} px of level {level} at level-0 "
-        f"{tuple(location_px0)}: {error}; the file is damaged there{remedy}"
+        f"{tuple(location_px0)}: {said(error)}; the file is damaged there{remedy}"
     )
+
+
+def said(error: Exception) -> str:
+    """Return the text of a library's error, with its kind where the text alone says little (``KeyError: 'x'``)."""
+    is_terse = isinstance(error, ArithmeticError | AssertionError | AttributeError | LookupError | TypeError)
+    return f"{type(error).__name__}: {error}" if is_terse or not str(error) else str(error)
 
 
 def level_pixel(info: SlideInfo, location_px0: Point, level: int, size_px: Size) -> Point:

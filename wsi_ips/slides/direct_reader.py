@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsi_ips.errors import RegionReadError, SlideError, UnsupportedSlideError
+from wsi_ips.errors import SlideError, UnsupportedSlideError
 from wsi_ips.geometry import Box, Point, Size
 from wsi_ips.slides.base import RGB, SlideReader, damaged, level0_position, level_pixel, require_inside
 from wsi_ips.slides.jpeg_tiles import FACTORS, JpegTiles, decode, find_jpeg_tiles
@@ -41,6 +41,8 @@ class DirectReader(SlideReader):
     UnsupportedSlideError
         The slide is not stored in a way that can be read directly, or the pixels would not be those of ``base``; the
         message says why. ``base`` and ``source`` are left open.
+    RegionReadError
+        A tile that is compared on opening is damaged.
     """
 
     owns_source = True
@@ -85,8 +87,9 @@ class DirectReader(SlideReader):
                 self._paste(out, level, place, factor)
         except SlideError:
             raise
-        except (ValueError, OSError) as error:
-            remedy = " (with `slides.reader: openslide`, OpenSlide reads what it can)"
+        except Exception as error:  # libraries fail in ways that cannot be listed
+            by_openslide = " (with `slides.reader: openslide`, OpenSlide reads what it can)"
+            remedy = by_openslide if self.info.reader == "openslide" else ""
             raise damaged(self.info, location_px0, level, size, error, remedy) from error
 
     def close(self) -> None:
@@ -154,7 +157,8 @@ class DirectReader(SlideReader):
         """Compare a tile of the finest and one of the coarsest level with the wrapped reader's.
 
         A wrong colour space shows on any tile, also on glass. On the coarse level the first tile is compared, because
-        far from the origin OpenSlide renders between pixels where a downsample is not a whole number.
+        far from the origin OpenSlide renders between pixels where a downsample is not a whole number. A damaged tile is
+        an error (RegionReadError): the wrapped reader would invent its pixels.
         """
         for level in {0, len(self._levels) - 1}:
             tiles = self._levels[level]
@@ -163,10 +167,7 @@ class DirectReader(SlideReader):
                 continue
             place = divmod(int(stored[len(stored) // 2 if level == 0 else 0]), tiles.columns)
             there, size = self._region_of(level, *place)
-            try:
-                ours, theirs = self.read_region(there, level, size), self._base.read_region(there, level, size)
-            except RegionReadError as error:
-                raise UnsupportedSlideError(f"{error}") from error
+            ours, theirs = self.read_region(there, level, size), self._base.read_region(there, level, size)
             difference = float(np.abs(ours.astype(np.int16) - theirs).mean())
             if difference > LARGEST_DIFFERENCE:
                 raise UnsupportedSlideError(

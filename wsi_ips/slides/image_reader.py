@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from wsi_ips.errors import UnsupportedSlideError
-from wsi_ips.slides.base import RGB, ArrayReader
-from wsi_ips.slides.library_readers import FOREIGN_ERRORS
+from wsi_ips.errors import UnsupportedPixelsError, UnsupportedSlideError
+from wsi_ips.slides.base import RGB, ArrayReader, said
 from wsi_ips.slides.source import as_file
 
 if TYPE_CHECKING:
@@ -45,9 +44,8 @@ def open_image(file: SlideFile) -> ImageReader:
             return ImageReader(_rgb(image), file, str(image.format))
     except UnsupportedSlideError:
         raise
-    except (*FOREIGN_ERRORS, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        # SyntaxError: a damaged PNG. Pillow warns of damaged headers; where warnings are errors, that is one.
-        found = "no plain image" if isinstance(error, UnidentifiedImageError) else f"as a plain image: {error}"
+    except Exception as error:  # Pillow fails in ways that cannot be listed: SyntaxError for a damaged PNG, for example
+        found = "no plain image" if isinstance(error, UnidentifiedImageError) else f"as a plain image: {said(error)}"
         raise UnsupportedSlideError(f"slide {file.name}: {found}") from error
 
 
@@ -60,9 +58,9 @@ def _require_plain(image: Image.Image, name: str) -> None:
     is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode not in EIGHT_BIT or is_deep:
         kind = "16-bit" if is_deep else image.mode
-        raise UnsupportedSlideError(f"slide {name}: its pixels are {kind}, not 8-bit grey or RGB; convert the image")
+        raise UnsupportedPixelsError(f"slide {name}: its pixels are {kind}, not 8-bit grey or RGB; convert the image")
     if pixels > MOST_PIXELS:
-        raise UnsupportedSlideError(
+        raise UnsupportedPixelsError(
             f"slide {name}: a plain image of {pixels / 1e6:.0f} million pixels is too large to be decoded whole (at "
             f"most {MOST_PIXELS / 1e6:.0f}); convert it to a tiled TIFF: "
             "`vips colourspace IN 'OUT.tif[tile,pyramid]' srgb`"

@@ -6,22 +6,34 @@ Technical Note 5116 (marker APP14: colour space of the components).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-import tifffile
 from numpy.typing import NDArray
 
-from wsi_ips.errors import SlideError, UnsupportedSlideError
+from wsi_ips.errors import UnsupportedSlideError
 from wsi_ips.geometry import Size
 from wsi_ips.slides.base import RGB
-from wsi_ips.slides.source import ByteSource, as_file
+from wsi_ips.slides.source import ByteSource
+from wsi_ips.slides.tiff_header import (
+    COMPRESSION,
+    COMPRESSIONS,
+    JPEG,
+    JPEG_TABLES,
+    PHOTOMETRIC,
+    PLANAR,
+    RGB_COMPONENTS,
+    TILE_DEPTH,
+    YCBCR_COMPONENTS,
+    Directory,
+    read_tiff_header,
+)
 
-JPEG = 7
-RGB_COMPONENTS, YCBCR_COMPONENTS = 2, 6
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
-JFIF = b"\xff\xe0"
+APP0, APP14, SCAN, FRAMES = 0xE0, 0xEE, 0xDA, (0xC0, 0xC1, 0xC2)  # markers of a JPEG
+MARKER_BYTES = 4096  # of a stream, in which its colour space is looked for
 FACTORS = (2, 4, 8)  # by which the decoder can shrink while it decodes (it transforms fewer coefficients)
 
 
@@ -69,29 +81,69 @@ def find_jpeg_tiles(
     With ``jfif_is_ycbcr``, a stream with a JFIF marker is YCbCr although its directory says RGB (TiffSlide says yes,
     OpenSlide no). Raises UnsupportedSlideError that says which level is not stored as 8-bit JPEG tiles.
     """
-    try:
-        with tifffile.TiffFile(as_file(source, name), name=name) as tiff:
-            found = [p for page in tiff.pages for p in (page, *(getattr(page, "pages", None) or ()))]
-            tiled = [page for page in found if isinstance(page, tifffile.TiffPage) and page.is_tiled]
-            pages = _pages(name, tiled, level_sizes)
-            return tuple(
-                _level(f"slide {name}: level {n}", page, size, jfif_is_ycbcr=jfif_is_ycbcr and _has_jfif(source, page))
-                for n, (page, size) in enumerate(zip(pages, level_sizes, strict=True))
-            )
-    except SlideError:
-        raise
-    except (tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UnsupportedSlideError(f"slide {name}: no TIFF that can be read directly: {error}") from error
+    header = read_tiff_header(source)
+    if header is None:
+        raise UnsupportedSlideError(f"slide {name}: no TIFF")
+    found = [d for page in header.directories for d in (page, *page.children)]
+    pages = _pages(name, [page for page in found if page.is_tiled and min(page.chunk) > 0], level_sizes)
+    return tuple(
+        _level(f"slide {name}: level {n}", page, size, jfif_is_ycbcr=jfif_is_ycbcr)
+        for n, (page, size) in enumerate(zip(pages, level_sizes, strict=True))
+    )
 
 
-def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, ...]) -> list[tifffile.TiffPage]:
+def contradiction(directory: Directory, *, jfif_is_ycbcr: bool) -> str:
+    """Say how the colour space in a directory of JPEG tiles contradicts its first stream; empty where it does not.
+
+    Bio-Formats and QuPath write YCbCr with a JFIF marker and call it RGB; ``jfif_is_ycbcr`` accepts that.
+    """
+    tagged = {RGB_COMPONENTS: "RGB", YCBCR_COMPONENTS: "YCbCr"}.get(directory.number(PHOTOMETRIC))
+    if directory.number(COMPRESSION) != JPEG or tagged is None:
+        return ""
+    stated, is_jfif = _stated_components(directory)
+    if stated in ("", tagged) or (is_jfif and jfif_is_ycbcr):
+        return ""
+    return f"its directory says {tagged}, its JPEG streams say {stated}"
+
+
+def _stated_components(directory: Directory) -> tuple[str, bool]:
+    """Return the colour space that the first stored stream states (empty where it states none), and whether by JFIF.
+
+    The order is that of libjpeg: JFIF, then Adobe's marker, then the names of the components.
+    """
+    offsets, counts = directory.chunk_offsets, directory.chunk_bytes
+    stored = [n for n in range(min(len(offsets), len(counts))) if counts[n] > 0][:1]
+    start = b""
+    for n in stored:
+        start = directory.source.read_at(int(offsets[n]), min(MARKER_BYTES, int(counts[n])))
+    adobe = names = ""
+    for kind, data in (*_segments(directory.data(JPEG_TABLES)), *_segments(start)):
+        if kind == APP0 and data.startswith(b"JFIF"):
+            return "YCbCr", True
+        if kind == APP14 and data.startswith(b"Adobe") and len(data) >= 12:
+            adobe = {0: "RGB", 1: "YCbCr"}.get(data[11], "")
+        if kind in FRAMES and data[6::3] == b"RGB":
+            names = "RGB"
+    return adobe or names, False
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and data of each segment before the scan."""
+    at = 2
+    while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] != SCAN:
+        length = int.from_bytes(stream[at + 2 : at + 4], "big")
+        yield stream[at + 1], stream[at + 4 : at + 2 + length]
+        at += 2 + max(2, length)
+
+
+def _pages(name: str, directories: list[Directory], sizes: tuple[Size, ...]) -> list[Directory]:
     """Return the directory of each level: in file order where the sizes match, else the only one of its size."""
     in_order = directories[: len(sizes)]
     if len(directories) == len(sizes) and all(map(_shows, in_order, sizes)):
         return in_order
     pages = []
     for number, size in enumerate(sizes):
-        same = [page for page in directories if (page.imagewidth, page.imagelength) == size]
+        same = [page for page in directories if page.size == size]
         if len(same) != 1:
             raise UnsupportedSlideError(
                 f"slide {name}: level {number} is stored in {len(same) or 'no'} tiled directories of its size"
@@ -100,32 +152,26 @@ def _pages(name: str, directories: list[tifffile.TiffPage], sizes: tuple[Size, .
     return pages
 
 
-def _level(name: str, page: tifffile.TiffPage, size: Size, *, jfif_is_ycbcr: bool) -> JpegTiles:
-    if page.compression != JPEG:
-        compression = str(getattr(page.compression, "name", page.compression)).replace("_", " ")
-        raise UnsupportedSlideError(f"{name} is {compression.replace('NONE', 'not compressed')}, not JPEG")
-    sampled = (page.samplesperpixel, page.bitspersample, int(page.planarconfig), page.tiledepth)
-    if sampled != (3, 8, 1, 1) or page.photometric not in (RGB_COMPONENTS, YCBCR_COMPONENTS):
+def _level(name: str, page: Directory, size: Size, *, jfif_is_ycbcr: bool) -> JpegTiles:
+    compression, photometric = page.number(COMPRESSION, 1), page.number(PHOTOMETRIC)
+    if compression != JPEG:
+        raise UnsupportedSlideError(f"{name} is {COMPRESSIONS.get(compression, compression)}, not JPEG")
+    sampled = (page.pixel_kind, page.number(PLANAR, 1), page.number(TILE_DEPTH, 1))
+    if sampled != ("3 x uint8", 1, 1) or photometric not in (RGB_COMPONENTS, YCBCR_COMPONENTS):
         raise UnsupportedSlideError(f"{name} is not 8-bit RGB or YCbCr")
-    is_ycbcr = page.photometric == YCBCR_COMPONENTS or jfif_is_ycbcr
-    offsets, counts = (np.asarray(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
-    rows, columns = -(-size.height // page.tilelength), -(-size.width // page.tilewidth)
+    offsets, counts, tile = page.chunk_offsets, page.chunk_bytes, page.chunk
+    rows, columns = -(-size.height // tile.height), -(-size.width // tile.width)
     if not len(offsets) == len(counts) == rows * columns:
         raise UnsupportedSlideError(f"{name} has {len(offsets)} tiles where its size needs {rows * columns}")
+    is_ycbcr = photometric == YCBCR_COMPONENTS or (jfif_is_ycbcr and _stated_components(page)[1])
     # start of image, APP14 with the colour space, and the shared tables without their frame
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x01" if is_ycbcr else b"\x00")
-    prefix = SOI + adobe + (page.jpegtables or b"").removeprefix(SOI).removesuffix(EOI)
-    tile = Size(page.tilewidth, page.tilelength)
+    prefix = SOI + adobe + page.data(JPEG_TABLES).removeprefix(SOI).removesuffix(EOI)
     return JpegTiles(size, tile, offsets, counts, prefix, components="YCbCr" if is_ycbcr else "RGB")
 
 
-def _shows(page: tifffile.TiffPage, size: Size) -> bool:
+def _shows(page: Directory, size: Size) -> bool:
     """Return whether a directory holds a level: it has its size, or is padded to whole tiles (Philips)."""
-    width, height = page.imagewidth, page.imagelength
-    padded = (-(-size.width // page.tilewidth) * page.tilewidth, -(-size.height // page.tilelength) * page.tilelength)
-    return (width, height) in (tuple(size), padded)
-
-
-def _has_jfif(source: ByteSource, page: tifffile.TiffPage) -> bool:
-    stored = [offset for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count]
-    return bool(stored) and source.read_at(stored[0] + 2, 2) == JFIF
+    width, height = page.chunk
+    padded = (-(-size.width // width) * width, -(-size.height // height) * height)
+    return page.size in (size, padded)

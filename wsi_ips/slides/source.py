@@ -6,14 +6,20 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from wsi_ips.errors import SlideNotFoundError, UnsupportedSlideError
+from wsi_ips.slides.tiff_header import read_tiff_header
 
-SAMPLE_BYTES, SAMPLES = 65_536, 16  # blocks of a file from which its identity is computed
+WHOLE_BYTES = 2**24  # files up to this size are hashed whole
+SAMPLE_BYTES, SAMPLES = 65_536, 32  # of larger files: blocks, evenly spread, and all header bytes
+HEAD_BYTES = 2**20  # taken for the header where the file is no TIFF
+SERIES_BYTES = 2**15  # of a DICOM file, in which the identity of its series is looked for
+SERIES = re.compile(rb"\x20\x00\x0e\x00UI(.)\x00([0-9.]+)", re.DOTALL)  # (0020,000E) in explicit little endian
 
 
 class Remote(NamedTuple):
@@ -90,8 +96,9 @@ class LocalFile:
         """See :class:`ByteSource`."""
         if self._file is None:
             raise OSError("read after it was closed")
-        data = os.pread(self._file, count, offset)
-        if len(data) != count:
+        inside = offset >= 0 and 0 <= count <= self.size - offset
+        data = os.pread(self._file, count, offset) if inside else b""
+        if not inside or len(data) != count:
             raise OSError(f"{count} bytes at {offset} go beyond the end of the file ({self.size} bytes)")
         return data
 
@@ -134,24 +141,49 @@ class _RawFile(io.RawIOBase):
 
 
 def content_identity(path: Path | str, remote: Remote = PATIENT) -> str:
-    """Return the identity of a slide's content: a hash of its size and of sampled blocks, never of its path.
+    """Return the identity of a slide's content: a hash of its bytes, never of its path.
 
-    Sixteen blocks of 64 KiB, evenly spread and including the first and the last, tell any two slides apart without
-    reading gigabytes. MRXS keeps its pixels in a companion folder, whose files count too. Raises as
-    :func:`open_source`, and OSError where the file cannot be read.
+    A file of at most 16 MiB is hashed whole. Of a larger one, its size, all header bytes (every directory of a TIFF
+    with its values, wherever it lies; the first MiB of other files) and 32 blocks of 64 KiB are hashed, evenly spread
+    and including the first and the last. The byte counts of compressed tiles, which change with their pixels, are among
+    the header bytes, so that this tells any two slides apart without reading gigabytes. Pixels of an uncompressed slide
+    that change in place between the blocks are not noticed. The other files of a slide count too: the companion folder
+    of MRXS, the files of the same folder and series of DICOM. Raises as :func:`open_source`, and OSError where the file
+    cannot be read.
     """
-    digest = hashlib.sha256()
-    for file in _parts(path):
-        with closing(open_source(file, remote)) as source:
-            digest.update(source.size.to_bytes(8, "big"))
-            starts = {round(i * max(0, source.size - SAMPLE_BYTES) / (SAMPLES - 1)) for i in range(SAMPLES)}
-            for start in sorted(starts):
-                digest.update(source.read_at(start, min(SAMPLE_BYTES, source.size - start)))
+    found = sorted(_file_identity(file, remote) for file in _parts(path))
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def _file_identity(file: Path | str, remote: Remote) -> str:
+    with closing(open_source(file, remote)) as source:
+        size = source.size
+        digest = hashlib.sha256(size.to_bytes(8, "big"))
+        ranges = [(0, size)]
+        if size > WHOLE_BYTES:
+            header = read_tiff_header(source)
+            starts = (round(i * (size - SAMPLE_BYTES) / (SAMPLES - 1)) for i in range(SAMPLES))
+            ranges = [(0, HEAD_BYTES)] if header is None else header.ranges
+            ranges = [*ranges, *((start, start + SAMPLE_BYTES) for start in starts)]
+        for begin, end in _united(ranges):
+            for at in range(begin, end, HEAD_BYTES):
+                digest.update(source.read_at(at, min(HEAD_BYTES, end - at)))
     return digest.hexdigest()
 
 
+def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the same bytes as ranges that neither overlap nor touch, in order."""
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((begin, end))
+    return found
+
+
 def content_bytes(path: Path | str, remote: Remote = PATIENT) -> int:
-    """Return the size of a slide in bytes, for MRXS with its companion folder; raises as :func:`open_source`."""
+    """Return the size of a slide in bytes, with all its files; raises as :func:`open_source`."""
     total = 0
     for file in _parts(path):
         with closing(open_source(file, remote)) as source:
@@ -160,7 +192,21 @@ def content_bytes(path: Path | str, remote: Remote = PATIENT) -> int:
 
 
 def _parts(path: Path | str) -> list[Path | str]:
-    files: list[Path | str] = [path]
+    """Return the files of a slide."""
     if isinstance(path, Path) and path.suffix.lower() == ".mrxs":
-        files += sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())
-    return files
+        return [path, *sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())]
+    if isinstance(path, Path) and (series := _series(path)) is not None:
+        siblings = (file for file in path.parent.iterdir() if file.suffix == path.suffix and file != path)
+        return [path, *(file for file in siblings if file.is_file() and _series(file) == series)]
+    return [path]
+
+
+def _series(path: Path) -> bytes | None:
+    """Return the series that a DICOM file belongs to, None for other files."""
+    try:
+        with closing(LocalFile(path)) as file:
+            start = file.read_at(0, min(file.size, SERIES_BYTES))
+    except OSError:
+        return None
+    found = SERIES.search(start) if start[128:132] == b"DICM" else None
+    return None if found is None else found[2]
