@@ -82,7 +82,8 @@ class Seen:
     od: tuple[Bytes, Bytes, Bytes]  # (height, width) optical density of red, green, blue relative to the glass, 1/100
     pen: Bools  # (height, width) ink
     bubble: Bools  # (height, width) air under the coverslip
-    black_share: float  # share of the picture that is too dark for tissue and not pen
+    black_share: float  # share of the picture that is too dark for tissue
+    unsure_share: float = 0.0  # share of the picture that may be ink, but is not left out
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class View:
     planes: tuple[Bytes, Bytes, Bytes]  # red, green, blue, relative to the glass where it is tinted; (height, width)
     saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
     density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
+    white: tuple[int, int, int]  # colour of the glass in ``planes``
     usable: Bools  # False on pixels too dark for tissue
     glass: Glass  # look of the empty glass
 
@@ -92,18 +93,19 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     share, bright, colour = _brightest([plane[SOME] for plane in planes], low[SOME])
     tint = 1 - min(colour) / max(colour)
     seen = bright is not None and tint <= LARGEST_TINT
-    white = max(colour)
-    if seen and tint > CORRECTED_TINT:
-        planes, white = _relative(planes, colour), 255
+    if not seen:
+        colour = (255, 255, 255)
+    elif tint > CORRECTED_TINT:
+        planes, colour = _relative(planes, colour), (255, 255, 255)
         low, high = _extremes(planes)
         saturation = _saturation(low, high)
     saturation = box_mean(saturation, smoothing_px)
-    density = box_mean(_density(planes, white if seen else 255), smoothing_px)
+    density = box_mean(_density(planes, max(colour)), smoothing_px)
     if not seen or bright is None:
-        return View(planes, saturation, density, usable, Glass(0.0, 1.0, 1.0, 1.0))
+        return View(planes, saturation, density, colour, usable, Glass(0.0, 1.0, 1.0, 1.0))
     level, noise = _noise_limit(density[SOME][bright])
     glass = Glass(share, _noise_limit(saturation[SOME][bright])[0], level, noise)
-    return View(planes, saturation, density, usable, glass)
+    return View(planes, saturation, density, colour, usable, glass)
 
 
 def _extremes(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes]:

@@ -90,8 +90,9 @@ def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
     """Return the thumbnail without its ink, and the artefacts on it."""
     step_um = math.sqrt(mpp.x * mpp.y)
     view = view_of(thumbnail, smoothing_px=max(1, 2 * round((SMOOTHING_UM / step_um - 1) / 2) + 1))
-    od = densities(view.planes)
+    od = densities(view.planes, view.white)
     bubble = find_bubbles(od, step_um=step_um)
-    pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
-    seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
+    pen, unsure = find_pen(od, step_um=step_um)
+    pen &= ~bubble
+    seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()), float(unsure.mean()))
     return replace(view, usable=view.usable & ~pen), seen
