@@ -28,6 +28,8 @@ STAINED_OD = 10  # what absorbs less is glass
 # has 0.01 to 0.05, tissue with nuclei 0.05 to 0.14. Blurred pictures have less of it, so it is also compared with the
 # rest of the tissue: a mark begins below the first of these shares and goes on below the second.
 FLAT, OF_TISSUE_TEXTURE = 0.045, (0.5, 0.8)
+OPAQUE_OD = 180  # what lets no light through at all was not scanned, or is the frame of the picture
+PURE = 0.4  # share of a mark that has a purer colour than stains reach
 FEW_PX, LEAST_TEXTURE = 100, 0.012  # tissue of fewer pixels, or flatter than this, is nothing to compare with
 EDGE_UM = 100.0  # width of the rim over which ink thins out
 LUMEN_UM = 40.0  # glass this near to tissue is a lumen, or the cleft along its edge
@@ -42,10 +44,11 @@ MOSTLY_FLAT = 0.5  # share of a mark that is flat, from which it may be ink alth
 FOLD_FACTOR = 1.6
 LEAST_FOLD_OD = 25
 FOLD = 2.5  # least length of a fold in widths
-FOLD_CONTRAST = 1.4  # density of a fold as a multiple of that of the tissue beside it; its edges are not sharp
+# Density of a fold as a multiple of that of the tissue beside it: two or three layers, whose edges are not sharp
+FOLD_CONTRAST = (1.4, 3.3)
 BESIDE_PX = 4  # width of the tissue beside a fold with which it is compared
 # Largest difference between the shares that red, green and blue have in the density of a fold and of its surroundings
-SAME_COLOUR = 0.05
+SAME_COLOUR = 0.015
 FOLD_UM = 24.0  # narrower dark lines are vessels, crowded nuclei, edges
 FOLD_UM2 = 5_000.0
 # Mean optical density of the rim of a bubble and of the edge of a coverslip: grey, neither glass nor ink
@@ -56,6 +59,12 @@ BUBBLE_PX = 12  # on fewer pixels, a ring cannot be told from any dark spot
 HOLLOW = 0.4  # least share of a bubble that its rim leaves free
 RIM_UM = 100.0  # wider rings were drawn with a pen
 ROUND = 0.7  # least share of a bubble's bounding ellipse that its filled ring covers
+# A film takes away less than this much light (of 255), and varies by at most so many times as much as the glass, or so
+# many grey levels: half of what the palest tissue has at 20 µm/px
+FILM_DENSITY, FILM_TEXTURE, LEAST_FILM_TEXTURE = 18, 3.0, 0.6
+FILM_BESIDE = 0.4  # least share of tissue round a pale place with which it belongs to the tissue
+EDGE_LENGTH, EDGE_WIDTH, LINE_WIDTH = 0.5, 0.25, 0.025  # shares of the picture's sides that an edge takes
+UNTEXTURED = 0.1  # share of a broad edge, with its mounting medium, that is as smooth as glass
 Flag = Literal["pen", "blur", "fold", "bubble"]
 # Bits of column ``flags`` of the tile index; further bits are 0
 BITS: dict[Flag, int] = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
@@ -84,13 +93,17 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
     """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue.
 
     The colour alone says little: DAB beside its counterstain, trichrome, PAS, melanin and dark haematoxylin share it.
-    Ink is told from them by what it is: a film of dye without nuclei, drawn on the glass. So a mark has a colour that
-    inks have, less texture than the tissue of this slide, and continues over glass, or is far denser than any section.
+    Ink is told from them by what it is: a film of dye without nuclei, drawn on the glass. So a mark has less texture
+    than the tissue of this slide, or a purer colour than stains reach, and continues over glass, or is far denser than
+    any section.
     """
     red, green, blue = (plane.astype(np.int16) for plane in od)
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     black = _is_black(low, high)
     coloured = black | _is_cold(red, green) | _is_red(red, green, blue)
+    pure = (_is_cold(10 * red, 14 * green) & (red > 12)) | (
+        _is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)
+    )
     pen, unsure = np.zeros(red.shape, bool), np.zeros(red.shape, bool)
     smallest_px = max(SMALLEST_PX, math.ceil(INK_UM2 / step_um**2))
     if np.count_nonzero(coloured) < smallest_px:
@@ -99,14 +112,15 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
     flat, flattish, usual = _flat(total, coloured, stained)
     # Round a mark the ink thins out, and over tissue its colour mixes with the stain's.
     edge = coloured | (_is_cold(10 * red, 8 * green) & (red > 12))
-    marks = dilated(closed(flattish, 1), max(2, round(EDGE_UM / step_um))) & edge
+    marks = dilated(closed(flattish | pure, 1), max(2, round(EDGE_UM / step_um))) & edge
     beside = dilated(stained & ~dilated(edge, 2), max(1, round(LUMEN_UM / step_um)))  # tissue, and lumina in it
     labels, count = ndimage.label(marks, structure=EIGHT_CONNECTED)
-    areas, flats = (np.bincount(labels[where], minlength=count + 1) for where in (marks, flat))
+    areas, flats, pures = (np.bincount(labels[where], minlength=count + 1) for where in (marks, flat, pure))
     for number, box in enumerate(ndimage.find_objects(labels), 1):
-        if flats[number] < smallest_px:
+        is_pure = pures[number] > max(smallest_px, PURE * areas[number])
+        if flats[number] < smallest_px and not is_pure:
             continue
-        wide = tuple(slice(max(0, side.start - 5), side.stop + 5) for side in box)
+        wide = _widened(box, 5)
         mark = labels[wide] == number
         ring = dilated(mark, 5) & ~dilated(mark, 2) & ~edge[wide]
         on_glass = np.count_nonzero(ring & ~beside[wide]) / max(1, np.count_nonzero(ring))
@@ -114,7 +128,7 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
         dense = mostly and 2 * np.count_nonzero(black[wide] & mark) < areas[number]
         dense = dense and total[wide][mark].mean() > max(DENSE_OD, DENSER * usual)
         line = _widths_long(mark) > LINE
-        if dense or (on_glass >= (STROKE_ON_GLASS if line else LEAST_ON_GLASS) and (line or usual)):
+        if dense or (on_glass >= (STROKE_ON_GLASS if line else LEAST_ON_GLASS) and (line or usual or is_pure)):
             pen[wide] |= mark
         elif mostly:
             unsure[wide] |= mark
@@ -133,7 +147,7 @@ def _is_red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.i
 
 def _is_black(low: NDArray[np.int16], high: NDArray[np.int16]) -> Bools:
     """Find black ink: it absorbs all colours alike."""
-    return np.asarray((low > 42) & (100 * (high - low) < 36 * high))
+    return np.asarray((low > 42) & (low < OPAQUE_OD) & (100 * (high - low) < 36 * high))
 
 
 def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bools, Bools, float]:
@@ -168,10 +182,10 @@ def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, ste
     Where a section lies double, both dyes absorb twice. Crowded nuclei are dense too, but have more haematoxylin.
     """
     nothing = np.zeros(tissue.shape, bool)
-    tissue = tissue & ~pen
+    red, green, blue = od
+    tissue = tissue & ~pen & ~dilated(np.minimum(np.minimum(red, green), blue) >= OPAQUE_OD, BESIDE_PX)
     if not tissue.any():
         return nothing
-    red, green, blue = od
     mean = (red.astype(np.uint16) + green + blue) // 3
     mean = box_mean(mean.astype(np.uint8), _odd(FOLD_UM / step_um))
     usual = float(np.percentile(mean[tissue], 75))
@@ -180,7 +194,7 @@ def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, ste
     whole = without_small(closed(dense, max(1, round(FOLD_UM / step_um / 2))) & tissue, smallest_px)
     labels, _ = ndimage.label(whole, structure=EIGHT_CONNECTED)
     for number, box in enumerate(ndimage.find_objects(labels), 1):
-        wide = tuple(slice(max(0, side.start - BESIDE_PX), side.stop + BESIDE_PX) for side in box)
+        wide = _widened(box, BESIDE_PX)
         band = labels[wide] == number
         beside = dilated(band, BESIDE_PX) & tissue[wide] & ~dense[wide]
         if _widths_long(band) > FOLD and _is_doubled([plane[wide] for plane in od], band, beside):
@@ -194,7 +208,8 @@ def _is_doubled(od: Sequence[Bytes], band: Bools, beside: Bools) -> bool:
         return False
     over, under = (np.array([plane[where].mean() for plane in od]) for where in (band, beside))
     turned = np.abs(over / over.sum() - under / max(1e-6, under.sum())).max()
-    return bool(over.sum() >= FOLD_CONTRAST * under.sum() and turned <= SAME_COLOUR)
+    least, most = (times * under.sum() for times in FOLD_CONTRAST)
+    return bool(least <= over.sum() <= most and turned <= SAME_COLOUR)
 
 
 def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
@@ -224,6 +239,66 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
         if width_um <= RIM_UM and hollow and area >= ROUND * math.pi / 4 * height * width:
             found[box] |= filled
     return found
+
+
+def without_films(mask: Bools, density: Bytes, planes: tuple[Bytes, Bytes, Bytes], *, smallest_px: int) -> Bools:
+    """Drop what lies on the glass and is no tissue: bands of mounting medium, smears, and edges of the coverslip.
+
+    A film is pale, without texture, and surrounded by glass. An edge runs straight along most of the picture to its
+    border, and is thin or without texture. ``density`` is the share of light that is missing, 255 is 1.
+    """
+    pale = without_small(mask & (density < FILM_DENSITY), smallest_px)
+    labels, _ = ndimage.label(mask, structure=EIGHT_CONNECTED)
+    long = [(n, box) for n, box in enumerate(ndimage.find_objects(labels), 1) if _is_long(box, mask.shape)]
+    if not pale.any() and not long:
+        return mask
+    smooth, kept = _smooth(planes, mask), mask.copy()
+    for number, box in long:
+        piece = labels[box] == number
+        if _is_edge(piece, smooth[box], mask.shape):
+            kept[box] &= ~piece
+    labels, _ = ndimage.label(without_small(pale & smooth & kept, smallest_px), structure=EIGHT_CONNECTED)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        wide = _widened(box, 3)
+        piece = labels[wide] == number
+        ring = dilated(piece, 3) & ~piece
+        if np.count_nonzero(ring & mask[wide]) < FILM_BESIDE * np.count_nonzero(ring):
+            kept[wide] &= ~piece
+    return kept
+
+
+def _smooth(planes: tuple[Bytes, Bytes, Bytes], mask: Bools) -> Bools:
+    """Find pixels around which the picture varies hardly more than its glass does."""
+    total = planes[0].astype(np.int16) + planes[1] + planes[2]
+    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 27 to a grey level
+    local = box_mean(np.minimum(texture, 255).astype(np.uint8), 9)
+    glass = local[~dilated(mask, 6)]
+    noise = FILM_TEXTURE * float(np.median(glass)) if glass.size else 0.0
+    return np.asarray(local <= max(noise, 27 * LEAST_FILM_TEXTURE))
+
+
+def _is_long(box: tuple[slice, slice], shape: tuple[int, ...]) -> bool:
+    """Return whether a piece runs along most of the picture, ends at its border, and takes little of the other axis."""
+    spans = [(side.stop - side.start) / most for side, most in zip(box, shape, strict=True)]
+    ends = [side.start == 0 or side.stop == most for side, most in zip(box, shape, strict=True)]
+    return any(spans[k] >= EDGE_LENGTH and ends[k] and spans[1 - k] <= EDGE_WIDTH for k in (0, 1))
+
+
+def _is_edge(piece: Bools, smooth: Bools, shape: tuple[int, ...]) -> bool:
+    """Return whether a long piece is straight, and as thin as a line or partly without texture, as no tissue is."""
+    if piece.shape[0] / shape[0] < piece.shape[1] / shape[1]:
+        piece, smooth, shape = piece.T, smooth.T, shape[::-1]  # now one row for each step along the piece
+    steps = np.flatnonzero(piece.any(1))
+    across = piece[steps].sum(1)
+    middle = (piece[steps] * np.arange(piece.shape[1])).sum(1) / across
+    bent = middle - np.polyval(np.polyfit(steps, middle, 1), steps)
+    thin, untextured = across.mean() <= LINE_WIDTH * shape[1], np.count_nonzero(piece & smooth) / across.sum()
+    return bool(np.std(bent) <= LINE_WIDTH * shape[1] and (thin or untextured >= UNTEXTURED))
+
+
+def _widened(box: tuple[slice, slice], by: int) -> tuple[slice, slice]:
+    rows, columns = (slice(max(0, side.start - by), side.stop + by) for side in box)
+    return rows, columns
 
 
 def _odd(side: float) -> int:

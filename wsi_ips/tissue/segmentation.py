@@ -9,7 +9,7 @@ import numpy as np
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
+from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen, without_films
 from wsi_ips.tissue.filters import box_share, closed, without_small
 from wsi_ips.tissue.mask import Seen, TissueMask
 from wsi_ips.tissue.methods import Found, Method, View, attempts, distrust, find_fat, view_of
@@ -77,7 +77,8 @@ def _first_trusted(view: View, rules: TissueRules, step_um: float) -> tuple[Foun
         candidate = closed(found.mask, round(CLOSING_UM / step_um / 2))
         if np.count_nonzero(candidate) >= smallest_px:
             candidate |= fat
-        mask = without_small(candidate, smallest_px)
+        mask = without_films(candidate, view.density, view.planes, smallest_px=smallest_px)
+        mask = without_small(mask, smallest_px)
         best = replace(found, mask=mask)
         reason = distrust(candidate, mask)
         if not reason:
