@@ -171,7 +171,9 @@ def measure_overviews(folder: Path, *, test_only: bool, pictures: Path | None) -
     groups = {"choose": open_rows[0::2], "report": open_rows[1::2]}
     if test_only:
         groups["test_only"] = [row for row in rows if row["set"] == "test_only"]
-    print(f"{'set':9s} {'overview':30s} {'IoU':>6s} {'pen':>7s} {'fold':>7s} {'bubble':>7s} {'missed':>7s}  rung, share")
+    print(
+        f"{'set':9s} {'overview':30s} {'IoU':>6s} {'pen':>7s} {'fold':>7s} {'bubble':>7s} {'missed':>7s}  rung, share"
+    )
     for group, members in groups.items():
         found = [_overview_line(folder, row, group, pictures) for row in members]
         ious, lost, missed = (np.array([line[k] for line in found]) for k in range(3))

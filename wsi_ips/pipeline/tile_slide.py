@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
 from wsi_ips.config import TilesSection, TilingSections, TissueSection
@@ -25,12 +27,13 @@ from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
 from wsi_ips.tiles.recall import Recall, tissue_recall
 from wsi_ips.tiles.store import stored_fingerprint, stored_row, write_index
-from wsi_ips.tissue.artifacts import BITS, bits_of, flag_tiles
-from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion
+from wsi_ips.tissue.artifacts import BITS, FLAGS, Flag, bits_of, flag_tiles
+from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion, unsuited
 from wsi_ips.tissue.perceptual_hash import look_of
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifacts
 
 TILE_JOB = f"{__name__}:tile_job"
+MOST_EXCLUDED = 0.05  # a flag that takes a larger share of the tissue is more likely wrong than right
 MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets a remark
 
 
@@ -72,6 +75,8 @@ class _Findings:
     tiling: Tiling  # all tiles with their flags
     regions: Regions | None  # the annotation
     recall: Recall | None  # share of the annotation that lies in tissue and tiles
+    doubtful: tuple[str, ...]  # flags that would exclude so much of the tissue that they exclude nothing
+    unsuited: str  # why the slide is no stained section; empty where it is, or where a person vouches for it
     no_tumour: str  # why the annotation shows no tumour; empty where it does, or where there is none
 
     @property
@@ -87,6 +92,7 @@ class _Findings:
     def remarks(self) -> list[str]:
         """Return what a person should check, the most important first."""
         remarks = remarks_on(self.tissue, self.index.mpp)
+        remarks[:0] = [f"doubtful {text}" for text in self.doubtful]
         if self.left_out:
             remarks.append(f"{self.left_out} tiles left out by their flags")
         recall = self.recall
@@ -121,15 +127,46 @@ def tile_slide(
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
     # Imported tiles are flagged too, but none is excluded.
-    exclude = 0 if record.coordinates else bits_of(tiles.exclude_flags)
-    index = every.flagged(flags, exclude=exclude)
+    exclude, doubtful = (
+        (0, ()) if record.coordinates else _excluding(tiles.exclude_flags, flags, every.tissue_fraction, tissue)
+    )
+    # A person who draws the tissue or names a method for this slide vouches for it.
+    vouched = record.tissue_mask is not None or record.tissue_method is not None
+    why_not = "" if vouched else unsuited(tissue, overview.thumbnail)
+    index = (
+        every.flagged(flags | bits_of(FLAGS), exclude=bits_of(FLAGS))
+        if why_not
+        else every.flagged(flags, exclude=exclude)
+    )
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
-    found = _Findings(overview, tissue, index, laid, regions, recall, no_tumour)
+    found = _Findings(overview, tissue, index, laid, regions, recall, doubtful, why_not, no_tumour)
     source = "pixels" if tiling.slides.unit == "pixels" else index.mpp_source
     look = "" if tissue.rung == "all" else look_of(overview.thumbnail)  # it recognises stain on glass
     index = replace(index, look=look, mpp_source=source)
     return index, _row(found, tiles), _files(found, found.remarks(), origin)
+
+
+def _excluding(
+    names: Sequence[Flag], flags: NDArray[np.uint8], share: NDArray[np.float32], tissue: TissueMask
+) -> tuple[int, tuple[str, ...]]:
+    """Return the bits of the flags that exclude tiles, and a text on each that would exclude too much to be right.
+
+    ``share`` is the share of tissue in each tile. Ink of which most lies on glass is certain, so it excludes any amount.
+    """
+    bits, doubtful = 0, []
+    for name in dict.fromkeys(names):
+        lost = float(share[(flags & BITS[name]) > 0].sum() / max(1e-9, share.sum()))
+        if lost <= MOST_EXCLUDED or (name == "pen" and _is_mostly_on_glass(tissue)):
+            bits |= BITS[name]
+        else:
+            doubtful.append(f"{name}: it would leave out {lost:.0%} of the tissue, which is kept; check its picture")
+    return bits, tuple(doubtful)
+
+
+def _is_mostly_on_glass(tissue: TissueMask) -> bool:
+    pen = tissue.seen.pen if tissue.seen is not None else np.zeros_like(tissue.mask)
+    return 2 * int(np.count_nonzero(pen & tissue.mask)) <= int(np.count_nonzero(pen))
 
 
 def _regions_of(record: SlideRecord, origin: Point) -> tuple[Regions | None, str]:
@@ -163,7 +200,7 @@ def _tissue_of(
 def _row(found: _Findings, section: TilesSection) -> dict[str, Any]:
     tiles = len(found.index)
     return {
-        "state": "ok" if tiles else "empty",
+        "state": "unsuited" if found.unsuited else "ok" if tiles else "empty",
         "reason": "" if tiles else _why_empty(found, section),
         "reader": found.index.reader,
         "mpp": round(found.index.mpp.x, 5),
@@ -175,10 +212,22 @@ def _row(found: _Findings, section: TilesSection) -> dict[str, Any]:
 
 
 def _why_empty(found: _Findings, section: TilesSection) -> str:
+    if found.unsuited:
+        return f"{found.unsuited}; to have it read all the same, set its `tissue_method` in the manifest, to `auto` say"
     if found.tissue_mm2 == 0:
         return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
     if found.left_out:
         return f"all {found.left_out} tiles are flagged; look at its picture, then shorten `tiles.exclude_flags`"
+    plan, bounds = found.index.plan, found.index.bounds
+    if plan.footprint_px0.x > bounds.width or plan.footprint_px0.y > bounds.height:
+        slide_um, tile_um = (
+            (x * found.index.mpp.x, y * found.index.mpp.y)
+            for x, y in ((bounds.width, bounds.height), plan.footprint_px0)
+        )
+        return (
+            f"the slide ({slide_um[0]:.0f} x {slide_um[1]:.0f} µm) is smaller than a tile ({tile_um[0]:.0f} x "
+            f"{tile_um[1]:.0f} µm); lower `tiles.patch_px`, or set `tiles.mpp` finer"
+        )
     return (
         f"{found.tissue_mm2:.3f} mm² of tissue, but no tile holds {section.min_tissue_fraction:.0%} of it; lower "
         "`tiles.min_tissue_fraction`, or tile finer"

@@ -19,6 +19,7 @@ from wsi_ips.geometry import Scale
 from wsi_ips.slides import Overview
 from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, over_squares, without_small
 from wsi_ips.tissue.mask import AreaSums, TissueMask
+from wsi_ips.tissue.methods import View
 
 OD_UNIT = 100  # optical densities are kept as whole numbers of 1/100
 INK_UM2 = 40_000.0  # smaller spots of an ink's colour are pigment, blood or splashes: the tip of a pen has 0.3 mm
@@ -28,7 +29,10 @@ STAINED_OD = 10  # what absorbs less is glass
 # has 0.01 to 0.05, tissue with nuclei 0.05 to 0.14. Blurred pictures have less of it, so it is also compared with the
 # rest of the tissue: a mark begins below the first of these shares and goes on below the second.
 FLAT, OF_TISSUE_TEXTURE = 0.045, (0.5, 0.8)
+CLEAR_OD = 100  # coloured ink lets some light of its own colour through
 OPAQUE_OD = 180  # what lets no light through at all was not scanned, or is the frame of the picture
+# A stroke of a pure colour: no pen is wider, and its edges give it more texture than FLAT, but less than crowded nuclei
+WIDEST_STROKE_UM, STROKE_TEXTURE = 3_000.0, 0.125
 PURE = 0.4  # share of a mark that has a purer colour than stains reach
 FEW_PX, LEAST_TEXTURE = 100, 0.012  # tissue of fewer pixels, or flatter than this, is nothing to compare with
 EDGE_UM = 100.0  # width of the rim over which ink thins out
@@ -62,7 +66,8 @@ ROUND = 0.7  # least share of a bubble's bounding ellipse that its filled ring c
 # A film takes away less than this much light (of 255), and varies by at most so many times as much as the glass, or so
 # many grey levels: half of what the palest tissue has at 20 µm/px
 FILM_DENSITY, FILM_TEXTURE, LEAST_FILM_TEXTURE = 18, 3.0, 0.6
-FILM_BESIDE = 0.4  # least share of tissue round a pale place with which it belongs to the tissue
+GREY_DENSITY = 48  # a grey film, as a shadow is, takes away less than this
+FILM_BESIDE = 0.5  # least share of tissue round a pale place with which it belongs to the tissue
 EDGE_LENGTH, EDGE_WIDTH, LINE_WIDTH = 0.5, 0.25, 0.025  # shares of the picture's sides that an edge takes
 UNTEXTURED = 0.1  # share of a broad edge, with its mounting medium, that is as smooth as glass
 Flag = Literal["pen", "blur", "fold", "bubble"]
@@ -100,24 +105,31 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
     red, green, blue = (plane.astype(np.int16) for plane in od)
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     black = _is_black(low, high)
-    coloured = black | _is_cold(red, green) | _is_red(red, green, blue)
+    cold = _is_cold(red, green)
+    coloured = black | cold | _is_red(red, green, blue)
     pure = (_is_cold(10 * red, 14 * green) & (red > 12)) | (
         _is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)
     )
+    pure &= low < CLEAR_OD
+    stained = high > STAINED_OD
+    if 2 * np.count_nonzero(pure) > np.count_nonzero(stained):
+        pure[:] = False  # nothing to compare with: this is the stain, of Giemsa for example
     pen, unsure = np.zeros(red.shape, bool), np.zeros(red.shape, bool)
     smallest_px = max(SMALLEST_PX, math.ceil(INK_UM2 / step_um**2))
     if np.count_nonzero(coloured) < smallest_px:
         return pen, unsure
-    stained, total = high > STAINED_OD, red + green + blue
-    flat, flattish, usual = _flat(total, coloured, stained)
+    total = red + green + blue
+    flat, flattish, texture, usual = _flat(total, coloured, stained)
     # Round a mark the ink thins out, and over tissue its colour mixes with the stain's.
     edge = coloured | (_is_cold(10 * red, 8 * green) & (red > 12))
     marks = dilated(closed(flattish | pure, 1), max(2, round(EDGE_UM / step_um))) & edge
     beside = dilated(stained & ~dilated(edge, 2), max(1, round(LUMEN_UM / step_um)))  # tissue, and lumina in it
     labels, count = ndimage.label(marks, structure=EIGHT_CONNECTED)
+    alike: list[tuple[tuple[slice, slice], Bools]] = []
     areas, flats, pures = (np.bincount(labels[where], minlength=count + 1) for where in (marks, flat, pure))
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         is_pure = pures[number] > max(smallest_px, PURE * areas[number])
+        is_pure = is_pure and _is_drawn(labels[_widened(box, 1)] == number, texture[_widened(box, 1)], step_um)
         if flats[number] < smallest_px and not is_pure:
             continue
         wide = _widened(box, 5)
@@ -130,9 +142,25 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
         line = _widths_long(mark) > LINE
         if dense or (on_glass >= (STROKE_ON_GLASS if line else LEAST_ON_GLASS) and (line or usual or is_pure)):
             pen[wide] |= mark
+        elif is_pure:
+            alike.append((wide, mark))
         elif mostly:
             unsure[wide] |= mark
+    for wide, mark in alike:  # spots on the tissue, of the pen that was used on the glass
+        (pen if _shares_a_pen(mark, wide, pen, cold) else unsure)[wide] |= mark
     return dilated(pen, 1), unsure
+
+
+def _is_drawn(mark: Bools, texture: NDArray[np.float32], step_um: float) -> bool:
+    """Return whether a mark of a pure colour is as narrow as a stroke and smoother than a section full of nuclei."""
+    width_um = 2 * step_um * float(ndimage.distance_transform_edt(mark).max())
+    return width_um <= WIDEST_STROKE_UM and float(np.median(texture[mark])) <= STROKE_TEXTURE
+
+
+def _shares_a_pen(mark: Bools, box: tuple[slice, slice], pen: Bools, cold: Bools) -> bool:
+    """Return whether ink that was found is of the kind of a mark: cold, or red."""
+    is_cold = 2 * np.count_nonzero(mark & cold[box]) > np.count_nonzero(mark)
+    return bool((pen & (cold == is_cold)).any())
 
 
 def _is_cold(red: NDArray[np.int16], green: NDArray[np.int16]) -> Bools:
@@ -150,8 +178,8 @@ def _is_black(low: NDArray[np.int16], high: NDArray[np.int16]) -> Bools:
     return np.asarray((low > 42) & (low < OPAQUE_OD) & (100 * (high - low) < 36 * high))
 
 
-def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bools, Bools, float]:
-    """Find pixels of an ink's colour that are certainly and perhaps flat; also return the usual density of tissue.
+def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bools, Bools, NDArray[np.float32], float]:
+    """Find pixels of an ink's colour that are certainly and perhaps flat; also texture and the usual density of tissue.
 
     Texture is the difference to the mean of 3 x 3 pixels as a share of the density, taken over 9 x 9 pixels. Edges of
     the colour do not count. The density is 0 where no tissue with texture is left to compare with.
@@ -166,8 +194,9 @@ def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bo
     if textured < LEAST_TEXTURE:
         textured, usual = 1.0, 0.0
     local = [over_squares(np.pad(values * inside, 4).astype(np.int32), 9, np.add) for values in (texture, total)]
-    flat, flattish = (inside & (local[0] < 9 * min(FLAT, share * textured) * local[1]) for share in OF_TISSUE_TEXTURE)
-    return flat, flattish, usual
+    varies = np.where(inside, local[0] / np.maximum(1, 9 * local[1]), 0).astype(np.float32)
+    flat, flattish = (inside & (varies < min(FLAT, share * textured)) for share in OF_TISSUE_TEXTURE)
+    return flat, flattish, varies, usual
 
 
 def _widths_long(mark: Bools) -> float:
@@ -241,18 +270,20 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
     return found
 
 
-def without_films(mask: Bools, density: Bytes, planes: tuple[Bytes, Bytes, Bytes], *, smallest_px: int) -> Bools:
+def without_films(mask: Bools, view: View, *, smallest_px: int) -> Bools:
     """Drop what lies on the glass and is no tissue: bands of mounting medium, smears, and edges of the coverslip.
 
-    A film is pale, without texture, and surrounded by glass. An edge runs straight along most of the picture to its
-    border, and is thin or without texture. ``density`` is the share of light that is missing, 255 is 1.
+    A film is pale or grey, without texture, and surrounded by glass. An edge runs straight along most of the picture
+    to its border, and is thin or without texture.
     """
-    pale = without_small(mask & (density < FILM_DENSITY), smallest_px)
+    density, saturation = view.density, view.saturation
+    grey = (density < GREY_DENSITY) & (saturation < density // 2)
+    pale = without_small(mask & ((density < FILM_DENSITY) | grey), smallest_px)
     labels, _ = ndimage.label(mask, structure=EIGHT_CONNECTED)
     long = [(n, box) for n, box in enumerate(ndimage.find_objects(labels), 1) if _is_long(box, mask.shape)]
     if not pale.any() and not long:
         return mask
-    smooth, kept = _smooth(planes, mask), mask.copy()
+    smooth, kept = _smooth(view.planes, mask), mask.copy()
     for number, box in long:
         piece = labels[box] == number
         if _is_edge(piece, smooth[box], mask.shape):

@@ -77,7 +77,7 @@ def _first_trusted(view: View, rules: TissueRules, step_um: float) -> tuple[Foun
         candidate = closed(found.mask, round(CLOSING_UM / step_um / 2))
         if np.count_nonzero(candidate) >= smallest_px:
             candidate |= fat
-        mask = without_films(candidate, view.density, view.planes, smallest_px=smallest_px)
+        mask = without_films(candidate, view, smallest_px=smallest_px)
         mask = without_small(mask, smallest_px)
         best = replace(found, mask=mask)
         reason = distrust(candidate, mask)
