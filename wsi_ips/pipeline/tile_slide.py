@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
 from wsi_ips.config import TilesSection, TilingSections, TissueSection
@@ -27,13 +25,12 @@ from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
 from wsi_ips.tiles.recall import Recall, tissue_recall
 from wsi_ips.tiles.store import stored_fingerprint, stored_row, write_index
-from wsi_ips.tissue.artifacts import BITS, FLAGS, Flag, bits_of, flag_tiles
+from wsi_ips.tissue.artifacts import BITS, excluding, flag_tiles
 from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion, unsuited
 from wsi_ips.tissue.perceptual_hash import look_of
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifacts
 
 TILE_JOB = f"{__name__}:tile_job"
-MOST_EXCLUDED = 0.05  # a flag that takes a larger share of the tissue is more likely wrong than right
 MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets a remark
 
 
@@ -127,17 +124,16 @@ def tile_slide(
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
     # Imported tiles are flagged too, but none is excluded.
-    exclude, doubtful = (
-        (0, ()) if record.coordinates else _excluding(tiles.exclude_flags, flags, every.tissue_fraction, tissue)
-    )
-    # A person who draws the tissue or names a method for this slide vouches for it.
-    vouched = record.tissue_mask is not None or record.tissue_method is not None
+    exclude = 0
+    doubtful: tuple[str, ...] = ()
+    if not record.coordinates:
+        exclude, doubtful = excluding(tiles.exclude_flags, flags, every.tissue_fraction, tissue)
+    # Who draws the tissue, names a method for this slide or brings its tiles vouches for it.
+    vouched = any((record.tissue_mask, record.tissue_method, record.coordinates))
     why_not = "" if vouched else unsuited(tissue, overview.thumbnail)
-    index = (
-        every.flagged(flags | bits_of(FLAGS), exclude=bits_of(FLAGS))
-        if why_not
-        else every.flagged(flags, exclude=exclude)
-    )
+    index = every.flagged(flags, exclude=exclude)
+    if why_not:
+        index = every.flagged(np.full(len(every), 255, np.uint8), exclude=255)
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
     found = _Findings(overview, tissue, index, laid, regions, recall, doubtful, why_not, no_tumour)
@@ -145,28 +141,6 @@ def tile_slide(
     look = "" if tissue.rung == "all" else look_of(overview.thumbnail)  # it recognises stain on glass
     index = replace(index, look=look, mpp_source=source)
     return index, _row(found, tiles), _files(found, found.remarks(), origin)
-
-
-def _excluding(
-    names: Sequence[Flag], flags: NDArray[np.uint8], share: NDArray[np.float32], tissue: TissueMask
-) -> tuple[int, tuple[str, ...]]:
-    """Return the bits of the flags that exclude tiles, and a text on each that would exclude too much to be right.
-
-    ``share`` is the share of tissue in each tile. Ink of which most lies on glass is certain, so it excludes any amount.
-    """
-    bits, doubtful = 0, []
-    for name in dict.fromkeys(names):
-        lost = float(share[(flags & BITS[name]) > 0].sum() / max(1e-9, share.sum()))
-        if lost <= MOST_EXCLUDED or (name == "pen" and _is_mostly_on_glass(tissue)):
-            bits |= BITS[name]
-        else:
-            doubtful.append(f"{name}: it would leave out {lost:.0%} of the tissue, which is kept; check its picture")
-    return bits, tuple(doubtful)
-
-
-def _is_mostly_on_glass(tissue: TissueMask) -> bool:
-    pen = tissue.seen.pen if tissue.seen is not None else np.zeros_like(tissue.mask)
-    return 2 * int(np.count_nonzero(pen & tissue.mask)) <= int(np.count_nonzero(pen))
 
 
 def _regions_of(record: SlideRecord, origin: Point) -> tuple[Regions | None, str]:

@@ -7,7 +7,7 @@ and blue light least, at any concentration (Ruifrok and Johnston 2001). Inks abs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,7 +19,6 @@ from wsi_ips.geometry import Scale
 from wsi_ips.slides import Overview
 from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, over_squares, without_small
 from wsi_ips.tissue.mask import AreaSums, TissueMask
-from wsi_ips.tissue.methods import View
 
 OD_UNIT = 100  # optical densities are kept as whole numbers of 1/100
 INK_UM2 = 40_000.0  # smaller spots of an ink's colour are pigment, blood or splashes: the tip of a pen has 0.3 mm
@@ -63,13 +62,6 @@ BUBBLE_PX = 12  # on fewer pixels, a ring cannot be told from any dark spot
 HOLLOW = 0.4  # least share of a bubble that its rim leaves free
 RIM_UM = 100.0  # wider rings were drawn with a pen
 ROUND = 0.7  # least share of a bubble's bounding ellipse that its filled ring covers
-# A film takes away less than this much light (of 255), and varies by at most so many times as much as the glass, or so
-# many grey levels: half of what the palest tissue has at 20 µm/px
-FILM_DENSITY, FILM_TEXTURE, LEAST_FILM_TEXTURE = 18, 3.0, 0.6
-GREY_DENSITY = 48  # a grey film, as a shadow is, takes away less than this
-FILM_BESIDE = 0.5  # least share of tissue round a pale place with which it belongs to the tissue
-EDGE_LENGTH, EDGE_WIDTH, LINE_WIDTH = 0.5, 0.25, 0.025  # shares of the picture's sides that an edge takes
-UNTEXTURED = 0.1  # share of a broad edge, with its mounting medium, that is as smooth as glass
 Flag = Literal["pen", "blur", "fold", "bubble"]
 # Bits of column ``flags`` of the tile index; further bits are 0
 BITS: dict[Flag, int] = {"pen": 1, "blur": 2, "fold": 4, "bubble": 8}
@@ -81,6 +73,7 @@ COARSEST_DETAIL_MPP = 5.0  # blur is not judged at coarser scales, where nuclei 
 # Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
 # 0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)
 SHARP = 0.65
+MOST_EXCLUDED = 0.05  # a flag that takes a larger share of the tissue is more likely wrong than right
 JUDGED_SHARE = 0.5  # blur is judged on tiles with at least this share of tissue
 
 
@@ -129,10 +122,10 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
     areas, flats, pures = (np.bincount(labels[where], minlength=count + 1) for where in (marks, flat, pure))
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         is_pure = pures[number] > max(smallest_px, PURE * areas[number])
-        is_pure = is_pure and _is_drawn(labels[_widened(box, 1)] == number, texture[_widened(box, 1)], step_um)
+        is_pure = is_pure and _is_drawn(labels[widened(box, 1)] == number, texture[widened(box, 1)], step_um)
         if flats[number] < smallest_px and not is_pure:
             continue
-        wide = _widened(box, 5)
+        wide = widened(box, 5)
         mark = labels[wide] == number
         ring = dilated(mark, 5) & ~dilated(mark, 2) & ~edge[wide]
         on_glass = np.count_nonzero(ring & ~beside[wide]) / max(1, np.count_nonzero(ring))
@@ -190,7 +183,8 @@ def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bo
     of_tissue = total[some][tissue[some]]
     textured, usual = 0.0, 0.0
     if of_tissue.size > FEW_PX:
-        textured, usual = texture[some][tissue[some]].sum() / (9 * of_tissue.sum()), float(np.percentile(of_tissue, 75))
+        textured = float(texture[some][tissue[some]].mean()) / (9 * float(of_tissue.mean()))
+        usual = float(np.percentile(of_tissue, 75))
     if textured < LEAST_TEXTURE:
         textured, usual = 1.0, 0.0
     local = [over_squares(np.pad(values * inside, 4).astype(np.int32), 9, np.add) for values in (texture, total)]
@@ -223,7 +217,7 @@ def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, ste
     whole = without_small(closed(dense, max(1, round(FOLD_UM / step_um / 2))) & tissue, smallest_px)
     labels, _ = ndimage.label(whole, structure=EIGHT_CONNECTED)
     for number, box in enumerate(ndimage.find_objects(labels), 1):
-        wide = _widened(box, BESIDE_PX)
+        wide = widened(box, BESIDE_PX)
         band = labels[wide] == number
         beside = dilated(band, BESIDE_PX) & tissue[wide] & ~dense[wide]
         if _widths_long(band) > FOLD and _is_doubled([plane[wide] for plane in od], band, beside):
@@ -270,64 +264,8 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
     return found
 
 
-def without_films(mask: Bools, view: View, *, smallest_px: int) -> Bools:
-    """Drop what lies on the glass and is no tissue: bands of mounting medium, smears, and edges of the coverslip.
-
-    A film is pale or grey, without texture, and surrounded by glass. An edge runs straight along most of the picture
-    to its border, and is thin or without texture.
-    """
-    density, saturation = view.density, view.saturation
-    grey = (density < GREY_DENSITY) & (saturation < density // 2)
-    pale = without_small(mask & ((density < FILM_DENSITY) | grey), smallest_px)
-    labels, _ = ndimage.label(mask, structure=EIGHT_CONNECTED)
-    long = [(n, box) for n, box in enumerate(ndimage.find_objects(labels), 1) if _is_long(box, mask.shape)]
-    if not pale.any() and not long:
-        return mask
-    smooth, kept = _smooth(view.planes, mask), mask.copy()
-    for number, box in long:
-        piece = labels[box] == number
-        if _is_edge(piece, smooth[box], mask.shape):
-            kept[box] &= ~piece
-    labels, _ = ndimage.label(without_small(pale & smooth & kept, smallest_px), structure=EIGHT_CONNECTED)
-    for number, box in enumerate(ndimage.find_objects(labels), 1):
-        wide = _widened(box, 3)
-        piece = labels[wide] == number
-        ring = dilated(piece, 3) & ~piece
-        if np.count_nonzero(ring & mask[wide]) < FILM_BESIDE * np.count_nonzero(ring):
-            kept[wide] &= ~piece
-    return kept
-
-
-def _smooth(planes: tuple[Bytes, Bytes, Bytes], mask: Bools) -> Bools:
-    """Find pixels around which the picture varies hardly more than its glass does."""
-    total = planes[0].astype(np.int16) + planes[1] + planes[2]
-    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 27 to a grey level
-    local = box_mean(np.minimum(texture, 255).astype(np.uint8), 9)
-    glass = local[~dilated(mask, 6)]
-    noise = FILM_TEXTURE * float(np.median(glass)) if glass.size else 0.0
-    return np.asarray(local <= max(noise, 27 * LEAST_FILM_TEXTURE))
-
-
-def _is_long(box: tuple[slice, slice], shape: tuple[int, ...]) -> bool:
-    """Return whether a piece runs along most of the picture, ends at its border, and takes little of the other axis."""
-    spans = [(side.stop - side.start) / most for side, most in zip(box, shape, strict=True)]
-    ends = [side.start == 0 or side.stop == most for side, most in zip(box, shape, strict=True)]
-    return any(spans[k] >= EDGE_LENGTH and ends[k] and spans[1 - k] <= EDGE_WIDTH for k in (0, 1))
-
-
-def _is_edge(piece: Bools, smooth: Bools, shape: tuple[int, ...]) -> bool:
-    """Return whether a long piece is straight, and as thin as a line or partly without texture, as no tissue is."""
-    if piece.shape[0] / shape[0] < piece.shape[1] / shape[1]:
-        piece, smooth, shape = piece.T, smooth.T, shape[::-1]  # now one row for each step along the piece
-    steps = np.flatnonzero(piece.any(1))
-    across = piece[steps].sum(1)
-    middle = (piece[steps] * np.arange(piece.shape[1])).sum(1) / across
-    bent = middle - np.polyval(np.polyfit(steps, middle, 1), steps)
-    thin, untextured = across.mean() <= LINE_WIDTH * shape[1], np.count_nonzero(piece & smooth) / across.sum()
-    return bool(np.std(bent) <= LINE_WIDTH * shape[1] and (thin or untextured >= UNTEXTURED))
-
-
-def _widened(box: tuple[slice, slice], by: int) -> tuple[slice, slice]:
+def widened(box: tuple[slice, slice], by: int) -> tuple[slice, slice]:
+    """Return a box of a picture with a margin of some pixels."""
     rows, columns = (slice(max(0, side.start - by), side.stop + by) for side in box)
     return rows, columns
 
@@ -353,9 +291,26 @@ def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.flo
     return flags
 
 
-def bits_of(flags: Iterable[Flag]) -> int:
-    """Return the bits of some names."""
-    return sum(BITS[flag] for flag in set(flags))
+def excluding(
+    names: Sequence[Flag], flags: NDArray[np.uint8], share: NDArray[np.float32], tissue: TissueMask
+) -> tuple[int, tuple[str, ...]]:
+    """Return the bits of the flags that exclude tiles, and a text on each that would exclude too much to be right.
+
+    ``share`` is that of tissue in each tile. Ink of which most lies on glass is certain, so it excludes any amount.
+    """
+    bits, doubtful = 0, []
+    for name in dict.fromkeys(names):
+        lost = float(share[(flags & BITS[name]) > 0].sum() / max(1e-9, share.sum()))
+        if lost <= MOST_EXCLUDED or (name == "pen" and _is_mostly_on_glass(tissue)):
+            bits |= BITS[name]
+        else:
+            doubtful.append(f"{name}: it would leave out {lost:.0%} of the tissue, which is kept; check its picture")
+    return bits, tuple(doubtful)
+
+
+def _is_mostly_on_glass(tissue: TissueMask) -> bool:
+    pen = tissue.seen.pen if tissue.seen is not None else np.zeros_like(tissue.mask)
+    return 2 * int(np.count_nonzero(pen & tissue.mask)) <= int(np.count_nonzero(pen))
 
 
 def _blurred(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from wsi_ips.registry import Entry, Registry
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.filters import Bools, Bytes, box_mean, box_share, closed, dilated, local_minimum
 
@@ -36,8 +37,28 @@ SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on 
 DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
 
 Rung = Literal["otsu", "adaptive", "stain", "bounded"]
-Method = Literal["auto", "otsu", "adaptive", "stain", "all"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
+
+_OURS = "wsi_ips.tissue.segmentation:segment_tissue"
+# Those of other packages, and `model`, name a function of a thumbnail, its µm/px and `tissue.model` that returns how
+# likely each pixel is tissue: float32 (height, width), 0 to 1.
+TISSUE_METHODS: Registry[Entry] = Registry(
+    "tissue method",
+    [
+        Entry("auto", _OURS, "the first of `otsu`, `adaptive` and `stain` that can be trusted"),
+        Entry("otsu", _OURS, "threshold on saturation"),
+        Entry("adaptive", _OURS, "above the noise of the slide's own glass"),
+        Entry("stain", _OURS, "threshold on density"),
+        Entry("all", _OURS, "everything counts as tissue"),
+        Entry(
+            "model",
+            "wsi_ips.model.tissue_network:tissue_share",
+            "your own network, of the file `tissue.model`",
+            keys=("tissue.model",),
+        ),
+    ],
+    group="wsi_ips.tissue_methods",
+)
 
 MOST_SATURATION = 0.2  # with little glass, Otsu can only split the tissue, and splits it higher
 MOST_DENSITY = 0.25
@@ -169,13 +190,13 @@ def _noise_limit(values: NDArray[np.uint8]) -> tuple[float, float]:
 class Found:
     """Result of one method."""
 
-    rung: Rung  # which method
+    rung: str  # which method
     mask: Bools | None  # pixels found, uncleaned; None where the method cannot be used
     threshold: float  # saturation or density (0-1) above which a pixel counts
     detail: str  # the rule in words, or why the method cannot be used
 
 
-def attempts(view: View, *, min_saturation: float, method: Method) -> Iterator[Found]:
+def attempts(view: View, *, min_saturation: float, method: str) -> Iterator[Found]:
     """Yield the result of each method in order; only of the named one where ``method`` is not ``auto``."""
     for rung in LADDER:
         if method in ("auto", rung):
