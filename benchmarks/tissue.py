@@ -3,14 +3,22 @@
 Slides are real files read back through the reader; the truth is the plan they were drawn from. No case was left out.
 
     python benchmarks/tissue.py [--quick] [--pictures DIR] [--json FILE]
+    python benchmarks/tissue.py --overviews FOLDER [--test-only] [--pictures DIR]
 
 Prints a table; with --json also writes rows {case, ours, peer, peer_name, ratio, unit}, the peer being Otsu's threshold
 on saturation alone, as most pipelines use it. --pictures writes what was seen.
+
+--overviews measures real overviews instead: a folder with ``PROVENANCE.csv`` (columns file, set, mpp_estimated) and
+``truth/NAME_tissue.png`` (255 tissue, 0 glass, 128 not judged) and ``truth/NAME_pen.png`` (255 pen). It prints the IoU,
+the share of the tissue under each flag where there is no pen, and the share of the pen that was missed. Constants are
+chosen on every other picture by name (``choose``), the others only report (``report``); those whose set is
+``test_only`` are read with --test-only alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -19,15 +27,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from wsi_ips.config import TissueSection
-from wsi_ips.geometry import Size
+from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides import Overview, open_slide, read_overview
 from wsi_ips.slides.synthetic_slide import Planted, planted, write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import SyntheticSlide
-from wsi_ips.tissue.artifacts import BITS, FLAGS, flag_tiles
+from wsi_ips.tissue.artifacts import BITS, FLAGS, find_folds, flag_tiles
+from wsi_ips.tissue.filters import dilated
 from wsi_ips.tissue.mask import TissueMask
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
@@ -136,9 +146,7 @@ def _flags(
     return figures
 
 
-def _scale(plan: SyntheticSlide, truth: Planted):
-    from wsi_ips.geometry import Scale
-
+def _scale(plan: SyntheticSlide, truth: Planted) -> Scale:
     height, width = truth.tissue.shape
     return Scale(plan.size_px0.width / width, plan.size_px0.height / height)
 
@@ -155,13 +163,77 @@ def _picture(path: Path, overview: Overview, mask: TissueMask, truth: Planted) -
     Image.fromarray(np.concatenate([overview.thumbnail, seen], 1)).save(path)
 
 
+def measure_overviews(folder: Path, *, test_only: bool, pictures: Path | None) -> None:
+    """Print a table of the overviews of a folder: those to choose on, those to report on, and the test set if asked."""
+    with (folder / "PROVENANCE.csv").open(encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["file"])
+    open_rows = [row for row in rows if row["set"] != "test_only"]
+    groups = {"choose": open_rows[0::2], "report": open_rows[1::2]}
+    if test_only:
+        groups["test_only"] = [row for row in rows if row["set"] == "test_only"]
+    print(
+        f"{'set':9s} {'overview':30s} {'IoU':>6s} {'pen':>7s} {'fold':>7s} {'bubble':>7s} {'missed':>7s}  rung, share"
+    )
+    for group, members in groups.items():
+        found = [_overview_line(folder, row, group, pictures) for row in members]
+        ious, lost, missed = (np.array([line[k] for line in found]) for k in range(3))
+        print(
+            f"{group:9s} {'mean IoU, worst; most lost':30s} {np.nanmean(ious):6.3f} {np.nanmin(ious):6.3f}; "
+            f"{np.nanmax(lost):.1%} lost; {np.nanmean(missed):.1%} of the pen missed, {np.nanmax(missed):.1%} at worst"
+        )
+
+
+def _overview_line(folder: Path, row: dict[str, str], group: str, pictures: Path | None) -> tuple[float, float, float]:
+    """Print the line of one overview and return its IoU, tissue lost to pen, and pen missed (NaN where unknown)."""
+    path, step = folder / row["file"], float(row["mpp_estimated"])
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    mpp = Scale(step, step)
+    found = segment_tissue(pixels, mpp=mpp, px0_size=Size(*pixels.shape[1::-1]))
+    tissue, pen = (_drawn(path.parent / "truth" / f"{path.stem}_{what}.png") for what in ("tissue", "pen"))
+    truth = found.mask if tissue is None else tissue >= 200
+    judged = np.ones_like(truth) if tissue is None else (tissue >= 200) | (tissue < 50)
+    inked = np.zeros_like(truth) if pen is None else pen >= 200
+    seen = found.seen
+    maps = {
+        "pen": seen.pen,
+        "fold": find_folds(seen.od, found.mask, seen.pen, step_um=step),
+        "bubble": seen.bubble,
+    }
+    clear = truth & ~dilated(inked, 2)  # the edge of a hand-drawn mark is not exact
+    lost = {name: float((where & clear).sum() / max(1, clear.sum())) for name, where in maps.items()}
+    union = ((found.mask | truth) & judged).sum()
+    iou_of = float("nan") if tissue is None else float((found.mask & truth & judged).sum() / max(1, union))
+    missed = 1 - float((seen.pen & inked).sum() / inked.sum()) if inked.any() else float("nan")
+    flags = " ".join(f"{share:7.2%}" for share in lost.values())
+    tail = f"{missed:7.1%}  {found.rung}, {found.mask.mean():.1%}"
+    print(f"{group:9s} {path.stem:30s} {iou_of:6.3f} {flags} {tail}")
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        shown = pixels.copy()
+        shown[found.mask & ~truth], shown[truth & ~found.mask] = (255, 140, 0), (0, 160, 255)
+        shown[found.mask ^ ndimage.binary_erosion(found.mask)] = (0, 150, 0)
+        for name, colour in (("pen", (0, 255, 255)), ("fold", (160, 0, 255)), ("bubble", (255, 255, 0))):
+            shown[maps[name]] = colour
+        Image.fromarray(np.concatenate([pixels, shown], 1)).save(pictures / f"{path.stem}.png")
+    return iou_of, lost["pen"], missed
+
+
+def _drawn(path: Path) -> NDArray[np.uint8] | None:
+    return np.asarray(Image.open(path).convert("L")) if path.exists() else None
+
+
 def main() -> None:
-    """Measure all cases with three seeds each (one with --quick)."""
+    """Measure all cases with three seeds each (one with --quick), or real overviews."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases, one seed")
     parser.add_argument("--pictures", type=Path, help="folder for a picture per case")
     parser.add_argument("--json", type=Path, help="write rows to this file")
+    parser.add_argument("--overviews", type=Path, help="folder of real overviews to measure instead")
+    parser.add_argument("--test-only", action="store_true", help="with --overviews: also its test set")
     arguments = parser.parse_args()
+    if arguments.overviews:
+        measure_overviews(arguments.overviews, test_only=arguments.test_only, pictures=arguments.pictures)
+        return
     rows, lowest = [], 1.0
     print(f"{'case':16s} {'seed':>4s} {'IoU':>6s} {'Otsu':>6s}  rung      flags: recall, precision")
     with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ from wsi_ips.results.score_raster import Raster, tile_raster
 from wsi_ips.slides import SlideReader, open_slide, read_overview
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.stream import SlideTiles
-from wsi_ips.tissue.artifacts import bits_of, flag_tiles
+from wsi_ips.tissue.artifacts import excluding, flag_tiles
 from wsi_ips.tissue.mask import TissueMask
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
@@ -121,7 +121,8 @@ def make_tiles(
         rules = TileRules(tiles.mpp, tiles.patch_px, tiles.stride, tiles.min_tissue_fraction)
         every = build_index(info, mask, rules, IndexOrigin(Path(info.name).stem), tumour_region=region)
         flags = flag_tiles(read_overview(slide, tissue.mpp), mask, every.boxes_px0)
-    index = every.flagged(flags, exclude=bits_of(tiles.exclude_flags))
+    exclude, _ = excluding(tiles.exclude_flags, flags, every.tissue_fraction, mask)
+    index = every.flagged(flags, exclude=exclude)
     return SlideTiles(slot=0, slide_id=index.slide_id, index=index, open=reopen, tiles=None)
 
 

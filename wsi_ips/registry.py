@@ -29,6 +29,7 @@ HOMES = {
     "starts": "wsi_ips.training.starts:STARTS",
     "score_maps": "wsi_ips.results.score_maps:SCORE_MAPS",
     "handoff_formats": "wsi_ips.results.handoff_formats:HANDOFF_FORMATS",
+    "tissue_methods": "wsi_ips.tissue.methods:TISSUE_METHODS",
     "tile_formats": "wsi_ips.tiles.interop.tile_formats:TILE_FORMATS",
 }  # recipe sections name registries without importing them
 

@@ -171,7 +171,7 @@ def _print_unlisted(report: CheckReport) -> None:
         say("yellow", f"{len(others)} other files in no row", f"{text} ({few([path.name for path in others])})")
 
 
-COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "failed": "red", "pending": "dim"}
+COLOURS: dict[State, str] = {"ok": "green", "empty": "yellow", "unsuited": "yellow", "failed": "red", "pending": "dim"}
 MOST_ROWS = 100
 
 

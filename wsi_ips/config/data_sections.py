@@ -37,10 +37,14 @@ class TissueSection(Section):
     min_saturation: Share = Field(0.06, description="lowest saturation of stain (0-1); bounds Otsu's threshold")
     min_area_um2: AtLeast0 = Field(40_000.0, description="smaller tissue pieces are dropped, µm²")
     max_hole_um2: AtLeast0 = Field(20_000.0, description="holes up to this area are filled, µm²")
-    method: Literal["auto", "otsu", "adaptive", "stain", "all"] = Field(
+    method: Annotated[str, ListedIn("tissue_methods")] = Field(
         "auto",
         description="`otsu`: threshold on saturation; `adaptive`: above the noise of the slide's own glass; `stain`: "
-        "threshold on density; `auto`: the first of them that can be trusted; `all`: everything counts as tissue",
+        "threshold on density; `auto`: the first of them that can be trusted; `all`: everything counts as tissue; "
+        "`model`: your own network",
+    )
+    model: RecipePath | None = Field(
+        None, description="TorchScript or ONNX file of method `model`: ImageNet-normalised RGB in, logits of tissue out"
     )
 
     def segmentation(self) -> dict[str, Any]:

@@ -149,8 +149,10 @@ class SlideRecord(BaseModel):
         description="`partial`: lesions may lie outside the outlines too, so only what is outlined is known; empty = "
         "`complete`",
     )
-    tissue_method: Literal["auto", "otsu", "adaptive", "stain", "all"] | None = Field(
-        None, description="How tissue is found on this slide; overrides `tissue.method` of the recipe"
+    tissue_method: Literal["auto", "otsu", "adaptive", "stain", "all", "model"] | None = Field(
+        None,
+        description="How tissue is found on this slide; overrides `tissue.method` of the recipe. With it, a slide "
+        "is read that would be `unsuited`",
     )
     tissue_min_saturation: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Lowest saturation that counts as stain on this slide, 0 to 1; overrides the recipe's"

@@ -152,7 +152,12 @@ def _not_predicted(predictions: RunPredictions, chosen: Sequence[SlideRecord], s
     states = [predictions.states[r.slide_id].state for r in others]
     if not states:
         return []
-    names = {"ok": "not predicted yet", "pending": "not processed", "empty": "without tissue or tiles"}
+    names = {
+        "ok": "not predicted yet",
+        "pending": "not processed",
+        "empty": "without tissue or tiles",
+        "unsuited": "unsuited",
+    }
     kinds = ", ".join(f"{count} {names.get(state, state)}" for state, count in Counter(states).items())
     return [f"{len(states)} of {len(states) + len(chosen)} slides of split `{split}` are not measured: {kinds}"]
 

@@ -101,6 +101,7 @@ def _advice(folder: RunFolder, state: SlideState) -> str:
     advice = {
         "pending": "run `wsi-ips tile`",
         "failed": "do what the reason says, then `wsi-ips run --retry`",
+        "unsuited": f"look at {folder.tissue_picture(state.slide_id)}; the slide is neither learned from nor predicted",
         "empty": f"look at {folder.tissue_picture(state.slide_id)}; the slide is left out of training",
     }
     return advice.get(state.state, "nothing")

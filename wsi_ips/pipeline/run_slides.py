@@ -85,6 +85,7 @@ class RunSlides:
             content_identity(record.path, self.remote),
             _file_hash("annotation", record.annotation) if record.annotation else None,
             *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
+            *([_file_hash("tissue.model", self.tiling.tissue.model)] if self.tiling.tissue.model else []),
             record.tissue_method,
             record.tissue_min_saturation,
             _file_hash("tissue_mask", record.tissue_mask) if record.tissue_mask else None,
@@ -127,6 +128,7 @@ def _file_hash(column: str, path: Path) -> str:
     except FileNotFoundError as error:
         why = " (most tools write none for a slide without tiles: then leave the slide out)"
         raise SlideNotFoundError(
-            f"{column} {path}: no such file; correct column `{column}` of the manifest"
+            f"{column} {path}: no such file; correct "
+            + (f"key `{column}`" if "." in column else f"column `{column}` of the manifest")
             + (why if column == "coordinates" else "")
         ) from error

@@ -23,8 +23,9 @@ from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.tables import table_text
 
 Stage = Literal["tile", "features", "train", "predict", "heatmap", "handoff"]
-State = Literal["pending", "ok", "empty", "failed"]
-STATES: tuple[State, ...] = ("ok", "empty", "failed", "pending")
+State = Literal["pending", "ok", "empty", "unsuited", "failed"]
+STATES: tuple[State, ...] = ("ok", "empty", "unsuited", "failed", "pending")
+WITHOUT_TILES: tuple[State, ...] = ("empty", "unsuited")
 T = TypeVar("T")
 
 EXPORT_EVERY_S = 60.0
@@ -39,10 +40,11 @@ class SlideState:
     """One row of the table."""
 
     slide_id: str
-    # ``pending`` (no stage has worked on it), ``ok``, ``empty`` (no tissue: a result, not an error) or ``failed``
+    # ``pending`` (no stage has worked on it), ``ok``, ``empty`` (no tissue: a result, not an error), ``unsuited`` (no
+    # stained section, so it is neither learned from nor predicted unless its row of the manifest asks) or ``failed``
     state: State = "pending"
     stage: str = ""  # last stage that worked on the slide
-    reason: str = ""  # why it is empty or failed, and what to do
+    reason: str = ""  # why it is empty, unsuited or failed, and what to do
     reader: str = ""  # the reader that opened it
     mpp: float | None = None  # µm per level-0 pixel along x
     tiles: int | None = None  # number of tiles in its index
@@ -58,7 +60,7 @@ class SlideState:
     @property
     def is_tiled(self) -> bool:
         """Whether the slide was tiled, with or without tiles; a later stage may have failed."""
-        return self.state in ("ok", "empty") or (self.state == "failed" and self.stage != "tile")
+        return self.state in ("ok", *WITHOUT_TILES) or (self.state == "failed" and self.stage != "tile")
 
 
 COLUMNS = tuple(field.name for field in fields(SlideState))
@@ -107,7 +109,7 @@ class StateTable:
 
     def with_tiles(self, records: Iterable[SlideRecord]) -> list[SlideRecord]:
         """Return the slides with tiles: state ``ok``, or failed in a later stage, which may try again."""
-        return [r for r in records if self.is_done(r.slide_id) and self._rows[r.slide_id].state != "empty"]
+        return [r for r in records if self.is_done(r.slide_id) and self._rows[r.slide_id].state not in WITHOUT_TILES]
 
     def count(self, state: State) -> int:
         """Return the number of slides in a state."""

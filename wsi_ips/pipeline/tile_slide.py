@@ -25,8 +25,8 @@ from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
 from wsi_ips.tiles.recall import Recall, tissue_recall
 from wsi_ips.tiles.store import stored_fingerprint, stored_row, write_index
-from wsi_ips.tissue.artifacts import BITS, bits_of, flag_tiles
-from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion
+from wsi_ips.tissue.artifacts import BITS, excluding, flag_tiles
+from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion, unsuited
 from wsi_ips.tissue.perceptual_hash import look_of
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifacts
 
@@ -74,6 +74,8 @@ class _Findings:
     regions: Regions | None  # the annotation
     recall: Recall | None  # share of the annotation that lies in tissue and tiles
     scale_remark: str  # how the header contradicts itself; empty where it does not
+    doubtful: tuple[str, ...]  # flags that would exclude so much of the tissue that they exclude nothing
+    unsuited: str  # why the slide is no stained section; empty where it is, or where a person vouches for it
     no_tumour: str  # why the annotation shows no tumour; empty where it does, or where there is none
 
     @property
@@ -89,6 +91,7 @@ class _Findings:
     def remarks(self) -> list[str]:
         """Return what a person should check, the most important first."""
         remarks = remarks_on(self.tissue, self.index.mpp)
+        remarks[:0] = [f"doubtful {text}" for text in self.doubtful]
         if self.left_out:
             remarks.append(f"{self.left_out} tiles left out by their flags")
         recall = self.recall
@@ -125,11 +128,20 @@ def tile_slide(
     )
     flags = flag_tiles(overview, tissue, every.boxes_px0)
     # Imported tiles are flagged too, but none is excluded.
-    exclude = 0 if record.coordinates else bits_of(tiles.exclude_flags)
+    exclude = 0
+    doubtful: tuple[str, ...] = ()
+    if not record.coordinates:
+        exclude, doubtful = excluding(tiles.exclude_flags, flags, every.tissue_fraction, tissue)
+    # Who draws the tissue, names a method for this slide or brings its tiles vouches for it.
+    vouched = any((record.tissue_mask, record.tissue_method, record.coordinates))
+    why_not = "" if vouched else unsuited(tissue, overview.thumbnail)
     index = every.flagged(flags, exclude=exclude)
+    if why_not:
+        index = every.flagged(np.full(len(every), 255, np.uint8), exclude=255)
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
-    found = _Findings(overview, tissue, index, laid, regions, recall, scale_remark(reader.info), no_tumour)
+    said = scale_remark(reader.info)
+    found = _Findings(overview, tissue, index, laid, regions, recall, said, doubtful, why_not, no_tumour)
     source = "pixels" if tiling.slides.unit == "pixels" else index.mpp_source
     look = "" if tissue.rung == "all" else look_of(overview.thumbnail)  # it recognises stain on glass
     index = replace(index, look=look, mpp_source=source)
@@ -167,7 +179,7 @@ def _tissue_of(
 def _row(found: _Findings, section: TilesSection) -> dict[str, Any]:
     tiles = len(found.index)
     return {
-        "state": "ok" if tiles else "empty",
+        "state": "unsuited" if found.unsuited else "ok" if tiles else "empty",
         "reason": "" if tiles else _why_empty(found, section),
         "reader": found.index.reader,
         "mpp": round(found.index.mpp.x, 5),
@@ -179,10 +191,22 @@ def _row(found: _Findings, section: TilesSection) -> dict[str, Any]:
 
 
 def _why_empty(found: _Findings, section: TilesSection) -> str:
+    if found.unsuited:
+        return f"{found.unsuited}; to have it read all the same, set its `tissue_method` in the manifest, to `auto` say"
     if found.tissue_mm2 == 0:
         return "no tissue found; look at its picture, then lower `tissue.min_saturation` or `tissue.min_area_um2`"
     if found.left_out:
         return f"all {found.left_out} tiles are flagged; look at its picture, then shorten `tiles.exclude_flags`"
+    plan, bounds = found.index.plan, found.index.bounds
+    if plan.footprint_px0.x > bounds.width or plan.footprint_px0.y > bounds.height:
+        slide_um, tile_um = (
+            (x * found.index.mpp.x, y * found.index.mpp.y)
+            for x, y in ((bounds.width, bounds.height), plan.footprint_px0)
+        )
+        return (
+            f"the slide ({slide_um[0]:.0f} x {slide_um[1]:.0f} µm) is smaller than a tile ({tile_um[0]:.0f} x "
+            f"{tile_um[1]:.0f} µm); lower `tiles.patch_px`, or set `tiles.mpp` finer"
+        )
     return (
         f"{found.tissue_mm2:.3f} mm² of tissue, but no tile holds {section.min_tissue_fraction:.0%} of it; lower "
         "`tiles.min_tissue_fraction`, or tile finer"

@@ -16,7 +16,7 @@ from wsi_ips.model.checkpoint_card import CARD_NAME
 from wsi_ips.pipeline.progress import Progress
 from wsi_ips.pipeline.run_slides import RunSlides
 from wsi_ips.pipeline.slide_predictions import RunPredictions
-from wsi_ips.pipeline.slide_states import StateTable
+from wsi_ips.pipeline.slide_states import WITHOUT_TILES, StateTable
 from wsi_ips.slides import content_identity
 from wsi_ips.tiles.index import geometry_mismatches
 from wsi_ips.tiles.store import slide_ids, stored_row
@@ -46,7 +46,7 @@ class Verified:
 
 
 def verify_tiles(slides: RunSlides, states: StateTable, compute: ComputeSection, progress: Progress) -> Verified:
-    """Verify the tile index of every slide that is ``ok``, ``empty`` or failed after tiling."""
+    """Verify the tile index of every slide that is ``ok``, ``empty``, ``unsuited`` or failed after tiling."""
     records = {record.slide_id: record for record in slides.records if states.is_done(record.slide_id)}
     jobs = [Job(name, VERIFY_JOB, slides.alone(record)) for name, record in records.items()]
     found: dict[str, list[str]] = {}
@@ -121,7 +121,7 @@ def _outcome_mismatches(states: StateTable, outcome: JobOutcome) -> Iterator[str
     found, tiles = outcome.result.value
     yield from found
     row = states[outcome.job.name]
-    if row.tiles != tiles or (row.state == "empty") != (tiles == 0):
+    if row.tiles != tiles or (row.state in WITHOUT_TILES) != (tiles == 0):
         yield f"the states say {row.state} with {row.tiles} tiles, the index holds {tiles}; run `wsi-ips tile`"
 
 

@@ -19,7 +19,7 @@ from wsi_ips.slides import RGB
 
 PER_PAGE = 200  # slides per page; a preview is about 40 kB
 MOST_LESIONS = 8
-STATE_WEIGHTS = {"failed": 1000, "empty": 500}
+STATE_WEIGHTS = {"failed": 1000, "unsuited": 700, "empty": 500}
 INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
 EDGE, TILE, LESION = (0, 120, 60), (30, 90, 200), (210, 0, 0)
 # Bit and colour of each flag: pen, bubble, fold, blur; the first wins where a tile has several.
@@ -83,7 +83,7 @@ def render_sheet(title: str, entries: Sequence[SheetEntry]) -> dict[str, str]:
         "page_name": page_name,
         "doubtful": sum(bool(entry.facts.get("remarks")) for entry in entries),
         "failed": sum(entry.state == "failed" for entry in entries),
-        "empty": sum(entry.state == "empty" for entry in entries),
+        "empty": sum(entry.state in ("empty", "unsuited") for entry in entries),
         **recall_figures(entries),
     }
     template = environment.get_template("tissue.html.j2")

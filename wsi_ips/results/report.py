@@ -32,7 +32,7 @@ METRIC_NAMES = {
     "pr_auc": ("Average precision", "mean share of true calls over all thresholds"),
     "brier": ("Brier score", "mean squared error of the probability; 0 is best"),
 }
-PROBLEMS = ("failed", "empty")  # states shown before everything else, in this order
+PROBLEMS = ("failed", "unsuited", "empty")  # states shown before everything else, in this order
 MOST_ALARMS = 20  # most false alarms shown; missed slides are all shown
 OPEN_ROWS = 150  # rows of the worklist that are visible at once; the others are folded
 PICTURE_PX, TILE_SHOWN_PX, THUMBNAIL_PX = 1000, 112, (96, 72)
@@ -63,7 +63,10 @@ def render_report(data: ReportData) -> str:
         drawn=drawn,
         linked={s.slide_id for s in (*missed, *alarms[:MOST_ALARMS], *drawn)},
         anchors={s.slide_id: f"slide-{number}" for number, s in enumerate(predicted, 1)},
-        counts={state: sum(s.state == state for s in data.slides) for state in ("ok", "empty", "failed", "pending")},
+        counts={
+            state: sum(s.state == state for s in data.slides)
+            for state in ("ok", "empty", "unsuited", "failed", "pending")
+        },
         metric_names=METRIC_NAMES,
         plots=_plots(data, predicted),
         learning=report_plots.learning_plots(data.history) if data.history else [],

@@ -7,7 +7,7 @@ and blue light least, at any concentration (Ruifrok and Johnston 2001). Inks abs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,23 +17,49 @@ from scipy import ndimage
 
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import Overview
-from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, over_squares, without_small
 from wsi_ips.tissue.mask import AreaSums, TissueMask
 
 OD_UNIT = 100  # optical densities are kept as whole numbers of 1/100
-INK_UM2 = 5_000.0  # smaller spots of an ink's colour are pigment, not pen
-RED_INK_UM2 = 20_000.0  # smaller red spots are blood
-MOST_INK = 0.3  # if a larger share of the stained picture has an ink's colour, it is the stain's colour
-BLUER = 1.25  # blue ink absorbs this many times more red relative to green light than the slide's stain does
+INK_UM2 = 40_000.0  # smaller spots of an ink's colour are pigment, blood or splashes: the tip of a pen has 0.3 mm
+SMALLEST_PX = 16  # texture cannot be judged on fewer pixels
+STAINED_OD = 10  # what absorbs less is glass
+# Texture, as a share of the density, below which a colour is a film of dye: on overviews of 8 to 40 µm/px ink on glass
+# has 0.01 to 0.05, tissue with nuclei 0.05 to 0.14. Blurred pictures have less of it, so it is also compared with the
+# rest of the tissue: a mark begins below the first of these shares and goes on below the second.
+FLAT, OF_TISSUE_TEXTURE = 0.045, (0.5, 0.8)
+CLEAR_OD = 100  # coloured ink lets some light of its own colour through
+OPAQUE_OD = 180  # what lets no light through at all was not scanned, or is the frame of the picture
+# A stroke of a pure colour: no pen is wider, and its edges give it more texture than FLAT, but less than crowded nuclei
+WIDEST_STROKE_UM, STROKE_TEXTURE = 3_000.0, 0.125
+PURE = 0.4  # share of a mark that has a purer colour than stains reach
+FEW_PX, LEAST_TEXTURE = 100, 0.012  # tissue of fewer pixels, or flatter than this, is nothing to compare with
+EDGE_UM = 100.0  # width of the rim over which ink thins out
+LUMEN_UM = 40.0  # glass this near to tissue is a lumen, or the cleft along its edge
+# Share of the surroundings of a mark that is glass, from which it is ink; less is enough for a line, which crosses
+LEAST_ON_GLASS, STROKE_ON_GLASS = 0.25, 0.05
+LINE = 4.0  # least length of a line in widths
+# Sum of the densities (1/100) of three channels above which no section of 3 to 5 µm is, blood included, and how many
+# times as dense as the tissue of this slide. Not for black, which pigments reach.
+DENSE_OD, DENSER = 165, 2.0
+MOSTLY_FLAT = 0.5  # share of a mark that is flat, from which it may be ink although no glass shows it
 # A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2
 FOLD_FACTOR = 1.6
 LEAST_FOLD_OD = 25
+FOLD = 2.5  # least length of a fold in widths
+# Density of a fold as a multiple of that of the tissue beside it: two or three layers, whose edges are not sharp
+FOLD_CONTRAST = (1.4, 3.3)
+BESIDE_PX = 4  # width of the tissue beside a fold with which it is compared
+# Largest difference between the shares that red, green and blue have in the density of a fold and of its surroundings
+SAME_COLOUR = 0.015
 FOLD_UM = 24.0  # narrower dark lines are vessels, crowded nuclei, edges
 FOLD_UM2 = 5_000.0
 # Mean optical density of the rim of a bubble and of the edge of a coverslip: grey, neither glass nor ink
 RIM_OD = (15, 150)
 RIM_SPREAD = 0.35  # largest difference between the channels of a grey, as a share of the densest
 BUBBLE_UM = 150.0  # smaller rings are vacuoles
+BUBBLE_PX = 12  # on fewer pixels, a ring cannot be told from any dark spot
+HOLLOW = 0.4  # least share of a bubble that its rim leaves free
 RIM_UM = 100.0  # wider rings were drawn with a pen
 ROUND = 0.7  # least share of a bubble's bounding ellipse that its filled ring covers
 Flag = Literal["pen", "blur", "fold", "bubble"]
@@ -47,62 +73,166 @@ COARSEST_DETAIL_MPP = 5.0  # blur is not judged at coarser scales, where nuclei 
 # Ratio of detail at one fine pixel to detail at two, below which tissue is out of focus: at 4 µm/px, H&E in focus has
 # 0.8 to 2, behind a Gaussian of 2.5 µm 0.7, of 5 µm 0.4 (benchmarks/RESULTS.md)
 SHARP = 0.65
+MOST_EXCLUDED = 0.05  # a flag that takes a larger share of the tissue is more likely wrong than right
 JUDGED_SHARE = 0.5  # blur is judged on tiles with at least this share of tissue
 
 
-def densities(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes, Bytes]:
-    """Return the optical density per channel in units of 1/100, 0 (white) to 240; input is relative to white."""
-    table = np.rint(-OD_UNIT * np.log10(np.maximum(np.arange(256), 1) / 255)).astype(np.uint8)
-    red, green, blue = (table[plane] for plane in planes)
+def densities(planes: tuple[Bytes, Bytes, Bytes], white: tuple[int, int, int]) -> tuple[Bytes, Bytes, Bytes]:
+    """Return the optical density per channel relative to the colour of the glass, in units of 1/100, 0 to 240."""
+    levels = np.maximum(np.arange(256), 1)
+    red, green, blue = (
+        np.rint(OD_UNIT * np.clip(np.log10(of_glass / levels), 0, 2.4)).astype(np.uint8)[plane]
+        for plane, of_glass in zip(planes, white, strict=True)
+    )
     return red, green, blue
 
 
-def find_pen(od: tuple[Bytes, Bytes, Bytes], *, pixel_um2: float) -> Bools:
-    """Find green, blue, red and black ink; also finds the grey rim of a bubble, see :func:`find_bubbles`."""
+def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, Bools]:
+    """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue.
+
+    The colour alone says little: DAB beside its counterstain, trichrome, PAS, melanin and dark haematoxylin share it.
+    Ink is told from them by what it is: a film of dye without nuclei, drawn on the glass. So a mark has less texture
+    than the tissue of this slide, or a purer colour than stains reach, and continues over glass, or is far denser than
+    any section.
+    """
     red, green, blue = (plane.astype(np.int16) for plane in od)
-    stained = max(1, int(np.count_nonzero(green > 8)))
-    inks = ((_cold, INK_UM2), (_red, RED_INK_UM2), (_black, INK_UM2))
-    pen = np.zeros(red.shape, bool)
-    for is_ink, smallest_um2 in inks:
-        spots = is_ink(red, green, blue)
-        spots = without_small(closed(spots, 1), math.ceil(smallest_um2 / pixel_um2)) if spots.any() else spots
-        if np.count_nonzero(spots) <= MOST_INK * stained:
-            pen |= spots
-    return dilated(pen, 1) if pen.any() else pen
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    black = _is_black(low, high)
+    cold = _is_cold(red, green)
+    coloured = black | cold | _is_red(red, green, blue)
+    pure = (_is_cold(10 * red, 14 * green) & (red > 12)) | (
+        _is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)
+    )
+    pure &= low < CLEAR_OD
+    stained = high > STAINED_OD
+    if 2 * np.count_nonzero(pure) > np.count_nonzero(stained):
+        pure[:] = False  # nothing to compare with: this is the stain, of Giemsa for example
+    pen, unsure = np.zeros(red.shape, bool), np.zeros(red.shape, bool)
+    smallest_px = max(SMALLEST_PX, math.ceil(INK_UM2 / step_um**2))
+    if np.count_nonzero(coloured) < smallest_px:
+        return pen, unsure
+    total = red + green + blue
+    flat, flattish, texture, usual = _flat(total, coloured, stained)
+    # Round a mark the ink thins out, and over tissue its colour mixes with the stain's.
+    edge = coloured | (_is_cold(10 * red, 8 * green) & (red > 12))
+    marks = dilated(closed(flattish | pure, 1), max(2, round(EDGE_UM / step_um))) & edge
+    beside = dilated(stained & ~dilated(edge, 2), max(1, round(LUMEN_UM / step_um)))  # tissue, and lumina in it
+    labels, count = ndimage.label(marks, structure=EIGHT_CONNECTED)
+    alike: list[tuple[tuple[slice, slice], Bools]] = []
+    areas, flats, pures = (np.bincount(labels[where], minlength=count + 1) for where in (marks, flat, pure))
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        is_pure = pures[number] > max(smallest_px, PURE * areas[number])
+        is_pure = is_pure and _is_drawn(labels[widened(box, 1)] == number, texture[widened(box, 1)], step_um)
+        if flats[number] < smallest_px and not is_pure:
+            continue
+        wide = widened(box, 5)
+        mark = labels[wide] == number
+        ring = dilated(mark, 5) & ~dilated(mark, 2) & ~edge[wide]
+        on_glass = np.count_nonzero(ring & ~beside[wide]) / max(1, np.count_nonzero(ring))
+        mostly = usual > 0 and flats[number] > MOSTLY_FLAT * areas[number]
+        dense = mostly and 2 * np.count_nonzero(black[wide] & mark) < areas[number]
+        dense = dense and total[wide][mark].mean() > max(DENSE_OD, DENSER * usual)
+        line = _widths_long(mark) > LINE
+        if dense or (on_glass >= (STROKE_ON_GLASS if line else LEAST_ON_GLASS) and (line or usual or is_pure)):
+            pen[wide] |= mark
+        elif is_pure:
+            alike.append((wide, mark))
+        elif mostly:
+            unsure[wide] |= mark
+    for wide, mark in alike:  # spots on the tissue, of the pen that was used on the glass
+        (pen if _shares_a_pen(mark, wide, pen, cold) else unsure)[wide] |= mark
+    return dilated(pen, 1), unsure
 
 
-def _cold(red: NDArray[np.int16], green: NDArray[np.int16], _: NDArray[np.int16]) -> Bools:
-    """Find green and blue ink: it absorbs more red than green light, which haematoxylin of any shade does not."""
-    some = (slice(None, None, 4), slice(None, None, 4))  # enough for a median
-    stained = green[some] > 20
-    usual = float(np.median(red[some][stained] / green[some][stained])) if stained.any() else 0.0
-    ratio = min(1.5, max(1.0, BLUER * usual)) if usual < 1 else BLUER * usual
-    return np.asarray((red > 12) & (10 * red > round(10 * ratio) * green))
+def _is_drawn(mark: Bools, texture: NDArray[np.float32], step_um: float) -> bool:
+    """Return whether a mark of a pure colour is as narrow as a stroke and smoother than a section full of nuclei."""
+    width_um = 2 * step_um * float(ndimage.distance_transform_edt(mark).max())
+    return width_um <= WIDEST_STROKE_UM and float(np.median(texture[mark])) <= STROKE_TEXTURE
 
 
-def _red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+def _shares_a_pen(mark: Bools, box: tuple[slice, slice], pen: Bools, cold: Bools) -> bool:
+    """Return whether ink that was found is of the kind of a mark: cold, or red."""
+    is_cold = 2 * np.count_nonzero(mark & cold[box]) > np.count_nonzero(mark)
+    return bool((pen & (cold == is_cold)).any())
+
+
+def _is_cold(red: NDArray[np.int16], green: NDArray[np.int16]) -> Bools:
+    """Find green and blue ink: they absorb more red than green light."""
+    return np.asarray((red > 12) & (10 * red > 11 * green))
+
+
+def _is_red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
     """Find red ink: it lets red light through and hardly any blue; eosin lets blue through, only blood is similar."""
-    return np.asarray((green > 40) & (8 * blue > 5 * green) & (5 * red < green))
+    return np.asarray((green > 40) & (8 * blue > 5 * green) & (4 * red < green))
 
 
-def _black(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+def _is_black(low: NDArray[np.int16], high: NDArray[np.int16]) -> Bools:
     """Find black ink: it absorbs all colours alike."""
-    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
-    return np.asarray((low > 42) & (100 * (high - low) < 36 * high))
+    return np.asarray((low > 42) & (low < OPAQUE_OD) & (100 * (high - low) < 36 * high))
+
+
+def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bools, Bools, NDArray[np.float32], float]:
+    """Find pixels of an ink's colour that are certainly and perhaps flat; also texture and the usual density of tissue.
+
+    Texture is the difference to the mean of 3 x 3 pixels as a share of the density, taken over 9 x 9 pixels. Edges of
+    the colour do not count. The density is 0 where no tissue with texture is left to compare with.
+    """
+    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 9 * 720 at most
+    inside, tissue = ~dilated(~coloured, 1), ~dilated(~stained | coloured, 1)
+    some = (slice(None, None, 2), slice(None, None, 2))
+    of_tissue = total[some][tissue[some]]
+    textured, usual = 0.0, 0.0
+    if of_tissue.size > FEW_PX:
+        textured = float(texture[some][tissue[some]].mean()) / (9 * float(of_tissue.mean()))
+        usual = float(np.percentile(of_tissue, 75))
+    if textured < LEAST_TEXTURE:
+        textured, usual = 1.0, 0.0
+    local = [over_squares(np.pad(values * inside, 4).astype(np.int32), 9, np.add) for values in (texture, total)]
+    varies = np.where(inside, local[0] / np.maximum(1, 9 * local[1]), 0).astype(np.float32)
+    flat, flattish = (inside & (varies < min(FLAT, share * textured)) for share in OF_TISSUE_TEXTURE)
+    return flat, flattish, varies, usual
+
+
+def _widths_long(mark: Bools) -> float:
+    """Return the length of a mark in widths, as if it were a line."""
+    width = 2 * float(ndimage.distance_transform_edt(np.pad(mark, 1)).max())
+    return float(np.count_nonzero(mark)) / width**2
 
 
 def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
-    """Find tissue much denser than the rest of this slide: folds, thick or burnt places."""
+    """Find folds: bands much denser than the rest of this slide and than the tissue beside them, of its colour.
+
+    Where a section lies double, both dyes absorb twice. Crowded nuclei are dense too, but have more haematoxylin.
+    """
     nothing = np.zeros(tissue.shape, bool)
-    tissue = tissue & ~pen
+    red, green, blue = od
+    tissue = tissue & ~pen & ~dilated(np.minimum(np.minimum(red, green), blue) >= OPAQUE_OD, BESIDE_PX)
     if not tissue.any():
         return nothing
-    red, green, blue = od
     mean = (red.astype(np.uint16) + green + blue) // 3
     mean = box_mean(mean.astype(np.uint8), _odd(FOLD_UM / step_um))
     usual = float(np.percentile(mean[tissue], 75))
     dense = (mean > max(LEAST_FOLD_OD, FOLD_FACTOR * usual)) & tissue
-    return without_small(dense, math.ceil(FOLD_UM2 / step_um**2)) if dense.any() else nothing
+    smallest_px = max(SMALLEST_PX, math.ceil(FOLD_UM2 / step_um**2))
+    whole = without_small(closed(dense, max(1, round(FOLD_UM / step_um / 2))) & tissue, smallest_px)
+    labels, _ = ndimage.label(whole, structure=EIGHT_CONNECTED)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        wide = widened(box, BESIDE_PX)
+        band = labels[wide] == number
+        beside = dilated(band, BESIDE_PX) & tissue[wide] & ~dense[wide]
+        if _widths_long(band) > FOLD and _is_doubled([plane[wide] for plane in od], band, beside):
+            nothing[wide] |= band
+    return nothing
+
+
+def _is_doubled(od: Sequence[Bytes], band: Bools, beside: Bools) -> bool:
+    """Return whether a band is denser than the tissue beside it, and of the same colour."""
+    if not beside.any():
+        return False
+    over, under = (np.array([plane[where].mean() for plane in od]) for where in (band, beside))
+    turned = np.abs(over / over.sum() - under / max(1e-6, under.sum())).max()
+    least, most = (times * under.sum() for times in FOLD_CONTRAST)
+    return bool(least <= over.sum() <= most and turned <= SAME_COLOUR)
 
 
 def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
@@ -112,14 +242,14 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
     spread = high - low
     grey = (low >= RIM_OD[0]) & (high <= RIM_OD[1]) & (spread <= 4 + RIM_SPREAD * high)
     found = np.zeros(grey.shape, bool)
-    smallest = (BUBBLE_UM / step_um) ** 2 * math.pi / 4
-    if np.count_nonzero(grey) < math.pi * BUBBLE_UM / step_um:
+    least_px = max(BUBBLE_PX, BUBBLE_UM / step_um)
+    if np.count_nonzero(grey) < math.pi * least_px:
         return found
     rim = closed(grey, 1)
     labels, _ = ndimage.label(rim, structure=EIGHT_CONNECTED)
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         height, width = (side.stop - side.start for side in box)
-        if min(height, width) * step_um < BUBBLE_UM or max(height, width) > 3 * min(height, width):
+        if min(height, width) < least_px or max(height, width) > 3 * min(height, width):
             continue
         ring = labels[box] == number
         around = math.pi / 2 * (height + width)
@@ -128,9 +258,16 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
         filled = ndimage.binary_fill_holes(ring)
         area = np.count_nonzero(filled)
         width_um = np.count_nonzero(ring) / math.sqrt(math.pi * area) / 2 * step_um
-        if width_um <= RIM_UM and area >= smallest and area >= ROUND * math.pi / 4 * height * width:
+        hollow = np.count_nonzero(ring) <= (1 - HOLLOW) * area
+        if width_um <= RIM_UM and hollow and area >= ROUND * math.pi / 4 * height * width:
             found[box] |= filled
     return found
+
+
+def widened(box: tuple[slice, slice], by: int) -> tuple[slice, slice]:
+    """Return a box of a picture with a margin of some pixels."""
+    rows, columns = (slice(max(0, side.start - by), side.stop + by) for side in box)
+    return rows, columns
 
 
 def _odd(side: float) -> int:
@@ -154,9 +291,26 @@ def flag_tiles(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.flo
     return flags
 
 
-def bits_of(flags: Iterable[Flag]) -> int:
-    """Return the bits of some names."""
-    return sum(BITS[flag] for flag in set(flags))
+def excluding(
+    names: Sequence[Flag], flags: NDArray[np.uint8], share: NDArray[np.float32], tissue: TissueMask
+) -> tuple[int, tuple[str, ...]]:
+    """Return the bits of the flags that exclude tiles, and a text on each that would exclude too much to be right.
+
+    ``share`` is that of tissue in each tile. Ink of which most lies on glass is certain, so it excludes any amount.
+    """
+    bits, doubtful = 0, []
+    for name in dict.fromkeys(names):
+        lost = float(share[(flags & BITS[name]) > 0].sum() / max(1e-9, share.sum()))
+        if lost <= MOST_EXCLUDED or (name == "pen" and _is_mostly_on_glass(tissue)):
+            bits |= BITS[name]
+        else:
+            doubtful.append(f"{name}: it would leave out {lost:.0%} of the tissue, which is kept; check its picture")
+    return bits, tuple(doubtful)
+
+
+def _is_mostly_on_glass(tissue: TissueMask) -> bool:
+    pen = tissue.seen.pen if tissue.seen is not None else np.zeros_like(tissue.mask)
+    return 2 * int(np.count_nonzero(pen & tissue.mask)) <= int(np.count_nonzero(pen))
 
 
 def _blurred(overview: Overview, tissue: TissueMask, boxes_px0: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ EIGHT_CONNECTED = np.ones((3, 3), bool)
 
 def box_mean(values: Bytes, side: int) -> Bytes:
     """Return the rounded mean over squares of an odd side of at most 15, edges repeated."""
-    total = _over_squares(np.pad(values, side // 2, mode="edge").astype(np.uint16), side, np.add)
+    total = over_squares(np.pad(values, side // 2, mode="edge").astype(np.uint16), side, np.add)
     return np.asarray((total + side * side // 2) // (side * side), np.uint8)
 
 
@@ -41,12 +41,12 @@ def dilated(mask: Bools, radius: int) -> Bools:
     """Return True within a square of side ``2 * radius + 1`` around each True pixel."""
     if radius <= 0:
         return mask
-    return _over_squares(np.pad(mask, radius), 2 * radius + 1, np.logical_or)
+    return over_squares(np.pad(mask, radius), 2 * radius + 1, np.logical_or)
 
 
 def local_minimum(values: Bytes, radius: int) -> Bytes:
     """Return the minimum within a square of side ``2 * radius + 1``, edges repeated."""
-    return _over_squares(np.pad(values, radius, mode="edge"), 2 * radius + 1, np.minimum)
+    return over_squares(np.pad(values, radius, mode="edge"), 2 * radius + 1, np.minimum)
 
 
 def closed(mask: Bools, radius: int) -> Bools:
@@ -67,7 +67,7 @@ def without_small(mask: Bools, smallest_px: int) -> Bools:
     return np.asarray(keep[labels])
 
 
-def _over_squares(values: NDArray[Number], side: int, combine: np.ufunc) -> NDArray[Number]:
+def over_squares(values: NDArray[Number], side: int, combine: np.ufunc) -> NDArray[Number]:
     """Combine the values of each square, along one axis and then the other; the border is lost."""
     for axis in (0, 1):
         length = values.shape[axis] - side + 1

@@ -35,8 +35,23 @@ WEIGHTS = {
     "little tissue": 30,
     "cut by the border": 20,
     "many pieces": 15,
+    "doubtful": 40,
+    "immunohistochemistry": 40,
     "pen": 10,
 }
+
+
+# What is not a stained section, or not one that a model of H&E knows; shares of the tissue unless stated
+DARK_PICTURE, LEAST_BRIGHT = 0.5, 0.02  # shares of the picture that are black, and that let light through
+BRIGHT_OD = 240  # sum over the channels, 1/100: as dense as the darkest tissue
+COLOURLESS, GREY = (
+    0.9,
+    0.15,
+)  # share that is grey; largest spread of a grey over the channels, as a share of the densest
+DRAWN = 0.5  # share that is exactly uniform, which no camera delivers
+OPAQUE_OD = 180  # no section absorbs this much of any colour, 1/100
+LEAST_STAINED = 0.3  # share that has a colour of haematoxylin, eosin or DAB
+LEAST_BROWN = 0.05  # brown of DAB beside blue: immunohistochemistry
 
 
 class AreaSums:
@@ -82,7 +97,8 @@ class Seen:
     od: tuple[Bytes, Bytes, Bytes]  # (height, width) optical density of red, green, blue relative to the glass, 1/100
     pen: Bools  # (height, width) ink
     bubble: Bools  # (height, width) air under the coverslip
-    black_share: float  # share of the picture that is too dark for tissue and not pen
+    black_share: float  # share of the picture that is too dark for tissue
+    unsure_share: float = 0.0  # share of the picture that may be ink, but is not left out
 
 
 @dataclass(frozen=True)
@@ -195,7 +211,53 @@ def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
             texts.append(f"black over {black:.0%} of the slide: fluorescence, ink or a scan gap")
         if pen > MUCH_PEN:
             texts.append(f"pen over {pen:.0%} of the slide")
+        if tissue.seen.unsure_share > MUCH_PEN * share:
+            texts.append(
+                f"doubtful pen: {tissue.seen.unsure_share:.1%} of the slide could be ink on tissue, and is kept"
+            )
+        if (where := mask & ~tissue.seen.pen).any() and (brown := _colours(tissue.seen.od, where)[2]) > LEAST_BROWN:
+            texts.append(f"immunohistochemistry? {brown:.0%} is brown beside blue, which a model of H&E has not seen")
     return sorted(texts, key=lambda text: -suspicion([text]))
+
+
+def unsuited(tissue: TissueMask, thumbnail: Bytes) -> str:
+    """Return why a picture (height, width, 3) of the mask's shape is no section in stain; empty where it may be one."""
+    seen = tissue.seen
+    if seen is None:
+        return ""
+    total = sum(plane[::3, ::3].astype(np.int16) for plane in seen.od)
+    if seen.black_share > DARK_PICTURE and np.mean(total < BRIGHT_OD) < LEAST_BRIGHT:
+        return f"black over {seen.black_share:.0%} of the slide, and nothing is lit from behind: fluorescence?"
+    where = tissue.mask & ~seen.pen
+    if not where.any():
+        return ""
+    green = thumbnail[..., 1].astype(np.int16)
+    uniform = np.zeros_like(where)
+    uniform[1:-1, 1:-1] = (np.diff(green[:-1, 1:-1], axis=0) == 0) & (np.diff(green[1:-1, :-1], axis=1) == 0)
+    if (share := float(uniform[where].mean())) > DRAWN:
+        return f"{share:.0%} of what would be tissue is of uniform colour: a drawing or a label, not a photograph"
+    grey, stained, _ = _colours(seen.od, where)
+    if grey > COLOURLESS:
+        return f"{grey:.0%} of what would be tissue has no colour: not stained, or scanned in grey"
+    if stained < LEAST_STAINED:
+        return f"only {stained:.0%} of what would be tissue has a colour of haematoxylin, eosin or DAB"
+    return ""
+
+
+def _colours(od: tuple[Bytes, Bytes, Bytes], where: Bools) -> tuple[float, float, float]:
+    """Return the shares that are grey, of a colour of haematoxylin, eosin or DAB, and brown beside blue.
+
+    Haematoxylin and eosin absorb green most (Ruifrok and Johnston 2001), DAB blue; a blue counterstain absorbs red
+    somewhat more than green. The brown share is 0 where nothing is blue.
+    """
+    red, green, blue = (plane[where].astype(np.int16) for plane in od)
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    grey = (high - low) <= GREY * high
+    brown = ~grey & (blue >= green) & (10 * green > 11 * red)
+    cold = ~grey & (red > green) & (2 * red < 3 * green)
+    stained = (~grey & (green >= red) & (green >= blue) | brown | cold) & (high < OPAQUE_OD)
+    blues = np.mean(~grey & (10 * red > 9 * green) & (red > blue))
+    return float(grey.mean()), float(stained.mean()), float(brown.mean()) if blues > LEAST_BROWN else 0.0
 
 
 def suspicion(remarks: Sequence[str]) -> int:

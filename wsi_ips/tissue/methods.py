@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from wsi_ips.registry import Entry, Registry
 from wsi_ips.slides.base import RGB
 from wsi_ips.tissue.filters import Bools, Bytes, box_mean, box_share, closed, dilated, local_minimum
 
@@ -36,8 +37,28 @@ SOME = (slice(None, None, 3), slice(None, None, 3))  # the glass is measured on 
 DEVIATIONS = 6.0  # robust standard deviations of the glass above which a pixel is not noise
 
 Rung = Literal["otsu", "adaptive", "stain", "bounded"]
-Method = Literal["auto", "otsu", "adaptive", "stain", "all"]
 LADDER: tuple[Rung, ...] = get_args(Rung)
+
+_OURS = "wsi_ips.tissue.segmentation:segment_tissue"
+# Those of other packages, and `model`, name a function of a thumbnail, its µm/px and `tissue.model` that returns how
+# likely each pixel is tissue: float32 (height, width), 0 to 1.
+TISSUE_METHODS: Registry[Entry] = Registry(
+    "tissue method",
+    [
+        Entry("auto", _OURS, "the first of `otsu`, `adaptive` and `stain` that can be trusted"),
+        Entry("otsu", _OURS, "threshold on saturation"),
+        Entry("adaptive", _OURS, "above the noise of the slide's own glass"),
+        Entry("stain", _OURS, "threshold on density"),
+        Entry("all", _OURS, "everything counts as tissue"),
+        Entry(
+            "model",
+            "wsi_ips.model.tissue_network:tissue_share",
+            "your own network, of the file `tissue.model`",
+            keys=("tissue.model",),
+        ),
+    ],
+    group="wsi_ips.tissue_methods",
+)
 
 MOST_SATURATION = 0.2  # with little glass, Otsu can only split the tissue, and splits it higher
 MOST_DENSITY = 0.25
@@ -73,6 +94,7 @@ class View:
     planes: tuple[Bytes, Bytes, Bytes]  # red, green, blue, relative to the glass where it is tinted; (height, width)
     saturation: Bytes  # of HSV, smoothed; uint8, 255 is 1
     density: Bytes  # share of the glass's light that is missing, mean of the channels, smoothed; uint8, 255 is 1
+    white: tuple[int, int, int]  # colour of the glass in ``planes``
     usable: Bools  # False on pixels too dark for tissue
     glass: Glass  # look of the empty glass
 
@@ -92,18 +114,19 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     share, bright, colour = _brightest([plane[SOME] for plane in planes], low[SOME])
     tint = 1 - min(colour) / max(colour)
     seen = bright is not None and tint <= LARGEST_TINT
-    white = max(colour)
-    if seen and tint > CORRECTED_TINT:
-        planes, white = _relative(planes, colour), 255
+    if not seen:
+        colour = (255, 255, 255)
+    elif tint > CORRECTED_TINT:
+        planes, colour = _relative(planes, colour), (255, 255, 255)
         low, high = _extremes(planes)
         saturation = _saturation(low, high)
     saturation = box_mean(saturation, smoothing_px)
-    density = box_mean(_density(planes, white if seen else 255), smoothing_px)
+    density = box_mean(_density(planes, max(colour)), smoothing_px)
     if not seen or bright is None:
-        return View(planes, saturation, density, usable, Glass(0.0, 1.0, 1.0, 1.0))
+        return View(planes, saturation, density, colour, usable, Glass(0.0, 1.0, 1.0, 1.0))
     level, noise = _noise_limit(density[SOME][bright])
     glass = Glass(share, _noise_limit(saturation[SOME][bright])[0], level, noise)
-    return View(planes, saturation, density, usable, glass)
+    return View(planes, saturation, density, colour, usable, glass)
 
 
 def _extremes(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes]:
@@ -167,13 +190,13 @@ def _noise_limit(values: NDArray[np.uint8]) -> tuple[float, float]:
 class Found:
     """Result of one method."""
 
-    rung: Rung  # which method
+    rung: str  # which method
     mask: Bools | None  # pixels found, uncleaned; None where the method cannot be used
     threshold: float  # saturation or density (0-1) above which a pixel counts
     detail: str  # the rule in words, or why the method cannot be used
 
 
-def attempts(view: View, *, min_saturation: float, method: Method) -> Iterator[Found]:
+def attempts(view: View, *, min_saturation: float, method: str) -> Iterator[Found]:
     """Yield the result of each method in order; only of the named one where ``method`` is not ``auto``."""
     for rung in LADDER:
         if method in ("auto", rung):

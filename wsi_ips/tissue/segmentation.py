@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen
-from wsi_ips.tissue.filters import box_share, closed, without_small
+from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen, widened
+from wsi_ips.tissue.filters import (
+    EIGHT_CONNECTED,
+    Bools,
+    Bytes,
+    box_mean,
+    box_share,
+    closed,
+    dilated,
+    over_squares,
+    without_small,
+)
 from wsi_ips.tissue.mask import Seen, TissueMask
-from wsi_ips.tissue.methods import Found, Method, View, attempts, distrust, find_fat, view_of
+from wsi_ips.tissue.methods import LADDER, TISSUE_METHODS, Found, View, attempts, distrust, find_fat, view_of
 
 SMOOTHING_UM = 16.0  # side of the box mean on saturation and density
 CLOSING_UM = 32.0  # gaps up to this width are closed
 UNDER_PEN_UM = 500.0  # width of the surroundings that tell whether a pen mark lies on tissue or on glass
+
+# A film takes away less than this much light (of 255), and varies by at most so many times as much as the glass, or so
+# many grey levels: half of what the palest tissue has at 20 µm/px
+FILM_DENSITY, FILM_TEXTURE, LEAST_FILM_TEXTURE = 18, 3.0, 0.6
+GREY_DENSITY = 48  # a grey film, as a shadow is, takes away less than this
+FILM_BESIDE = 0.5  # least share of tissue round a pale place with which it belongs to the tissue
+EDGE_LENGTH, EDGE_WIDTH, LINE_WIDTH = 0.5, 0.25, 0.025  # shares of the picture's sides that an edge takes
+UNTEXTURED = 0.1  # share of a broad edge, with its mounting medium, that is as smooth as glass
 
 
 @dataclass(frozen=True)
@@ -27,8 +47,8 @@ class TissueRules:
     min_saturation: float = 0.06
     min_area_um2: float = 40_000.0  # smaller pieces are dropped
     max_hole_um2: float = 20_000.0  # holes up to this area are filled
-    # `auto`: the first of `wsi_ips.tissue.methods` that can be trusted; `all`: everything is tissue; else the named one
-    method: Method = "auto"
+    method: str = "auto"  # one of `wsi_ips.tissue.methods.TISSUE_METHODS`
+    model: Path | None = None  # file of the network of method `model`
 
 
 def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueRules | None = None) -> TissueMask:
@@ -40,7 +60,12 @@ def segment_tissue(thumbnail: RGB, *, mpp: Scale, px0_size: Size, rules: TissueR
         return TissueMask(np.ones((height, width), bool), scale, 0.0, "all of the image", rung="all")
     step_um = math.sqrt(mpp.x * mpp.y)
     view, seen = _look(thumbnail, mpp)
-    best, passed = _first_trusted(view, rules, step_um)
+    if rules.method in ("auto", *LADDER):
+        best, passed = _first_trusted(view, rules, step_um)
+    else:
+        share = TISSUE_METHODS[rules.method].load()(thumbnail, mpp, rules.model)
+        kept = without_small(share >= 0.5, math.ceil(rules.min_area_um2 / step_um**2))
+        best, passed = Found(rules.method, kept, 0.5, "share of 0.5 by another program"), []
     mask = best.mask if best.mask is not None else np.zeros(seen.pen.shape, bool)
     if seen.pen.any() and mask.any():
         # Pen lies on tissue where most of what surrounds it, and is not pen, is tissue.
@@ -77,7 +102,8 @@ def _first_trusted(view: View, rules: TissueRules, step_um: float) -> tuple[Foun
         candidate = closed(found.mask, round(CLOSING_UM / step_um / 2))
         if np.count_nonzero(candidate) >= smallest_px:
             candidate |= fat
-        mask = without_small(candidate, smallest_px)
+        mask = _without_films(candidate, view, smallest_px=smallest_px)
+        mask = without_small(mask, smallest_px)
         best = replace(found, mask=mask)
         reason = distrust(candidate, mask)
         if not reason:
@@ -86,12 +112,70 @@ def _first_trusted(view: View, rules: TissueRules, step_um: float) -> tuple[Foun
     return best, passed
 
 
+def _without_films(mask: Bools, view: View, *, smallest_px: int) -> Bools:
+    """Drop what lies on the glass and is no tissue: bands of mounting medium, smears, and edges of the coverslip.
+
+    A film is pale or grey, without texture, and surrounded by glass. An edge runs straight along most of the picture
+    to its border, and is thin or without texture.
+    """
+    density, saturation = view.density, view.saturation
+    grey = (density < GREY_DENSITY) & (saturation < density // 2)
+    pale = without_small(mask & ((density < FILM_DENSITY) | grey), smallest_px)
+    labels, _ = ndimage.label(mask, structure=EIGHT_CONNECTED)
+    long = [(n, box) for n, box in enumerate(ndimage.find_objects(labels), 1) if _is_long(box, mask.shape)]
+    if not pale.any() and not long:
+        return mask
+    smooth, kept = _smooth(view.planes, mask), mask.copy()
+    for number, box in long:
+        piece = labels[box] == number
+        if _is_edge(piece, smooth[box], mask.shape):
+            kept[box] &= ~piece
+    labels, _ = ndimage.label(without_small(pale & smooth & kept, smallest_px), structure=EIGHT_CONNECTED)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        wide = widened(box, 3)
+        piece = labels[wide] == number
+        ring = dilated(piece, 3) & ~piece
+        if np.count_nonzero(ring & mask[wide]) < FILM_BESIDE * np.count_nonzero(ring):
+            kept[wide] &= ~piece
+    return kept
+
+
+def _smooth(planes: tuple[Bytes, Bytes, Bytes], mask: Bools) -> Bools:
+    """Find pixels around which the picture varies hardly more than its glass does."""
+    total = planes[0].astype(np.int16) + planes[1] + planes[2]
+    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 27 to a grey level
+    local = box_mean(np.minimum(texture, 255).astype(np.uint8), 9)
+    glass = local[~dilated(mask, 6)]
+    noise = FILM_TEXTURE * float(np.median(glass)) if glass.size else 0.0
+    return np.asarray(local <= max(noise, 27 * LEAST_FILM_TEXTURE))
+
+
+def _is_long(box: tuple[slice, slice], shape: tuple[int, ...]) -> bool:
+    """Return whether a piece runs along most of the picture, ends at its border, and takes little of the other axis."""
+    spans = [(side.stop - side.start) / most for side, most in zip(box, shape, strict=True)]
+    ends = [side.start == 0 or side.stop == most for side, most in zip(box, shape, strict=True)]
+    return any(spans[k] >= EDGE_LENGTH and ends[k] and spans[1 - k] <= EDGE_WIDTH for k in (0, 1))
+
+
+def _is_edge(piece: Bools, smooth: Bools, shape: tuple[int, ...]) -> bool:
+    """Return whether a long piece is straight, and as thin as a line or partly without texture, as no tissue is."""
+    if piece.shape[0] / shape[0] < piece.shape[1] / shape[1]:
+        piece, smooth, shape = piece.T, smooth.T, shape[::-1]  # now one row for each step along the piece
+    steps = np.flatnonzero(piece.any(1))
+    across = piece[steps].sum(1)
+    middle = (piece[steps] * np.arange(piece.shape[1])).sum(1) / across
+    bent = middle - np.polyval(np.polyfit(steps, middle, 1), steps)
+    thin, untextured = across.mean() <= LINE_WIDTH * shape[1], np.count_nonzero(piece & smooth) / across.sum()
+    return bool(np.std(bent) <= LINE_WIDTH * shape[1] and (thin or untextured >= UNTEXTURED))
+
+
 def _look(thumbnail: RGB, mpp: Scale) -> tuple[View, Seen]:
     """Return the thumbnail without its ink, and the artefacts on it."""
     step_um = math.sqrt(mpp.x * mpp.y)
     view = view_of(thumbnail, smoothing_px=max(1, 2 * round((SMOOTHING_UM / step_um - 1) / 2) + 1))
-    od = densities(view.planes)
+    od = densities(view.planes, view.white)
     bubble = find_bubbles(od, step_um=step_um)
-    pen = find_pen(od, pixel_um2=mpp.x * mpp.y) & ~bubble
-    seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()))
+    pen, unsure = find_pen(od, step_um=step_um)
+    pen &= ~bubble
+    seen = Seen(od, pen, bubble, 1 - float(view.usable.mean()), float(unsure.mean()))
     return replace(view, usable=view.usable & ~pen), seen
