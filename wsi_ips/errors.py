@@ -10,7 +10,7 @@
     │   ├── UnsupportedSlideError  no reader opens it, or its pixels are not 8-bit RGB
     │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
     │   └── RegionReadError        opened, but a region could not be read
-    ├── AnnotationError            an annotation file
+    ├── AnnotationError            an annotation file, or annotated tumour that lies in no tile
     │   └── AnnotationClassError   it has areas, and none is of a known class
     ├── TileIndexError             a stored tile index: missing, damaged, or of another schema
     ├── FeaturesError              stored features: missing, damaged, or imported ones that do not match tiles or slide
@@ -88,7 +88,7 @@ class RegionReadError(SlideError, OSError):
 
 
 class AnnotationError(WsiIpsError, ValueError):
-    """An annotation file cannot be understood."""
+    """An annotation file cannot be understood, or its tumour lies in no tile."""
 
 
 class AnnotationClassError(AnnotationError):
