@@ -24,7 +24,7 @@ from wsi_ips.errors import Failure, fenced
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
-from wsi_ips.tiles.recall import NotAnalysed
+from wsi_ips.tiles.recall import NO_TILE, NotAnalysed
 
 Stage = Literal["tile", "features", "train", "predict", "heatmap", "handoff"]
 State = Literal["pending", "ok", "empty", "failed"]
@@ -238,6 +238,6 @@ def not_analysed_of(states: Iterable[SlideState]) -> dict[str, Any]:
     worst = sorted((pair for pair in known if pair[1].share_flagged >= MUCH_FLAGGED), key=lambda p: -p[1].share_flagged)
     return {
         "share_not_analysed": round(share, 4),
-        "not_analysed": NotAnalysed(share, dict(mm2)).areas,
+        "not_analysed": NotAnalysed(share, dict(sorted(mm2.items(), key=lambda p: (p[0] == NO_TILE, -p[1])))).areas,
         "most_not_analysed": ", ".join(f"{row.slide_id} {found.share_flagged:.0%}" for row, found, _ in worst[:MOST]),
     }
