@@ -42,15 +42,15 @@ def ours(path: Path, folder: Path) -> dict[str, float]:
     )
     record = SlideRecord(slide_id="slide", path=path)
     with open_slide(path) as reader:
-        index, _, files = tile_slide(
+        tiled = tile_slide(
             reader, record, recipe.tiling, slide_identity=content_identity(path), fingerprint="benchmark"
         )
-    for name, content in files.items():
+    for name, content in tiled.files.items():
         atomic_write_bytes(folder / name, content)
-    write_index(folder / "tiles.zarr", index)
+    write_index(folder / "tiles.zarr", tiled.index)
     if "torch" in sys.modules:
         raise RuntimeError("tiling imported torch")
-    return {"import_s": imported - BEGUN, "tiles": len(index)}
+    return {"import_s": imported - BEGUN, "tiles": len(tiled.index)}
 
 
 def steps(path: Path, _: Path) -> dict[str, float]:

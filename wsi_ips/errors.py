@@ -11,7 +11,7 @@
     │   │   └── UnsupportedPixelsError  the file is valid, but of a kind that is not read (16-bit, grey, JPEG-LS ...)
     │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
     │   └── RegionReadError        opened, but a region could not be read
-    ├── AnnotationError            an annotation file
+    ├── AnnotationError            an annotation file, or annotated tumour that lies in no tile
     │   └── AnnotationClassError   it has areas, and none is of a known class
     ├── TileIndexError             a stored tile index: missing, damaged, or of another schema
     ├── FeaturesError              stored features: missing, damaged, or imported ones that do not match tiles or slide
@@ -96,7 +96,7 @@ class RegionReadError(SlideError, OSError):
 
 
 class AnnotationError(WsiIpsError, ValueError):
-    """An annotation file cannot be understood."""
+    """An annotation file cannot be understood, or its tumour lies in no tile."""
 
 
 class AnnotationClassError(AnnotationError):

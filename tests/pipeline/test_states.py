@@ -51,6 +51,19 @@ def test_saving_exports_the_whole_table(folder):
     assert lines.loc["b", ["state", "reason", "mpp", "tiles"]].tolist() == ["failed", 'a, "b"\nµ', "0.25", ""]
 
 
+def test_a_database_of_an_earlier_version_gets_the_new_columns(folder):
+    opened(folder).update("a", state="ok", tiles=7)
+    with closing(sqlite3.connect(folder.database)) as database:
+        for name in ("share_not_analysed", "not_analysed_mm2"):
+            database.execute(f"ALTER TABLE slides DROP COLUMN {name}")
+        database.commit()
+    table = opened(folder)
+    assert (table["a"].tiles, table["a"].not_analysed) == (7, None)
+    table.update("b", state="ok", share_not_analysed=0.25, not_analysed_mm2="pen 1.5")
+    assert opened(folder)["b"].not_analysed.mm2 == {"pen": 1.5}
+    assert opened(folder)["a"].tiles == 7
+
+
 def test_parquet_has_types(folder):
     pytest.importorskip("pyarrow")
     table = opened(folder)

@@ -14,7 +14,7 @@ import shapely
 import yaml
 from typer.testing import CliRunner
 
-from wsi_ips.annotations import geojson_of, write_asap
+from wsi_ips.annotations import geojson_of, read_geojson, write_asap
 from wsi_ips.cli import app
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.geometry import Point, Size
@@ -22,6 +22,7 @@ from wsi_ips.pipeline import Run, run_stage
 from wsi_ips.slides.synthetic_slide import write_synthetic_slide
 from wsi_ips.slides.synthetic_textures import Stain
 from wsi_ips.slides.synthetic_tissue import PlannedBlob, SyntheticSlide
+from wsi_ips.tiles.index import TileIndex
 
 STAIN = Stain(1.0, 1.0, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), (240, 239, 241))
 
@@ -54,6 +55,11 @@ def set_cell(folder: Path, slide_id: str, column: str, value: object) -> None:
     table.to_csv(folder / "manifest.csv", index=False)
 
 
+def boxes_of(index: TileIndex) -> np.ndarray:
+    x, y, width, height = index.boxes_px0.T
+    return shapely.box(x, y, x + width, y + height)
+
+
 def test_a_mask_goes_out_and_comes_back_and_only_its_slide_is_tiled_again(cohort):
     run = run_stage(recipe_of(cohort), "tile")
     before = {r.slide_id: run.slides.index(r) for r in run.slides.records}
@@ -76,7 +82,8 @@ def test_an_edited_mask_is_used_as_it_is_and_a_bad_one_fails_its_slide(cohort):
     )
     set_cell(cohort, "plain", "tissue_mask", "mine.geojson")
     set_cell(cohort, "inked", "tissue_mask", "nobody.geojson")
-    run = run_stage(recipe_of(cohort), "tile")
+    accepted = {"tiles.accept_lost_tumour": True}  # the mask leaves the tumour out
+    run = run_stage(recipe_of(cohort, **accepted), "tile")
     boxes = run.slides.index(run.slides.records[0]).boxes_px0
     assert boxes.tolist() == [[x, y, 128, 128] for y in (512, 640) for x in (512, 640, 768, 896)]
     assert run.states["inked"].state == "failed"
@@ -84,13 +91,13 @@ def test_an_edited_mask_is_used_as_it_is_and_a_bad_one_fails_its_slide(cohort):
     (cohort / "mine.geojson").write_bytes(
         geojson_of([("Tissue", shapely.box(512, 512, 768, 768))], bounds_origin=Point(0, 0), seed="x")
     )
-    assert len(run_stage(recipe_of(cohort), "tile").slides.index(run.slides.records[0])) == 4
+    assert len(run_stage(recipe_of(cohort, **accepted), "tile").slides.index(run.slides.records[0])) == 4
 
 
 def test_the_manifest_overrides_the_recipe_for_one_slide(cohort):
     set_cell(cohort, "plain", "tissue_method", "otsu")
     set_cell(cohort, "plain", "tissue_min_saturation", "0.99")
-    run = run_stage(recipe_of(cohort), "tile")
+    run = run_stage(recipe_of(cohort, **{"tiles.accept_lost_tumour": True}), "tile")
     assert run.states["plain"].state == "empty"
     assert run.states["plain"].remarks.startswith("1 of 1 annotated lesions lost")
     assert run.states["inked"].state == "ok"
@@ -109,8 +116,74 @@ def test_tiles_with_pen_are_left_out_unless_the_recipe_keeps_them(cohort):
     facts = json.loads((strict.folder.tissue / "inked.json").read_text(encoding="utf-8"))
     kept = run_stage(recipe_of(cohort, **{"tiles.exclude_flags": []}), "tile")
     flags = kept.slides.index(inked).flags
+    assert strict.states["inked"].remarks.startswith("not analysed: ")
+    assert kept.states["inked"].not_analysed.share_flagged == 0 < strict.states["inked"].not_analysed.share_flagged
     assert facts["left_out"] == (flags & 1).astype(bool).sum() > 0
     assert len(flags) == count + facts["left_out"]
+
+
+def test_what_is_left_out_is_told_everywhere_with_the_same_figure(cohort):
+    done = CliRunner().invoke(app, ["tile", str(cohort / "recipe.yaml")], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    run = Run.open(recipe_of(cohort))
+    state = run.states["inked"]
+    found, index = state.not_analysed, run.slides.index(run.slides.records[1])
+    covered = shapely.union_all(boxes_of(index))
+    areas = read_geojson(run.folder.tissue_outline("inked"), bounds_origin=Point(0, 0))
+    tissue = shapely.union_all([area.region for area in areas])
+    assert found.share == pytest.approx(tissue.difference(covered).area / tissue.area, abs=0.01)
+    assert sum(found.mm2.values()) == pytest.approx(found.share * state.tissue_mm2, abs=0.002)
+    assert found.mm2["pen"] > 0.1
+    assert f"pen {found.mm2['pen']:.3g} mm²" in done.output
+    facts = json.loads((run.folder.tissue / "inked.json").read_text(encoding="utf-8"))
+    assert (facts["share_not_analysed"], facts["not_analysed_mm2"]) == (found.share, found.mm2)
+    explained = CliRunner().invoke(
+        app, ["status", str(cohort / "recipe.yaml"), "--explain", "inked"], env={"COLUMNS": "160"}
+    )
+    page = (run.folder.tissue / "index.html").read_text(encoding="utf-8")
+    assert str(found) in explained.output
+    assert str(found) in page
+    assert page.index("Tissue not analysed: ") < page.index('id="inked"') < page.index('id="plain"')
+
+
+def test_annotated_tumour_in_no_tile_fails_its_slide_unless_it_is_accepted(cohort):
+    away = shapely.box(5000, 3500, 5600, 4000)  # on glass
+    (cohort / "plain.geojson").write_bytes(geojson_of([("Tumor", away)], bounds_origin=Point(0, 0), seed="x"))
+    set_cell(cohort, "plain", "annotation", "plain.geojson")
+    run = run_stage(recipe_of(cohort), "tile")
+    state = run.states["plain"]
+    assert (state.state, state.stage, run.states["inked"].state) == ("failed", "tile", "ok")
+    for text in (
+        "slide plain: 1 of 1",
+        "0.075 mm² at x 5300, y 3750",
+        "100% of it",
+        "tissue_mask",
+        "accept_lost_tumour",
+    ):
+        assert text in state.reason
+    page = (run.folder.tissue / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 2  # its picture shows where
+    assert pd.read_csv(run.folder.tissue_recall).set_index("slide_id").loc["plain", "lost_to"] == "segmentation"
+    kept = run.slides.index(run.slides.records[1]).fingerprint
+    accepting = run_stage(recipe_of(cohort, **{"tiles.accept_lost_tumour": True}), "tile")
+    assert accepting.states["plain"].state == "ok"
+    assert accepting.states["plain"].remarks.startswith("1 of 1 annotated lesions lost")
+    assert accepting.slides.index(accepting.slides.records[1]).fingerprint == kept
+
+
+def test_tumour_under_flagged_tiles_alone_names_the_flag(cohort):
+    strict = run_stage(recipe_of(cohort), "tile")
+    kept = run_stage(recipe_of(cohort, **{"tiles.exclude_flags": [], "output": str(cohort / "all")}), "tile")
+    index = kept.slides.index(kept.slides.records[1])
+    others = shapely.union_all(boxes_of(strict.slides.index(strict.slides.records[1])))
+    flagged = (box.buffer(-1) for box in boxes_of(index)[(index.flags & 1) > 0])
+    inner = next(box for box in flagged if not box.intersects(others))
+    (cohort / "inked.geojson").write_bytes(geojson_of([("Tumor", inner)], bounds_origin=Point(0, 0), seed="x"))
+    set_cell(cohort, "inked", "annotation", "inked.geojson")
+    state = run_stage(recipe_of(cohort), "tile").states["inked"]
+    assert state.state == "failed"
+    assert ": pen)" in state.reason
+    assert "shorten `tiles.exclude_flags`" in state.reason
 
 
 def test_the_sheet_is_made_anew_by_its_command(cohort):

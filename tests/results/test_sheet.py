@@ -14,6 +14,8 @@ FACTS = {
     "suspicion": 0,
     "flagged": {"pen": 3, "blur": 0},
     "left_out": 3,
+    "share_not_analysed": 0.1,
+    "not_analysed_mm2": {"no tile": 0.15},
     "lesions": None,
 }
 LESION = {
@@ -33,15 +35,18 @@ def entry(name: str, state: str = "ok", reason: str = "", **facts: object) -> Sh
 def test_the_most_doubtful_slide_stands_first():
     entries = [
         entry("fine"),
+        entry("inked", share_not_analysed=0.4, not_analysed_mm2={"pen": 0.45, "no tile": 0.15}),
         entry("pieces", remarks=["many pieces (99)"], suspicion=15),
         entry("lost", lesions=[LESION]),
         SheetEntry("broken", "failed", "no reader opens it", None, {}),
         entry("nothing", "empty", "no tissue found"),
     ]
-    page = render_sheet("cohort", entries)["index.html"]
-    assert re.findall(r'<li id="(\w+)">', page) == ["broken", "nothing", "lost", "pieces", "fine"]
+    page = render_sheet("cohort", entries, "4.0% (pen 0.45 mm²)")["index.html"]
+    assert page.index("Tissue not analysed: 4.0% (pen 0.45 mm²).") < page.index("<li id=")
+    assert re.findall(r'<li id="(\w+)">', page) == ["broken", "nothing", "inked", "lost", "pieces", "fine"]
     assert "1 lesions, 1 lost" in page
-    assert "flagged: pen 3" in page
+    assert "flagged tiles: pen 3" in page
+    assert "not analysed: 40.0% of the tissue (pen 0.45 mm², no tile 0.15 mm²)" in page
 
 
 def test_names_are_escaped_and_nothing_is_fetched():

@@ -8,7 +8,14 @@ from typing import Annotated
 from typer import Argument, Option
 
 from wsi_ips.cli.console import Bars, exit_partial_if, put, say
-from wsi_ips.cli.print_slides import print_explanation, print_imported, print_mismatches, print_splits, print_status
+from wsi_ips.cli.print_slides import (
+    print_explanation,
+    print_imported,
+    print_mismatches,
+    print_not_analysed,
+    print_splits,
+    print_status,
+)
 from wsi_ips.cli.program import COHORT, Overrides, RecipeFile, Scheduler, Workers, command, read_recipe
 from wsi_ips.errors import RecipeError
 
@@ -96,6 +103,7 @@ def tile(
         print_imported(run.states, methods, source, features_from)
     else:
         print_status(run.states, only_problems=True)
+    print_not_analysed(run.states)
     exit_partial_if(run.states.count("failed"))
 
 
@@ -144,6 +152,7 @@ def status(
             exit_partial_if(print_mismatches(tiles, verify_predictions(run.predictions)))
         elif explain is None and not sheet and not report:
             print_status(run.states)
+            print_not_analysed(run.states)
 
 
 def _fractions(text: str) -> tuple[float, float, float]:

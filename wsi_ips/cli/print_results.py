@@ -45,13 +45,16 @@ def print_summary(outcome: Outcome) -> None:
 def print_predictions(found: Predictions) -> None:
     """Print a line per slide, why some have no prediction, how to read the table, and where the files are."""
     tasks = found.run.recipe.labels.tasks
-    table = plain_table("slide", *_headings(tasks), "tiles")
+    table = plain_table("slide", *_headings(tasks), "tiles", "tissue not analysed")
     for slide in found.slides[:MOST_ROWS]:
         table.add_row(*_cells(slide, tasks))
     out.print(table)
     print_reasons([(slide.slide_id, slide.reason) for slide in found.slides])
     if len(found.slides) > MOST_ROWS:
         out.print(f"... and {len(found.slides) - MOST_ROWS} more")
+    for slide in found.slides:
+        if slide.not_analysed is not None and slide.not_analysed.share_flagged > 0:
+            say("yellow", slide.slide_id, f"not analysed: {slide.not_analysed}")
     for line in _readings(tasks, found.calibration):
         put(escape(line))
     pictures = [slide.picture for slide in found.slides if slide.picture]
@@ -80,6 +83,7 @@ def _cells(slide: PredictedSlide, tasks: Sequence[Task]) -> Iterator[str]:
             yield ""
             yield "" if number else f"[{colour}]{slide.state}[/]"
     yield "" if slide.tiles is None else str(slide.tiles)
+    yield "" if slide.not_analysed is None else f"{slide.not_analysed.share:.1%}"
 
 
 def _probability(task: Task, verdict: Verdict) -> str:

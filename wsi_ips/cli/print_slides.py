@@ -181,7 +181,7 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
     wanted = [row for row in rows if row.state != "ok"] if only_problems or len(rows) > MOST_ROWS else rows
     shown = sorted(wanted, key=lambda row: row.state == "pending")[:MOST_ROWS] if len(wanted) > MOST_ROWS else wanted
     if shown:
-        table = plain_table("slide", "state", "stage", "tiles", "tissue mm²")
+        table = plain_table("slide", "state", "stage", "tiles", "tissue mm²", "not analysed")
         for row in shown:
             table.add_row(
                 escape(row.slide_id),
@@ -189,6 +189,7 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
                 row.stage,
                 "" if row.tiles is None else str(row.tiles),
                 "" if row.tissue_mm2 is None else f"{row.tissue_mm2:.2f}",
+                "" if row.share_not_analysed is None else f"{row.share_not_analysed:.1%}",
             )
         out.print(table)
         print_reasons([(row.slide_id, row.reason) for row in shown])
@@ -197,6 +198,16 @@ def print_status(states: Iterable[SlideState], *, only_problems: bool = False) -
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"[{colour}]{counts[s]} {s}[/]" for s, colour in COLOURS.items() if counts[s])
     out.print(f"{len(rows)} slides: {text}")
+
+
+def print_not_analysed(states: Iterable[SlideState]) -> None:
+    """Print how much of the tissue of all slides lies in no tile, and why."""
+    from wsi_ips.evaluation.summary import not_analysed_texts
+    from wsi_ips.pipeline.slide_states import not_analysed_of
+
+    figures = not_analysed_of(states)
+    if figures["share_not_analysed"] is not None:
+        put("tissue not analysed: {} ({})".format(*not_analysed_texts(figures)))
 
 
 def print_reasons(reasons: Sequence[tuple[str, str]]) -> None:

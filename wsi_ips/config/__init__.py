@@ -5,13 +5,14 @@ error. A stage gets only its section; only ``pipeline`` sees the whole. Section 
 changes speed but no result, so it is not part of any fingerprint.
 """
 
-from wsi_ips.config.data_sections import LabelsSection, SlidesSection, TilesSection, TissueSection
+from wsi_ips.config.data_sections import NOT_OF_TILES, LabelsSection, SlidesSection, TilesSection, TissueSection
 from wsi_ips.config.key_types import Section
 from wsi_ips.config.learning_sections import AugmentSection, ModelSection, PlannedTraining, TrainingSection, planned
 from wsi_ips.config.output_sections import ComputeSection, HandoffSection, HeatmapSection, PredictSection
 from wsi_ips.config.recipe import Recipe, TilingSections, load_recipe
 
 __all__ = [
+    "NOT_OF_TILES",
     "AugmentSection",
     "ComputeSection",
     "HandoffSection",

@@ -52,6 +52,10 @@ class TissueSection(Section):
         return self.model_dump(exclude={"mpp"})
 
 
+# Keys of section `tiles` that do not decide which tiles a slide has
+NOT_OF_TILES = frozenset({"store", "location", "imported", "shared", "accept_lost_tumour"})
+
+
 class TilesSection(Section):
     """Position of tiles, and the scale at which their pixels are read."""
 
@@ -61,6 +65,11 @@ class TilesSection(Section):
     min_tissue_fraction: Share = Field(0.25, description="tiles with less tissue are left out")
     exclude_flags: tuple[Literal["pen", "blur", "fold", "bubble"], ...] = Field(
         ("pen",), description="leave out tiles with one of these flags"
+    )
+    accept_lost_tumour: bool = Field(
+        False,
+        description="keep slides whose annotated tumour lies in no tile; otherwise they fail: one outline that is as "
+        "large as a tile and lies in none, or all outlines of a slide",
     )
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: RecipePath | None = Field(

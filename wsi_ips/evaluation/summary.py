@@ -76,9 +76,18 @@ def headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     if summary.get("tile_recall") is not None:
         lost = f"{summary['lesions_lost']} of {summary['lesions']} annotated lesions lost before any learning"
         lines.append(("annotated tumour in tiles", f"{summary['tile_recall']:.1%}", lost))
+    if summary.get("share_not_analysed") is not None:
+        lines.append(("tissue not analysed", *not_analysed_texts(summary)))
     lines.append(("time", f"{summary['seconds']:.0f} s", "all stages of the call"))
     lines.append(("peak memory", f"{summary['peak_rss_mb']:.0f} MB", "resident, main process"))
     return lines + [("note", "", note) for note in summary["notes"]]
+
+
+def not_analysed_texts(figures: dict[str, Any]) -> tuple[str, str]:
+    """Return the share of the tissue that is in no tile, and a note: areas by reason, and the slides that lost most."""
+    most = figures["most_not_analysed"]
+    note = figures["not_analysed"] + (f"; most to flags: {most}" if most else "")
+    return f"{figures['share_not_analysed']:.1%}", note
 
 
 def _plain(value: Any) -> Any:

@@ -10,13 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wsi_ips.config import Section, SlidesSection, TilesSection, TilingSections, TissueSection
+from wsi_ips.config import NOT_OF_TILES, Section, SlidesSection, TilesSection, TilingSections, TissueSection
 from wsi_ips.errors import CheckpointError
 from wsi_ips.model.checkpoint_card import ModelCard
 
 SECTIONS: dict[str, type[Section]] = {"slides": SlidesSection, "tissue": TissueSection, "tiles": TilesSection}
-# Keys of `tiles` that say where tiles are stored or come from
-STORAGE = frozenset(["store", "location", "imported", "shared"])
 HARMLESS = frozenset(["slides.reader"])  # keys that may differ: all readers give the same pixels
 IMPORTED = "tiles of another tool"
 
@@ -24,7 +22,7 @@ IMPORTED = "tiles of another tool"
 def preparation_of(tiling: TilingSections, *, imported: bool = False) -> dict[str, Any]:
     """Return the settings to pin, as plain JSON; `imported`: some slide used tiles of another tool."""
     found: dict[str, Any] = {name: getattr(tiling, name).model_dump(mode="json") for name in SECTIONS}
-    found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in STORAGE}
+    found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in NOT_OF_TILES}
     found["tiles"]["stride_px"] = tiling.tiles.stride
     found["tiles_from"] = IMPORTED if imported or tiling.tiles.imported is not None else "grid"
     return found
@@ -82,7 +80,7 @@ def _sections(card: ModelCard, known: Mapping[str, Any]) -> dict[str, Any]:
             f"checkpoint {card.model_id}: pins settings that this version does not know ({error}); use the version of "
             "wsi-ips that made it, or a newer one"
         ) from error
-    found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in STORAGE}
+    found["tiles"] = {key: value for key, value in found["tiles"].items() if key not in NOT_OF_TILES}
     return found
 
 

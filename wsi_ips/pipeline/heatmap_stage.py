@@ -32,7 +32,7 @@ from wsi_ips.results.slide_heatmaps import SlideHeatmaps, best_tiles, view_of
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.stream import read_tiles
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ def _draw(predictions: RunPredictions, section: HeatmapSection, source: MapSourc
         probability=scores.probability[-1],
         model_id=source.model_id,
         outlines=tuple(shapely.get_coordinates(lesion.exterior)[:-1] for lesion in lesions),
+        unseen=predictions.states[record.slide_id].not_analysed,
     )
     best = best_tiles(scores)
     heatmaps = SlideHeatmaps(tiles.index, scores, view, caption, best, read_tiles(tiles.only(best)), note)
@@ -182,6 +183,7 @@ def _pack(maps: RunMaps, source: MapSource) -> None:
         overlays=[folder.overlay(slide_id, kind) for kind in maps.heatmap.maps],
         read_tiles=lambda rows: read_tiles(tiles.only(rows)),
         tissue=tissue_region(folder.tissue_outline(slide_id), tiles.index, predictions.progress.note),
+        unseen=predictions.states[slide_id].not_analysed,
     )
     found = score_maps(maps, tiles.index, source)
     write_package(folder.handoff(slide_id), found, material, formats=maps.handoff.formats)

@@ -23,7 +23,7 @@ from wsi_ips.pipeline.demo_slides import is_synthetic
 from wsi_ips.pipeline.evaluate_run import evaluate_run, manifest_cells
 from wsi_ips.pipeline.run_folder import write_facts
 from wsi_ips.pipeline.slide_predictions import RunPredictions
-from wsi_ips.pipeline.slide_states import STATES
+from wsi_ips.pipeline.slide_states import STATES, not_analysed_of
 from wsi_ips.pipeline.tissue_sheet import recall_summary, sheet_entries
 from wsi_ips.provenance import atomic_write_json, parse_object, peak_rss_mb
 from wsi_ips.results.handoff_pictures import GALLERY_TILES
@@ -73,6 +73,7 @@ def report_stage(recipe: Recipe, predictions: RunPredictions, *, seconds: float 
         **{f"slides_{state}": states.count(state) for state in STATES},
         **evaluation.summary(),
         **recall_summary(sheet_entries(records, states)),
+        **not_analysed_of(states),
         **_cost(folder.summary, seconds),
         "notes": list(evaluation.notes),
         "training_warning": _training_warning(recipe, folder.metrics),
@@ -204,6 +205,7 @@ def _entry(
         predicted=scores.label if scores else "",
         tiles=state.tiles,
         tissue_mm2=state.tissue_mm2,
+        not_analysed=state.not_analysed,
         positive=positive,
         outcome=outcome_of(positive, probability, threshold) if record.split == SPLIT else "",
         stage=state.stage,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from wsi_ips.config import TilingSections
+from wsi_ips.config import NOT_OF_TILES, TilingSections
 from wsi_ips.errors import ManifestError, SlideError, SlideNotFoundError
 from wsi_ips.labels import Target
 from wsi_ips.manifest.slide_record import SlideRecord
@@ -19,8 +19,6 @@ from wsi_ips.slides import Remote, SlidePool, SlideReader, TileCache, content_id
 from wsi_ips.tiles.index import SCHEMA_VERSION, TileIndex
 from wsi_ips.tiles.store import read_header, read_index, stored_fingerprint
 from wsi_ips.tiles.stream import SlideTiles
-
-NOT_HASHED = {"store", "location", "imported", "shared"}  # keys of section `tiles` that say where tiles are, not which
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class RunSlides:
             SCHEMA_VERSION,
             self.tiling.slides,
             self.tiling.tissue,
-            self.tiling.tiles.model_dump(exclude=NOT_HASHED),
+            self.tiling.tiles.model_dump(exclude=set(NOT_OF_TILES)),
             record.mpp,
             content_identity(record.path, self.remote),
             _file_hash("annotation", record.annotation) if record.annotation else None,

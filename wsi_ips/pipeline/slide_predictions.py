@@ -21,6 +21,7 @@ from wsi_ips.pipeline.slide_states import StateTable
 from wsi_ips.provenance import atomic_write_text, fingerprint
 from wsi_ips.tables import table_text
 from wsi_ips.tiles.feature_store import features_fingerprint
+from wsi_ips.tiles.recall import NotAnalysed
 
 DIGITS = 6
 
@@ -34,6 +35,7 @@ class PredictedSlide:
     reason: str
     verdicts: tuple[Verdict, ...]  # one per task; empty if the slide has no current scores
     tiles: int | None  # number of tiles scored
+    not_analysed: NotAnalysed | None  # tissue that no scored tile covers
     picture: Path | None  # probability map
 
 
@@ -97,7 +99,8 @@ def predicted_slides(
         state, path = predictions.states[record.slide_id], predictions.folder.overlay(record.slide_id, picture)
         verdicts = predictions.scores(record, calibration).verdicts if record.slide_id in done else ()
         shown = path if verdicts and path.exists() else None
-        found.append(PredictedSlide(record.slide_id, state.state, state.reason, verdicts, state.tiles, shown))
+        facts = (state.state, state.reason, verdicts, state.tiles, state.not_analysed)
+        found.append(PredictedSlide(record.slide_id, *facts, shown))
     return found
 
 
@@ -150,15 +153,20 @@ def write_predictions(predictions: RunPredictions, calibration: Calibration) -> 
     Columns of the label: ``probability_CLASS`` (calibrated), ``raw_probability_CLASS`` (of the network), ``predicted``
     (with the threshold of the calibration), ``label`` (from the manifest). Further tasks have the same columns with
     ``NAME_`` in front. ``highest_tiles`` is a second opinion on the last class
-    (:attr:`wsi_ips.inference.slide_scores.SlideScores.highest_tiles`).
+    (:attr:`wsi_ips.inference.slide_scores.SlideScores.highest_tiles`). ``share_not_analysed`` is the share of the
+    tissue area that no scored tile covers.
     """
     targets = predictions.slides.targets
-    rows = [_row(r, predictions.scores(r, calibration), targets[r.slide_id]) for r in predictions.predicted()]
+    shares = {state.slide_id: state.share_not_analysed for state in predictions.states}
+    rows = [
+        _row(r, predictions.scores(r, calibration), targets[r.slide_id]) | {"share_not_analysed": shares[r.slide_id]}
+        for r in predictions.predicted()
+    ]
     tasks = [(_prefix(task.name), task) for task in predictions.labels.tasks]
     columns = ["slide_id"]
     for prefix, task in tasks:
         columns += [*(f"{prefix}probability_{c}" for c in task.classes), f"{prefix}predicted", f"{prefix}label"]
-    columns += ["split", "tiles", "seconds", "highest_tiles"]
+    columns += ["split", "tiles", "share_not_analysed", "seconds", "highest_tiles"]
     columns += [f"{prefix}raw_probability_{c}" for prefix, task in tasks for c in task.classes]
     cells = ([row[name] for name in columns] for row in rows)
     atomic_write_text(predictions.folder.predictions, table_text(columns, cells))

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.provenance import atomic_path, atomic_write_text
 from wsi_ips.tables import table_text
+from wsi_ips.tiles.recall import NO_TILE, NotAnalysed
 
 Stage = Literal["tile", "features", "train", "predict", "heatmap", "handoff"]
 State = Literal["pending", "ok", "empty", "unsuited", "failed"]
@@ -29,9 +32,10 @@ WITHOUT_TILES: tuple[State, ...] = ("empty", "unsuited")
 T = TypeVar("T")
 
 EXPORT_EVERY_S = 60.0
+MUCH_FLAGGED, MOST = 0.1, 3  # share of a slide's tissue lost to flags from which it is named; number of slides named
 DONE: dict[str, Any] = {"state": "ok", "reason": "", "traceback": ""}
 SQL_TYPES = dict.fromkeys(("tiles", "attempts"), "INTEGER") | dict.fromkeys(
-    ("mpp", "tissue_mm2", "seconds", "cpu_seconds", "rss_mb"), "REAL"
+    ("mpp", "tissue_mm2", "share_not_analysed", "seconds", "cpu_seconds", "rss_mb"), "REAL"
 )  # columns that are not text
 
 
@@ -49,6 +53,8 @@ class SlideState:
     mpp: float | None = None  # µm per level-0 pixel along x
     tiles: int | None = None  # number of tiles in its index
     tissue_mm2: float | None = None  # tissue area
+    share_not_analysed: float | None = None  # share of the tissue area that no tile covers, 0-1
+    not_analysed_mm2: str = ""  # that area by reason, as :attr:`wsi_ips.tiles.recall.NotAnalysed.stored`
     tissue_method: str = ""  # what found the tissue: a rung of :mod:`wsi_ips.tissue.ladder`, or ``drawn``
     remarks: str = ""  # what is odd about the tissue or the tiles and should be checked
     seconds: float | None = None  # time spent in ``stage``
@@ -62,6 +68,13 @@ class SlideState:
         """Whether the slide was tiled, with or without tiles; a later stage may have failed."""
         return self.state in ("ok", *WITHOUT_TILES) or (self.state == "failed" and self.stage != "tile")
 
+    @property
+    def not_analysed(self) -> NotAnalysed | None:
+        """Tissue that no tile covers; None where there is no tissue, or where it was not measured."""
+        if self.share_not_analysed is None:
+            return None
+        return NotAnalysed.of_stored(self.share_not_analysed, self.not_analysed_mm2)
+
 
 COLUMNS = tuple(field.name for field in fields(SlideState))
 values_of = attrgetter(*COLUMNS)
@@ -69,7 +82,7 @@ SCHEMA = "CREATE TABLE IF NOT EXISTS slides (slide_id TEXT PRIMARY KEY, {})".for
     ", ".join(f"{name} {SQL_TYPES.get(name, 'TEXT')}" for name in COLUMNS[1:])
 )
 REPLACE = f"REPLACE INTO slides ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
-SELECT = f"SELECT {', '.join(COLUMNS)} FROM slides"  # noqa: S608
+STORED = "SELECT name FROM pragma_table_info('slides')"  # columns that a database has
 
 
 class StateTable:
@@ -175,6 +188,9 @@ class StateTable:
     def _write(self, rows: Iterable[SlideState], *, whole: bool = False) -> None:
         self.folder.root.mkdir(parents=True, exist_ok=True)
         with transaction(self.folder.database, creates=SCHEMA) as database:
+            stored = {name for (name,) in database.execute(STORED)}
+            for name in [name for name in COLUMNS if name not in stored]:  # of an earlier version
+                database.execute(f"ALTER TABLE slides ADD COLUMN {name} {SQL_TYPES.get(name, 'TEXT')}")
             if whole:
                 database.execute("DELETE FROM slides")  # drops slides that left the manifest
             database.executemany(REPLACE, map(values_of, rows))
@@ -194,4 +210,31 @@ class StateTable:
 
 def read_states(path: Path) -> list[SlideState]:
     """Read all rows of a run's database, also while another process writes; none where there is no database."""
-    return [SlideState(*row) for row in read_rows(path, "slides", SELECT)]  # type: ignore[arg-type]
+    stored = {name for (name,) in read_rows(path, "slides", STORED)}  # an earlier version had fewer columns
+    names = [name for name in COLUMNS if name in stored]
+    if not names:
+        return []
+    rows = read_rows(path, "slides", f"SELECT {', '.join(names)} FROM slides")  # noqa: S608
+    return [SlideState(**dict(zip(names, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+
+
+def not_analysed_of(states: Iterable[SlideState]) -> dict[str, Any]:
+    """Return the tissue of all slides that no tile covers, for ``summary.json`` and people.
+
+    ``share_not_analysed`` of the whole tissue area, ``not_analysed``: areas by reason, ``most_not_analysed``: slides
+    of which flags took the largest share. None and empty where nothing was measured.
+    """
+    known = [(row, found, row.tissue_mm2 or 0.0) for row in states if (found := row.not_analysed) is not None]
+    total = math.fsum(tissue for *_, tissue in known)
+    if not total:
+        return {"share_not_analysed": None, "not_analysed": "", "most_not_analysed": ""}
+    mm2: Counter[str] = Counter()
+    for _, found, _ in known:
+        mm2.update(found.mm2)
+    share = math.fsum(found.share * tissue for _, found, tissue in known) / total
+    worst = sorted((pair for pair in known if pair[1].share_flagged >= MUCH_FLAGGED), key=lambda p: -p[1].share_flagged)
+    return {
+        "share_not_analysed": round(share, 4),
+        "not_analysed": NotAnalysed(share, dict(sorted(mm2.items(), key=lambda p: (p[0] == NO_TILE, -p[1])))).areas,
+        "most_not_analysed": ", ".join(f"{row.slide_id} {found.share_flagged:.0%}" for row, found, _ in worst[:MOST]),
+    }

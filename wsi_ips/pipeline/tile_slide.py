@@ -14,7 +14,7 @@ import shapely
 
 from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
 from wsi_ips.config import TilesSection, TilingSections, TissueSection
-from wsi_ips.errors import AnnotationClassError
+from wsi_ips.errors import AnnotationClassError, AnnotationError
 from wsi_ips.geometry import Point, Size
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.pipeline.run_slides import RunSlides
@@ -23,15 +23,17 @@ from wsi_ips.results.contact_sheet import Tiling, draw_tissue, png_bytes, previe
 from wsi_ips.slides import Overview, SlideReader, content_identity, read_overview, scale_remark
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tiles.interop.coordinate_import import imported_index, read_foreign
-from wsi_ips.tiles.recall import Recall, tissue_recall
+from wsi_ips.tiles.recall import Boxes, LesionRecall, NotAnalysed, Recall, not_analysed, tissue_recall
 from wsi_ips.tiles.store import stored_fingerprint, stored_row, write_index
-from wsi_ips.tissue.artifacts import BITS, excluding, flag_tiles
+from wsi_ips.tissue.artifacts import BITS, FLAGS, excluding, flag_tiles
 from wsi_ips.tissue.mask import TissueMask, mask_of, outline_of, remarks_on, suspicion, unsuited
 from wsi_ips.tissue.perceptual_hash import look_of
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifacts
 
 TILE_JOB = f"{__name__}:tile_job"
 MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets a remark
+MUCH_NOT_ANALYSED = 0.2  # share of the tissue in no tile that gets a remark; the rim of tissue is 2 to 10 %
+MOST_OUTLINES = 5  # outlines that a message names
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,24 @@ def tile_job(task: SlideTask) -> tuple[bool, dict[str, Any]]:
             return False, stored_row(store, record.slide_id)
         identity = content_identity(record.path, slides.remote)
         with slides.opener(record)() as reader:
-            index, row, files = tile_slide(reader, record, slides.tiling, slide_identity=identity, fingerprint=wanted)
+            tiled = tile_slide(reader, record, slides.tiling, slide_identity=identity, fingerprint=wanted)
         slides.require_same_content(record, identity)
-        for name, content in files.items():
+        for name, content in tiled.files.items():
             atomic_write_bytes(task.root / name, content)
-        write_index(store, index, row)
-        return True, row
+        if tiled.lost_tumour:  # after the pictures, which show where and why
+            raise AnnotationError(tiled.lost_tumour, slide_id=record.slide_id)
+        write_index(store, tiled.index, tiled.row)
+        return True, tiled.row
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """Result of tiling a slide, not yet stored."""
+
+    index: TileIndex
+    row: dict[str, Any]  # columns of the slide's row of the states
+    files: dict[str, bytes]  # files of the run folder by relative path
+    lost_tumour: str  # why the slide cannot be used: annotated tumour in no tile; empty where it can
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class _Findings:
     tiling: Tiling  # all tiles with their flags
     regions: Regions | None  # the annotation
     recall: Recall | None  # share of the annotation that lies in tissue and tiles
+    unseen: NotAnalysed | None  # tissue that no tile covers; None where there is no tissue
     scale_remark: str  # how the header contradicts itself; empty where it does not
     doubtful: tuple[str, ...]  # flags that would exclude so much of the tissue that they exclude nothing
     unsuited: str  # why the slide is no stained section; empty where it is, or where a person vouches for it
@@ -92,8 +107,8 @@ class _Findings:
         """Return what a person should check, the most important first."""
         remarks = remarks_on(self.tissue, self.index.mpp)
         remarks[:0] = [f"doubtful {text}" for text in self.doubtful]
-        if self.left_out:
-            remarks.append(f"{self.left_out} tiles left out by their flags")
+        if self.unseen is not None and (self.left_out or self.unseen.share > MUCH_NOT_ANALYSED):
+            remarks.insert(0, f"not analysed: {self.unseen}")
         recall = self.recall
         if recall is not None and recall.lost:
             remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
@@ -103,14 +118,44 @@ class _Findings:
             remarks.append(self.scale_remark)
         return [*([self.no_tumour] if self.no_tumour else []), *remarks]
 
+    def lost_tumour(self, section: TilesSection) -> str:
+        """Return the message about annotated tumour that lies in no tile; empty where none does, or it is accepted."""
+        if self.recall is None or self.unsuited or section.accept_lost_tumour:
+            return ""
+        width, height = self.index.plan.footprint_px0.times(self.index.mpp)
+        outside = self.recall.unseen(width * height)
+        if not outside:
+            return ""
+        shown = [f"{le.area_um2 / 1e6:.3g} mm² at x {le.x_px0}, y {le.y_px0}: {_why(le)}" for le in outside]
+        more = f"; and {len(shown) - MOST_OUTLINES} more" if len(shown) > MOST_OUTLINES else ""
+        remedies = dict.fromkeys(REMEDIES.get(le.lost_to, SHORTEN) for le in outside)
+        return (
+            f"slide {self.index.slide_id}: {len(outside)} of {len(self.recall.lesions)} annotated outlines lie in no "
+            f"tile, so nothing would learn from them or find them ({'; '.join(shown[:MOST_OUTLINES])}{more}); look at "
+            f"tissue/{self.index.slide_id}.png, then {', or '.join(remedies)}; `tiles.accept_lost_tumour: true` keeps "
+            "such slides"
+        )
+
+
+SHORTEN = "shorten `tiles.exclude_flags`"
+REMEDIES = {
+    "segmentation": "check that the outlines are of this slide, correct the mask (column `tissue_mask`) or lower "
+    "`tissue.min_saturation` or `tissue.min_area_um2`",
+    "tiling": "lower `tiles.min_tissue_fraction` or tile finer",
+}
+
+
+def _why(lesion: LesionRecall) -> str:
+    """Return why a lesion lies in no tile."""
+    if lesion.lost_to == "segmentation":
+        return f"{1 - lesion.in_tissue:.0%} of it was not found to be tissue"
+    return "too little tissue for a tile, or the edge of the scan" if lesion.lost_to == "tiling" else lesion.lost_to
+
 
 def tile_slide(
     reader: SlideReader, record: SlideRecord, tiling: TilingSections, *, slide_identity: str, fingerprint: str
-) -> tuple[TileIndex, dict[str, Any], dict[str, bytes]]:
-    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing.
-
-    Returns the index, columns of the slide's row of the states, and files of the run folder by relative path.
-    """
+) -> Tiled:
+    """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing."""
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
     regions, no_tumour = _regions_of(record, origin)
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
@@ -139,13 +184,26 @@ def tile_slide(
     if why_not:
         index = every.flagged(np.full(len(every), 255, np.uint8), exclude=255)
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
-    recall = None if regions is None else tissue_recall(regions.lesions(), tissue, index.boxes_px0, mpp=index.mpp)
+    tiles_of = (index.boxes_px0, _excluded(every, laid))
+    recall = None if regions is None else tissue_recall(regions.lesions(), tissue, *tiles_of, mpp=index.mpp)
+    unseen = None if why_not else not_analysed(tissue, *tiles_of, mpp=index.mpp)
     said = scale_remark(reader.info)
-    found = _Findings(overview, tissue, index, laid, regions, recall, said, doubtful, why_not, no_tumour)
+    found = _Findings(overview, tissue, index, laid, regions, recall, unseen, said, doubtful, why_not, no_tumour)
     source = "pixels" if tiling.slides.unit == "pixels" else index.mpp_source
     look = "" if tissue.rung == "all" else look_of(overview.thumbnail)  # it recognises stain on glass
     index = replace(index, look=look, mpp_source=source)
-    return index, _row(found, tiles), _files(found, found.remarks(), origin)
+    lost = found.lost_tumour(tiles)
+    return Tiled(index, _row(found, tiles), _files(found, lost, origin), lost)
+
+
+def _excluded(every: TileIndex, laid: Tiling) -> dict[str, Boxes]:
+    """Return the boxes of the excluded tiles by flag; a tile with several counts for the first of them."""
+    found: dict[str, Boxes] = {}
+    left, boxes = ~laid.kept, every.boxes_px0
+    for flag in FLAGS:
+        here = left & ((laid.flags & BITS[flag]) > 0)
+        found[flag], left = boxes[here], left & ~here
+    return found
 
 
 def _regions_of(record: SlideRecord, origin: Point) -> tuple[Regions | None, str]:
@@ -185,6 +243,8 @@ def _row(found: _Findings, section: TilesSection) -> dict[str, Any]:
         "mpp": round(found.index.mpp.x, 5),
         "tiles": tiles,
         "tissue_mm2": round(found.tissue_mm2, 3),
+        "share_not_analysed": None if found.unseen is None else found.unseen.share,
+        "not_analysed_mm2": "" if found.unseen is None else found.unseen.stored,
         "tissue_method": found.tissue.rung,
         "remarks": "; ".join(found.remarks()),
     }
@@ -213,7 +273,7 @@ def _why_empty(found: _Findings, section: TilesSection) -> str:
     )
 
 
-def _files(found: _Findings, remarks: list[str], origin: Point) -> dict[str, bytes]:
+def _files(found: _Findings, lost_tumour: str, origin: Point) -> dict[str, bytes]:
     """Return picture, preview, mask for QuPath and figures, under ``tissue/``."""
     index, tissue, thumbnail = found.index, found.tissue, found.overview.thumbnail
     lesions = [] if found.regions is None else found.regions.lesions()
@@ -227,7 +287,7 @@ def _files(found: _Findings, remarks: list[str], origin: Point) -> dict[str, byt
     )
     name = f"tissue/{index.slide_id}"
     outline = geojson_of([("Tissue", outline_of(tissue))], bounds_origin=origin, seed=index.slide_id)
-    figures = json.dumps(_figures(found, remarks), ensure_ascii=False, indent=1, allow_nan=False)
+    figures = json.dumps(_figures(found, lost_tumour), ensure_ascii=False, indent=1, allow_nan=False)
     return {
         f"{name}.png": png_bytes(picture),
         f"{name}.jpg": preview(thumbnail, picture),
@@ -236,9 +296,9 @@ def _files(found: _Findings, remarks: list[str], origin: Point) -> dict[str, byt
     }
 
 
-def _figures(found: _Findings, remarks: list[str]) -> dict[str, Any]:
+def _figures(found: _Findings, lost_tumour: str) -> dict[str, Any]:
     """Return the figures of the contact sheet and of the table of lesions."""
-    flags, recall = found.tiling.flags, found.recall
+    flags, recall, remarks, unseen = found.tiling.flags, found.recall, found.remarks(), found.unseen
     return {
         "slide_id": found.index.slide_id,
         "fingerprint": found.index.fingerprint,
@@ -251,6 +311,9 @@ def _figures(found: _Findings, remarks: list[str]) -> dict[str, Any]:
         "suspicion": suspicion(remarks),
         "flagged": {flag: int(np.count_nonzero(flags & bit)) for flag, bit in BITS.items()},
         "left_out": found.left_out,
+        "share_not_analysed": None if unseen is None else unseen.share,
+        "not_analysed_mm2": {} if unseen is None else unseen.mm2,
+        "lost_tumour": lost_tumour,
         "lesions": None if recall is None else [lesion.to_dict() for lesion in recall.lesions],
         "tissue_recall": None if recall is None or math.isnan(recall.in_tissue) else round(recall.in_tissue, 5),
         "tile_recall": None if recall is None or math.isnan(recall.in_tiles) else round(recall.in_tiles, 5),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsi_ips.evaluation.summary import not_analysed_texts
 from wsi_ips.manifest.slide_record import SlideRecord
-from wsi_ips.pipeline.slide_states import StateTable
+from wsi_ips.pipeline.slide_states import StateTable, not_analysed_of
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results.contact_sheet import SheetEntry, page_name, recall_figures, render_sheet
 from wsi_ips.tables import table_text
@@ -29,7 +30,9 @@ LESION_COLUMNS = [
 def sheet_stage(title: str, records: Sequence[SlideRecord], states: StateTable) -> Path:
     """Write the contact sheet and ``tissue_recall.csv``; returns the page to open."""
     entries, folder = sheet_entries(records, states), states.folder
-    pages = render_sheet(title, entries)
+    figures = not_analysed_of(states)
+    share = figures["share_not_analysed"]
+    pages = render_sheet(title, entries, "" if share is None else "{} ({})".format(*not_analysed_texts(figures)))
     for name, text in pages.items():
         atomic_write_text(folder.tissue / name, text)
     number = len(pages) + 1
@@ -41,12 +44,14 @@ def sheet_stage(title: str, records: Sequence[SlideRecord], states: StateTable) 
 
 
 def sheet_entries(records: Sequence[SlideRecord], states: StateTable) -> list[SheetEntry]:
-    """Collect state, preview and facts of slides."""
+    """Collect state, preview and facts of slides, also of those that failed because their tumour lies in no tile."""
     entries, folder = [], states.folder
     for record in records:
         state = states[record.slide_id]
         stored = folder.tissue / f"{record.slide_id}.json"
-        facts = json.loads(stored.read_text(encoding="utf-8")) if state.is_tiled and stored.exists() else {}
+        facts = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+        if not state.is_tiled and (not state.reason or facts.get("lost_tumour") != state.reason):
+            facts = {}  # of an earlier attempt
         picture = folder.tissue / f"{record.slide_id}.jpg"
         preview = picture.read_bytes() if facts and picture.exists() else None
         entries.append(SheetEntry(record.slide_id, state.state, state.reason, preview, facts))

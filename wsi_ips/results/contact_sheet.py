@@ -16,16 +16,18 @@ from scipy import ndimage
 
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.slides import RGB
+from wsi_ips.tiles.recall import NotAnalysed
 
 PER_PAGE = 200  # slides per page; a preview is about 40 kB
 MOST_LESIONS = 8
 STATE_WEIGHTS = {"failed": 1000, "unsuited": 700, "empty": 500}
+FLAGGED_WEIGHT = 200  # of a slide whose tissue flags exclude altogether
 INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
 EDGE, TILE, LESION = (0, 120, 60), (30, 90, 200), (210, 0, 0)
 # Bit and colour of each flag: pen, bubble, fold, blur; the first wins where a tile has several.
 FLAG_COLOURS = ((1, (0, 170, 190)), (8, (240, 120, 0)), (4, (230, 190, 0)), (2, (150, 60, 200)))
 LONGEST_PX, FOOTER_PX, PREVIEW_PX = 1024, 40, 420
-KEY = "green: edge of tissue · blue: tiles · pale: not analysed"
+KEY = "green: edge of tissue · blue: tiles · pale: glass"
 FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · crossed: left out"
 
 
@@ -43,7 +45,14 @@ class SheetEntry:
     def doubt(self) -> int:
         """Sort key: slides with a higher value come first."""
         lost = sum(bool(lesion["lost_to"]) for lesion in self.lesions)
-        return STATE_WEIGHTS.get(self.state, 0) + 50 * lost + int(self.facts.get("suspicion", 0))
+        flagged = 0 if self.not_analysed is None else round(FLAGGED_WEIGHT * self.not_analysed.share_flagged)
+        return STATE_WEIGHTS.get(self.state, 0) + 50 * lost + flagged + int(self.facts.get("suspicion", 0))
+
+    @property
+    def not_analysed(self) -> NotAnalysed | None:
+        """Tissue that no tile covers; None where it was not measured."""
+        share = self.facts.get("share_not_analysed")
+        return None if share is None else NotAnalysed(share, self.facts["not_analysed_mm2"])
 
     @property
     def lesions(self) -> Sequence[Mapping[str, Any]]:
@@ -66,8 +75,11 @@ def page_name(number: int) -> str:
     return "index.html" if number == 1 else f"page-{number}.html"
 
 
-def render_sheet(title: str, entries: Sequence[SheetEntry]) -> dict[str, str]:
-    """Return all pages as HTML by file name: no scripts, no external resources, all text escaped."""
+def render_sheet(title: str, entries: Sequence[SheetEntry], not_analysed: str = "") -> dict[str, str]:
+    """Return all pages as HTML by file name: no scripts, no external resources, all text escaped.
+
+    ``not_analysed`` is a line on the tissue of all slides that no tile covers.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -78,6 +90,7 @@ def render_sheet(title: str, entries: Sequence[SheetEntry]) -> dict[str, str]:
     pages = max(1, math.ceil(len(ordered) / PER_PAGE))
     common = {
         "title": title,
+        "not_analysed": not_analysed,
         "total": len(entries),
         "pages": pages,
         "page_name": page_name,

@@ -24,6 +24,7 @@ from wsi_ips.results.lesions import Lesion, covered_region, find_lesions
 from wsi_ips.results.overlay import RESEARCH
 from wsi_ips.results.score_raster import ScoreMaps
 from wsi_ips.slides import RGB
+from wsi_ips.tiles.recall import NotAnalysed
 
 SCHEMA_VERSION = 1
 MANIFEST = "package.json"
@@ -39,6 +40,7 @@ class Material:
     read_tiles: Callable[[NDArray[np.int32]], RGB] | None = None
     readable: NDArray[np.int32] | None = None  # rows of the tiles that can be read; None = all
     tissue: BaseGeometry | None = None  # tissue that was found, level-0 pixels
+    unseen: NotAnalysed | None = None  # tissue that no tile covers, as tiling measured it
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def _facts(content: PackageContent) -> dict[str, Any]:
         "tiles": len(maps),
         "tissue_mm2": None if tissue is None else round(tissue.area * mm2, 6),
         "not_analysed_mm2": None if unseen is None else round(unseen.area * mm2, 6),
+        **(content.material.unseen.facts if content.material.unseen else {}),
         "geometry": {
             "size_px0": list(maps.size_px0),
             "bounds_px0": list(maps.bounds),

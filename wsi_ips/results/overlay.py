@@ -29,6 +29,7 @@ from wsi_ips.provenance import atomic_path, atomic_write_json
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
 from wsi_ips.results.score_raster import Raster
 from wsi_ips.slides import RGB
+from wsi_ips.tiles.recall import NotAnalysed
 
 SCHEMA_VERSION = 1
 OPACITY = 0.6  # of a score of 1
@@ -77,6 +78,7 @@ class Caption:
     outlines: tuple[NDArray[np.float64], ...] = ()  # annotated tumour, each (n, 2): x, y in level-0 pixels
     title: str = ""  # of scores that another tool made; empty = that of the score map
     meaning: str = ""  # legend of such scores
+    unseen: NotAnalysed | None = None  # tissue that no tile covers, as tiling measured it; None where it did not
 
 
 def colour_map(view: View, raster: Raster, *, kind: str, opacity: float = OPACITY) -> RGB:
@@ -131,8 +133,11 @@ def draw_overlay(view: View, raster: Raster, caption: Caption, *, kind: str, opa
     if caption.outlines:
         keys.append(("annotated tumour", draw_line_sample))
     if unseen is not None and unseen.any():
-        keys.append(("tissue not analysed", draw_hatch_sample))
+        share = "" if caption.unseen is None else f": {caption.unseen.share:.1%}"
+        keys.append((f"tissue not analysed{share}", draw_hatch_sample))
     draw_keys(page, frame, keys)
+    if caption.unseen is not None and caption.unseen.mm2:
+        draw_note(page, frame, f"not analysed: {caption.unseen.areas}")
     return page
 
 
@@ -145,7 +150,6 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: str, fingerpr
     score_map = SCORE_MAPS[kind]
     scale, box = view.px0_per_px, Frame(view.size).map_box
     finite = raster.values[np.isfinite(raster.values)]
-    unseen = not_analysed(view, raster)
     return {
         "schema_version": SCHEMA_VERSION,
         "slide_id": caption.slide_id,
@@ -169,9 +173,18 @@ def sidecar(view: View, raster: Raster, caption: Caption, *, kind: str, fingerpr
         "colour_range": [0.0, 1.0],
         "value_range": [float(finite.min()), float(finite.max())] if len(finite) else None,
         "tiles": int(raster.starts.sum()),
-        "not_analysed_mm2": None if unseen is None else round(float(unseen.sum()) * view.mpp.x * view.mpp.y / 1e6, 4),
+        **_not_analysed_facts(view, raster, caption),
         "note": RESEARCH,
     }
+
+
+def _not_analysed_facts(view: View, raster: Raster, caption: Caption) -> dict[str, Any]:
+    """Return the tissue without tiles as tiling measured it; else its area on the picture, None where not known."""
+    if caption.unseen is not None:
+        return caption.unseen.facts
+    unseen = not_analysed(view, raster)
+    area = None if unseen is None else round(float(unseen.sum()) * view.mpp.x * view.mpp.y / 1e6, 4)
+    return {"not_analysed_mm2": area}
 
 
 def write_overlay(path: Path, picture: Image.Image, facts: dict[str, Any]) -> None:
@@ -307,6 +320,14 @@ def draw_keys(page: Image.Image, frame: Frame, keys: Sequence[Key]) -> None:
         start = right - math.ceil(letters.getlength(text)) - frame.px(32)
         sample(page, frame, Box(start, y - frame.px(6), frame.px(24), frame.px(12)))
         right = start - frame.px(14)
+
+
+def draw_note(page: Image.Image, frame: Frame, text: str) -> None:
+    """Draw a line of small text below the scale bar, right-aligned."""
+    letters = font(frame.px(11))
+    room = page.width - 2 * frame.px(16) - frame.px(270)  # beside the colour bar
+    place = (page.width - frame.px(16), frame.map_box.bottom + frame.px(78))
+    ImageDraw.Draw(page).text(place, fitted(text, room, letters), SOFT_INK, letters, anchor="rm")
 
 
 def draw_line_sample(page: Image.Image, frame: Frame, box: Box) -> None:

@@ -12,6 +12,7 @@ from wsi_ips.evaluation.localisation import SIZES
 from wsi_ips.evaluation.summary import Evaluation
 from wsi_ips.results.contact_sheet import SheetEntry
 from wsi_ips.results.report_plots import History
+from wsi_ips.tiles.recall import NotAnalysed
 
 Outcome = Literal["", "missed", "false alarm"]
 
@@ -56,6 +57,7 @@ class SlideEntry:
     predicted: str
     tiles: int | None
     tissue_mm2: float | None
+    not_analysed: NotAnalysed | None = None  # tissue that no tile covers; None where it was not measured
     positive: bool | None = None  # whether the label is positive; None where it is unknown
     # ``missed``: labelled positive, called negative, in the split that is reported on; ``false alarm``: the opposite
     outcome: Outcome = ""
@@ -94,6 +96,7 @@ class RecallRow:
     lesions: int  # numbers of lesions
     lost_to_segmentation: int
     lost_to_tiling: int
+    lost_to_flags: int
     in_tissue: float  # share of their area
     in_tiles: float
 
@@ -221,8 +224,9 @@ def lesion_recall(sheet: Sequence[SheetEntry]) -> tuple[tuple[RecallRow, ...], t
         if not here or not area:
             continue
         shares = [math.fsum(le["area_um2"] * le[name] for le in here) / area for name in ("in_tissue", "in_tiles")]
-        lost = [sum(le["lost_to"] == stage for le in here) for stage in ("segmentation", "tiling")]
-        rows.append(RecallRow(size, len(here), *lost, *shares))
+        lost = Counter(le["lost_to"] for le in here if le["lost_to"])
+        segmented, tiled = lost["segmentation"], lost["tiling"]
+        rows.append(RecallRow(size, len(here), segmented, tiled, lost.total() - segmented - tiled, *shares))
     gone = sorted((pair for pair in lesions if pair[1]["lost_to"]), key=lambda pair: -pair[1]["diameter_um"])
     return tuple(rows), tuple(
         LostLesion(name, le["x_px0"], le["y_px0"], le["diameter_um"], le["size_class"], le["lost_to"])

@@ -16,7 +16,7 @@ from wsi_ips.geometry import Box, ReadPlan, Scale, Size, plan_read
 from wsi_ips.slides import SlideInfo
 from wsi_ips.tissue.mask import TissueMask
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Stored columns; ``tumour_fraction`` only where the slide is annotated
 COLUMNS = {
     "x": np.int32,
