@@ -46,14 +46,28 @@ def test_many_at_a_time_are_all_kept(tmp_path):
 
 @pytest.mark.parametrize(
     "note",
-    ["=1+1", "+49", "-1", "@x", "\tx", "a, b", 'say "x"', "two\nlines", "plain", "'quoted", "'; DROP TABLE review"],
+    [
+        "=1+1",
+        " =1",
+        "+4a",
+        "-1+1",
+        "@x",
+        "\t=x",
+        "\uff1d1",
+        "a, b",
+        'say "x"',
+        "two\nlines",
+        "plain",
+        "'quoted",
+        "'; DROP TABLE review",
+    ],
 )
 def test_a_note_comes_back_from_the_csv_and_is_no_formula(tmp_path, note):
     store = ReviewStore(tmp_path / "run.sqlite")
     store.add(Review("s", "agree", note))
     row = next(csv.DictReader(io.StringIO(store.csv())))
     assert row["note"].removeprefix("'") == note.removeprefix("'")
-    assert not row["note"].startswith(("=", "+", "-", "@", "\t"))
+    assert not row["note"].strip().startswith(("=", "+", "-", "@", "\uff1d"))
     assert store.latest()["s"].note == note
 
 

@@ -233,24 +233,12 @@ def _localisation(
                 f"missed: {error}"
             )
             return None
-        if record in slides.unmapped:
+        if record.slide_id not in slides.scores:
             unmapped.append(match_detections(Detections(*np.zeros((3, 0))), lesions))
             continue
-        entry, fraction = slides.scores[record.slide_id], index.tumour_fraction
-        raster = score_raster(entry, index)
-        slide_map = SlideMap(
-            values=raster.values,
-            origin_px0=raster.origin_px0,
-            cell_px0=raster.cell_px0,
-            mpp=index.mpp,
-            probability=entry.positive_probability,
-            attention=entry.attention,
-            tissue_fraction=index.tissue_fraction,
-            tumour_fraction=np.zeros(len(index), np.float32) if fraction is None else fraction,
-            kept=entry.kept,
-            lesions=lesions,
-            is_negative=is_negative,
-            largest_lesion=sizes.get(record.slide_id, ""),
+        size = sizes.get(record.slide_id, "")
+        slide_map = replace(
+            _slide_map(slides.scores[record.slide_id], index, lesions), is_negative=is_negative, largest_lesion=size
         )
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
@@ -260,6 +248,22 @@ def _localisation(
     if missed := sum(len(slide.best) for slide in unmapped):
         notes.append(f"{missed} lesions of slides without a map count as missed")
     return localise(found, notes, unmapped=unmapped)
+
+
+def _slide_map(entry: SlideScores, index: TileIndex, lesions: Lesions) -> SlideMap:
+    raster, fraction = score_raster(entry, index), index.tumour_fraction
+    return SlideMap(
+        values=raster.values,
+        origin_px0=raster.origin_px0,
+        cell_px0=raster.cell_px0,
+        mpp=index.mpp,
+        probability=entry.positive_probability,
+        attention=entry.attention,
+        tissue_fraction=index.tissue_fraction,
+        tumour_fraction=np.zeros(len(index), np.float32) if fraction is None else fraction,
+        kept=entry.kept,
+        lesions=lesions,
+    )
 
 
 def score_raster(entry: SlideScores, index: TileIndex) -> Raster:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -241,25 +241,7 @@ def evaluate_detections(
     if not files.keys() & {*names}:
         raise EvaluationError(f"detections {folder}: no file is named after a slide, e.g. {names[0]}.csv")
     known = [r for r in records if r.is_fully_outlined or r.slide_id in negative]
-    found, failed = dict[str, Matched](), list[str]()
-    for record in known:
-        name = record.slide_id
-        given = read_detections(files[name]) if name in files else Detections(*np.zeros((3, 0)))
-        try:
-            with open_slide(record.path, mpp_override=record.mpp) as reader:
-                info = reader.info
-            mpp = Scale(LEGACY_MPP, LEGACY_MPP) if legacy_spacing else info.pyramid.mpp
-            found[name] = match_detections(given, read_lesions(record, info.size_px0, info.bounds, mpp))
-        except (WsiIpsError, OSError) as error:
-            failed.append(f"slide {name}: {error}")
-    if failed:
-        raise EvaluationError(
-            listing(
-                f"{len(failed)} of {len(known)} slides cannot be measured, and left out, their lesions would not count "
-                "as missed; correct them, or take their rows out of the manifest",
-                failed,
-            )
-        )
+    found = _matched(known, files, LEGACY_MPP if legacy_spacing else None)
     off = [f"{name} ({slide.outside} of {slide.detections})" for name, slide in found.items() if slide.outside]
     unknown = [r.slide_id for r in records if r not in known]
     _note(notes, off, "slides have detections off the slide, which count as false positives; is it level-0 pixels?")
@@ -270,6 +252,30 @@ def evaluate_detections(
     if curve is None:
         raise EvaluationError(f"detections {folder}: {notes[-1]}")
     return Localisation(lesions_given=curve)
+
+
+def _matched(known: Sequence[SlideRecord], files: Mapping[str, Path], mpp: float | None) -> dict[str, Matched]:
+    """Match the detections of each slide; refuse slides that cannot be measured, all of them in one message."""
+    found, failed = dict[str, Matched](), list[str]()
+    for record in known:
+        name = record.slide_id
+        given = read_detections(files[name]) if name in files else Detections(*np.zeros((3, 0)))
+        try:
+            with open_slide(record.path, mpp_override=record.mpp) as reader:
+                info = reader.info
+            scale = Scale(mpp, mpp) if mpp is not None else info.pyramid.mpp
+            found[name] = match_detections(given, read_lesions(record, info.size_px0, info.bounds, scale))
+        except (WsiIpsError, OSError) as error:
+            failed.append(f"slide {name}: {error}")
+    if failed:
+        raise EvaluationError(
+            listing(
+                f"{len(failed)} of {len(known)} slides cannot be measured, and left out, their lesions would not count "
+                "as missed; correct them, or take their rows out of the manifest",
+                failed,
+            )
+        )
+    return found
 
 
 def _detection_files(folder: Path) -> dict[str, Path]:
