@@ -32,17 +32,12 @@ from wsi_ips.errors import StorageError
 
 FINGERPRINT_DIGITS = 16
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-# What libraries say that raise errors of their own: safetensors, SQLite, and those that only pass the text on
+# What libraries say that raise errors of their own: safetensors, HDF5 and SQLite
+STORAGE_NUMBER = re.compile(r"(?:os error|errno =|code:) (\d+)")
 STORAGE_TEXTS = {
-    "code: 28,": errno.ENOSPC,
     "No space left on device": errno.ENOSPC,
     "database or disk is full": errno.ENOSPC,
-    "code: 122,": errno.EDQUOT,
-    "Disk quota exceeded": errno.EDQUOT,
-    "code: 30,": errno.EROFS,
-    "Read-only file system": errno.EROFS,
     "attempt to write a readonly database": errno.EROFS,
-    "code: 27,": errno.EFBIG,
 }
 # Names of temporary siblings; those of earlier versions tell no process
 LEFTOVER = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)-)?[0-9a-f]{8}(?:\.[A-Za-z0-9]+)?")
@@ -120,9 +115,10 @@ def _storage_trouble(error: BaseException | None, path: Path | None) -> str:
         if number in STORAGE_ERRORS:
             return os.strerror(number or 0)
         text = str(error)
-        found = next((said for said, number in STORAGE_TEXTS.items() if said in text), None)
-        if found is not None:
-            return os.strerror(STORAGE_TEXTS[found])
+        said = [number for words, number in STORAGE_TEXTS.items() if words in text]
+        said += [int(digits) for digits in STORAGE_NUMBER.findall(text)]
+        if said and said[0] in STORAGE_ERRORS:
+            return os.strerror(said[0])
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
