@@ -5,8 +5,9 @@
 Each copy is damaged in one of four ways (:data:`WAYS`), and every seed damages it in its own way. A copy is then used
 as a stage uses a slide: identity, header, thumbnail and regions of every level, with each reader, in a process of its
 own that is ended after 60 s. Counted are copies that were read, refused with one of our errors, ended in any other
-exception (``unnamed``), took too long (``slow``), ended the process (``crashed``), or gave pixels that differ from
-OpenSlide's by more than rounding although OpenSlide reads them (``differs``).
+exception (``unnamed``), took too long (``slow``), ended the process (``crashed``), or gave pixels that differ by more
+than rounding from OpenSlide's where OpenSlide reads them or, of a file that was cut short, from those of the whole
+file (``differs``).
 """
 
 from __future__ import annotations
@@ -96,28 +97,30 @@ def mutate(source: Path, seed: int) -> tuple[str, bytes]:
     return way.__name__, bytes(data)
 
 
-def use(path: Path) -> tuple[str, str]:
-    """Use a slide with every reader; return the worst that happened."""
+def use(path: Path, whole: Path | None = None) -> tuple[str, str]:
+    """Use a slide with every reader; return the worst that happened. It was cut short where ``whole`` is given."""
     content_identity(path)
-    found = [_used(path, reader) for reader in READERS]
+    found = [_used(path, reader, whole) for reader in READERS]
     order = ("differs", "read", "refused")
     return min(found, key=lambda entry: order.index(entry[0]))
 
 
-def _used(path: Path, reader: str) -> tuple[str, str]:
+def _used(path: Path, reader: str, whole: Path | None) -> tuple[str, str]:
     try:
         with open_slide(path, reader=reader, mpp_override=Scale(0.5, 0.5)) as slide:
-            read_overview(slide, 16.0)
-            worst = max(_differences(path, slide), default=0.0)
+            worst = max(_differences(slide, whole or path, reader if whole else "openslide"), default=0.0)
+            if worst <= ROUNDING:
+                read_overview(slide, 16.0)
+                return "read", reader
     except SlideError as error:
         return "refused", f"{reader}: {error}"
-    return ("differs", f"{reader}: {worst:.0f} grey levels") if worst > ROUNDING else ("read", reader)
+    return "differs", f"{reader}: {worst:.0f} grey levels"
 
 
-def _differences(path: Path, slide: SlideReader) -> Iterator[float]:
-    """Yield the largest difference from OpenSlide in regions of every level that OpenSlide shows too."""
+def _differences(slide: SlideReader, path: Path, reader: str) -> Iterator[float]:
+    """Yield the largest difference from another reading in regions of every level that both show."""
     try:
-        plain = open_slide(path, reader="openslide", mpp_override=Scale(0.5, 0.5))
+        plain = open_slide(path, reader=reader, mpp_override=Scale(0.5, 0.5))
     except SlideError:
         return
     with plain:
@@ -130,20 +133,19 @@ def _differences(path: Path, slide: SlideReader) -> Iterator[float]:
             for n in range(PLACES if theirs_at == 0 else 1):  # OpenSlide renders between pixels far from the origin
                 x, y = rng.randint(0, size.width - part.width), rng.randint(0, size.height - part.height)
                 at = level0_position(slide.info, Point(x, y) if n else Point(0, 0), level)
-                ours = slide.read_region(at, level, part)
                 try:
-                    theirs = plain.read_region(at, theirs_at, part)
+                    ours, theirs = slide.read_region(at, level, part), plain.read_region(at, theirs_at, part)
                 except RegionReadError:
-                    return
+                    continue
                 yield float(np.abs(ours.astype(np.int16) - theirs).max())
 
 
-def _in_process(path: Path, report: Connection) -> None:
+def _in_process(path: Path, whole: Path | None, report: Connection) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
-        report.send(use(path))
+        report.send(use(path, whole))
     except BaseException as error:  # noqa: BLE001 - that is what is looked for
         report.send(("unnamed", f"{type(error).__name__}: {error}"))
 
@@ -155,7 +157,7 @@ def outcome(source: Path, seed: int, folder: Path) -> Outcome:
     path.write_bytes(data)
     context = get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_process, args=(path, sender))
+    process = context.Process(target=_in_process, args=(path, source if way == "truncate" else None, sender))
     began = time.perf_counter()
     process.start()
     sender.close()

@@ -77,6 +77,29 @@ def test_a_missing_tile_or_strip_is_an_error_in_every_reader_never_black_or_whit
             np.testing.assert_array_equal(rest, PIXELS[200:264, 300:364])
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "deflate", None])
+def test_of_a_file_that_was_cut_short_no_pixel_is_invented(tmp_path, compression):
+    whole, path = tmp_path / "whole.tif", tmp_path / "cut.tif"
+    tifffile.imwrite(whole, PIXELS, photometric="rgb", tile=(128, 128), compression=compression, metadata=None)
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    errors = 0
+    for reader in READERS:
+        try:
+            slide = open_slide(path, reader=reader)
+        except SlideError:
+            assert reader != "tiffslide"  # it opens such a file
+            continue
+        with slide, open_slide(whole, reader=reader) as good:
+            for at in (Point(x, y) for x in range(0, 900, 100) for y in range(0, 650, 60)):
+                try:
+                    found = slide.read_region(at, 0, Size(100, 60))
+                except RegionReadError:
+                    errors += 1
+                else:
+                    np.testing.assert_array_equal(found, good.read_region(at, 0, Size(100, 60)))
+    assert errors > 20
+
+
 def write_planes(path: Path, names: list[str] | None) -> Path:
     planes = np.ascontiguousarray(np.moveaxis(PIXELS, 2, 0))
     metadata = {"axes": "CYX"} | ({"Channel": {"Name": names}} if names else {})

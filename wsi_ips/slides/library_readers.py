@@ -186,12 +186,13 @@ class TiffSlideReader(SlideReader):
 
     def _fill_gaps(self, rgb: RGB, level: int, at: Point) -> None:
         """Refuse pixels of missing tiles or strips, which TiffSlide shows in black; those of Philips become white."""
-        for gap in self._gaps[level]:
-            left, top = max(0, gap.x - at.x), max(0, gap.y - at.y)
-            part = rgb[top : max(0, gap.bottom - at.y), left : max(0, gap.right - at.x)]
-            if part.size and not self._white_gaps:
-                raise ValueError(MISSING)
-            part[:] = OPAQUE
+        left, top, right, bottom, is_cut = self._gaps[level]
+        height, width = rgb.shape[:2]
+        touched = (left < at.x + width) & (right > at.x) & (top < at.y + height) & (bottom > at.y)
+        if (is_cut[touched] == 1).any() or (touched.any() and not self._white_gaps):
+            raise ValueError(MISSING)
+        for x, y, end_x, end_y, _ in self._gaps[level][:, touched].T.tolist():
+            rgb[max(0, y - at.y) : end_y - at.y, max(0, x - at.x) : end_x - at.x] = OPAQUE
 
     def close(self) -> None:
         """Release the file."""
@@ -230,16 +231,23 @@ def _over_white(pixels: NDArray[np.uint8], *, is_multiplied: bool) -> RGB:
     return np.asarray(np.rint(over.clip(0, OPAQUE)).astype(np.uint8))
 
 
-def _gaps(tiff: TiffHeader, size: Size) -> list[Box]:
-    """Return the tiles or strips of the level of a size that are not in the file, level pixels."""
-    found = []
+def _gaps(tiff: TiffHeader, size: Size) -> NDArray[np.int64]:
+    """Return the tiles or strips of the level of a size that are not in the file, shape (5, n).
+
+    Rows: left, top, right and bottom in level pixels, and whether the file ends before or within it (1), or it has no
+    bytes (0).
+    """
+    found = [np.zeros((5, 0), np.int64)]
     for page in (page for top in tiff.directories for page in (top, *top.children)):
         width, height = page.chunk
-        if page.size == size and min(width, height) > 0:
-            columns = -(-size.width // width)
-            missing = np.flatnonzero(page.chunk_bytes == 0).tolist()
-            found += [Box(n % columns * width, n // columns * height, width, height) for n in missing]
-    return found
+        offsets, counts = page.chunk_offsets, page.chunk_bytes
+        if page.size == size and min(width, height) > 0 and len(offsets) == len(counts):
+            is_cut = (offsets < 0) | (counts < 0) | (offsets > page.source.size - counts)
+            missing = np.flatnonzero((counts == 0) | is_cut)
+            y, x = np.divmod(missing, -(-size.width // width))
+            ends = ((x + 1) * width, (y + 1) * height)
+            found.append(np.stack([x * width, y * height, *ends, is_cut[missing]]))
+    return np.concatenate(found, axis=1)
 
 
 def _bounds(properties: dict[str, str], size: Size) -> Box:
