@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wsi_ips.errors import RecipeError
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides import open_slide, read_thumbnail
+from wsi_ips.tissue.filters import dilated
 from wsi_ips.tissue.segmentation import TissueRules, segment_tissue
 
 THUMBNAIL = Scale(8.0, 8.0)
@@ -176,3 +178,119 @@ def test_a_picture_that_is_all_tissue_is_not_split_into_pale_and_dark():
     pixels[:, :] = (225, 168, 208)
     pixels[:, :150] = (150, 60, 140)
     assert segment(pixels).mask.mean() > 0.95
+
+
+def textured(colour, shape=(220, 300), seed=1) -> np.ndarray:
+    """Return tissue of a colour whose density varies from nucleus to nucleus."""
+    from scipy import ndimage
+
+    varies = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 0.8)
+    grey = 1 + 0.12 * varies / varies.std()
+    return np.clip(241 * (np.array(colour) / 241) ** grey[..., None], 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("main", "other"),
+    [
+        ((150, 100, 60), (150, 165, 205)),
+        ((170, 60, 70), (110, 140, 200)),
+        ((190, 90, 160), (150, 160, 210)),
+        ((215, 150, 190), (60, 50, 48)),
+        ((215, 150, 190), (110, 120, 180)),
+        ((215, 150, 190), (80, 38, 78)),
+    ],
+    ids=["DAB", "trichrome", "PAS", "melanin", "bluish haematoxylin", "dark"],
+)
+def test_a_minority_stain_is_no_ink(main, other):
+    pixels = glass()
+    pixels[30:190, 30:270] = textured(main)[30:190, 30:270]
+    pixels[60:150, 30:120] = textured(other)[60:150, 30:120]  # at the edge of the tissue too
+    found = segment(pixels)
+    assert not found.seen.pen.any()
+    assert found.mask[60:150, 40:120].mean() > 0.97
+
+
+@pytest.mark.parametrize("ink", [(20, 110, 60), (200, 20, 30), (40, 60, 150), (35, 35, 40)])
+@pytest.mark.parametrize("size", [0.15, 1.0])
+def test_ink_is_found_beside_little_tissue_and_much(ink, size):
+    pixels = glass()
+    rows, columns = slice(100, 100 + int(100 * size)), slice(100, 100 + int(180 * size))
+    pixels[rows, columns] = textured((190, 120, 180))[rows, columns]
+    pixels[20:34, 10:290] = ink
+    found = segment(pixels)
+    assert found.seen.pen[22:32, 12:288].mean() > 0.9
+    assert not (found.seen.pen & found.mask).any()
+
+
+@pytest.mark.parametrize("drawn", ["line", "band"])
+def test_the_edge_of_a_coverslip_is_no_tissue(drawn):
+    pixels = glass(600, 440)
+    if drawn == "line":
+        pixels[60:64] = (120, 118, 119)
+    else:
+        pixels[60:90, :] = (232, 226, 212)
+    assert not segment(pixels).mask.any()
+    pixels[200:300, 150:400] = textured((190, 120, 180), (100, 250))
+    assert segment(pixels).mask.sum() == pytest.approx(100 * 250, rel=0.05)
+
+
+def test_a_straight_biopsy_that_is_cut_by_the_border_is_tissue():
+    pixels = glass(600, 440)
+    pixels[200:230, :400] = textured((190, 120, 180), (30, 400))
+    assert segment(pixels).mask.sum() == pytest.approx(30 * 400, rel=0.1)
+
+
+@pytest.mark.parametrize("slide", [7, 9, 10, 16, 23])
+def test_real_dark_tissue_is_no_pen(real_data, slide):
+    path = real_data.parent / "cases" / "dark-tissue" / f"node_{slide:03d}.tif"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    found = segment(np.asarray(Image.open(path).convert("RGB").reduce(2)), Scale(7.8, 7.8))
+    assert not found.seen.pen.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp", "missed"),
+    [
+        ("histoqc_black_pen", 8.0, 0.02),
+        ("histoqc_green_pen", 20.0, 0.02),
+        ("rtlucassen_blue_ink", 20.0, 0.1),
+        ("slideflow_red_and_green_pen", 40.0, 0.2),  # its small spots lie on the tissue
+        ("tupac004_red_ring", 30.0, 0.05),
+        ("tupac_blue_marks", 30.0, 0.05),
+        ("tupac_teal_ring", 30.0, 0.05),
+    ],
+)
+def test_pen_on_real_overviews_is_found_and_no_tissue_beside_it(real_data, name, mpp, missed):
+    folder = real_data / "thumbnails_more"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    found = segment(np.asarray(Image.open(folder / f"{name}.png").convert("RGB")), Scale(mpp, mpp))
+    ink = np.asarray(Image.open(folder / "truth" / f"{name}_pen.png").convert("L")) > 127
+    assert (found.seen.pen & ink).sum() >= (1 - missed) * ink.sum()
+    drawn = folder / "truth" / f"{name}_tissue.png"
+    if drawn.exists():
+        clear = (np.asarray(Image.open(drawn).convert("L")) > 200) & ~dilated(ink, 2)
+        assert (found.seen.pen & clear).sum() <= 0.01 * clear.sum()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_network_of_ones_own_finds_the_tissue(tmp_path):
+    import torch
+
+    class Pink(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return 5 * (0.9 - pixels[:, 1:2])  # normalised green: 2.1 on glass, 0 on tissue
+
+    example = torch.zeros(1, 3, 512, 512)
+    torch.jit.trace(Pink(), example).save(str(tmp_path / "pink.pt"))
+    pixels = glass(600, 440)  # several windows
+    pixels[40:150, 60:560] = (190, 120, 180)
+    found = segment(pixels, method="model", model=tmp_path / "pink.pt")
+    assert found.rung == "model"
+    assert found.mask.sum() == pytest.approx(110 * 500, rel=0.01)
+    with pytest.raises(RecipeError, match=r"tissue\.model"):
+        segment(pixels, method="model", model=tmp_path / "none.pt")
+    torch.jit.trace(torch.nn.Conv2d(3, 5, 1), example).save(str(tmp_path / "five.pt"))
+    with pytest.raises(RecipeError, match="2 channels"):
+        segment(pixels, method="model", model=tmp_path / "five.pt")

@@ -128,7 +128,7 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
         wide = widened(box, 5)
         mark = labels[wide] == number
         ring = dilated(mark, 5) & ~dilated(mark, 2) & ~edge[wide]
-        on_glass = np.count_nonzero(ring & ~beside[wide]) / max(1, np.count_nonzero(ring))
+        on_glass = float((ring & ~beside[wide]).sum() / max(1, int(ring.sum())))
         mostly = usual > 0 and flats[number] > MOSTLY_FLAT * areas[number]
         dense = mostly and 2 * np.count_nonzero(black[wide] & mark) < areas[number]
         dense = dense and total[wide][mark].mean() > max(DENSE_OD, DENSER * usual)

@@ -32,7 +32,7 @@ UNDER_PEN_UM = 500.0  # width of the surroundings that tell whether a pen mark l
 
 # A film takes away less than this much light (of 255), and varies by at most so many times as much as the glass, or so
 # many grey levels: half of what the palest tissue has at 20 µm/px
-FILM_DENSITY, FILM_TEXTURE, LEAST_FILM_TEXTURE = 18, 3.0, 0.6
+FILM_DENSITY, FILM_TEXTURE, LEAST_FILM_TEXTURE = 18, 1.5, 0.6
 GREY_DENSITY = 48  # a grey film, as a shadow is, takes away less than this
 FILM_BESIDE = 0.5  # least share of tissue round a pale place with which it belongs to the tissue
 EDGE_LENGTH, EDGE_WIDTH, LINE_WIDTH = 0.5, 0.25, 0.025  # shares of the picture's sides that an edge takes
