@@ -249,12 +249,13 @@ def _files(found: _Findings, lost_tumour: str, origin: Point) -> dict[str, bytes
     """Return picture, preview, mask for QuPath and figures, under ``tissue/``."""
     index, tissue, thumbnail = found.index, found.tissue, found.overview.thumbnail
     lesions = [] if found.regions is None else found.regions.lesions()
+    unseen = "" if found.unseen is None else f" · not analysed: {found.unseen}"
     picture = draw_tissue(
         thumbnail,
         tissue.mask,
         found.tiling,
         px0_size=index.size_px0,
-        caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}",
+        caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}{unseen}",
         lesions=[shapely.get_coordinates(part.exterior) for part in lesions],
     )
     name = f"tissue/{index.slide_id}"

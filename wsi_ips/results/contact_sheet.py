@@ -24,10 +24,11 @@ STATE_WEIGHTS = {"failed": 1000, "empty": 500}
 FLAGGED_WEIGHT = 200  # of a slide whose tissue flags exclude altogether
 INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
 EDGE, TILE, LESION = (0, 120, 60), (30, 90, 200), (210, 0, 0)
+BARE = (120, 120, 126)  # tissue in no tile
 # Bit and colour of each flag: pen, bubble, fold, blur; the first wins where a tile has several.
 FLAG_COLOURS = ((1, (0, 170, 190)), (8, (240, 120, 0)), (4, (230, 190, 0)), (2, (150, 60, 200)))
 LONGEST_PX, FOOTER_PX, PREVIEW_PX = 1024, 40, 420
-KEY = "green: edge of tissue · blue: tiles · pale: glass"
+KEY = "green: edge of tissue · blue: tiles · grey: tissue in no tile · pale: glass"
 FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · crossed: left out"
 
 
@@ -158,7 +159,7 @@ def draw_tissue(
     caption: str,
     lesions: Sequence[NDArray[np.float64]] = (),
 ) -> Image.Image:
-    """Draw a thumbnail with the tissue outline (green), tiles (blue), flags and annotated tumour (red).
+    """Draw a thumbnail with the tissue outline (green), tiles (blue), tissue without tiles (grey), flags and tumour.
 
     The mask has the thumbnail's height and width; ``lesions`` are outlines of shape (n, 2): x, y in level-0 pixels.
     """
@@ -166,7 +167,10 @@ def draw_tissue(
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image).copy()
     pixels[~small] = pixels[~small] // 2 + 127
-    _tint(pixels, *tiling.raster(Size(*image.size), px0_size))
+    state, lines = tiling.raster(Size(*image.size), px0_size)
+    bare = small & (state < 0)
+    pixels[bare] = pixels[bare] // 3 + np.array(BARE, np.uint8) // 3 * 2
+    _tint(pixels, state, lines)
     pixels[small & ~ndimage.binary_erosion(small)] = EDGE  # the picture's border counts as outside
     page = Image.new("RGB", (max(720, image.width), image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
