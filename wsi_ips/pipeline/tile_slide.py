@@ -32,7 +32,6 @@ from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifa
 
 TILE_JOB = f"{__name__}:tile_job"
 MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets a remark
-MUCH_NOT_ANALYSED = 0.2  # share of the tissue in no tile that gets a remark; the rim of tissue is 2 to 10 %
 MOST_OUTLINES = 5  # outlines that a message names
 
 
@@ -102,8 +101,6 @@ class _Findings:
     def remarks(self) -> list[str]:
         """Return what a person should check, the most important first."""
         remarks = remarks_on(self.tissue, self.index.mpp)
-        if self.unseen is not None and (self.left_out or self.unseen.share > MUCH_NOT_ANALYSED):
-            remarks.insert(0, f"not analysed: {self.unseen}")
         recall = self.recall
         if recall is not None and recall.lost:
             remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")

@@ -46,8 +46,13 @@ class SheetEntry:
     def doubt(self) -> int:
         """Sort key: slides with a higher value come first."""
         lost = sum(bool(lesion["lost_to"]) for lesion in self.lesions)
-        flagged = 0 if self.not_analysed is None else round(FLAGGED_WEIGHT * self.not_analysed.share_flagged)
-        return STATE_WEIGHTS.get(self.state, 0) + 50 * lost + flagged + int(self.facts.get("suspicion", 0))
+        doubt = STATE_WEIGHTS.get(self.state, 0) + 50 * lost + int(self.facts.get("suspicion", 0))
+        return doubt + round(FLAGGED_WEIGHT * self.flagged_share)
+
+    @property
+    def flagged_share(self) -> float:
+        """Share of the tissue that flags excluded."""
+        return 0.0 if self.not_analysed is None else self.not_analysed.share_flagged
 
     @property
     def not_analysed(self) -> NotAnalysed | None:
@@ -95,7 +100,7 @@ def render_sheet(title: str, entries: Sequence[SheetEntry], not_analysed: str = 
         "total": len(entries),
         "pages": pages,
         "page_name": page_name,
-        "doubtful": sum(bool(entry.facts.get("remarks")) for entry in entries),
+        "doubtful": sum(bool(entry.facts.get("remarks")) or entry.flagged_share > 0 for entry in entries),
         "failed": sum(entry.state == "failed" for entry in entries),
         "empty": sum(entry.state == "empty" for entry in entries),
         **recall_figures(entries),
@@ -163,7 +168,7 @@ def draw_tissue(
 
     The mask has the thumbnail's height and width; ``lesions`` are outlines of shape (n, 2): x, y in level-0 pixels.
     """
-    image = _shrunk(Image.fromarray(thumbnail), max(1, -(-max(thumbnail.shape[:2]) // LONGEST_PX)))
+    image = _shrunk(Image.fromarray(thumbnail), _shrinking(thumbnail))
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image).copy()
     pixels[~small] = pixels[~small] // 2 + 127
@@ -172,7 +177,9 @@ def draw_tissue(
     pixels[bare] = pixels[bare] // 3 + np.array(BARE, np.uint8) // 3 * 2
     _tint(pixels, state, lines)
     pixels[small & ~ndimage.binary_erosion(small)] = EDGE  # the picture's border counts as outside
-    page = Image.new("RGB", (max(720, image.width), image.height + FOOTER_PX), PAPER)
+    letters = ImageFont.load_default(13)
+    width = max(720, image.width, math.ceil(letters.getlength(caption)) + 16)
+    page = Image.new("RGB", (width, image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(page)
     scale = np.array([image.width / px0_size.width, image.height / px0_size.height])
@@ -180,7 +187,7 @@ def draw_tissue(
         points = (outline * scale).ravel().tolist()
         if len(points) >= 4:
             draw.line([*points, *points[:2]], fill=LESION, width=1)
-    draw.text((8, image.height + 4), caption, INK, ImageFont.load_default(13))
+    draw.text((8, image.height + 4), caption, INK, letters)
     key = KEY + (f" · {FLAG_KEY}" if tiling.flags.any() else "") + (" · red: annotated" if lesions else "")
     draw.text((8, image.height + 22), key, SOFT_INK, ImageFont.load_default(11))
     return page
@@ -195,9 +202,10 @@ def png_bytes(image: Image.Image) -> bytes:
 
 def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
     """Return a small JPEG of slide and picture side by side, for the contact sheet."""
+    width = -(-thumbnail.shape[1] // _shrinking(thumbnail))  # of the slide on the picture
     left, right = (
         ImageOps.contain(_shrunk(image, max(1, max(image.size) // PREVIEW_PX)), (PREVIEW_PX, PREVIEW_PX))
-        for image in (Image.fromarray(thumbnail), picture.crop((0, 0, picture.width, picture.height - FOOTER_PX)))
+        for image in (Image.fromarray(thumbnail), picture.crop((0, 0, width, picture.height - FOOTER_PX)))
     )
     page = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), PAPER)
     page.paste(left, (0, 0))
@@ -205,6 +213,12 @@ def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     page.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def _shrinking(thumbnail: RGB) -> int:
+    """Return by how much a thumbnail is shrunk for the picture."""
+    height, width = thumbnail.shape[:2]
+    return max(1, -(-max(height, width) // LONGEST_PX))
 
 
 def _shrunk(image: Image.Image, factor: int) -> Image.Image:
