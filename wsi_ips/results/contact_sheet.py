@@ -218,7 +218,8 @@ def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
 def _shrinking(thumbnail: RGB) -> int:
     """Return by how much a thumbnail is shrunk for the picture."""
     height, width = thumbnail.shape[:2]
-    return max(1, -(-max(height, width) // LONGEST_PX))
+    factor: int = max(1, -(-max(height, width) // LONGEST_PX))
+    return factor
 
 
 def _shrunk(image: Image.Image, factor: int) -> Image.Image:
