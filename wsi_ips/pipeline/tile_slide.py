@@ -131,7 +131,7 @@ SHORTEN = "shorten `tiles.exclude_flags`"
 REMEDIES = {
     "segmentation": "check that the outlines are of this slide, correct the mask (column `tissue_mask`) or lower "
     "`tissue.min_saturation` or `tissue.min_area_um2`",
-    "tiling": "lower `tiles.min_tissue_fraction` or tile finer",
+    "tiling": "lower `tiles.min_tissue_fraction` or tile finer (tiles of another tool: make them again)",
 }
 
 
