@@ -19,7 +19,7 @@ from tests.small_cohort import SMALL, write_recipe
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import run_pipeline
 from wsi_ips.viewer.collection import Collection
-from wsi_ips.viewer.serve import ServerOptions, application, listen
+from wsi_ips.viewer.serve import ServerOptions, application, listen, server_config
 
 
 def make_run(folder: Path) -> Path:
@@ -99,7 +99,7 @@ def served(
     """A real uvicorn in a thread, on a free port."""
     listening = listen(ServerOptions(port=0))
     app = application(collection, library, options or ServerOptions(), token)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

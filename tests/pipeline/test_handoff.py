@@ -112,6 +112,13 @@ def test_each_slide_has_its_package_and_the_lesion_is_that_of_the_annotation(fol
         assert set(checked) == {"_probability.png", "_attention.png", "_maps.ome.tif", ".geojson.gz", "_lesions.xml"}
         assert checked["_probability.png"]["correlation_with_tiles_read_again"] > 0.8
         assert 0 <= facts["not_analysed_mm2"] < facts["tissue_mm2"]
+        found = run.states[slide_id].not_analysed
+        sidecar = json.loads((package / f"{slide_id}_probability.json").read_text())
+        for told in (facts, sidecar):
+            assert told.items() >= found.facts.items()
+        features = json.loads(gzip.decompress((package / f"{slide_id}.geojson.gz").read_bytes()))["features"]
+        unseen = [f["properties"] for f in features if f["properties"].get("name") == "Not analysed"]
+        assert [u["measurements"]["area mm²"] for u in unseen] == [pytest.approx(found.area_mm2)]
         wanted = read_asap(annotation).tumour if annotation else shapely.Polygon()
         found = read_asap(package / f"{slide_id}_lesions.xml").tumour
         tile_px0 = 64 * 2.0 / 0.5

@@ -16,6 +16,7 @@ from wsi_ips.geometry import Box, Scale
 from wsi_ips.inference.slide_scores import read_scores, write_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import TISSUE, RunCollection, layer_of, view_recipe
+from wsi_ips.pipeline.slide_states import read_states
 from wsi_ips.slides import ArrayReader
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
 from wsi_ips.tissue.mask import TissueMask
@@ -83,6 +84,21 @@ def test_looking_changes_nothing(moved):
         looked.detail(entry.slide_id)
         looked.downloads(entry.slide_id)
     assert {path: path.stat().st_mtime_ns for path in moved.rglob("*")} == before
+
+
+def test_tissue_in_no_tile_is_a_layer_and_told(moved):
+    slide_id = moved.entries()[0].slide_id
+    detail = moved.detail(slide_id)
+    layer = next(layer for layer in detail.layers if layer.kind == "unseen")
+    state = next(s for s in read_states(moved._run.folder.database) if s.slide_id == slide_id)
+    assert ("not analysed", str(state.not_analysed)) in detail.facts
+    index = moved._run.slides.index(moved._records[slide_id])
+    shown_mm2 = np.count_nonzero(layer.values) * np.prod(layer.cell_px0) * np.prod(index.mpp) / 1e6
+    assert shown_mm2 == pytest.approx(sum(state.not_analysed.mm2.values()), abs=0.02)
+    for x, y, width, height in index.boxes_px0:
+        column, row = int((x + width / 2) / layer.cell_px0.x), int((y + height / 2) / layer.cell_px0.y)
+        assert layer.values[row, column] == 0
+    assert [look.key for look in (layer.look for layer in detail.layers)] == list(range(2, 2 + len(detail.layers)))
 
 
 def test_outlines_are_the_annotated_lesions(moved):

@@ -27,6 +27,7 @@ from wsi_ips.results.report_data import (
     TopTile,
 )
 from wsi_ips.results.report_plots import History
+from wsi_ips.tiles.recall import NotAnalysed
 
 TRUTH, SCORE = [0, 0, 0, 1, 1, 1], [0.1, 0.4, 0.6, 0.55, 0.7, 0.9]
 VOID = {"meta", "img", "br", "path", "rect", "circle"}
@@ -62,7 +63,7 @@ DATA = ReportData(
     evaluation=EVALUATION,
     flow=(FlowStep("in the manifest", 3), FlowStep("readable", 2, (Loss("failed in stage tile", ("c",)),))),
     history=History(({"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}), kept=2),
-    recall=(RecallRow("micro", 4, 1, 0, 0.9, 0.8),),
+    recall=(RecallRow("micro", 4, 1, 0, 1, 0.9, 0.8),),
     lost_lesions=(LostLesion("a", 12, 34, 250.0, "micro", "segmentation"),),
     card=(CardSection("Limits", ("few slides",)),),
 )
@@ -93,6 +94,13 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def test_tissue_that_was_not_analysed_is_in_worklist_and_card():
+    unseen = NotAnalysed(0.25, {"pen": 0.6, "no tile": 0.2})
+    page = render_report(replace(DATA, slides=(slide("a", 0.2, not_analysed=unseen, **DRAWN), slide("b", 0.1))))
+    assert "not analysed: 25.0% of the tissue (pen 0.6 mm², no tile 0.2 mm²)" in page
+    assert re.search(r'<td class="n off" title="pen 0.6 mm², no tile 0.2 mm²">25.0\s%</td>', page)
+
+
 def test_no_text_of_any_field_becomes_markup() -> None:
     entry = slide(NASTY, 0.5, label=NASTY, split=NASTY, predicted=NASTY, **DRAWN)
     failed = slide(NASTY, None, state="failed", reason=NASTY)
@@ -113,7 +121,7 @@ def test_no_text_of_any_field_becomes_markup() -> None:
             notes=(NASTY,),
         ),
         flow=(FlowStep(NASTY, 1, (Loss(NASTY, (NASTY,)),), NASTY),),
-        recall=(RecallRow(NASTY, 1, 0, 0, 1.0, 1.0),),
+        recall=(RecallRow(NASTY, 1, 0, 0, 0, 1.0, 1.0),),
         lost_lesions=(LostLesion(NASTY, 0, 0, 1.0, NASTY, NASTY),),
         card=(CardSection(NASTY, (NASTY,)),),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from wsi_ips.errors import ViewerError
 from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
+from wsi_ips.slides import open_slide
 from wsi_ips.tiles.store import read_index
 from wsi_ips.viewer.collection import SlideFiles
 from wsi_ips.viewer.reviews import ReviewStore
@@ -303,6 +306,41 @@ def test_slides_without_a_run_are_shown_but_not_reviewed(run_to_view, library):
         assert server.ask(f"/slides/{names[0]}/patches/0.jpg").status == 404
         assert server.ask(f"/api/slides/{names[0]}/review", method="PUT", body=GOOD_REVIEW, headers=WRITE).status == 404
         assert server.ask("/reviews.csv").status == 404
+
+
+def test_a_slide_that_crashes_its_reader_fails_alone(run_to_view, library, monkeypatch):
+    cohort = run_to_view.parent / "cohort"
+    slide = next(path for path in sorted(cohort.rglob("slide_00*")) if path.suffix not in (".xml", ".csv"))
+
+    def opened(path, **kinds):
+        if "damaged" in str(path):
+            raise ZeroDivisionError("division by zero")  # `tilelength` 0
+        return open_slide(path, **kinds)
+
+    monkeypatch.setattr("wsi_ips.viewer.collection.open_slide", opened)
+    with served(SlideFiles([slide, cohort / "damaged.svs"]), library) as server:
+        answer = server.ask("/api/worklist")
+        assert answer.status == 200
+        assert [row["state"] for row in answer.json["slides"]] == ["ok", "failed"]
+        assert "division by zero" in answer.json["slides"][1]["reason"]
+
+
+def test_a_request_that_does_not_arrive_is_hung_up_on(server, monkeypatch):
+    monkeypatch.setattr("wsi_ips.viewer.serve.REQUEST_S", 0.5)
+    whole = f"GET /api/worklist HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+    for sent in ("", "GET / HTTP/1.1\r\nX: ", whole + "Content-Length: 9\r\n\r\nab"):
+        with socket.create_connection((server.host, server.port), timeout=10) as slow:
+            slow.sendall(sent.encode())
+            began = time.monotonic()
+            while slow.recv(65536):
+                pass
+            assert 0.2 < time.monotonic() - began < 5
+    with socket.create_connection((server.host, server.port), timeout=10) as quick:
+        quick.sendall(f"{whole}\r\n".encode())
+        assert quick.recv(12) == b"HTTP/1.1 200"
+        time.sleep(1)  # kept alive for another request
+        quick.sendall(f"{whole}\r\n".encode())
+        assert b"HTTP/1.1 200" in quick.recv(1_000_000)
 
 
 def test_a_run_that_has_only_begun_can_be_looked_at(run_to_view, library, tmp_path):

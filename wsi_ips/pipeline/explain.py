@@ -39,7 +39,7 @@ def _state_lines(state: SlideState) -> Lines:
         ("took", ", ".join(f"{value:g} {unit}" for value, unit in figures if value is not None)),
         ("tissue", "" if state.tissue_mm2 is None else f"{state.tissue_mm2:g} mm²"),
         ("not analysed", str(state.not_analysed or "")),
-        ("remarks", state.remarks),
+        ("remarks", state.remarks or ""),
     ]
 
 

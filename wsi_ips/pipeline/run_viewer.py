@@ -33,19 +33,21 @@ from wsi_ips.inference.slide_scores import SlideScores, read_scores
 from wsi_ips.manifest.discovery import discover_slides
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.model.checkpoint_card import checkpoint_fingerprint, read_card
+from wsi_ips.pipeline.heatmap_stage import tissue_region
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_folder import RunFolder
 from wsi_ips.pipeline.slide_states import SlideState, read_states
 from wsi_ips.provenance import parse_object
-from wsi_ips.results.overlay import palette
+from wsi_ips.results.overlay import HATCH, palette
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
-from wsi_ips.results.score_raster import index_raster
+from wsi_ips.results.score_raster import index_raster, unseen_cells
 from wsi_ips.slides import RGB, SlideReader, read_patch
 from wsi_ips.slides.source import is_url
 from wsi_ips.tables import number_of, read_table
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.tiles.store import read_index, stored_fingerprint
 from wsi_ips.viewer.collection import (
+    NO_TILE,
     Collection,
     Column,
     Detail,
@@ -82,6 +84,9 @@ TISSUE = Look(
     verb="Tiled",
     draws="grid",
 )
+
+
+UNSEEN = Look("unseen", "Tissue not analysed", ("", "in no tile"), strength=(0.8, 0, 1), verb="Not analysed")
 
 
 def collection_of(targets: Sequence[str]) -> Collection:
@@ -244,8 +249,16 @@ class RunCollection:
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
         layers, table = layers_and_tiles(index, scores, self._run.recipe.heatmap.maps)
         side_um = index.plan.patch_size.width * index.plan.effective_mpp.x
-        facts = (("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px"),)
-        return Detail(table, layers, outlines, tuple(notes), facts)
+        facts = [("tiles", f"{len(index)} of {side_um:.0f} µm, {index.plan.effective_mpp.x:.3g} µm/px")]
+        state = {row.slide_id: row for row in read_states(self._run.folder.database)}.get(record.slide_id)
+        if state is not None and state.not_analysed is not None:
+            facts.append(("not analysed", str(state.not_analysed)))
+            tissue = tissue_region(self._run.folder.tissue_outline(record.slide_id), index, notes.append)
+            if tissue is not None and layers:
+                bare, cell = unseen_cells(index, tissue, MOST_CELLS)
+                look, ink = replace(UNSEEN, key=layers[-1].look.key + 1), np.tile(np.array(HATCH, np.uint8), (256, 1))
+                layers = (*layers, Layer(look, np.where(bare, np.uint8(255), NO_TILE), Point(0, 0), cell, ink))
+        return Detail(table, layers, outlines, tuple(notes), tuple(facts))
 
     def _scores(self, record: SlideRecord, index: TileIndex, notes: list[str]) -> SlideScores:
         scores = read_scores(self._run.folder.scores, record.slide_id)

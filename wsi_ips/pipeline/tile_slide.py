@@ -32,7 +32,6 @@ from wsi_ips.tissue.segmentation import TissueRules, segment_tissue, with_artifa
 
 TILE_JOB = f"{__name__}:tile_job"
 MIN_TUMOUR_SHARE = 0.99  # a smaller share of the annotated tumour in tiles gets a remark
-MUCH_NOT_ANALYSED = 0.2  # share of the tissue in no tile that gets a remark; the rim of tissue is 2 to 10 %
 MOST_OUTLINES = 5  # outlines that a message names
 
 
@@ -107,8 +106,6 @@ class _Findings:
         """Return what a person should check, the most important first."""
         remarks = remarks_on(self.tissue, self.index.mpp)
         remarks[:0] = [f"doubtful {text}" for text in self.doubtful]
-        if self.unseen is not None and (self.left_out or self.unseen.share > MUCH_NOT_ANALYSED):
-            remarks.insert(0, f"not analysed: {self.unseen}")
         recall = self.recall
         if recall is not None and recall.lost:
             remarks.insert(0, f"{recall.lost} of {len(recall.lesions)} annotated lesions lost before any learning")
@@ -141,7 +138,7 @@ SHORTEN = "shorten `tiles.exclude_flags`"
 REMEDIES = {
     "segmentation": "check that the outlines are of this slide, correct the mask (column `tissue_mask`) or lower "
     "`tissue.min_saturation` or `tissue.min_area_um2`",
-    "tiling": "lower `tiles.min_tissue_fraction` or tile finer",
+    "tiling": "lower `tiles.min_tissue_fraction` or tile finer (tiles of another tool: make them again)",
 }
 
 
@@ -277,12 +274,13 @@ def _files(found: _Findings, lost_tumour: str, origin: Point) -> dict[str, bytes
     """Return picture, preview, mask for QuPath and figures, under ``tissue/``."""
     index, tissue, thumbnail = found.index, found.tissue, found.overview.thumbnail
     lesions = [] if found.regions is None else found.regions.lesions()
+    unseen = "" if found.unseen is None else f" · not analysed: {found.unseen}"
     picture = draw_tissue(
         thumbnail,
         tissue.mask,
         found.tiling,
         px0_size=index.size_px0,
-        caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}",
+        caption=f"{index.slide_id} · {len(index)} tiles · tissue: {tissue.rung}{unseen}",
         lesions=[shapely.get_coordinates(part.exterior) for part in lesions],
     )
     name = f"tissue/{index.slide_id}"

@@ -24,10 +24,11 @@ STATE_WEIGHTS = {"failed": 1000, "unsuited": 700, "empty": 500}
 FLAGGED_WEIGHT = 200  # of a slide whose tissue flags exclude altogether
 INK, SOFT_INK, PAPER = (25, 25, 28), (95, 95, 100), (255, 255, 255)
 EDGE, TILE, LESION = (0, 120, 60), (30, 90, 200), (210, 0, 0)
+BARE = (120, 120, 126)  # tissue in no tile
 # Bit and colour of each flag: pen, bubble, fold, blur; the first wins where a tile has several.
 FLAG_COLOURS = ((1, (0, 170, 190)), (8, (240, 120, 0)), (4, (230, 190, 0)), (2, (150, 60, 200)))
 LONGEST_PX, FOOTER_PX, PREVIEW_PX = 1024, 40, 420
-KEY = "green: edge of tissue · blue: tiles · pale: glass"
+KEY = "green: edge of tissue · blue: tiles · grey: tissue in no tile · pale: glass"
 FLAG_KEY = "cyan: pen · orange: bubble · yellow: fold · violet: blur · crossed: left out"
 
 
@@ -45,8 +46,13 @@ class SheetEntry:
     def doubt(self) -> int:
         """Sort key: slides with a higher value come first."""
         lost = sum(bool(lesion["lost_to"]) for lesion in self.lesions)
-        flagged = 0 if self.not_analysed is None else round(FLAGGED_WEIGHT * self.not_analysed.share_flagged)
-        return STATE_WEIGHTS.get(self.state, 0) + 50 * lost + flagged + int(self.facts.get("suspicion", 0))
+        doubt = STATE_WEIGHTS.get(self.state, 0) + 50 * lost + int(self.facts.get("suspicion", 0))
+        return doubt + round(FLAGGED_WEIGHT * self.flagged_share)
+
+    @property
+    def flagged_share(self) -> float:
+        """Share of the tissue that flags excluded."""
+        return 0.0 if self.not_analysed is None else self.not_analysed.share_flagged
 
     @property
     def not_analysed(self) -> NotAnalysed | None:
@@ -94,7 +100,7 @@ def render_sheet(title: str, entries: Sequence[SheetEntry], not_analysed: str = 
         "total": len(entries),
         "pages": pages,
         "page_name": page_name,
-        "doubtful": sum(bool(entry.facts.get("remarks")) for entry in entries),
+        "doubtful": sum(bool(entry.facts.get("remarks")) or entry.flagged_share > 0 for entry in entries),
         "failed": sum(entry.state == "failed" for entry in entries),
         "empty": sum(entry.state in ("empty", "unsuited") for entry in entries),
         **recall_figures(entries),
@@ -158,17 +164,22 @@ def draw_tissue(
     caption: str,
     lesions: Sequence[NDArray[np.float64]] = (),
 ) -> Image.Image:
-    """Draw a thumbnail with the tissue outline (green), tiles (blue), flags and annotated tumour (red).
+    """Draw a thumbnail with the tissue outline (green), tiles (blue), tissue without tiles (grey), flags and tumour.
 
     The mask has the thumbnail's height and width; ``lesions`` are outlines of shape (n, 2): x, y in level-0 pixels.
     """
-    image = _shrunk(Image.fromarray(thumbnail), max(1, -(-max(thumbnail.shape[:2]) // LONGEST_PX)))
+    image = _shrunk(Image.fromarray(thumbnail), _shrinking(thumbnail))
     small = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image).copy()
     pixels[~small] = pixels[~small] // 2 + 127
-    _tint(pixels, *tiling.raster(Size(*image.size), px0_size))
+    state, lines = tiling.raster(Size(*image.size), px0_size)
+    bare = small & (state < 0)
+    pixels[bare] = pixels[bare] // 3 + np.array(BARE, np.uint8) // 3 * 2
+    _tint(pixels, state, lines)
     pixels[small & ~ndimage.binary_erosion(small)] = EDGE  # the picture's border counts as outside
-    page = Image.new("RGB", (max(720, image.width), image.height + FOOTER_PX), PAPER)
+    letters = ImageFont.load_default(13)
+    width = max(720, image.width, math.ceil(letters.getlength(caption)) + 16)
+    page = Image.new("RGB", (width, image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(page)
     scale = np.array([image.width / px0_size.width, image.height / px0_size.height])
@@ -176,7 +187,7 @@ def draw_tissue(
         points = (outline * scale).ravel().tolist()
         if len(points) >= 4:
             draw.line([*points, *points[:2]], fill=LESION, width=1)
-    draw.text((8, image.height + 4), caption, INK, ImageFont.load_default(13))
+    draw.text((8, image.height + 4), caption, INK, letters)
     key = KEY + (f" · {FLAG_KEY}" if tiling.flags.any() else "") + (" · red: annotated" if lesions else "")
     draw.text((8, image.height + 22), key, SOFT_INK, ImageFont.load_default(11))
     return page
@@ -191,9 +202,10 @@ def png_bytes(image: Image.Image) -> bytes:
 
 def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
     """Return a small JPEG of slide and picture side by side, for the contact sheet."""
+    width = -(-thumbnail.shape[1] // _shrinking(thumbnail))  # of the slide on the picture
     left, right = (
         ImageOps.contain(_shrunk(image, max(1, max(image.size) // PREVIEW_PX)), (PREVIEW_PX, PREVIEW_PX))
-        for image in (Image.fromarray(thumbnail), picture.crop((0, 0, picture.width, picture.height - FOOTER_PX)))
+        for image in (Image.fromarray(thumbnail), picture.crop((0, 0, width, picture.height - FOOTER_PX)))
     )
     page = Image.new("RGB", (left.width + 8 + right.width, max(left.height, right.height)), PAPER)
     page.paste(left, (0, 0))
@@ -201,6 +213,13 @@ def preview(thumbnail: RGB, picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     page.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def _shrinking(thumbnail: RGB) -> int:
+    """Return by how much a thumbnail is shrunk for the picture."""
+    height, width = thumbnail.shape[:2]
+    factor: int = max(1, -(-max(height, width) // LONGEST_PX))
+    return factor
 
 
 def _shrunk(image: Image.Image, factor: int) -> Image.Image:

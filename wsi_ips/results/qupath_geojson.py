@@ -98,7 +98,7 @@ def _texts(content: PackageContent, tiles: NDArray[np.integer]) -> Iterator[str]
     maps, unseen = content.maps, content.unseen
     areas = [_lesion(lesion, maps) for lesion in content.lesions[:MOST_LESIONS]]
     if unseen is not None and not unseen.is_empty:
-        areas.append(_unseen(unseen, maps))
+        areas.append(_unseen(unseen, content))
     if areas:
         yield ",\n".join(_json(area) for area in areas)
     lines = _tiles(maps, tiles)
@@ -117,10 +117,13 @@ def _lesion(lesion: Lesion, maps: ScoreMaps) -> dict[str, Any]:
     return _annotation(identity, f"Lesion {lesion.number}", classification, lesion.region, measured, maps)
 
 
-def _unseen(region: BaseGeometry, maps: ScoreMaps) -> dict[str, Any]:
-    area = region.area * maps.mpp.x * maps.mpp.y / 1e6
+def _unseen(region: BaseGeometry, content: PackageContent) -> dict[str, Any]:
+    maps, measured = content.maps, content.material.unseen
+    areas = {"area mm²": region.area * maps.mpp.x * maps.mpp.y / 1e6}
+    if measured is not None:  # as tiling measured it
+        areas = {"area mm²": measured.area_mm2, **{f"{name} mm²": area for name, area in measured.mm2.items()}}
     classification = {"name": "Not analysed", "color": UNSEEN}
-    return _annotation("unseen", "Not analysed", classification, region, {"area mm²": area}, maps)
+    return _annotation("unseen", "Not analysed", classification, region, areas, maps)
 
 
 def _annotation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 
+from wsi_ips.annotations import region_mask
 from wsi_ips.errors import ScoresError, TileIndexError
 from wsi_ips.geometry import Box, Point, Scale, Size
 from wsi_ips.tiles.index import TileIndex
@@ -17,6 +20,7 @@ from wsi_ips.tiles.index import TileIndex
 SLACK = 1e-6  # tolerance for rounded strides, in cells
 OFF_GRID_PX0 = 1.0  # largest distance of a tile from its grid position: corners are rounded to whole pixels
 FINE_CELLS = 8  # tiles that span this many cells or more need not lie on the grid: another tool placed them freely
+CELLS_ACROSS = 8  # cells along a tile on which tissue without tiles is found
 OVERSHOOT = 1e-4  # scores may exceed 0-1 by rounding, never by more
 
 
@@ -89,6 +93,19 @@ def index_raster(index: TileIndex, score: NDArray[np.floating]) -> Raster:
     """Place a score per tile of an index on its grid, see :func:`tile_raster`."""
     foot = index.plan.footprint_px0
     return tile_raster(index.x, index.y, score, bounds=index.grid, stride_px0=index.stride_px0, footprint_px0=foot)
+
+
+def unseen_cells(index: TileIndex, tissue: BaseGeometry, most: int) -> tuple[NDArray[np.bool_], Scale]:
+    """Return where tissue (level-0 pixels) has no tile, bool (rows, columns) from the corner of level 0, and its cell.
+
+    A tile is several cells wide, except where that would give more than ``most`` cells.
+    """
+    size = index.size_px0
+    cell = max(min(index.plan.footprint_px0) / CELLS_ACROSS, math.sqrt(size.width * size.height / most), 1.0)
+    where = region_mask(tissue, size, downsample=cell)
+    y, x = ((np.arange(count, dtype=np.float64) + 0.5) * cell for count in where.shape)
+    tiled = np.isfinite(index_raster(index, np.zeros(len(index))).sample(x, y))
+    return where & ~tiled, Scale(cell, cell)
 
 
 def summed(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -35,6 +35,11 @@ class NotAnalysed:
     mm2: Mapping[str, float]  # area by reason: a flag that excluded its tiles, or :data:`NO_TILE`; without zeros
 
     @property
+    def area_mm2(self) -> float:
+        """Whole area."""
+        return round(math.fsum(self.mm2.values()), 4)
+
+    @property
     def share_flagged(self) -> float:
         """Share of the tissue area that flags excluded."""
         area = math.fsum(self.mm2.values())
@@ -51,15 +56,15 @@ class NotAnalysed:
     @property
     def stored(self) -> str:
         """Areas in mm² for a cell of a table, like ``pen 3.2146, no tile 0.4``; :meth:`of_stored` reads it."""
-        return ", ".join(f"{name} {area:g}" for name, area in self.mm2.items())
+        return ", ".join(f"{name} {area}" for name, area in self.mm2.items())
 
     @property
     def facts(self) -> dict[str, Any]:
         """Figures for JSON files: the area, the areas by reason and the share."""
-        area = round(math.fsum(self.mm2.values()), 4)
+        by_reason = dict(self.mm2)
         return {
-            "not_analysed_mm2": area,
-            "not_analysed_by_reason_mm2": dict(self.mm2),
+            "not_analysed_mm2": self.area_mm2,
+            "not_analysed_by_reason_mm2": by_reason,
             "share_not_analysed": self.share,
         }
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_ips.errors import SlideError, ViewerError
+from wsi_ips.errors import Failure, ViewerError, fenced
 from wsi_ips.geometry import Point, Scale, Size
 from wsi_ips.provenance import fingerprint
 from wsi_ips.slides import RGB, SlidePool, SlideReader, open_slide
@@ -223,11 +223,13 @@ class SlideFiles:
         self._pool.close()
 
     def _entry(self, slide_id: str, path: Path | str) -> Entry:
-        try:
+        def look() -> None:
             with self.open(slide_id):
-                return Entry(slide_id, slide_version(path), state="ok")
-        except SlideError as error:
-            return Entry(slide_id, slide_version(path), state="failed", reason=str(error))
+                pass
+
+        found = fenced(look)
+        state, reason = ("failed", found.reason) if isinstance(found, Failure) else ("ok", "")
+        return Entry(slide_id, slide_version(path), state=state, reason=reason)
 
 
 def slide_version(path: Path | str) -> str:

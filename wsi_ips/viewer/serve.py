@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -11,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h11  # a requirement of uvicorn
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wsi_ips.errors import ViewerError
 from wsi_ips.viewer.assets import ensure_library
@@ -20,6 +23,7 @@ from wsi_ips.viewer.guard import Guard, is_loopback
 from wsi_ips.viewer.routes import Viewer
 
 TOKEN_VARIABLE = "WSI_IPS_VIEW_TOKEN"  # noqa: S105 - a name, not a token
+REQUEST_S = 20.0  # longest time that a request may take to arrive
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - needs --remote-access
 
 
@@ -45,9 +49,7 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
     name = "localhost" if options.host in WILDCARDS else options.host
     address = f"http://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
     page = f"{address}/" if token is None else f"{address}/?token={token}"
-    server = uvicorn.Server(
-        uvicorn.Config(application(collection, library, options, token), log_level="warning", server_header=False)
-    )
+    server = uvicorn.Server(server_config(application(collection, library, options, token)))
     say(f"viewer: {page}")
     shared = "anyone with this URL can view and review; nothing is encrypted"
     reach = shared if token else "only this machine can reach it"
@@ -59,6 +61,38 @@ def serve(collection: Collection, options: ServerOptions, say: Callable[[str], N
             server.run(sockets=[listening])
         except KeyboardInterrupt:
             say("stopped")
+
+
+def server_config(app: Guard) -> uvicorn.Config:
+    """Return the settings of the HTTP server."""
+    return uvicorn.Config(app, http=PromptProtocol, log_level="warning", server_header=False)
+
+
+class PromptProtocol(H11Protocol):
+    """HTTP/1.1 that closes a connection whose request takes too long to arrive, so that slow ones cannot pile up."""
+
+    late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: a connection is there to send a request."""
+        super().connection_made(transport)
+        self.late = self.loop.call_later(REQUEST_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the clock where the request is complete, and start it where another one begins."""
+        super().data_received(data)
+        is_arriving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        if self.late is not None and not is_arriving:
+            self.late.cancel()
+            self.late = None
+        elif self.late is None and is_arriving:
+            self.late = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        super().connection_lost(exc)
+        if self.late is not None:
+            self.late.cancel()
 
 
 def application(collection: Collection, library: Path, options: ServerOptions, token: str | None) -> Guard:
