@@ -98,10 +98,11 @@ def storage_named(path: Path | None = None, temporary: Path | None = None, *, ne
             raise
         where = path or Path(str(getattr(error, "filename", None) or "."))
         needs = max(needs, _bytes_in(temporary))
-        needed = f" It needs at least {needs / 1e6:.1f} MB;" if needs else ""
+        needed = f" It needs at least {_in_words(needs)};" if needs else ""
+        free = _in_words(_free_bytes(where))
         raise StorageError(
-            f"{where}: cannot be written ({reason}).{needed} {_free_mb(where):.1f} MB are free there. Free some space, "
-            "or make the folder writable, and run the same command again: finished work is kept"
+            f"{where}: cannot be written ({reason}).{needed} {free} are free there. Free some space, or make "
+            "the folder writable, and run the same command again: finished work is kept"
         ) from error
 
 
@@ -132,12 +133,16 @@ def _bytes_in(path: Path | None) -> int:
     return total
 
 
-def _free_mb(path: Path) -> float:
-    """Return the free space where a path is or would be, MB (10⁶ bytes)."""
+def _in_words(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _free_bytes(path: Path) -> int:
+    """Return the free space where a path is or would be."""
     for place in (path, *path.absolute().parents):
         with suppress(OSError):
-            return shutil.disk_usage(place).free / 1e6
-    return 0.0
+            return shutil.disk_usage(place).free
+    return 0
 
 
 @contextmanager

@@ -95,7 +95,8 @@ def add_trunk(folder: Path, trunk: nn.Module) -> None:
 
 def _write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+    needs = sum(tensor.nbytes for tensor in stored.values())
+    with atomic_path(folder / WEIGHTS_NAME, needs=needs) as temporary:
         save_file(stored, temporary)
 
 

@@ -131,8 +131,9 @@ class StateFile:
 
     def save(self, state: TrainingState) -> None:
         """Write the state; a reader finds the old one or this one, whole."""
-        with atomic_path(self.path) as temporary:
-            save_file(state.tensors(), temporary, self._header | {"counters": state.counters()})
+        tensors = state.tensors()
+        with atomic_path(self.path, needs=sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+            save_file(tensors, temporary, self._header | {"counters": state.counters()})
         self._saved = time.monotonic()
 
     def read(self) -> tuple[str, dict[str, Tensor]] | None:
