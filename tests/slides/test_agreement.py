@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from benchmarks.mutations import mutate, use
 from tests.pyramids import TILE_WIDTH, textured_pyramid, write_jpeg_pyramid, write_pyramid
 from wsi_ips.errors import RegionReadError, SlideError, UnsupportedPixelsError, UnsupportedSlideError
 from wsi_ips.geometry import Point, Scale, Size
@@ -75,6 +76,21 @@ def test_a_missing_tile_or_strip_is_an_error_in_every_reader_never_black_or_whit
         if layout != "jpeg tiles":  # of which the direct path has compared another tile on opening
             rest = read(path, reader, Point(300, 200), Size(64, 64))
             np.testing.assert_array_equal(rest, PIXELS[200:264, 300:364])
+
+
+@pytest.mark.parametrize("seed", [4, 334])
+def test_a_level_whose_table_of_tiles_is_lost_is_an_error_never_black(tmp_path, real_data, seed):
+    """Cut where the directory still stands but the values of its tags do not; TiffSlide showed it in black."""
+    source = real_data / "slides" / "boxes.tiff"
+    way, data = mutate(source, seed)
+    assert way == "truncate"
+    path = tmp_path / "cut.tiff"
+    path.write_bytes(data)
+    assert use(path, source)[0] != "differs"
+    with open_slide(path, reader="tiffslide") as slide:
+        last = len(slide.info.level_sizes) - 1
+        with pytest.raises(RegionReadError, match="missing from the file"):
+            slide.read_region(Point(0, 0), last, Size(20, 20))
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "deflate", None])

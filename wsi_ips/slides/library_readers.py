@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from wsi_ips.slides.readers import SlideFile
 
 OPAQUE = 255
+MOST_CHUNKS = 2**24  # tiles or strips of a level, in a plausible header
 MISSING = "a tile or strip is missing from the file"
 PLAIN = "generic-tiff"  # OpenSlide's vendor of a TIFF that no scanner signed
 OWN_DECODERS = ("dicom", "hamamatsu", "mirax")  # vendors whose pixels OpenSlide reads without libtiff
@@ -234,20 +235,30 @@ def _over_white(pixels: NDArray[np.uint8], *, is_multiplied: bool) -> RGB:
 def _gaps(tiff: TiffHeader, size: Size) -> NDArray[np.int64]:
     """Return the tiles or strips of the level of a size that are not in the file, shape (5, n).
 
-    Rows: left, top, right and bottom in level pixels, and whether the file ends before or within it (1), or it has no
-    bytes (0).
+    Rows: left, top, right and bottom in level pixels, and whether the file ends within it or no longer says where it
+    is (1), or it has no bytes (0).
     """
     found = [np.zeros((5, 0), np.int64)]
     for page in (page for top in tiff.directories for page in (top, *top.children)):
         width, height = page.chunk
-        offsets, counts = page.chunk_offsets, page.chunk_bytes
-        if page.size == size and min(width, height) > 0 and len(offsets) == len(counts):
+        if page.size == size and min(width, height) > 0:
+            columns, rows = -(-size.width // width), -(-size.height // height)
+            offsets, counts = page.chunk_offsets, page.chunk_bytes
+            entries = max(columns * rows, len(offsets), len(counts))
+            if entries > MOST_CHUNKS:
+                raise ValueError(f"a level of {entries} tiles or strips")
+            offsets, counts = _padded(offsets, entries), _padded(counts, entries)
             is_cut = (offsets < 0) | (counts < 0) | (offsets > page.source.size - counts)
             missing = np.flatnonzero((counts == 0) | is_cut)
-            y, x = np.divmod(missing, -(-size.width // width))
+            y, x = np.divmod(missing % (columns * rows), columns)
             ends = ((x + 1) * width, (y + 1) * height)
             found.append(np.stack([x * width, y * height, *ends, is_cut[missing]]))
     return np.concatenate(found, axis=1)
+
+
+def _padded(found: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return a table of at least ``count`` entries; those that the file lacks are -1."""
+    return np.pad(found, (0, max(0, count - len(found))), constant_values=-1)
 
 
 def _bounds(properties: dict[str, str], size: Size) -> Box:
