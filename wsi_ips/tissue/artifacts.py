@@ -33,6 +33,7 @@ OPAQUE_OD = 180  # what lets no light through at all was not scanned, or is the 
 # A stroke of a pure colour: no pen is wider, and its edges give it more texture than FLAT, but less than crowded nuclei
 WIDEST_STROKE_UM, STROKE_TEXTURE = 3_000.0, 0.125
 PURE = 0.4  # share of a mark that has a purer colour than stains reach
+LARGE_PX = 200_000
 FEW_PX, LEAST_TEXTURE = 100, 0.012  # tissue of fewer pixels, or flatter than this, is nothing to compare with
 EDGE_UM = 100.0  # width of the rim over which ink thins out
 LUMEN_UM = 40.0  # glass this near to tissue is a lumen, or the cleft along its edge
@@ -146,7 +147,7 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
 
 def _is_drawn(mark: Bools, texture: NDArray[np.float32], step_um: float) -> bool:
     """Return whether a mark of a pure colour is as narrow as a stroke and smoother than a section full of nuclei."""
-    width_um = 2 * step_um * float(ndimage.distance_transform_edt(mark).max())
+    width_um = step_um * _width(mark)
     return width_um <= WIDEST_STROKE_UM and float(np.median(texture[mark])) <= STROKE_TEXTURE
 
 
@@ -195,8 +196,13 @@ def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bo
 
 def _widths_long(mark: Bools) -> float:
     """Return the length of a mark in widths, as if it were a line."""
-    width = 2 * float(ndimage.distance_transform_edt(np.pad(mark, 1)).max())
-    return float(np.count_nonzero(mark)) / width**2
+    return float(np.count_nonzero(mark)) / _width(mark) ** 2
+
+
+def _width(mark: Bools) -> float:
+    """Return the largest width of a mark in pixels, measured on every third pixel of a large one."""
+    step = 3 if mark.size > LARGE_PX else 1
+    return max(1.0, 2 * step * float(ndimage.distance_transform_edt(np.pad(mark[::step, ::step], 1)).max()))
 
 
 def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
