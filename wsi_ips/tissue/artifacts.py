@@ -98,14 +98,9 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
     """
     red, green, blue = (plane.astype(np.int16) for plane in od)
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    black = _is_black(low, high)
-    cold = _is_cold(red, green)
+    black, cold, stained = _is_black(low, high), _is_cold(red, green), high > STAINED_OD
     coloured = black | cold | _is_red(red, green, blue)
-    pure = (_is_cold(10 * red, 14 * green) & (red > 12)) | (
-        _is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)
-    )
-    pure &= low < CLEAR_OD
-    stained = high > STAINED_OD
+    pure = _is_pure(red, green, blue) & (low < CLEAR_OD)
     if 2 * np.count_nonzero(pure) > np.count_nonzero(stained):
         pure[:] = False  # nothing to compare with: this is the stain, of Giemsa for example
     pen, unsure = np.zeros(red.shape, bool), np.zeros(red.shape, bool)
@@ -165,6 +160,12 @@ def _is_cold(red: NDArray[np.int16], green: NDArray[np.int16]) -> Bools:
 def _is_red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
     """Find red ink: it lets red light through and hardly any blue; eosin lets blue through, only blood is similar."""
     return np.asarray((green > 40) & (8 * blue > 5 * green) & (4 * red < green))
+
+
+def _is_pure(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+    """Find colours of ink that stains do not reach: absorbing one and a half times as much red as green, or no red."""
+    cold = (red > 12) & _is_cold(10 * red, 14 * green)
+    return np.asarray(cold | (_is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)))
 
 
 def _is_black(low: NDArray[np.int16], high: NDArray[np.int16]) -> Bools:
