@@ -197,3 +197,40 @@ def test_the_sheet_is_made_anew_by_its_command(cohort):
 def test_tiling_a_slide_imports_no_torch():
     code = "import sys, wsi_ips.pipeline.tile_slide; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def plain_tiff(path: Path, pixels: np.ndarray, mpp: float) -> None:
+    import tifffile
+
+    scale = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", metadata=None, **scale)
+
+
+def tiled(folder: Path, slides: dict[str, Path], tiles: dict[str, object], **columns: str):
+    rows = [{"slide_id": name, "path": str(path), **columns} for name, path in slides.items()]
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    recipe = {"name": "t", "output": "out", "manifest": "manifest.csv", "tiles": tiles, "compute": {"workers": 0}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return run_stage(load_recipe(folder / "recipe.yaml"), "tile")
+
+
+def test_fluorescence_is_unsuited_and_read_only_on_request(tmp_path, real_data):
+    slide, tiles = {"dapi": real_data / "slides" / "test3-DAPI-2-(387).ndpi"}, {"mpp": 4.0, "patch_px": 64}
+    run = tiled(tmp_path, slide, tiles)
+    assert run.states["dapi"].state == "unsuited"
+    assert "fluorescence" in run.states["dapi"].reason
+    assert len(run.slides.index(run.slides.records[0])) == 0
+    assert run.states.with_tiles(run.slides.records) == []
+    assert "unsuited" in (run.folder.tissue / "index.html").read_text(encoding="utf-8")
+    wanted = tiled(tmp_path, slide, tiles, tissue_method="auto")
+    assert wanted.states["dapi"].state == "ok"
+    assert wanted.states["dapi"].tiles > 0
+
+
+def test_a_slide_lower_than_a_tile_is_told_so(tmp_path):
+    pixels = np.full((200, 1000, 3), 244, np.uint8)
+    pixels[:, 200:800] = np.array([200, 130, 180]) + np.random.default_rng(0).integers(-20, 20, (200, 600, 3))
+    plain_tiff(tmp_path / "narrow.tif", pixels, 4.0)
+    state = tiled(tmp_path, {"narrow": tmp_path / "narrow.tif"}, {"mpp": 4.0, "patch_px": 256}).states["narrow"]
+    assert state.state == "empty"
+    assert state.reason.startswith("the slide (4000 x 800 µm) is smaller than a tile (1024 x 1024 µm)")

@@ -33,6 +33,7 @@ OPAQUE_OD = 180  # what lets no light through at all was not scanned, or is the 
 # A stroke of a pure colour: no pen is wider, and its edges give it more texture than FLAT, but less than crowded nuclei
 WIDEST_STROKE_UM, STROKE_TEXTURE = 3_000.0, 0.125
 PURE = 0.4  # share of a mark that has a purer colour than stains reach
+LARGE_PX = 200_000
 FEW_PX, LEAST_TEXTURE = 100, 0.012  # tissue of fewer pixels, or flatter than this, is nothing to compare with
 EDGE_UM = 100.0  # width of the rim over which ink thins out
 LUMEN_UM = 40.0  # glass this near to tissue is a lumen, or the cleft along its edge
@@ -97,14 +98,9 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
     """
     red, green, blue = (plane.astype(np.int16) for plane in od)
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    black = _is_black(low, high)
-    cold = _is_cold(red, green)
+    black, cold, stained = _is_black(low, high), _is_cold(red, green), high > STAINED_OD
     coloured = black | cold | _is_red(red, green, blue)
-    pure = (_is_cold(10 * red, 14 * green) & (red > 12)) | (
-        _is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)
-    )
-    pure &= low < CLEAR_OD
-    stained = high > STAINED_OD
+    pure = _is_pure(red, green, blue) & (low < CLEAR_OD)
     if 2 * np.count_nonzero(pure) > np.count_nonzero(stained):
         pure[:] = False  # nothing to compare with: this is the stain, of Giemsa for example
     pen, unsure = np.zeros(red.shape, bool), np.zeros(red.shape, bool)
@@ -146,7 +142,7 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
 
 def _is_drawn(mark: Bools, texture: NDArray[np.float32], step_um: float) -> bool:
     """Return whether a mark of a pure colour is as narrow as a stroke and smoother than a section full of nuclei."""
-    width_um = 2 * step_um * float(ndimage.distance_transform_edt(mark).max())
+    width_um = step_um * _width(mark)
     return width_um <= WIDEST_STROKE_UM and float(np.median(texture[mark])) <= STROKE_TEXTURE
 
 
@@ -164,6 +160,12 @@ def _is_cold(red: NDArray[np.int16], green: NDArray[np.int16]) -> Bools:
 def _is_red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
     """Find red ink: it lets red light through and hardly any blue; eosin lets blue through, only blood is similar."""
     return np.asarray((green > 40) & (8 * blue > 5 * green) & (4 * red < green))
+
+
+def _is_pure(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
+    """Find colours of ink that stains do not reach: absorbing one and a half times as much red as green, or no red."""
+    cold = (red > 12) & _is_cold(10 * red, 14 * green)
+    return np.asarray(cold | (_is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)))
 
 
 def _is_black(low: NDArray[np.int16], high: NDArray[np.int16]) -> Bools:
@@ -195,8 +197,13 @@ def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bo
 
 def _widths_long(mark: Bools) -> float:
     """Return the length of a mark in widths, as if it were a line."""
-    width = 2 * float(ndimage.distance_transform_edt(np.pad(mark, 1)).max())
-    return float(np.count_nonzero(mark)) / width**2
+    return float(np.count_nonzero(mark)) / _width(mark) ** 2
+
+
+def _width(mark: Bools) -> float:
+    """Return the largest width of a mark in pixels, measured on every third pixel of a large one."""
+    step = 3 if mark.size > LARGE_PX else 1
+    return max(1.0, 2 * step * float(ndimage.distance_transform_edt(np.pad(mark[::step, ::step], 1)).max()))
 
 
 def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
