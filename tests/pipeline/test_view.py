@@ -98,7 +98,8 @@ def test_tissue_in_no_tile_is_a_layer_and_told(moved):
     for x, y, width, height in index.boxes_px0:
         column, row = int((x + width / 2) / layer.cell_px0.x), int((y + height / 2) / layer.cell_px0.y)
         assert layer.values[row, column] == 0
-    assert [look.key for look in (layer.look for layer in detail.layers)] == list(range(2, 2 + len(detail.layers)))
+    keys = [layer.look.key for layer in detail.layers]
+    assert keys == sorted(set(keys))  # a digit selects one layer
 
 
 def test_outlines_are_the_annotated_lesions(moved):

@@ -70,7 +70,9 @@ def test_tile_table_and_layers_are_those_of_the_store(server, run_folder):
     np.testing.assert_array_equal(table["probability"], scores.positive_probability)
     np.testing.assert_array_equal(table["tissue"], index.tissue_fraction)
     np.testing.assert_allclose(table["weight"], scores.attention * len(index), rtol=1e-5)
-    for layer in slide["layers"]:
+    of_tiles = [layer for layer in slide["layers"] if layer["kind"] in table]
+    assert [layer["kind"] for layer in slide["layers"] if layer not in of_tiles] == ["unseen"]
+    for layer in of_tiles:
         values = np.frombuffer(server.ask(f"/api/slides/{name}/layers/{layer['kind']}").body, np.uint8)
         values = values.reshape(layer["rows"], layer["columns"])
         # Every tile's own middle, looked up on the layer's grid, has that tile's score.

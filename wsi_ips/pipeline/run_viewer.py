@@ -86,7 +86,7 @@ TISSUE = Look(
 )
 
 
-UNSEEN = Look("unseen", "Tissue not analysed", ("", "in no tile"), strength=(0.8, 0, 1), verb="Not analysed")
+UNSEEN = Look("unseen", "Tissue not analysed", ("tissue in no tile",), strength=(0.8, 0, 1), verb="Not analysed")
 
 
 def collection_of(targets: Sequence[str]) -> Collection:
@@ -255,7 +255,7 @@ class RunCollection:
             facts.append(("not analysed", str(state.not_analysed)))
             tissue = tissue_region(self._run.folder.tissue_outline(record.slide_id), index, notes.append)
             if tissue is not None and layers:
-                bare, cell = unseen_cells(index, tissue, MOST_CELLS)
+                bare, cell = unseen_cells(index, tissue, MOST_CELLS // 4)
                 look, ink = replace(UNSEEN, key=layers[-1].look.key + 1), np.tile(np.array(HATCH, np.uint8), (256, 1))
                 layers = (*layers, Layer(look, np.where(bare, np.uint8(255), NO_TILE), Point(0, 0), cell, ink))
         return Detail(table, layers, outlines, tuple(notes), tuple(facts))
