@@ -62,6 +62,11 @@ class TilesSection(Section):
     imported: RecipePath | None = Field(
         None, description="folder with tile coordinates of another tool to use; `mpp` and `patch_px` must match"
     )
+    annotation_classes: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="class to count another class or group of the annotations as: `tumor`, `exclude`, a class of the "
+        "recipe, or null for other tissue: `{none: tumor, dcis: exclude, follicle: null}`; `none` = without a class",
+    )
     shared: RecipePath | None = Field(None, description="another run folder whose tiles this run uses and adds to")
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(
         None, description="URL of the tile index (`s3://bucket/cohort.zarr`, or `.h5`); empty = in the run folder"

@@ -20,7 +20,8 @@ from wsi_ips.tiles.index import SCHEMA_VERSION, TileIndex
 from wsi_ips.tiles.store import read_header, read_index, stored_fingerprint
 from wsi_ips.tiles.stream import SlideTiles
 
-NOT_HASHED = {"store", "location", "imported", "shared"}  # keys of section `tiles` that say where tiles are, not which
+# keys of section `tiles` that say where tiles are, not which; classes count for annotated slides alone
+NOT_HASHED = {"store", "location", "imported", "shared", "annotation_classes"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class RunSlides:
             record.mpp,
             content_identity(record.path, self.remote),
             _file_hash("annotation", record.annotation) if record.annotation else None,
+            *([classes] if record.annotation and (classes := self.tiling.tiles.annotation_classes) else []),
             *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
             record.tissue_method,
             record.tissue_min_saturation,
