@@ -117,7 +117,8 @@ def make_tiles(
         mask = find_tissue(slide, tissue)
         region = None
         if annotation is not None:
-            region = read_annotation(annotation, bounds_origin=Point(info.bounds.x, info.bounds.y)).tumour
+            origin, classes = Point(info.bounds.x, info.bounds.y), tiles.annotation_classes
+            region = read_annotation(annotation, bounds_origin=origin, classes=classes).tumour
         rules = TileRules(tiles.mpp, tiles.patch_px, tiles.stride, tiles.min_tissue_fraction)
         every = build_index(info, mask, rules, IndexOrigin(Path(info.name).stem), tumour_region=region)
         flags = flag_tiles(read_overview(slide, tissue.mpp), mask, every.boxes_px0)

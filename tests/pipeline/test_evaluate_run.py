@@ -70,6 +70,19 @@ def test_lesions_tiles_and_false_alarms_are_those_of_the_annotated_slides(done, 
     assert 0 <= found.selection_recall <= 1
 
 
+def test_slides_whose_tumour_may_have_been_dropped_are_not_measured(done, run, tmp_path, monkeypatch):  # noqa: F811
+    annotated = [r for r in run.slides.records if r.split == "test" and r.annotation]
+    text = annotated[0].annotation.read_text()
+    for group, said in (("Odd", "odd ("), ("Stroma", "no tumour in its outlines")):
+        path = tmp_path / f"{group}.xml"
+        path.write_text(text.replace('PartOfGroup="Tumor"', f'PartOfGroup="{group}"'))
+        records = [r.model_copy(update={"annotation": path}) if r == annotated[0] else r for r in run.slides.records]
+        changed = replace(run.predictions, slides=replace(run.slides, records=tuple(records)))
+        found = evaluate_run(changed)
+        assert found.localisation.lesions_by_peaks.slides == 3
+        assert any(annotated[0].slide_id in note and said in note for note in found.notes)
+
+
 def test_a_perfect_map_finds_every_lesion_and_a_turned_one_none(done, run, monkeypatch):  # noqa: F811
     """The truth in place of the scores, through the same way: grid, peaks, mask, rule."""
 

@@ -13,6 +13,7 @@ from tests.pipeline.test_run import edit_manifest, recipe_of, write_recipe
 from wsi_ips.annotations import write_asap
 from wsi_ips.errors import TrainingError
 from wsi_ips.pipeline import Run, run_stage
+from wsi_ips.pipeline.explain import explain
 from wsi_ips.pipeline.slide_outlines import with_truth
 from wsi_ips.training.settings import LabelledSlide
 
@@ -109,6 +110,30 @@ def test_outlines_of_another_slide_lie_in_no_tile_and_are_named(folder):
     slides, _ = truths(folder)
     assert slides[name].truth is None
     assert slides[other].truth is not None
+
+
+def test_outlines_of_unknown_classes_are_listed_leave_the_slide_weak_and_a_key_names_them(folder):
+    name, other = tumours(folder)
+    path = folder / "cohort" / "annotations" / f"{name}.xml"
+    path.write_text(path.read_text().replace('PartOfGroup="Tumor"', 'PartOfGroup="DCIS"'))
+    run_stage(recipe_of(folder), "tile")
+    with Run.open(recipe_of(folder)) as run:
+        remark = run.states[name].remarks
+        record, said = run.slides.named([name])[0], dict(explain(run.slides, run.states, name))
+        assert run.slides.index(record).tumour_fraction is None  # not healthy: unknown
+    assert "dcis (" in remark
+    assert "tiles.annotation_classes" in remark
+    assert said["remarks"] == remark
+    slides, notes = truths(folder)
+    assert slides[name].truth is None
+    assert slides[other].truth is not None
+    assert any("classes that are not known" in note and "dcis" in note and name in note for note in notes)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("tiles:\n", "tiles:\n  annotation_classes: {DCIS: tumor}\n"))
+    run_stage(recipe_of(folder), "tile")
+    with Run.open(recipe_of(folder)) as run:
+        assert "dcis" not in run.states[name].remarks
+        assert (run.slides.index(record).tumour_fraction > 0).any()
 
 
 def test_a_slide_without_a_finding_that_has_outlines_is_named(folder):

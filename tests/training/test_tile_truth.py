@@ -10,7 +10,7 @@ from tests.cohort import PATCH_PX, textured_slide
 from wsi_ips.annotations import Area
 from wsi_ips.errors import AnnotationClassError
 from wsi_ips.labels import Target, Task
-from wsi_ips.training.tile_truth import Kind, TileTruth, kinds_of, tile_truth
+from wsi_ips.training.tile_truth import Kind, TileTruth, is_unknown, kinds_of, tile_truth
 
 LABEL = Task("label", ("normal", "tumor"))
 SUBTYPE = Task("label", ("luad", "lusc"))  # no class for tissue that shows neither
@@ -103,10 +103,19 @@ def test_outlines_speak_only_for_the_tasks_whose_classes_they_name():
 
 
 def test_classes_that_fit_neither_the_recipe_nor_tumour_are_named():
-    with pytest.raises(AnnotationClassError, match=r"slide s: .* lymph follicle, none .* \(normal, tumor\)"):
-        truth_of([area("lymph follicle", 0, 0, 1, 1)], 1)
+    follicle = area("lymph follicle", 0, 0, 1, 1)
+    assert is_unknown(follicle, (LABEL,))
+    assert truth_of([follicle], 1) is None  # the slide stays weak
     with pytest.raises(AnnotationClassError, match=r"slide s: .* may be any of g1, g2"):
         truth_of([area("tumor", 0, 0, 1, 1)], None, tasks=(GRADE,))
+
+
+def test_inside_outlines_that_may_be_tumour_nothing_is_known():
+    areas = [area("tumor: positive", 0, 0, 1, 1), area("dcis", 1, 0, 2, 1), area("stroma", 3, 0, 4, 1)]
+    truth = truth_of(areas, 1)
+    np.testing.assert_allclose(truth.of(np.arange(4)), [[0, 1], [NAN, NAN], [1, 0], [1, 0]])
+    healthy = truth_of(areas[1:], 0)
+    np.testing.assert_allclose(healthy.of(np.arange(3)), [[1, 0], [NAN, NAN], [1, 0]])
 
 
 def test_tiles_with_more_of_a_lesion_are_drawn_more_often_and_each_once():

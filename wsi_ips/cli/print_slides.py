@@ -248,6 +248,8 @@ def print_imported(
             say("red" if state.state == "failed" else "yellow", state.slide_id, f"{state.state}: {state.reason}")
     failed = sum(state.state == "failed" for state in rows)
     out.print(f"{len(rows)} slides: [green]{len(rows) - failed} imported[/], {failed} failed")
+    if not any(state.state == "ok" for state in rows):
+        return
     put(escape(f"to keep these tiles, add to the recipe:  tiles: {{imported: {folder}}}"))
     if features is not None:
         put(escape(f"and these features:  features: {{imported: {features}}}  and  model: {{input: features}}"))

@@ -52,8 +52,8 @@ class TissueSection(Section):
         return self.model_dump(exclude={"mpp"})
 
 
-# Keys of section `tiles` that do not decide which tiles a slide has
-NOT_OF_TILES = frozenset({"store", "location", "imported", "shared", "accept_lost_tumour"})
+# Keys of section `tiles` that do not decide which tiles a slide has; classes count for annotated slides alone
+NOT_OF_TILES = frozenset({"store", "location", "imported", "shared", "accept_lost_tumour", "annotation_classes"})
 
 
 class TilesSection(Section):
@@ -74,6 +74,11 @@ class TilesSection(Section):
     store: Literal["zarr", "hdf5"] = Field("zarr", description="format of the tile index")
     imported: RecipePath | None = Field(
         None, description="folder with tile coordinates of another tool to use; `mpp` and `patch_px` must match"
+    )
+    annotation_classes: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="class to count another class or group of the annotations as: `tumor`, `exclude`, a class of the "
+        "recipe, or null for other tissue: `{none: tumor, dcis: exclude, follicle: null}`; `none` = without a class",
     )
     shared: RecipePath | None = Field(None, description="another run folder whose tiles this run uses and adds to")
     location: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://.+\.(zarr|h5)$")] | None = Field(

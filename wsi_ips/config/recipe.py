@@ -67,6 +67,14 @@ class Recipe(Section):
         return TilingSections(self.slides, self.tissue, self.tiles)
 
     @model_validator(mode="after")
+    def _annotations_are_of_known_classes(self) -> Self:
+        known = {"tumor", "exclude", *(name.lower() for task in self.labels.tasks for name in task.classes)}
+        odd = {name for name in self.tiles.annotation_classes.values() if name and name.lower() not in known}
+        if odd:
+            raise ValueError(f"`tiles.annotation_classes`: {', '.join(odd)} is none of {', '.join(sorted(known))}")
+        return self
+
+    @model_validator(mode="after")
     def _features_are_not_pixels(self) -> Self:
         if self.model.input == "pixels":
             if self.features.imported is not None:

@@ -35,6 +35,7 @@ def _state_lines(state: SlideState) -> Lines:
     return [
         ("state", state.state),
         ("reason", state.reason),
+        ("remarks", state.remarks),
         ("last", f"stage {state.stage}, {state.attempts} attempts" if state.stage else "not worked on yet"),
         ("took", ", ".join(f"{value:g} {unit}" for value, unit in figures if value is not None)),
         ("tissue", "" if state.tissue_mm2 is None else f"{state.tissue_mm2:g} mm²"),

@@ -159,7 +159,8 @@ def _draw(predictions: RunPredictions, section: HeatmapSection, source: MapSourc
     lesions: list[shapely.Polygon] = []
     if record.annotation is not None:
         with suppress(AnnotationClassError):  # a remark of the tile stage
-            lesions = read_annotation(record.annotation, bounds_origin=corner).lesions()
+            classes = predictions.slides.tiling.tiles.annotation_classes
+            lesions = read_annotation(record.annotation, bounds_origin=corner, classes=classes).lesions()
     caption = Caption(
         slide_id=record.slide_id,
         class_name=scores.classes[-1],

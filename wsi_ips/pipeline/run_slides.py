@@ -82,6 +82,7 @@ class RunSlides:
             record.mpp,
             content_identity(record.path, self.remote),
             _file_hash("annotation", record.annotation) if record.annotation else None,
+            *([classes] if record.annotation and (classes := self.tiling.tiles.annotation_classes) else []),
             *([_file_hash("coordinates", record.coordinates)] if record.coordinates else []),
             *([_file_hash("tissue.model", self.tiling.tissue.model)] if self.tiling.tissue.model else []),
             record.tissue_method,

@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from wsi_ips.annotations import read_annotation
+from wsi_ips.annotations import Classes, read_annotation
 from wsi_ips.config import Recipe, load_recipe
 from wsi_ips.errors import (
     AnnotationError,
@@ -242,8 +242,8 @@ class RunCollection:
         index = _or_note(notes, lambda: self._run.slides.index(record))
         outlines = None
         if record.annotation is not None:
-            path = record.annotation
-            outlines = _or_note(notes, lambda: _outlines(path, self._origin(record, index)))
+            path, classes = record.annotation, self._run.slides.tiling.tiles.annotation_classes
+            outlines = _or_note(notes, lambda: _outlines(path, self._origin(record, index), classes))
         if index is None:
             return Detail(outlines=outlines, notes=tuple(notes))
         scores = _or_note(notes, lambda: self._scores(record, index, notes))
@@ -276,9 +276,9 @@ class RunCollection:
         return scores
 
 
-def _outlines(annotation: Path, origin: Point) -> tuple[tuple[NDArray[np.float64], ...], ...]:
+def _outlines(annotation: Path, origin: Point, classes: Classes) -> tuple[tuple[NDArray[np.float64], ...], ...]:
     """Rings of the annotated lesions, the outer one of each first."""
-    regions = read_annotation(annotation, bounds_origin=origin)
+    regions = read_annotation(annotation, bounds_origin=origin, classes=classes)
     lesions = [shapely.simplify(lesion, OUTLINE_TOLERANCE_PX0) for lesion in regions.lesions()]
     return tuple(
         tuple(shapely.get_coordinates(ring)[:-1] for ring in (lesion.exterior, *lesion.interiors)) for lesion in lesions

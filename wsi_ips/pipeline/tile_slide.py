@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from wsi_ips.annotations import Regions, geojson_of, read_annotation, read_tissue
+from wsi_ips.annotations import Classes, Regions, geojson_of, read_annotation, read_tissue
 from wsi_ips.config import TilesSection, TilingSections, TissueSection
 from wsi_ips.errors import AnnotationClassError, AnnotationError
 from wsi_ips.geometry import Point, Size
@@ -113,6 +113,8 @@ class _Findings:
             remarks.append(f"{1 - recall.in_tiles:.1%} of the annotated tumour lies in no tile")
         if self.scale_remark:
             remarks.append(self.scale_remark)
+        if self.regions is not None and (unused := self.regions.remark()):
+            remarks.append(unused) if self.regions.unknown.is_empty else remarks.insert(0, unused)
         return [*([self.no_tumour] if self.no_tumour else []), *remarks]
 
     def lost_tumour(self, section: TilesSection) -> str:
@@ -154,7 +156,7 @@ def tile_slide(
 ) -> Tiled:
     """Segment the tissue, lay the grid of tiles, flag and measure them, and draw the pictures; write nothing."""
     origin = Point(reader.info.bounds.x, reader.info.bounds.y)
-    regions, no_tumour = _regions_of(record, origin)
+    regions, no_tumour = _regions_of(record, origin, tiling.tiles.annotation_classes)
     own = {"method": record.tissue_method, "min_saturation": record.tissue_min_saturation}
     section = tiling.tissue.model_copy(update={name: value for name, value in own.items() if value is not None})
     overview = read_overview(reader, section.mpp)
@@ -203,15 +205,15 @@ def _excluded(every: TileIndex, laid: Tiling) -> dict[str, Boxes]:
     return found
 
 
-def _regions_of(record: SlideRecord, origin: Point) -> tuple[Regions | None, str]:
-    """Read the outlined tumour; None with the reason where all outlines are of other classes, of subtypes for example.
+def _regions_of(record: SlideRecord, origin: Point, classes: Classes) -> tuple[Regions | None, str]:
+    """Read the outlined tumour; None with the reason where no outline is known to be tumour and some may be.
 
     Those may still be classes of the recipe, from which training learns.
     """
     if record.annotation is None:
         return None, ""
     try:
-        return read_annotation(record.annotation, bounds_origin=origin), ""
+        return read_annotation(record.annotation, bounds_origin=origin, classes=classes), ""
     except AnnotationClassError as error:
         return None, str(error)
 

@@ -66,7 +66,9 @@ class TrainingCohort:
         slides = self.labelled(self.train, *views)
         if not uses_outlines(training):
             return slides
-        known = processes.attempt(partial(with_truth, slides, self.train, tasks, note))
+        known = processes.attempt(
+            partial(with_truth, slides, self.train, tasks, note, self.slides.tiling.tiles.annotation_classes)
+        )
         processes.gather()  # an error is raised in all processes
         return known or []
 

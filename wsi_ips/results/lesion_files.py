@@ -14,7 +14,8 @@ from typing import Any
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import Ring, polygons_of, read_asap, write_rings
+from wsi_ips.annotations import Ring, read_asap, write_rings
+from wsi_ips.outline_repair import polygons_of
 from wsi_ips.provenance import atomic_write_text
 from wsi_ips.results.handoff_package import PackageContent, PackageFile, require_agreement
 from wsi_ips.results.lesions import Lesion

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import polygons_of
 from wsi_ips.geometry import Box, Scale, Size
+from wsi_ips.outline_repair import polygons_of
 from wsi_ips.provenance import atomic_path, atomic_write_json
 from wsi_ips.results.score_maps import SCORE_MAPS, ScoreMap
 from wsi_ips.results.score_raster import Raster

@@ -14,8 +14,8 @@ from shapely.geometry.base import BaseGeometry
 from skimage.draw import polygon as polygon_pixels
 from skimage.measure import find_contours
 
-from wsi_ips.annotations import polygons_of
 from wsi_ips.geometry import Box, Scale, Size
+from wsi_ips.outline_repair import polygons_of
 from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes
 
 SIMPLIFIED_PX = 0.25  # largest distance in mask pixels between a simplified outline and the true one

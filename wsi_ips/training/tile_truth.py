@@ -21,7 +21,15 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from wsi_ips.annotations import EXCLUDED_CLASSES, TUMOUR_CLASSES, Area, tumour_fraction
+from wsi_ips.annotations import (
+    EXCLUDED_CLASSES,
+    OTHER_CLASSES,
+    TUMOUR_CLASSES,
+    Area,
+    class_of,
+    joined_names,
+    tumour_fraction,
+)
 from wsi_ips.errors import AnnotationClassError
 from wsi_ips.labels import Target, Task
 from wsi_ips.tiles.index import TileIndex
@@ -43,6 +51,7 @@ class Outlines(NamedTuple):
 
     regions: Mapping[Kind, BaseGeometry]
     contradicted: frozenset[int]  # tasks whose label says that the slide shows nothing: inside nothing is known
+    unknown: BaseGeometry  # areas that may show anything, of classes that are not known: inside nothing is known
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,9 @@ class TileTruth:
             known = _task_shares(inside, task, shares[rows, columns])
             shares[rows, columns] = np.nan if number in self.outlines.contradicted else known
             touched |= rows
+        hidden = tumour_fraction(self.outlines.unknown, index.boxes_px0) > 0
+        shares[hidden] = np.nan
+        touched |= hidden
         tiles = np.flatnonzero(touched)
         return replace(self, tiles=tiles, shares=shares[tiles])
 
@@ -144,9 +156,9 @@ def tile_truth(
     Raises
     ------
     AnnotationClassError
-        No area is of a class of the recipe, or it is not clear of which.
+        It is not clear of which class of the recipe an area is.
     """
-    regions = {} if areas is None else _regions(areas, targets, tasks, index.slide_id)
+    regions, unknown = _regions(areas or (), targets, tasks, index.slide_id)
     rest = np.full(sum(task.width for task in tasks), np.nan, np.float32)
     negative = [number for number, task in enumerate(tasks) if task.is_negative(targets[number])]
     for number, task in enumerate(tasks):
@@ -159,9 +171,9 @@ def tile_truth(
                 rest[columns] = [0 if number in shown else np.nan for number in range(task.width)]
             elif task.has_background:
                 rest[columns] = _nothing(task)
-    none, outlines = np.empty((0, len(rest)), np.float32), Outlines(regions, frozenset(negative))
+    none, outlines = np.empty((0, len(rest)), np.float32), Outlines(regions, frozenset(negative), unknown)
     truth = TileTruth(tuple(tasks), len(index), np.empty(0, np.int64), none, rest, outlines).at(index)
-    return truth if len(truth.tiles) or not np.isnan(rest).all() else None
+    return None if np.isnan(rest).all() and np.isnan(truth.shares).all() else truth
 
 
 def _nothing(task: Task) -> Shares:
@@ -193,33 +205,44 @@ def _task_shares(covered: Mapping[int | None, Shares], task: Task, rest: Shares)
 
 def _regions(
     areas: Sequence[Area], targets: Sequence[Target], tasks: Sequence[Task], slide_id: str
-) -> dict[Kind, BaseGeometry]:
-    """Return the outlined region of each kind; holes, and areas of a background class, are cut out of the others."""
+) -> tuple[dict[Kind, BaseGeometry], BaseGeometry]:
+    """Return the outlined region of each kind, and that of unknown classes outside all others.
+
+    Holes, and areas of a background class, are cut out of the other kinds.
+    """
     by_kind: dict[Kind, list[BaseGeometry]] = {}
-    holes = []
+    holes, unknown = [], []
     for area in areas:
-        kinds = _kinds_named(area.classification, tasks)
-        if not kinds and area.classification in TUMOUR_CLASSES:
-            kinds = [_kind_of_tumour(targets[0], tasks[0], area.classification, slide_id)]
-        if not kinds and area.classification in EXCLUDED_CLASSES:
+        name = meaning(area, tasks)
+        kinds = _kinds_named(name, tasks)
+        if not kinds and name in TUMOUR_CLASSES:
+            kinds = [_kind_of_tumour(targets[0], tasks[0], name, slide_id)]
+        if not kinds and name in EXCLUDED_CLASSES:
             holes.append(area.region)
+        elif not kinds and name not in OTHER_CLASSES:
+            unknown.append(area.region)
         for kind in kinds:
             by_kind.setdefault(kind, []).append(area.region)
-    if areas and not by_kind and not holes:
-        found = ", ".join(sorted({area.classification or "(none)" for area in areas}))
-        known = ", ".join(name for task in tasks for name in task.classes)
-        raise AnnotationClassError(
-            f"slide {slide_id}: its outlines are of classes or groups {found}, none of them a class of the recipe "
-            f"({known}) or tumour; rename them in QuPath or ASAP, or empty its cell `annotation` of the manifest",
-            slide_id=slide_id,
-        )
     nothing = {kind.task: shapely.union_all(parts) for kind, parts in by_kind.items() if kind.shown is None}
     hole = shapely.union_all(holes)
     regions = {}
     for kind, parts in by_kind.items():
         cut = hole if kind.shown is None else shapely.union(hole, nothing.get(kind.task, hole))
         regions[kind] = shapely.difference(shapely.union_all(parts), cut)
-    return regions
+    known = shapely.union_all([hole, *nothing.values(), *regions.values()])
+    return regions, shapely.difference(shapely.union_all(unknown), known)
+
+
+def meaning(area: Area, tasks: Sequence[Task]) -> str:
+    """Return the name that decides what an area shows: of a class of the tasks, of tumour, or of what is left out."""
+    own = {joined_names([name]) for task in tasks for name in task.classes}
+    return class_of(area.classification, own | TUMOUR_CLASSES | OTHER_CLASSES)
+
+
+def is_unknown(area: Area, tasks: Sequence[Task]) -> bool:
+    """Return whether an area may show anything."""
+    name = meaning(area, tasks)
+    return not _kinds_named(name, tasks) and name not in TUMOUR_CLASSES | EXCLUDED_CLASSES | OTHER_CLASSES
 
 
 def _kinds_named(group: str, tasks: Sequence[Task]) -> list[Kind]:
@@ -228,7 +251,7 @@ def _kinds_named(group: str, tasks: Sequence[Task]) -> list[Kind]:
     for kind in kinds_of(tasks):
         classes = tasks[kind.task].classes
         shown = 0 if kind.shown is None and tasks[kind.task].kind == "single" else kind.shown
-        if shown is not None and classes[shown].lower() == group:
+        if shown is not None and group and joined_names([classes[shown]]) == group:
             named.append(kind)
     return named
 

@@ -14,6 +14,7 @@ from tests.tiles.interop import golden
 from wsi_ips.errors import FeaturesError, TileIndexError
 from wsi_ips.geometry import Size
 from wsi_ips.tiles.index import TileIndex
+from wsi_ips.tiles.interop.coordinate_import import find_coordinates, read_foreign
 from wsi_ips.tiles.interop.feature_tables import find_features, foreign_features, read_foreign_features, rows_of_tiles
 from wsi_ips.tiles.interop.tile_formats import write_foreign_features
 
@@ -106,6 +107,28 @@ def test_what_is_no_feature_file_is_refused(tmp_path, index):
         read_foreign_features(tmp_path / "e.h5")
     with pytest.raises(FeaturesError, match="floats expected"):
         foreign_features(tmp_path / "f.pt", np.zeros((2, 2), np.int64), np.zeros((2, 2), np.int64))
+
+
+def test_features_are_found_by_the_rule_of_coordinates(tmp_path, index):
+    named = write(tmp_path / "one_patches.h5", corners(index), features(len(index)))
+    stated = write(tmp_path / "x1.h5", corners(index), features(len(index)), name="two")
+    names = {"one": ["one"], "two": ["two"]}
+    assert find_features(tmp_path, names) == {"one": named, "two": stated}
+    assert find_coordinates(tmp_path, names).by_slide == {"one": (named,), "two": (stated,)}
+
+
+def test_files_of_stamp_and_wsidata_are_named(tmp_path):
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["feats"], file["coords"] = np.zeros((2, 3)), np.zeros((2, 2))
+    with pytest.raises(FeaturesError, match=r"one\.h5: features of STAMP"):
+        find_features(tmp_path, {"one": ["one"]})
+    with pytest.raises(TileIndexError, match="features of STAMP"):
+        read_foreign(tmp_path / "one.h5")
+    (tmp_path / "zarr" / "one.zarr").mkdir(parents=True)
+    with pytest.raises(FeaturesError, match="wsidata"):
+        find_features(tmp_path / "zarr", {"one": ["one"]})
+    with pytest.raises(TileIndexError, match="wsidata"):
+        find_coordinates(tmp_path / "zarr", {"one": ["one"]})
 
 
 def test_files_are_found_by_the_slides_names(tmp_path, index):

@@ -39,6 +39,8 @@ def read_foreign(path: Path) -> ForeignTiles:
         with h5py.File(path, "r") as file:
             if "coords" not in file or not isinstance(file["coords"], h5py.Dataset):
                 raise TileIndexError(f"{path}: no dataset `coords` in it; give the tool's files of patch coordinates")
+            if "feats" in file:
+                raise TileIndexError(f"{path}: {STAMP_ADVICE}")
             dataset = file["coords"]
             coords = np.asarray(dataset[()])
             stated = {**dict(file.attrs), **dict(dataset.attrs)}
@@ -101,7 +103,20 @@ def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> Coordi
     root = folder if folder.is_dir() else folder.parent
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else [folder]
     if not files:
-        raise TileIndexError(f"{folder}: no HDF5 file in it; give the folder with the coordinates of the tiles")
+        raise TileIndexError(
+            f"{folder}: no HDF5 file in it; give the folder with the coordinates of the tiles{zarr_advice(root)}"
+        )
+    found, unknown = by_owner(files, names)
+    # A feature file repeats the coordinates it was made from.
+    bare = {s: tuple(p for p in ps if len(ps) == 1 or not holds(p, "features")) for s, ps in found.items()}
+    return CoordinateFiles(root, {s: bare[s] or tuple(ps) for s, ps in found.items()}, tuple(unknown))
+
+
+def by_owner(files: Sequence[Path], names: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the files of each slide, and those of none: by their name, without TRIDENT's ending, or as stated inside.
+
+    Coordinates and features are found by this rule.
+    """
     owner = {name: slide_id for slide_id, known in names.items() for name in known}
     found: dict[str, list[Path]] = {}
     unknown = []
@@ -111,9 +126,17 @@ def find_coordinates(folder: Path, names: Mapping[str, Sequence[str]]) -> Coordi
             unknown.append(path)
         else:
             found.setdefault(slide_id, []).append(path)
-    # A feature file repeats the coordinates it was made from.
-    bare = {s: tuple(p for p in ps if len(ps) == 1 or not holds(p, "features")) for s, ps in found.items()}
-    return CoordinateFiles(root, {s: bare[s] or tuple(ps) for s, ps in found.items()}, tuple(unknown))
+    return found, unknown
+
+
+def zarr_advice(folder: Path) -> str:
+    """Return a further sentence where a folder holds Zarr stores, as wsidata (LazySlide) writes them; else nothing."""
+    if folder.suffix == ".zarr" or any(folder.glob("*.zarr")):
+        return ". Zarr stores (wsidata, LazySlide) are not read: write their tiles as HDF5 with `coords` first"
+    return ""
+
+
+STAMP_ADVICE = "features of STAMP (`feats`, µm) are not read: their coordinates are not pixels of the slide"
 
 
 def holds(path: Path, dataset: str) -> bool:
@@ -130,7 +153,7 @@ def _inner(path: Path) -> str:
     try:
         with h5py.File(path, "r") as file:
             value = file["coords"].attrs.get("name", "") if "coords" in file else ""
-    except OSError:
+    except (OSError, KeyError, RuntimeError):  # not HDF5 (a `.pt` for example), or damaged
         return ""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 

@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from wsi_ips.errors import FeaturesError
 from wsi_ips.tiles.index import TileIndex
-from wsi_ips.tiles.interop.coordinate_import import SUFFIXES, holds, read_foreign, require_on_slide
+from wsi_ips.tiles.interop.coordinate_import import (
+    STAMP_ADVICE,
+    SUFFIXES,
+    by_owner,
+    holds,
+    read_foreign,
+    require_on_slide,
+    zarr_advice,
+)
 from wsi_ips.tiles.interop.tile_formats import ForeignTiles, whole_corners
 
 TENSOR = ".pt"
@@ -109,14 +117,14 @@ def find_features(folder: Path, names: Mapping[str, Sequence[str]]) -> dict[str,
     if not folder.is_dir():
         raise FeaturesError(f"{folder}: no such folder")
     files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in (*SUFFIXES, TENSOR)]
+    stamp = next((p for p in files if p.suffix != TENSOR and holds(p, "feats")), None)
     files = [p for p in files if p.suffix == TENSOR or holds(p, "features")]
     if not files:
-        raise FeaturesError(f"{folder}: no feature file in it (.h5 with a dataset `features`, or .pt)")
-    owner = {name: slide_id for slide_id, known in names.items() for name in known}
-    found: dict[str, list[Path]] = {}
-    for path in files:
-        if path.stem in owner:
-            found.setdefault(owner[path.stem], []).append(path)
+        raise FeaturesError(
+            f"{folder}: no feature file in it (.h5 with a dataset `features`, or .pt)"
+            + (f"; {stamp.name}: {STAMP_ADVICE}" if stamp else zarr_advice(folder))
+        )
+    found, _ = by_owner(files, names)
     chosen: dict[str, Path] = {}
     for slide_id, paths in found.items():
         tables = [path for path in paths if path.suffix != TENSOR] or paths
