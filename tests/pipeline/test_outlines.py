@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.pipeline.test_run import edit_manifest, recipe_of, write_recipe
+from tests.small_cohort import SMALL
 from wsi_ips.annotations import write_asap
 from wsi_ips.errors import TrainingError
 from wsi_ips.pipeline import Run, run_stage
@@ -106,6 +107,10 @@ def test_outlines_of_another_slide_lie_in_no_tile_and_are_named(folder):
     name, other = tumours(folder)
     far = np.array([[1, 1], [60, 1], [60, 40]])  # a corner of the glass
     write_asap(folder / "cohort" / "annotations" / f"{name}.xml", [far])
+    strict = run_stage(recipe_of(folder), "tile").states[name]
+    assert (strict.state, "lie in no tile" in strict.reason) == ("failed", True)
+    tiles = SMALL["tiles"] | {"accept_lost_tumour": True}
+    write_recipe(folder, training=OUTLINES, tiles=tiles)
     assert any("lie in no tile" in line and name in line and other not in line for line in trained(folder))
     slides, _ = truths(folder)
     assert slides[name].truth is None

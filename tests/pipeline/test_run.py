@@ -164,7 +164,8 @@ def test_a_training_slide_that_cannot_be_read_is_dropped_and_named(finished):
 
 def test_a_slide_without_tissue_is_empty_not_failed(finished):
     table = edit_manifest(finished)
-    run = run_stage(recipe_of(finished, **{"tissue.method": "otsu", "tissue.min_saturation": 0.99}), "tile")
+    bare = {"tissue.method": "otsu", "tissue.min_saturation": 0.99, "tiles.accept_lost_tumour": True}
+    run = run_stage(recipe_of(finished, **bare), "tile")
     assert {state.state for state in run.states} == {"empty"}
     assert all("no tissue found" in state.reason for state in run.states)
     assert len(table) == 8

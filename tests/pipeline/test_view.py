@@ -19,6 +19,7 @@ from wsi_ips.pipeline.run_viewer import TISSUE, RunCollection, layer_of, view_re
 from wsi_ips.pipeline.slide_states import read_states
 from wsi_ips.slides import ArrayReader
 from wsi_ips.tiles.index import IndexOrigin, TileIndex, TileRules, build_index
+from wsi_ips.tiles.store import read_index
 from wsi_ips.tissue.mask import TissueMask
 from wsi_ips.viewer.collection import eight_bits
 
@@ -87,12 +88,13 @@ def test_looking_changes_nothing(moved):
 
 
 def test_tissue_in_no_tile_is_a_layer_and_told(moved):
-    slide_id = moved.entries()[0].slide_id
-    detail = moved.detail(slide_id)
+    looked = collection(moved)
+    slide_id = next(e.slide_id for e in looked.entries() if e.tiles)
+    detail = looked.detail(slide_id)
     layer = next(layer for layer in detail.layers if layer.kind == "unseen")
-    state = next(s for s in read_states(moved._run.folder.database) if s.slide_id == slide_id)
+    state = next(s for s in read_states(moved / "run.sqlite") if s.slide_id == slide_id)
     assert ("not analysed", str(state.not_analysed)) in detail.facts
-    index = moved._run.slides.index(moved._records[slide_id])
+    index = read_index(moved / "tiles.zarr", slide_id)
     shown_mm2 = np.count_nonzero(layer.values) * np.prod(layer.cell_px0) * np.prod(index.mpp) / 1e6
     assert shown_mm2 == pytest.approx(sum(state.not_analysed.mm2.values()), abs=0.02)
     for x, y, width, height in index.boxes_px0:
