@@ -36,11 +36,11 @@ LIMITS = (
     "module names used twice",
 )
 GOALS = {
-    "files": 190,
+    "files": 195,
     "lines": 28_000,
     "lines of code": 17_000,
     **dict.fromkeys(LIMITS, 0),
-    "recipe keys": 100,
+    "recipe keys": 101,
     "commands": 15,
     "core dependencies": 25,
 }
