@@ -29,7 +29,6 @@ from defusedxml.ElementTree import parse
 from numpy.typing import NDArray
 from shapely import affinity
 from shapely.geometry.base import BaseGeometry
-from skimage.draw import polygon2mask
 
 from wsi_ips.errors import AnnotationClassError, AnnotationError
 from wsi_ips.geometry import Point, Size
@@ -55,6 +54,7 @@ GEOJSON_SUFFIXES = (".geojson", ".json", ".geojson.gz")
 GEOJSON_AREAS = frozenset({"Polygon", "MultiPolygon", "GeometryCollection"})
 # QuPath's objects that are no annotations
 OTHER_OBJECTS = {"cell": "cells", "detection": "detections", "tile": "tiles", "tmacore": "TMA cores"}
+EDGES = 4096  # of a ring that are drawn together
 MOST_POINTS = 128  # of a piece of a region that boxes are cut out of
 LARGEST_PX0 = 1e8  # coordinates beyond it belong to no slide
 MOST_BYTES = 2**30  # of a GeoJSON file, unpacked
@@ -312,7 +312,8 @@ def _area_of(feature: Mapping[str, Any], where: str) -> Area:
         return Area(classification, shapely.Polygon(), OTHER_OBJECTS[kind])
     if geometry is None or geometry.get("type") not in GEOJSON_AREAS:
         return Area(classification, shapely.Polygon(), "without area")
-    shape = shapely.force_2d(shapely.geometry.shape(geometry))
+    with np.errstate(invalid="ignore"):  # NaN is refused below
+        shape = shapely.force_2d(shapely.geometry.shape(geometry))
     _require_places(shapely.get_coordinates(shape), where)
     parts = [repaired(polygon, where) for polygon in polygons_of(shape)]
     region = shapely.union_all([part for part in parts if part.area > 0])
@@ -360,22 +361,22 @@ def tumour_fraction(region: BaseGeometry, boxes_px0: NDArray[np.float64]) -> NDA
 
 
 def region_mask(region: BaseGeometry, size_px0: Size, *, downsample: float) -> NDArray[np.bool_]:
-    """Return a bool mask at ``downsample`` (size rounded up): pixels whose centre lies in a region."""
+    """Return a bool mask at ``downsample`` (size rounded up): pixels whose centre lies in a region.
+
+    A row of pixels changes sides wherever an edge crosses the line of its centres; the time grows with the edges.
+    """
     rows, columns = math.ceil(size_px0.height / downsample), math.ceil(size_px0.width / downsample)
-    mask = np.zeros((rows, columns), bool)
-    for part in polygons_of(region):  # polygons do not overlap: a hole is outside all others, or contains an island
-        left, top, right, bottom = np.array(part.bounds) / downsample
-        x, y = max(0, int(left)), max(0, int(top))
-        box = (slice(y, min(rows, int(bottom) + 1)), slice(x, min(columns, int(right) + 1)))
-        if 0 in mask[box].shape or part.area == 0:
-            continue
-        corner, window = np.array([x, y]) + 0.5, mask[box]  # pixel centres become whole numbers
-        inside, *holes = (shapely.get_coordinates(r) / downsample - corner for r in (part.exterior, *part.interiors))
-        shown = polygon2mask(window.shape, inside[:, ::-1])
-        for hole in holes:
-            shown &= ~polygon2mask(window.shape, hole[:, ::-1])
-        window |= shown
-    return mask
+    changes = np.zeros((rows, columns + 1), bool)
+    for ring in (ring for part in polygons_of(region) for ring in (part.exterior, *part.interiors)):
+        points = shapely.get_coordinates(ring) / downsample - 0.5  # pixel centres become whole numbers
+        for start in range(0, len(points) - 1, EDGES):
+            (x, y), (to_x, to_y) = points[start : start + EDGES + 1][:-1].T, points[start + 1 : start + EDGES + 1].T
+            first, last = np.clip(np.ceil([np.minimum(y, to_y), np.maximum(y, to_y)]), 0, rows).astype(int)
+            edge = np.repeat(np.arange(len(y)), last - first)
+            row = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
+            at = x[edge] + (row - y[edge]) * (to_x - x)[edge] / (to_y - y)[edge]
+            np.logical_xor.at(changes, (row, np.clip(np.ceil(at), 0, columns).astype(int)), True)
+    return np.asarray(np.logical_xor.accumulate(changes[:, :-1], axis=1))
 
 
 def _pieces(part: BaseGeometry) -> Iterator[BaseGeometry]:

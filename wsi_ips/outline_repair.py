@@ -10,7 +10,7 @@ from shapely.geometry.base import BaseGeometry
 from wsi_ips.errors import AnnotationError
 
 MOST_RING_POINTS = 50_000  # rings with more points are thinned
-RUN = 1000  # points that are thinned together: the time grows with its square
+RUN = 256  # points that are thinned together: the time grows with its square
 FINEST_PX0, COARSEST_PX0 = 0.25, 16.0  # how far thinning may move an outline
 MOST_CROSSINGS = 50_000  # of an outline with itself, estimated; repair takes seconds at that
 SAMPLED = 256  # segments whose crossings are counted

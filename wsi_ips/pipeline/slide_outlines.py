@@ -60,7 +60,23 @@ def with_truth(
             contradicting.append(record.slide_id)
         elif areas and (truth is None or not len(truth.tiles)):
             outside.append(record.slide_id)
+    _note_unused(note, unknown, doubtful, outside, contradicting)
     taught = [0 if slide.truth is None else int((~np.isnan(slide.truth.shares)).any(1).sum()) for slide in found]
+    if not any(taught):
+        return list(slides)
+    count = sum(map(bool, taught))
+    note(f"outlines on {count} of {len(slides)} training slides: {sum(taught)} tiles in them teach their own class")
+    return found
+
+
+def _note_unused(
+    note: Callable[[str], None],
+    unknown: Counter[str],
+    doubtful: Sequence[str],
+    outside: Sequence[str],
+    contradicting: Sequence[str],
+) -> None:
+    """Name the slides whose outlines teach nothing, with the reason."""
     if doubtful:
         note(
             f"outlines of classes that are not known teach nothing: {counted(unknown)}, on {len(doubtful)} training "
@@ -76,11 +92,6 @@ def with_truth(
             f"{len(contradicting)} training slides are labelled as without a finding but have outlines; what is inside "
             f"teaches nothing: {_few(contradicting)}"
         )
-    if not any(taught):
-        return list(slides)
-    count = sum(map(bool, taught))
-    note(f"outlines on {count} of {len(slides)} training slides: {sum(taught)} tiles in them teach their own class")
-    return found
 
 
 def _areas(record: SlideRecord, index: TileIndex, classes: Classes | None) -> list[Area]:
