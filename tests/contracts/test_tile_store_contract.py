@@ -173,5 +173,5 @@ def test_a_slide_id_never_leaves_the_store(root, index, name):
 def test_another_schema_is_refused(root, index, monkeypatch):
     write_index(root, index)
     monkeypatch.setattr("wsi_ips.tiles.store.SCHEMA_VERSION", 99)
-    with pytest.raises(TileIndexError, match="schema version 1"):
+    with pytest.raises(TileIndexError, match="schema version 2, this program writes 99"):
         read_index(root, index.slide_id)

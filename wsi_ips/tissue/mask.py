@@ -37,6 +37,7 @@ WEIGHTS = {
     "many pieces": 15,
     "doubtful": 40,
     "immunohistochemistry": 40,
+    "special stain": 40,
     "pen": 10,
 }
 
@@ -44,13 +45,11 @@ WEIGHTS = {
 # What is not a stained section, or not one that a model of H&E knows; shares of the tissue unless stated
 DARK_PICTURE, LEAST_BRIGHT = 0.5, 0.02  # shares of the picture that are black, and that let light through
 BRIGHT_OD = 240  # sum over the channels, 1/100: as dense as the darkest tissue
-COLOURLESS, GREY = (
-    0.9,
-    0.15,
-)  # share that is grey; largest spread of a grey over the channels, as a share of the densest
+COLOURLESS = 0.9  # share that is grey
+GREY = 0.15  # largest spread of a grey over the channels, as a share of the densest
 DRAWN = 0.5  # share that is exactly uniform, which no camera delivers
 OPAQUE_OD = 180  # no section absorbs this much of any colour, 1/100
-LEAST_STAINED = 0.3  # share that has a colour of haematoxylin, eosin or DAB
+LEAST_STAINED, SOME_STAINED = 0.1, 0.3  # shares with a colour of haematoxylin, eosin or DAB; between: a special stain
 LEAST_BROWN = 0.05  # brown of DAB beside blue: immunohistochemistry
 
 
@@ -215,8 +214,8 @@ def remarks_on(tissue: TissueMask, mpp: Scale) -> list[str]:
             texts.append(
                 f"doubtful pen: {tissue.seen.unsure_share:.1%} of the slide could be ink on tissue, and is kept"
             )
-        if (where := mask & ~tissue.seen.pen).any() and (brown := _colours(tissue.seen.od, where)[2]) > LEAST_BROWN:
-            texts.append(f"immunohistochemistry? {brown:.0%} is brown beside blue, which a model of H&E has not seen")
+        if (where := mask & ~tissue.seen.pen).any():
+            texts += _about_stain(tissue.seen.od, where)
     return sorted(texts, key=lambda text: -suspicion([text]))
 
 
@@ -242,6 +241,18 @@ def unsuited(tissue: TissueMask, thumbnail: Bytes) -> str:
     if stained < LEAST_STAINED:
         return f"only {stained:.0%} of what would be tissue has a colour of haematoxylin, eosin or DAB"
     return ""
+
+
+def _about_stain(od: tuple[Bytes, Bytes, Bytes], where: Bools) -> list[str]:
+    """Return what makes a section another one than those of haematoxylin and eosin."""
+    _, stained, brown = _colours(od, where)
+    if brown > LEAST_BROWN:
+        return [f"immunohistochemistry? {brown:.0%} is brown beside blue, which a model of H&E has not seen"]
+    if stained < SOME_STAINED:
+        return [
+            f"special stain? only {stained:.0%} has a colour of haematoxylin or eosin, which a model of H&E has seen"
+        ]
+    return []
 
 
 def _colours(od: tuple[Bytes, Bytes, Bytes], where: Bools) -> tuple[float, float, float]:
