@@ -41,12 +41,20 @@ DENSE_OD, DENSER = 165, 2.0
 # Ink on tissue is compared with the tissue within a square of this side; it is at most this wide, at this share of its
 # area surely ink, and at its outline the density falls by this share. Texture is after a mean of 3 x 3 pixels.
 AROUND_UM, WIDEST_ON_TISSUE_UM, SURE, LEAST_STEP, LAID_TEXTURE = 3_000.0, 1_500.0, 0.3, 0.2, 0.03
-BLACK_OD = 250  # sum of three densities (1/100) that black ink on tissue reaches and pigment hardly does
+BLACK_OD = 300  # sum of three densities (1/100) that black ink on tissue reaches and pigment hardly does
 MOSTLY_FLAT = 0.5  # share of a mark that is flat, from which it may be ink although no glass shows it
 BESIDE_PX = 4  # width of the tissue beside a mark or a fold with which it is compared
 
 
 def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, Bools]:
+    """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue."""
+    pen, unsure = _beside_glass(od, step_um)
+    stained = np.maximum(np.maximum(od[0], od[1]), od[2]) > STAINED_OD
+    pen |= dilated(_on_tissue(od, stained & ~dilated(pen, BESIDE_PX), step_um), 1)
+    return pen, unsure & ~pen
+
+
+def _beside_glass(od: tuple[Bytes, Bytes, Bytes], step_um: float) -> tuple[Bools, Bools]:
     """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue.
 
     The colour alone says little: DAB beside its counterstain, trichrome, PAS, melanin and dark haematoxylin share it.
@@ -95,8 +103,7 @@ def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, 
             unsure[wide] |= mark
     for wide, mark in alike:  # spots on the tissue, of the pen that was used on the glass
         (pen if _shares_a_pen(mark, wide, pen, cold) else unsure)[wide] |= mark
-    pen |= _on_tissue(od, stained & ~dilated(pen, BESIDE_PX), step_um)
-    return dilated(pen, 1), unsure & ~pen
+    return dilated(pen, 1), unsure
 
 
 def _on_tissue(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, step_um: float) -> Bools:
@@ -152,7 +159,8 @@ def _kinds_of_ink(od: Sequence[NDArray[np.int16]], added: Sequence[NDArray[np.in
     (red, green, blue), (more_red, more_green, more_blue) = od, added
     least, most = (reduce(of, added) for of in (np.minimum, np.maximum))
     adds, total = least > -12, red + green + blue
-    cold = adds & (more_red > 10) & (10 * more_red > 11 * more_green) & (10 * red > 7 * green)
+    most_red = 10 * more_red > 11 * np.maximum(more_green, more_blue)  # melanin absorbs blue most
+    cold = adds & (more_red > 10) & most_red & (10 * red > 7 * green)
     yield cold, cold & (more_red > 20) & (10 * more_red > 12 * more_green)
     warm = adds & (more_green > 25) & (10 * more_blue > 6 * more_green) & (3 * more_red < more_green) & (green > 55)
     yield warm, warm & (more_green > 40) & (10 * more_blue > 7 * more_green) & (green > 65)
