@@ -169,7 +169,7 @@ def _kinds_of_ink(od: Sequence[NDArray[np.int16]], added: Sequence[NDArray[np.in
 
 
 def _is_laid_over(mark: Bools, total: NDArray[np.int16], step_um: float) -> bool:
-    """Return whether a mark is as narrow as a pen draws, smooth, and much denser than what lies next to its outline."""
+    """Return whether a mark is as narrow as a pen draws, smooth, and denser than what lies along most of its outline."""
     core, beside = mark & ~dilated(~mark, 1), dilated(mark, BESIDE_PX) & ~dilated(mark, 2)
     whole = ndimage.binary_fill_holes(mark)
     if np.count_nonzero(whole) > 2 * np.count_nonzero(mark):
@@ -179,7 +179,7 @@ def _is_laid_over(mark: Bools, total: NDArray[np.int16], step_um: float) -> bool
     inside = float(np.median(total[core]))
     texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))[core]
     smooth = float(np.median(texture)) < 9 * LAID_TEXTURE * inside
-    return smooth and inside - float(np.median(total[beside])) > LEAST_STEP * inside
+    return smooth and inside - float(np.percentile(total[beside], 75)) > LEAST_STEP * inside
 
 
 def _is_drawn(mark: Bools, texture: NDArray[np.float32], step_um: float) -> bool:
