@@ -169,7 +169,7 @@ def _kinds_of_ink(od: Sequence[NDArray[np.int16]], added: Sequence[NDArray[np.in
 
 
 def _is_laid_over(mark: Bools, total: NDArray[np.int16], step_um: float) -> bool:
-    """Return whether a mark is as narrow as a pen draws, smooth, and denser than what lies along most of its outline."""
+    """Return whether a mark is as narrow as a stroke, smooth, and denser than what lies along most of its outline."""
     core, beside = mark & ~dilated(~mark, 1), dilated(mark, BESIDE_PX) & ~dilated(mark, 2)
     whole = ndimage.binary_fill_holes(mark)
     if np.count_nonzero(whole) > 2 * np.count_nonzero(mark):
