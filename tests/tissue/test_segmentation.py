@@ -210,6 +210,19 @@ def test_a_minority_stain_is_no_ink(main, other):
     assert found.mask[60:150, 40:120].mean() > 0.97
 
 
+@pytest.mark.parametrize("ink", [(20, 110, 60), (200, 20, 30), (60, 100, 200), (20, 18, 14)])
+def test_ink_wholly_on_tissue_is_found_by_the_density_it_adds(ink):
+    pixels = glass()
+    pixels[20:200, 20:280] = textured((190, 120, 180))[20:200, 20:280]
+    rows, columns = np.mgrid[:220, :300]
+    mark = np.hypot(rows - 80, columns - 90) < 30
+    mark[130:160, 100:220] = True
+    pixels[mark] = pixels[mark] * (np.array(ink) / 241)
+    pen = segment(pixels).seen.pen
+    assert pen[mark].mean() > 0.9
+    assert not (pen & ~dilated(mark, 3)).any()
+
+
 @pytest.mark.parametrize("ink", [(20, 110, 60), (200, 20, 30), (40, 60, 150), (35, 35, 40)])
 @pytest.mark.parametrize("size", [0.15, 1.0])
 def test_ink_is_found_beside_little_tissue_and_much(ink, size):

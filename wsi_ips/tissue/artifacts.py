@@ -1,7 +1,6 @@
 """Artefacts on a slide and the quality flags of its tiles: pen, blur, fold, bubble. Classical image processing, pure.
 
-Colours are compared as optical densities (Beer and Lambert): haematoxylin and eosin absorb more green than red light
-and blue light least, at any concentration (Ruifrok and Johnston 2001). Inks absorb differently.
+Pen is found in :mod:`wsi_ips.tissue.ink`.
 """
 
 from __future__ import annotations
@@ -17,40 +16,17 @@ from scipy import ndimage
 
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import Overview
-from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, over_squares, without_small
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
+from wsi_ips.tissue.ink import BESIDE_PX, OPAQUE_OD, SMALLEST_PX, widened, widths_long
 from wsi_ips.tissue.mask import AreaSums, TissueMask
 
 OD_UNIT = 100  # optical densities are kept as whole numbers of 1/100
-INK_UM2 = 40_000.0  # smaller spots of an ink's colour are pigment, blood or splashes: the tip of a pen has 0.3 mm
-SMALLEST_PX = 16  # texture cannot be judged on fewer pixels
-STAINED_OD = 10  # what absorbs less is glass
-# Texture, as a share of the density, below which a colour is a film of dye: on overviews of 8 to 40 µm/px ink on glass
-# has 0.01 to 0.05, tissue with nuclei 0.05 to 0.14. Blurred pictures have less of it, so it is also compared with the
-# rest of the tissue: a mark begins below the first of these shares and goes on below the second.
-FLAT, OF_TISSUE_TEXTURE = 0.045, (0.5, 0.8)
-CLEAR_OD = 100  # coloured ink lets some light of its own colour through
-OPAQUE_OD = 180  # what lets no light through at all was not scanned, or is the frame of the picture
-# A stroke of a pure colour: no pen is wider, and its edges give it more texture than FLAT, but less than crowded nuclei
-WIDEST_STROKE_UM, STROKE_TEXTURE = 3_000.0, 0.125
-PURE = 0.4  # share of a mark that has a purer colour than stains reach
-LARGE_PX = 200_000
-FEW_PX, LEAST_TEXTURE = 100, 0.012  # tissue of fewer pixels, or flatter than this, is nothing to compare with
-EDGE_UM = 100.0  # width of the rim over which ink thins out
-LUMEN_UM = 40.0  # glass this near to tissue is a lumen, or the cleft along its edge
-# Share of the surroundings of a mark that is glass, from which it is ink; less is enough for a line, which crosses
-LEAST_ON_GLASS, STROKE_ON_GLASS = 0.25, 0.05
-LINE = 4.0  # least length of a line in widths
-# Sum of the densities (1/100) of three channels above which no section of 3 to 5 µm is, blood included, and how many
-# times as dense as the tissue of this slide. Not for black, which pigments reach.
-DENSE_OD, DENSER = 165, 2.0
-MOSTLY_FLAT = 0.5  # share of a mark that is flat, from which it may be ink although no glass shows it
 # A fold is at least this many times as dense as the 75th percentile of the tissue; two layers would be 2
 FOLD_FACTOR = 1.6
 LEAST_FOLD_OD = 25
 FOLD = 2.5  # least length of a fold in widths
 # Density of a fold as a multiple of that of the tissue beside it: two or three layers, whose edges are not sharp
 FOLD_CONTRAST = (1.4, 3.3)
-BESIDE_PX = 4  # width of the tissue beside a fold with which it is compared
 # Largest difference between the shares that red, green and blue have in the density of a fold and of its surroundings
 SAME_COLOUR = 0.015
 FOLD_UM = 24.0  # narrower dark lines are vessels, crowded nuclei, edges
@@ -88,124 +64,6 @@ def densities(planes: tuple[Bytes, Bytes, Bytes], white: tuple[int, int, int]) -
     return red, green, blue
 
 
-def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, Bools]:
-    """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue.
-
-    The colour alone says little: DAB beside its counterstain, trichrome, PAS, melanin and dark haematoxylin share it.
-    Ink is told from them by what it is: a film of dye without nuclei, drawn on the glass. So a mark has less texture
-    than the tissue of this slide, or a purer colour than stains reach, and continues over glass, or is far denser than
-    any section.
-    """
-    red, green, blue = (plane.astype(np.int16) for plane in od)
-    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    black, cold, stained = _is_black(low, high), _is_cold(red, green), high > STAINED_OD
-    coloured = black | cold | _is_red(red, green, blue)
-    pure = _is_pure(red, green, blue) & (low < CLEAR_OD)
-    if 2 * np.count_nonzero(pure) > np.count_nonzero(stained):
-        pure[:] = False  # nothing to compare with: this is the stain, of Giemsa for example
-    pen, unsure = np.zeros(red.shape, bool), np.zeros(red.shape, bool)
-    smallest_px = max(SMALLEST_PX, math.ceil(INK_UM2 / step_um**2))
-    if np.count_nonzero(coloured) < smallest_px:
-        return pen, unsure
-    total = red + green + blue
-    flat, flattish, texture, usual = _flat(total, coloured, stained)
-    # Round a mark the ink thins out, and over tissue its colour mixes with the stain's.
-    edge = coloured | (_is_cold(10 * red, 8 * green) & (red > 12))
-    marks = dilated(closed(flattish | pure, 1), max(2, round(EDGE_UM / step_um))) & edge
-    beside = dilated(stained & ~dilated(edge, 2), max(1, round(LUMEN_UM / step_um)))  # tissue, and lumina in it
-    labels, count = ndimage.label(marks, structure=EIGHT_CONNECTED)
-    alike: list[tuple[tuple[slice, slice], Bools]] = []
-    areas, flats, pures = (np.bincount(labels[where], minlength=count + 1) for where in (marks, flat, pure))
-    for number, box in enumerate(ndimage.find_objects(labels), 1):
-        is_pure = pures[number] > max(smallest_px, PURE * areas[number])
-        is_pure = is_pure and _is_drawn(labels[widened(box, 1)] == number, texture[widened(box, 1)], step_um)
-        if flats[number] < smallest_px and not is_pure:
-            continue
-        wide = widened(box, 5)
-        mark = labels[wide] == number
-        ring = dilated(mark, 5) & ~dilated(mark, 2) & ~edge[wide]
-        on_glass = float((ring & ~beside[wide]).sum() / max(1, int(ring.sum())))
-        mostly = usual > 0 and flats[number] > MOSTLY_FLAT * areas[number]
-        dense = mostly and 2 * np.count_nonzero(black[wide] & mark) < areas[number]
-        dense = dense and total[wide][mark].mean() > max(DENSE_OD, DENSER * usual)
-        line = _widths_long(mark) > LINE
-        if dense or (on_glass >= (STROKE_ON_GLASS if line else LEAST_ON_GLASS) and (line or usual or is_pure)):
-            pen[wide] |= mark
-        elif is_pure:
-            alike.append((wide, mark))
-        elif mostly:
-            unsure[wide] |= mark
-    for wide, mark in alike:  # spots on the tissue, of the pen that was used on the glass
-        (pen if _shares_a_pen(mark, wide, pen, cold) else unsure)[wide] |= mark
-    return dilated(pen, 1), unsure
-
-
-def _is_drawn(mark: Bools, texture: NDArray[np.float32], step_um: float) -> bool:
-    """Return whether a mark of a pure colour is as narrow as a stroke and smoother than a section full of nuclei."""
-    width_um = step_um * _width(mark)
-    return width_um <= WIDEST_STROKE_UM and float(np.median(texture[mark])) <= STROKE_TEXTURE
-
-
-def _shares_a_pen(mark: Bools, box: tuple[slice, slice], pen: Bools, cold: Bools) -> bool:
-    """Return whether ink that was found is of the kind of a mark: cold, or red."""
-    is_cold = 2 * np.count_nonzero(mark & cold[box]) > np.count_nonzero(mark)
-    return bool((pen & (cold == is_cold)).any())
-
-
-def _is_cold(red: NDArray[np.int16], green: NDArray[np.int16]) -> Bools:
-    """Find green and blue ink: they absorb more red than green light."""
-    return np.asarray((red > 12) & (10 * red > 11 * green))
-
-
-def _is_red(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
-    """Find red ink: it lets red light through and hardly any blue; eosin lets blue through, only blood is similar."""
-    return np.asarray((green > 40) & (8 * blue > 5 * green) & (4 * red < green))
-
-
-def _is_pure(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> Bools:
-    """Find colours of ink that stains do not reach: absorbing one and a half times as much red as green, or no red."""
-    cold = (red > 12) & _is_cold(10 * red, 14 * green)
-    return np.asarray(cold | (_is_red(3 * red // 2, green, blue) & (10 * blue > 7 * green)))
-
-
-def _is_black(low: NDArray[np.int16], high: NDArray[np.int16]) -> Bools:
-    """Find black ink: it absorbs all colours alike."""
-    return np.asarray((low > 42) & (low < OPAQUE_OD) & (100 * (high - low) < 36 * high))
-
-
-def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bools, Bools, NDArray[np.float32], float]:
-    """Find pixels of an ink's colour that are certainly and perhaps flat; also texture and the usual density of tissue.
-
-    Texture is the difference to the mean of 3 x 3 pixels as a share of the density, taken over 9 x 9 pixels. Edges of
-    the colour do not count. The density is 0 where no tissue with texture is left to compare with.
-    """
-    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 9 * 720 at most
-    inside, tissue = ~dilated(~coloured, 1), ~dilated(~stained | coloured, 1)
-    some = (slice(None, None, 2), slice(None, None, 2))
-    of_tissue = total[some][tissue[some]]
-    textured, usual = 0.0, 0.0
-    if of_tissue.size > FEW_PX:
-        textured = float(texture[some][tissue[some]].mean()) / (9 * float(of_tissue.mean()))
-        usual = float(np.percentile(of_tissue, 75))
-    if textured < LEAST_TEXTURE:
-        textured, usual = 1.0, 0.0
-    local = [over_squares(np.pad(values * inside, 4).astype(np.int32), 9, np.add) for values in (texture, total)]
-    varies = np.where(inside, local[0] / np.maximum(1, 9 * local[1]), 0).astype(np.float32)
-    flat, flattish = (inside & (varies < min(FLAT, share * textured)) for share in OF_TISSUE_TEXTURE)
-    return flat, flattish, varies, usual
-
-
-def _widths_long(mark: Bools) -> float:
-    """Return the length of a mark in widths, as if it were a line."""
-    return float(np.count_nonzero(mark)) / _width(mark) ** 2
-
-
-def _width(mark: Bools) -> float:
-    """Return the largest width of a mark in pixels, measured on every third pixel of a large one."""
-    step = 3 if mark.size > LARGE_PX else 1
-    return max(1.0, 2 * step * float(ndimage.distance_transform_edt(np.pad(mark[::step, ::step], 1)).max()))
-
-
 def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, step_um: float) -> Bools:
     """Find folds: bands much denser than the rest of this slide and than the tissue beside them, of its colour.
 
@@ -227,7 +85,7 @@ def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, ste
         wide = widened(box, BESIDE_PX)
         band = labels[wide] == number
         beside = dilated(band, BESIDE_PX) & tissue[wide] & ~dense[wide]
-        if _widths_long(band) > FOLD and _is_doubled([plane[wide] for plane in od], band, beside):
+        if widths_long(band) > FOLD and _is_doubled([plane[wide] for plane in od], band, beside):
             nothing[wide] |= band
     return nothing
 
@@ -269,12 +127,6 @@ def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
         if width_um <= RIM_UM and hollow and area >= ROUND * math.pi / 4 * height * width:
             found[box] |= filled
     return found
-
-
-def widened(box: tuple[slice, slice], by: int) -> tuple[slice, slice]:
-    """Return a box of a picture with a margin of some pixels."""
-    rows, columns = (slice(max(0, side.start - by), side.stop + by) for side in box)
-    return rows, columns
 
 
 def _odd(side: float) -> int:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from wsi_ips.geometry import Scale, Size
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.artifacts import densities, find_bubbles, find_pen, widened
+from wsi_ips.tissue.artifacts import densities, find_bubbles
 from wsi_ips.tissue.filters import (
     EIGHT_CONNECTED,
     Bools,
@@ -23,6 +23,7 @@ from wsi_ips.tissue.filters import (
     over_squares,
     without_small,
 )
+from wsi_ips.tissue.ink import find_pen, widened
 from wsi_ips.tissue.mask import Seen, TissueMask
 from wsi_ips.tissue.methods import LADDER, TISSUE_METHODS, Found, View, attempts, distrust, find_fat, view_of
 
