@@ -12,7 +12,7 @@
     │   ├── ResolutionError        no scale, or no level fine enough for the requested µm/px
     │   └── RegionReadError        opened, but a region could not be read
     ├── AnnotationError            an annotation file, or annotated tumour that lies in no tile
-    │   └── AnnotationClassError   it has areas, and none is of a known class
+    │   └── AnnotationClassError   it has areas of no known class
     ├── TileIndexError             a stored tile index: missing, damaged, or of another schema
     ├── FeaturesError              stored features: missing, damaged, or imported ones that do not match tiles or slide
     ├── ScoresError                a stored score table: missing, damaged, or of another schema
@@ -100,7 +100,7 @@ class AnnotationError(WsiIpsError, ValueError):
 
 
 class AnnotationClassError(AnnotationError):
-    """An annotation has areas, and none is of a known class."""
+    """An annotation has areas of no known class, so what is tumour is not known."""
 
 
 class TileIndexError(WsiIpsError, ValueError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wsi_ips.annotations import Classes, read_annotation, region_mask
-from wsi_ips.errors import AnnotationError, EvaluationError, TileIndexError
+from wsi_ips.errors import AnnotationClassError, AnnotationError, EvaluationError, TileIndexError
 from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.froc import (
@@ -214,8 +214,9 @@ def _localisation(
     """Measure the slides whose tumour is known: annotated ones, and those without tumour.
 
     Without a background class, outlines show tumour of each slide's own class, and only those of the class that the
-    map shows are measured. Slides without a map (no tissue, or failed) count with all their lesions missed. Where an
-    annotation cannot be read there are no figures at all: without its lesions they would be too good.
+    map shows are measured. Slides without a map (no tissue, or failed) count with all their lesions missed; slides
+    whose outlines may be tumour or not are left out. Where an annotation cannot be read there are no figures at all:
+    without its lesions they would be too good.
     """
     found, unmapped, left_out, task = [], list[Matched](), [], slides.task
     for record in (*slides.records, *slides.unmapped):
@@ -228,18 +229,17 @@ def _localisation(
             index = slides.predictions.slides.index(record)
             classes = slides.predictions.slides.tiling.tiles.annotation_classes
             lesions = read_lesions(record, index.size_px0, index.bounds, mpp or index.mpp, classes)
+            if not is_negative and not lesions.labels.any():
+                raise AnnotationClassError("no tumour in its outlines, though it is not known to be without")
+        except AnnotationClassError as error:
+            notes.append(f"slide {record.slide_id} is not in the lesion and tile metrics: {error}")
+            continue
         except (AnnotationError, TileIndexError, OSError) as error:
             notes.append(
                 f"no lesion and tile metrics, as without slide {record.slide_id} its lesions would not count as "
                 f"missed: {error}"
             )
             return None
-        if not is_negative and not lesions.labels.any():
-            notes.append(
-                f"slide {record.slide_id} is not in the lesion and tile metrics: no tumour in its outlines, though it "
-                "is not known to be without"
-            )
-            continue
         if record.slide_id not in slides.scores:
             unmapped.append(match_detections(Detections(*np.zeros((3, 0))), lesions))
             continue
@@ -288,14 +288,14 @@ def score_raster(entry: SlideScores, index: TileIndex) -> Raster:
 def read_lesions(record: SlideRecord, size: Size, bounds: Box, mpp: Scale, classes: Classes | None = None) -> Lesions:
     """Return the annotated lesions of a slide at the challenge's downsample; none where it is not annotated.
 
-    Raises AnnotationError where outlines of unknown classes may be lesions; the slide is known in part only.
+    Raises AnnotationClassError where outlines of unknown classes may be lesions; the slide is known in part only.
     """
     if record.annotation is None:
         shape = (-(-size.height // MASK_DOWNSAMPLE), -(-size.width // MASK_DOWNSAMPLE))
         return Lesions(np.zeros(shape, np.int32), frozenset(), MASK_DOWNSAMPLE)
     regions = read_annotation(record.annotation, bounds_origin=Point(bounds.x, bounds.y), classes=classes)
     if not regions.unknown.is_empty:
-        raise AnnotationError(f"annotation {record.annotation}: {regions.remark()}")
+        raise AnnotationClassError(f"annotation {record.annotation}: {regions.remark()}")
     mask = region_mask(regions.tumour, size, downsample=MASK_DOWNSAMPLE)
     return find_lesions(mask, mpp=(mpp.x + mpp.y) / 2 * MASK_DOWNSAMPLE, downsample=MASK_DOWNSAMPLE)
 
