@@ -177,7 +177,7 @@ def draw_tissue(
     pixels[bare] = pixels[bare] // 3 + np.array(BARE, np.uint8) // 3 * 2
     _tint(pixels, state, lines)
     pixels[small & ~ndimage.binary_erosion(small)] = EDGE  # the picture's border counts as outside
-    letters = ImageFont.load_default(13)
+    letters, caption = ImageFont.load_default(13), caption.replace("²", "2")  # Pillow's font has no ²
     width = max(720, image.width, math.ceil(letters.getlength(caption)) + 16)
     page = Image.new("RGB", (width, image.height + FOOTER_PX), PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
