@@ -5,7 +5,6 @@ A limit on the size of files (`ulimit -f`) stands in for the disk: the system re
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import json
@@ -18,12 +17,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import yaml
 
-from tests.pipeline.test_export_tiles import SIZE
-from tests.pyramids import write_pyramid
-from tests.small_cohort import SMALL
-from tests.tissue.test_perceptual_hash import node
+from tests.small_cohort import write_nodes
 from wsi_ips.cluster.jobs import spread
 from wsi_ips.cluster.process import Job
 from wsi_ips.config import ComputeSection
@@ -51,21 +46,7 @@ print(json.dumps(found))
 
 
 def cohort(folder: Path, **changes: object) -> Path:
-    rows = [["slide_id", "path", "label", "split"]]
-    for n in range(1, 7):
-        write_pyramid(folder / f"file{n}.tif", [node(n, SIZE[::-1])], mpp=(0.5, 0.5))
-        rows.append([f"s{n}", f"file{n}.tif", ("normal", "tumor")[n % 2], "train" if n < 5 else "test"])
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    values = SMALL | {
-        "manifest": "manifest.csv",
-        "tissue": {"mpp": 2.0, "min_area_um2": 0},
-        "tiles": {"mpp": 0.5, "patch_px": 64},
-        "heatmap": {"mpp": 1.0},
-        "compute": {"workers": 0, "device": "cpu"},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values | changes))
-    return folder / "recipe.yaml"
+    return write_nodes(folder, **{"compute": {"workers": 0, "device": "cpu"}} | changes)
 
 
 def run(recipe: Path, limits: dict[str, int]) -> dict[str, list]:

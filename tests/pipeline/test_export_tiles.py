@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import yaml
 from typer.testing import CliRunner
 
-from tests.pyramids import write_pyramid
-from tests.small_cohort import SMALL
+from tests.small_cohort import NODE_SIZE, write_nodes
 from tests.tiles.interop import golden
-from tests.tissue.test_perceptual_hash import node
 from wsi_ips.cli import app
 from wsi_ips.config import load_recipe
 from wsi_ips.pipeline import Run, run_pipeline
 from wsi_ips.tiles.store import read_index
-
-SIZE = (840, 600)
 
 
 def invoke(*arguments: object):
@@ -35,20 +29,7 @@ def flat(text: str) -> str:
 @pytest.fixture
 def cohort(tmp_path: Path) -> Path:
     """Five slides and a recipe that tiles them at the scale of their only level."""
-    rows = [["slide_id", "path", "label", "split", "patient_id"]]
-    (tmp_path / "slides").mkdir()
-    for n in range(1, 6):
-        write_pyramid(tmp_path / "slides" / f"file{n}.tif", [node(n, SIZE[::-1])], mpp=(0.5, 0.5))
-        rows.append([f"s{n}", f"slides/file{n}.tif", ("normal", "tumor")[n % 2], "train" if n < 4 else "test", f"p{n}"])
-    with (tmp_path / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    values = SMALL | {
-        "manifest": "manifest.csv",
-        "tissue": {"mpp": 2.0, "min_area_um2": 0},
-        "tiles": {"mpp": 0.5, "patch_px": 64},
-        "heatmap": {"mpp": 1.0},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    write_nodes(tmp_path, 5, to_train=3)
     return tmp_path
 
 
@@ -114,7 +95,7 @@ def test_what_is_missing_is_said(cohort, arguments, message):
 
 def foreign(path: Path, coords: list[list[int]]) -> None:
     """A file of CLAM for a slide of this cohort."""
-    golden.clam(path, coords, patch_size=np.int64(64), level_dim=np.array(SIZE), name=path.stem)
+    golden.clam(path, coords, patch_size=np.int64(64), level_dim=np.array(NODE_SIZE), name=path.stem)
 
 
 PIECES = [[x, y] for x in range(50, 400, 64) for y in range(31, 300, 64)] + [[x, 370] for x in range(421, 700, 64)]
@@ -194,4 +175,4 @@ def test_the_tools_own_way_of_reading_finds_the_coordinates(cohort):
                 stated = file["coords"].attrs
                 assert file["coords"].ndim == 2
                 footprint = stated.get("patch_size_level0", stated["patch_size"])
-                assert (file["coords"][:] + footprint <= SIZE).all()
+                assert (file["coords"][:] + footprint <= NODE_SIZE).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from tests.pipeline.test_export_tiles import SIZE, flat, invoke
-from tests.pyramids import write_pyramid
-from tests.small_cohort import SMALL
-from tests.tissue.test_perceptual_hash import node
+from tests.pipeline.test_export_tiles import flat, invoke
+from tests.small_cohort import write_nodes
 from wsi_ips.config import load_recipe
 from wsi_ips.errors import CheckpointError, FeaturesError, RecipeError, ScoresError
 from wsi_ips.inference.slide_scores import read_scores
@@ -36,21 +32,7 @@ ON_FEATURES = {"model.input": "features"}
 def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six tiled slides with features in a folder, of which tests make copies; work is done in this process."""
     folder = tmp_path_factory.mktemp("features")
-    rows = [["slide_id", "path", "label", "split"]]
-    (folder / "slides").mkdir()
-    for n in range(1, 7):
-        write_pyramid(folder / "slides" / f"file{n}.tif", [node(n, SIZE[::-1])], mpp=(0.5, 0.5))
-        rows.append([f"s{n}", f"slides/file{n}.tif", ("normal", "tumor")[n % 2], "train" if n < 5 else "test"])
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    values = SMALL | {
-        "manifest": "manifest.csv",
-        "tissue": {"mpp": 2.0, "min_area_um2": 0},
-        "tiles": {"mpp": 0.5, "patch_px": 64},
-        "heatmap": {"mpp": 1.0},
-        "compute": {"workers": 0, "device": "cpu"},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    write_nodes(folder, compute={"workers": 0, "device": "cpu"})
     run_stage(load_recipe(folder / "recipe.yaml", ON_FEATURES), "features")
     return folder
 

@@ -287,7 +287,7 @@ def test_pen_on_real_overviews_is_found_and_no_tissue_beside_it(real_data, name,
         assert (found.seen.pen & clear).sum() <= 0.01 * clear.sum()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::DeprecationWarning")  # of exporters that torch calls
 def test_a_network_of_ones_own_finds_the_tissue(tmp_path):
     import torch
 
@@ -302,8 +302,23 @@ def test_a_network_of_ones_own_finds_the_tissue(tmp_path):
     found = segment(pixels, method="model", model=tmp_path / "pink.pt")
     assert found.rung == "model"
     assert found.mask.sum() == pytest.approx(110 * 500, rel=0.01)
+    pytest.importorskip("onnxruntime", reason="extra `int8`")
+    pytest.importorskip("onnxscript", reason="extra `int8`")
+    torch.onnx.export(Pink().eval(), (example,), str(tmp_path / "pink.onnx"), dynamo=True, verbose=False)
+    again = segment(pixels, method="model", model=tmp_path / "pink.onnx")
+    assert (again.mask == found.mask).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_network_that_keeps_no_convention_is_refused(tmp_path):
+    import torch
+
+    pixels, example = glass(600, 440), torch.zeros(1, 3, 512, 512)
     with pytest.raises(RecipeError, match=r"tissue\.model"):
         segment(pixels, method="model", model=tmp_path / "none.pt")
+    (tmp_path / "text.onnx").write_text("no network")
+    with pytest.raises(RecipeError, match=r"tissue\.model"):
+        segment(pixels, method="model", model=tmp_path / "text.onnx")
     torch.jit.trace(torch.nn.Conv2d(3, 5, 1), example).save(str(tmp_path / "five.pt"))
     with pytest.raises(RecipeError, match="2 channels"):
         segment(pixels, method="model", model=tmp_path / "five.pt")

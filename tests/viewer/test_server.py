@@ -9,6 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from wsi_ips.inference.slide_scores import read_scores
 from wsi_ips.pipeline.run import Run
 from wsi_ips.pipeline.run_viewer import RunCollection, view_recipe
 from wsi_ips.slides import open_slide
+from wsi_ips.slides.source import LocalFile
+from wsi_ips.slides.tiff_header import TILE_HEIGHT, read_tiff_header
 from wsi_ips.tiles.store import read_index
 from wsi_ips.viewer.collection import SlideFiles
 from wsi_ips.viewer.reviews import ReviewStore
@@ -317,7 +320,7 @@ def test_a_slide_that_crashes_its_reader_fails_alone(run_to_view, library, monke
 
     def opened(path, **kinds):
         if "damaged" in str(path):
-            raise ZeroDivisionError("division by zero")  # `tilelength` 0
+            raise ZeroDivisionError("division by zero")
         return open_slide(path, **kinds)
 
     monkeypatch.setattr("wsi_ips.viewer.collection.open_slide", opened)
@@ -326,6 +329,20 @@ def test_a_slide_that_crashes_its_reader_fails_alone(run_to_view, library, monke
         assert answer.status == 200
         assert [row["state"] for row in answer.json["slides"]] == ["ok", "failed"]
         assert "division by zero" in answer.json["slides"][1]["reason"]
+
+
+def test_a_damaged_header_fails_its_slide_alone(run_to_view, library, tmp_path):
+    whole = next((run_to_view.parent / "cohort").rglob("slide_001.svs"))
+    with closing(LocalFile(whole)) as file:
+        header = read_tiff_header(file)
+        place = header.directories[0].tags[TILE_HEIGHT].offset
+    data = bytearray(whole.read_bytes())
+    data[place : place + 2] = b"\0\0"  # tiles 0 pixels high
+    (tmp_path / "damaged.svs").write_bytes(data)
+    with served(SlideFiles([whole, tmp_path / "damaged.svs"]), library) as server:
+        answer = server.ask("/api/worklist")
+        assert answer.status == 200
+        assert [row["state"] for row in answer.json["slides"]] == ["ok", "failed"]
 
 
 def test_a_request_that_does_not_arrive_is_hung_up_on(server, monkeypatch):
