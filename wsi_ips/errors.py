@@ -38,7 +38,7 @@ of a slide and passes through.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -181,3 +181,9 @@ def fenced(work: Callable[[], T]) -> T | Failure:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file can raise anything
         return Failure.of(error)
+
+
+def few(names: Sequence[str], most: int = 10) -> str:
+    """Join names for a message; of a long list only the first, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -33,7 +33,7 @@ from wsi_ips.errors import StorageError
 FINGERPRINT_DIGITS = 16
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # What libraries say that raise errors of their own: safetensors, HDF5 and SQLite
-STORAGE_NUMBER = re.compile(r"(?:os error|errno =|code:) (\d+)")
+STORAGE_NUMBER = re.compile(r"(?:os error|errno =|Os \{ code:) (\d+)")
 STORAGE_TEXTS = {
     "No space left on device": errno.ENOSPC,
     "database or disk is full": errno.ENOSPC,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -38,12 +38,6 @@ def put(text: str) -> None:
 def say(colour: str, who: str, what: str) -> None:
     """Print one line about a slide, file or split."""
     put(f"[{colour}]{escape(who)}[/]: {escape(what)}")
-
-
-def few(names: Sequence[str]) -> str:
-    """Join names; of a long list only the first ones."""
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(names[:FEW]) + more
 
 
 def plain_table(*headings: str) -> Table:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from wsi_ips.cli.console import FEW, few, out, plain_table, put, say
+from wsi_ips.cli.console import FEW, out, plain_table, put, say
+from wsi_ips.errors import few
 
 if TYPE_CHECKING:
     from wsi_ips.model.encoders import Preset

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_ips.errors import ManifestError
-from wsi_ips.manifest.folder_files import IMAGE_SUFFIXES, Discovery, all_files, few, slide_suffixes, slide_table
+from wsi_ips.errors import ManifestError, few
+from wsi_ips.manifest.folder_files import IMAGE_SUFFIXES, Discovery, all_files, slide_suffixes, slide_table
 from wsi_ips.tables import read_cells
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ SUFFIXES = frozenset(
     [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"]
 )
 IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg"])  # of plain images: slides only where a folder has no others
-SHOWN = 10
 DICOM_SERIES = "dicom.SeriesInstanceUID"
 INDEX_SUFFIXES = (".vms", ".vmu")  # Hamamatsu's index files name the image files beside them
 
@@ -96,12 +95,6 @@ def slide_table(rows: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
 
     table = pd.DataFrame(rows, dtype=object)
     return table.where(table.notna(), None)
-
-
-def few(names: Sequence[str]) -> str:
-    """Join the first names and say how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 class Unlisted(NamedTuple):

@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
-from wsi_ips.errors import ManifestError, RecipeError
+from wsi_ips.errors import ManifestError, RecipeError, few
 from wsi_ips.labels import Leak, Split, matched
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.provenance import atomic_write_json, atomic_write_text, fingerprint, parse_object
@@ -57,7 +57,7 @@ def with_splits(records: Sequence[SlideRecord], path: Path, fold: int) -> tuple[
     if missing:
         raise ManifestError(
             f"splits {path}: {len(missing)} slides that are in no row of the manifest: "
-            f"{', '.join(missing[:SHOWN])}; make the splits again from this manifest"
+            f"{few(missing)}; make the splits again from this manifest"
         )
     return tuple(r.model_copy(update={"split": found.get(r.slide_id)}) for r in records)
 

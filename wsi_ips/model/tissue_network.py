@@ -60,7 +60,10 @@ def _network(model: Path | None) -> Network:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise RecipeError(f"{model.name} needs onnxruntime: pip install 'wsi-ips[int8]'") from error
-        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no class in common
+            raise RecipeError(f"key `tissue.model`: {model} is no ONNX network ({error})") from error
         name = session.get_inputs()[0].name
         return lambda values: np.asarray(session.run(None, {name: values})[0])
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wsi_ips.annotations import Classes, read_annotation, region_mask
-from wsi_ips.errors import AnnotationClassError, AnnotationError, EvaluationError, TileIndexError
+from wsi_ips.errors import AnnotationClassError, AnnotationError, EvaluationError, TileIndexError, few
 from wsi_ips.evaluation.calibration import DEFAULT_THRESHOLD, TaskCalibration
 from wsi_ips.evaluation.classification import auc_with_interval
 from wsi_ips.evaluation.froc import (
@@ -249,9 +249,8 @@ def _localisation(
         )
         found.append(localise_slide(slide_map, slides.tile_threshold))
     if left_out:
-        shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
         why = "without complete outlines" if task.has_background else f"without outlines of `{task.classes[-1]}`"
-        notes.append(f"{len(left_out)} slides {why} are not in the lesion and tile metrics: {shown}")
+        notes.append(f"{len(left_out)} slides {why} are not in the lesion and tile metrics: {few(left_out)}")
     if missed := sum(len(slide.best) for slide in unmapped):
         notes.append(f"{missed} lesions of slides without a map count as missed")
     return localise(found, notes, unmapped=unmapped)

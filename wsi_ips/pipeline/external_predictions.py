@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wsi_ips.errors import EvaluationError, WsiIpsError
+from wsi_ips.errors import EvaluationError, WsiIpsError, few
 from wsi_ips.evaluation.froc import LEGACY_MPP, Detections, Matched, froc_with_interval, match_detections
 from wsi_ips.evaluation.localisation import Localisation
 from wsi_ips.evaluation.slide_evaluation import Groups, Scored, evaluate_slides, group_columns
@@ -27,13 +27,8 @@ from wsi_ips.slides import open_slide
 from wsi_ips.tables import listing, number_of, read_cells, read_table
 
 COLUMNS = ("probability", "x", "y")  # of a table of detections; CAMELYON16 has this order and no header
-KNOWN = (
-    "slide_id",
-    "label",
-    "split",
-    "patient_id",
-    "predicted",
-)  # columns of predictions that a misspelling would lose
+# Columns of predictions that a misspelling would lose
+KNOWN = ("slide_id", "label", "split", "patient_id", "predicted")
 SUFFIXES = (".csv", ".tsv")
 
 
@@ -290,7 +285,7 @@ def _detection_files(folder: Path) -> dict[str, Path]:
 
 def _note(notes: list[str], names: Sequence[str], what: str) -> None:
     if names:
-        notes.append(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+        notes.append(f"{len(names)} {what}: {few(names)}")
 
 
 def read_detections(path: Path) -> Detections:

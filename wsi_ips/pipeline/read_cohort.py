@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from wsi_ips.config import LabelsSection, Recipe
-from wsi_ips.errors import ManifestError, RecipeError
+from wsi_ips.errors import ManifestError, RecipeError, few
 from wsi_ips.labels import Target
 from wsi_ips.manifest.discovery import discover
 from wsi_ips.manifest.make_splits import with_validation_share
@@ -19,8 +19,6 @@ from wsi_ips.provenance import atomic_write_text
 from wsi_ips.slides.source import slide_name
 from wsi_ips.tables import table_text
 from wsi_ips.tiles.interop.coordinate_import import CoordinateFiles, find_coordinates
-
-SHOWN = 5
 
 
 def read_cohort(recipe: Recipe) -> Manifest:
@@ -61,7 +59,7 @@ def coordinate_files(folder: Path, records: Sequence[SlideRecord]) -> Coordinate
     files = find_coordinates(folder, names_of(records))
     for slide_id, found in files.by_slide.items():
         if len(found) > 1:
-            shown = ", ".join(str(path.relative_to(files.folder)) for path in found[:SHOWN])
+            shown = few([str(path.relative_to(files.folder)) for path in found])
             raise RecipeError(f"key `tiles.imported`: {len(found)} files of slide {slide_id}: {shown}; keep one")
     return files
 
@@ -99,9 +97,8 @@ def read_targets(manifest: Manifest, labels: LabelsSection) -> dict[str, tuple[T
         if unknown:
             key = f"labels.further.{task.name}.classes" if number else "labels.classes"
             several = "; several classes of a slide are written `a;b`, none as `none`" if task.kind == "multi" else ""
-            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             raise ManifestError(
                 f"column `{column}`: labels that are not classes of the recipe ({', '.join(task.classes)}): "
-                f"{', '.join(unknown[:SHOWN])}{more}; correct the manifest or list all classes in `{key}`{several}"
+                f"{few(unknown)}; correct the manifest or list all classes in `{key}`{several}"
             )
     return targets

@@ -10,15 +10,13 @@ import numpy as np
 
 from wsi_ips.annotations import NONE, Area, Classes, counted, read_areas
 from wsi_ips.config import PlannedTraining
-from wsi_ips.errors import AnnotationError
+from wsi_ips.errors import AnnotationError, few
 from wsi_ips.geometry import Point
 from wsi_ips.labels import Task
 from wsi_ips.manifest.slide_record import SlideRecord
 from wsi_ips.tiles.index import TileIndex
 from wsi_ips.training.settings import LabelledSlide
 from wsi_ips.training.tile_truth import is_unknown, tile_truth
-
-SHOWN = 5
 
 
 def uses_outlines(training: PlannedTraining) -> bool:
@@ -80,17 +78,17 @@ def _note_unused(
     if doubtful:
         note(
             f"outlines of classes that are not known teach nothing: {counted(unknown)}, on {len(doubtful)} training "
-            f"slides: {_few(doubtful)}; say what they are in `tiles.annotation_classes`"
+            f"slides: {few(doubtful)}; say what they are in `tiles.annotation_classes`"
         )
     if outside:
         note(
             f"outlines of {len(outside)} training slides lie in no tile, so they teach nothing; are they of another "
-            f"slide, or outside the tissue? {_few(outside)}"
+            f"slide, or outside the tissue? {few(outside)}"
         )
     if contradicting:
         note(
             f"{len(contradicting)} training slides are labelled as without a finding but have outlines; what is inside "
-            f"teaches nothing: {_few(contradicting)}"
+            f"teaches nothing: {few(contradicting)}"
         )
 
 
@@ -105,8 +103,3 @@ def _areas(record: SlideRecord, index: TileIndex, classes: Classes | None) -> li
             f"slide {record.slide_id}: {error}; repair the file, or empty its cell `annotation` of the manifest",
             slide_id=record.slide_id,
         ) from error
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -55,7 +55,7 @@ class SlideState:
     tissue_mm2: float | None = None  # tissue area
     share_not_analysed: float | None = None  # share of the tissue area that no tile covers, 0-1
     not_analysed_mm2: str = ""  # that area by reason, as :attr:`wsi_ips.tiles.recall.NotAnalysed.stored`
-    tissue_method: str = ""  # what found the tissue: a rung of :mod:`wsi_ips.tissue.ladder`, or ``drawn``
+    tissue_method: str = ""  # what found the tissue: a rung of :mod:`wsi_ips.tissue.methods`, or ``drawn``
     remarks: str = ""  # what is odd about the tissue or the tiles and should be checked
     seconds: float | None = None  # time spent in ``stage``
     attempts: int = 0  # attempts at ``stage`` since it last succeeded

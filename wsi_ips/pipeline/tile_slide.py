@@ -181,7 +181,7 @@ def tile_slide(
     why_not = "" if vouched else unsuited(tissue, overview.thumbnail)
     index = every.flagged(flags, exclude=exclude)
     if why_not:
-        index = every.flagged(np.full(len(every), 255, np.uint8), exclude=255)
+        index = every.flagged(np.ones_like(flags), exclude=1)  # which keeps no tile
     laid = Tiling(np.stack([every.x, every.y], axis=1), flags, (flags & exclude) == 0, every.grid, every.stride_px0)
     tiles_of = (index.boxes_px0, _excluded(every, laid))
     recall = None if regions is None else tissue_recall(regions.lesions(), tissue, *tiles_of, mpp=index.mpp)

@@ -241,7 +241,9 @@ def _gaps(tiff: TiffHeader, size: Size) -> NDArray[np.int64]:
     found = [np.zeros((5, 0), np.int64)]
     for page in (page for top in tiff.directories for page in (top, *top.children)):
         width, height = page.chunk
-        if page.size == size and min(width, height) > 0:
+        if page.size == size:
+            if min(width, height) <= 0:
+                raise ValueError("its header gives tiles or strips of no pixels")
             columns, rows = -(-size.width // width), -(-size.height // height)
             offsets, counts = page.chunk_offsets, page.chunk_bytes
             entries = max(columns * rows, len(offsets), len(counts))

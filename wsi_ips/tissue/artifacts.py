@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from wsi_ips.geometry import Scale
 from wsi_ips.slides import Overview
-from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, without_small
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, closed, dilated, extremes, without_small
 from wsi_ips.tissue.ink import BESIDE_PX, OPAQUE_OD, SMALLEST_PX, widened, widths_long
 from wsi_ips.tissue.mask import AreaSums, TissueMask
 
@@ -70,11 +70,10 @@ def find_folds(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, pen: Bools, *, ste
     Where a section lies double, both dyes absorb twice. Crowded nuclei are dense too, but have more haematoxylin.
     """
     nothing = np.zeros(tissue.shape, bool)
-    red, green, blue = od
-    tissue = tissue & ~pen & ~dilated(np.minimum(np.minimum(red, green), blue) >= OPAQUE_OD, BESIDE_PX)
+    tissue = tissue & ~pen & ~dilated(extremes(od)[0] >= OPAQUE_OD, BESIDE_PX)
     if not tissue.any():
         return nothing
-    mean = (red.astype(np.uint16) + green + blue) // 3
+    mean = (od[0].astype(np.uint16) + od[1] + od[2]) // 3
     mean = box_mean(mean.astype(np.uint8), _odd(FOLD_UM / step_um))
     usual = float(np.percentile(mean[tissue], 75))
     dense = (mean > max(LEAST_FOLD_OD, FOLD_FACTOR * usual)) & tissue
@@ -102,8 +101,7 @@ def _is_doubled(od: Sequence[Bytes], band: Bools, beside: Bools) -> bool:
 
 def find_bubbles(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> Bools:
     """Find air under the coverslip: a closed thin grey ring, and what it encloses."""
-    red, green, blue = od
-    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    low, high = extremes(od)
     spread = high - low
     grey = (low >= RIM_OD[0]) & (high <= RIM_OD[1]) & (spread <= 4 + RIM_SPREAD * high)
     found = np.zeros(grey.shape, bool)

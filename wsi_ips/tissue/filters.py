@@ -6,6 +6,7 @@ Squares of a few pixels are enough for a thumbnail. On 1250 x 1250 px and one co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import TypeVar
 
@@ -25,6 +26,17 @@ def box_mean(values: Bytes, side: int) -> Bytes:
     """Return the rounded mean over squares of an odd side of at most 15, edges repeated."""
     total = over_squares(np.pad(values, side // 2, mode="edge").astype(np.uint16), side, np.add)
     return np.asarray((total + side * side // 2) // (side * side), np.uint8)
+
+
+def extremes(planes: Sequence[NDArray[Number]]) -> tuple[NDArray[Number], NDArray[Number]]:
+    """Return the least and the greatest of red, green and blue at each pixel."""
+    red, green, blue = planes
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+
+
+def roughness(values: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Return nine times the difference of each pixel to the mean of 3 x 3 around it; values of at most 1 800."""
+    return np.abs(9 * values - over_squares(np.pad(values, 1, mode="edge"), 3, np.add))
 
 
 def box_share(mask: Bools, side: int) -> NDArray[np.float32]:

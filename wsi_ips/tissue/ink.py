@@ -14,7 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, box_mean, box_share, closed, dilated, over_squares
+from wsi_ips.tissue.filters import (
+    EIGHT_CONNECTED,
+    Bools,
+    Bytes,
+    box_mean,
+    box_share,
+    closed,
+    dilated,
+    extremes,
+    over_squares,
+    roughness,
+)
 
 INK_UM2 = 40_000.0  # smaller spots of an ink's colour are pigment, blood or splashes: the tip of a pen has 0.3 mm
 SMALLEST_PX = 16  # texture cannot be judged on fewer pixels
@@ -49,13 +60,13 @@ BESIDE_PX = 4  # width of the tissue beside a mark or a fold with which it is co
 def find_pen(od: tuple[Bytes, Bytes, Bytes], *, step_um: float) -> tuple[Bools, Bools]:
     """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue."""
     pen, unsure = _beside_glass(od, step_um)
-    stained = np.maximum(np.maximum(od[0], od[1]), od[2]) > STAINED_OD
+    stained = extremes(od)[1] > STAINED_OD
     pen |= dilated(_on_tissue(od, stained & ~dilated(pen, BESIDE_PX), step_um), 1)
     return pen, unsure & ~pen
 
 
 def _beside_glass(od: tuple[Bytes, Bytes, Bytes], step_um: float) -> tuple[Bools, Bools]:
-    """Find ink; return what certainly is, and what has its colour and flatness but lies wholly on tissue.
+    """Find ink that reaches over glass, or is denser than any section; returns the same as :func:`find_pen`.
 
     The colour alone says little: DAB beside its counterstain, trichrome, PAS, melanin and dark haematoxylin share it.
     Ink is told from them by what it is: a film of dye without nuclei, drawn on the glass. So a mark has less texture
@@ -63,7 +74,7 @@ def _beside_glass(od: tuple[Bytes, Bytes, Bytes], step_um: float) -> tuple[Bools
     any section.
     """
     red, green, blue = (plane.astype(np.int16) for plane in od)
-    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    low, high = extremes((red, green, blue))
     black, cold, stained = _is_black(low, high), _is_cold(red, green), high > STAINED_OD
     coloured = black | cold | _is_red(red, green, blue)
     pure = _is_pure(red, green, blue) & (low < CLEAR_OD)
@@ -118,7 +129,7 @@ def _on_tissue(od: tuple[Bytes, Bytes, Bytes], tissue: Bools, step_um: float) ->
     total = np.asarray(sum(smooth), np.int16)
     around = _around(smooth, tissue, step_um)
     around = _around(smooth, tissue & (4 * total < 5 * sum(around)), step_um)  # without the ink itself
-    clear = np.minimum(np.minimum(*smooth[:2]), smooth[2]) < OPAQUE_OD
+    clear = extremes(smooth)[0] < OPAQUE_OD
     for maybe, certain in _kinds_of_ink(smooth, [plane - under for plane, under in zip(smooth, around, strict=True)]):
         weak, strong = maybe & clear, certain & clear
         if np.count_nonzero(strong) < smallest_px:
@@ -177,8 +188,7 @@ def _is_laid_over(mark: Bools, total: NDArray[np.int16], step_um: float) -> bool
     if not core.any() or not beside.any() or step_um * _width(whole) > WIDEST_ON_TISSUE_UM:
         return False
     inside = float(np.median(total[core]))
-    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))[core]
-    smooth = float(np.median(texture)) < 9 * LAID_TEXTURE * inside
+    smooth = float(np.median(roughness(total)[core])) < 9 * LAID_TEXTURE * inside
     return smooth and inside - float(np.percentile(total[beside], 75)) > LEAST_STEP * inside
 
 
@@ -221,17 +231,17 @@ def _flat(total: NDArray[np.int16], coloured: Bools, stained: Bools) -> tuple[Bo
     Texture is the difference to the mean of 3 x 3 pixels as a share of the density, taken over 9 x 9 pixels. Edges of
     the colour do not count. The density is 0 where no tissue with texture is left to compare with.
     """
-    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 9 * 720 at most
+    differs = roughness(total)
     inside, tissue = ~dilated(~coloured, 1), ~dilated(~stained | coloured, 1)
     some = (slice(None, None, 2), slice(None, None, 2))
     of_tissue = total[some][tissue[some]]
     textured, usual = 0.0, 0.0
     if of_tissue.size > FEW_PX:
-        textured = float(texture[some][tissue[some]].mean()) / (9 * float(of_tissue.mean()))
+        textured = float(differs[some][tissue[some]].mean()) / (9 * float(of_tissue.mean()))
         usual = float(np.percentile(of_tissue, 75))
     if textured < LEAST_TEXTURE:
         textured, usual = 1.0, 0.0
-    local = [over_squares(np.pad(values * inside, 4).astype(np.int32), 9, np.add) for values in (texture, total)]
+    local = [over_squares(np.pad(values * inside, 4).astype(np.int32), 9, np.add) for values in (differs, total)]
     varies = np.where(inside, local[0] / np.maximum(1, 9 * local[1]), 0).astype(np.float32)
     flat, flattish = (inside & (varies < min(FLAT, share * textured)) for share in OF_TISSUE_TEXTURE)
     return flat, flattish, varies, usual

@@ -16,7 +16,8 @@ from skimage.measure import find_contours
 
 from wsi_ips.geometry import Box, Scale, Size
 from wsi_ips.outline_repair import polygons_of
-from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes
+from wsi_ips.tissue.filters import EIGHT_CONNECTED, Bools, Bytes, extremes
+from wsi_ips.tissue.ink import OPAQUE_OD
 
 SIMPLIFIED_PX = 0.25  # largest distance in mask pixels between a simplified outline and the true one
 SUPERSAMPLED = 4
@@ -48,7 +49,6 @@ BRIGHT_OD = 240  # sum over the channels, 1/100: as dense as the darkest tissue
 COLOURLESS = 0.9  # share that is grey
 GREY = 0.15  # largest spread of a grey over the channels, as a share of the densest
 DRAWN = 0.5  # share that is exactly uniform, which no camera delivers
-OPAQUE_OD = 180  # no section absorbs this much of any colour, 1/100
 LEAST_STAINED, SOME_STAINED = 0.1, 0.3  # shares with a colour of haematoxylin, eosin or DAB; between: a special stain
 LEAST_BROWN = 0.05  # brown of DAB beside blue: immunohistochemistry
 
@@ -262,7 +262,7 @@ def _colours(od: tuple[Bytes, Bytes, Bytes], where: Bools) -> tuple[float, float
     somewhat more than green. The brown share is 0 where nothing is blue.
     """
     red, green, blue = (plane[where].astype(np.int16) for plane in od)
-    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    low, high = extremes((red, green, blue))
     grey = (high - low) <= GREY * high
     brown = ~grey & (blue >= green) & (10 * green > 11 * red)
     cold = ~grey & (red > green) & (2 * red < 3 * green)

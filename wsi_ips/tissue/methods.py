@@ -23,7 +23,7 @@ from skimage.filters import threshold_otsu
 
 from wsi_ips.registry import Entry, Registry
 from wsi_ips.slides.base import RGB
-from wsi_ips.tissue.filters import Bools, Bytes, box_mean, box_share, closed, dilated, local_minimum
+from wsi_ips.tissue.filters import Bools, Bytes, box_mean, box_share, closed, dilated, extremes, local_minimum
 
 DARK = 40  # pixels darker than this in all channels (0-255) are not tissue: ink, coverslip edge, scan gaps
 # Pixels of at least this in all channels are paper white, which glass never is: not scanned, or stitched in
@@ -108,7 +108,7 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     """Prepare a thumbnail, uint8 of shape (height, width, 3); ``smoothing_px`` is the odd side of a mean filter."""
     red, green, blue = (np.ascontiguousarray(thumbnail[..., channel]) for channel in range(3))
     planes = red, green, blue
-    low, high = _extremes(planes)
+    low, high = extremes(planes)
     usable = high > DARK
     saturation = _saturation(low, high)
     share, bright, colour = _brightest([plane[SOME] for plane in planes], low[SOME])
@@ -118,7 +118,7 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
         colour = (255, 255, 255)
     elif tint > CORRECTED_TINT:
         planes, colour = _relative(planes, colour), (255, 255, 255)
-        low, high = _extremes(planes)
+        low, high = extremes(planes)
         saturation = _saturation(low, high)
     saturation = box_mean(saturation, smoothing_px)
     density = box_mean(_density(planes, max(colour)), smoothing_px)
@@ -127,11 +127,6 @@ def view_of(thumbnail: RGB, *, smoothing_px: int) -> View:
     level, noise = _noise_limit(density[SOME][bright])
     glass = Glass(share, _noise_limit(saturation[SOME][bright])[0], level, noise)
     return View(planes, saturation, density, colour, usable, glass)
-
-
-def _extremes(planes: tuple[Bytes, Bytes, Bytes]) -> tuple[Bytes, Bytes]:
-    red, green, blue = planes
-    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
 
 
 def _saturation(low: Bytes, high: Bytes) -> Bytes:

@@ -20,7 +20,7 @@ from wsi_ips.tissue.filters import (
     box_share,
     closed,
     dilated,
-    over_squares,
+    roughness,
     without_small,
 )
 from wsi_ips.tissue.ink import find_pen, widened
@@ -144,8 +144,7 @@ def _without_films(mask: Bools, view: View, *, smallest_px: int) -> Bools:
 def _smooth(planes: tuple[Bytes, Bytes, Bytes], mask: Bools) -> Bools:
     """Find pixels around which the picture varies hardly more than its glass does."""
     total = planes[0].astype(np.int16) + planes[1] + planes[2]
-    texture = np.abs(9 * total - over_squares(np.pad(total, 1, mode="edge"), 3, np.add))  # 27 to a grey level
-    local = box_mean(np.minimum(texture, 255).astype(np.uint8), 9)
+    local = box_mean(np.minimum(roughness(total), 255).astype(np.uint8), 9)  # 27 to a grey level
     glass = local[~dilated(mask, 6)]
     noise = FILM_TEXTURE * float(np.median(glass)) if glass.size else 0.0
     return np.asarray(local <= max(noise, 27 * LEAST_FILM_TEXTURE))
