@@ -168,9 +168,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    cohorts = [
-        embed(options.recipe, cohort, options.work, options.weights, max(options.views)) for cohort in options.cohorts
-    ]
+    cohorts = [embed(cohort, max(options.views), options) for cohort in options.cohorts]
     print("| slide logit | views | slide AUC | by cohort | its top 8 tiles | tile PR-AUC |\n|---|---|---|---|---|---|")
     for kind, views in product(options.kinds, options.views):
         rows = np.array(
